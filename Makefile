@@ -1,0 +1,74 @@
+# make                  the four trainers and the embedded corpus
+# make test             the tests in all four precisions, and on the portable path
+# make test-exhaustive  the encoders on all 2^32 floats, every instruction set that this machine runs (minutes)
+# make PORTABLE=1       plain C for any CPU of the family: no -march=native
+# make ARCH=x86-64-v3   another -march (x86-64-v3: AVX2 + FMA)
+# make NO_OMP=1         one thread, no OpenMP
+# make SANITIZE=address,undefined | thread
+
+CC ?= cc
+PRECISIONS = fp8 fp16 bf16 fp32
+TRAINERS = $(PRECISIONS:%=train_gpt_%)
+TESTS = $(PRECISIONS:%=test_gpt_%)
+
+# accepts FLAG: FLAG if the compiler can build and link a program with it
+accepts = $(shell echo 'int main(void) { return 0; }' | $(CC) $(1) -Werror -x c - -o /dev/null 2>/dev/null && echo '$(1)')
+
+ARCH ?= native
+ifndef PORTABLE
+MARCH := $(call accepts,-march=$(ARCH)) $(call accepts,-mprefer-vector-width=512)
+endif
+ifndef NO_OMP
+OMP := $(call accepts,-fopenmp)
+endif
+ifdef SANITIZE
+DEBUG = -g -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
+endif
+# No contraction and no -ffast-math: every operation is the one that is written. Without an OpenMP the pragmas are comments.
+NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math
+WARN = -Wall -Wextra -Werror $(if $(OMP),,-Wno-unknown-pragmas)
+CFLAGS ?= -O3
+ALL_CFLAGS = $(CFLAGS) $(MARCH) $(NUMERICS) $(WARN) $(OMP) $(DEBUG)
+LDLIBS = -lm
+COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+fp8_FLAGS = -DPRECISION=0
+fp16_FLAGS = -DPRECISION=1
+bf16_FLAGS = -DPRECISION=2
+fp32_FLAGS = -DPRECISION=3
+
+all: $(TRAINERS) data/tales.d/train.txt
+
+# What a binary was built with; when it changes, the binary is built again.
+FLAGS_FILE = build/flags
+$(shell mkdir -p build && printf '%s\n' '$(CC) $(ALL_CFLAGS)' | cmp -s - $(FLAGS_FILE) || printf '%s\n' '$(CC) $(ALL_CFLAGS)' > $(FLAGS_FILE))
+
+train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
+	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
+
+test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+	$(CC) $(ALL_CFLAGS) $($*_FLAGS) $< -o $@ $(LDLIBS)
+
+build/portable/test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $($*_FLAGS) $< -o $@ $(LDLIBS)
+
+data/tales: data/tales.c
+	$(CC) -O2 -Wall -Wextra -Werror $< -o $@
+
+data/tales.d/train.txt: data/tales
+	data/tales --out data/tales.d
+
+test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 data/tales.d/train.txt
+	data/tales --selftest
+	set -e; for t in $(TESTS) build/portable/test_gpt_fp8; do echo "== $$t"; ./$$t; done
+
+# Every encoder that the compiler can build and this machine can run, on every float.
+test-exhaustive: $(TESTS) build/portable/test_gpt_fp8
+	./test_gpt_fp8 --exhaustive
+	./build/portable/test_gpt_fp8 --exhaustive
+
+clean:
+	rm -rf build $(TRAINERS) $(TESTS) data/tales data/tales.d
+
+.PHONY: all test test-exhaustive clean

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""The trainer's FP8 conversions against ml_dtypes and gfloat: python3 dev/check_fp8_ml_dtypes.py
+
+dev/dump_fp8.c converts with the trainer's code. Where the libraries differ from our rules on purpose:
+  overflow  ml_dtypes gives NaN (E4M3) or Inf (E5M2), ours saturates, Inf included; gfloat saturates when asked
+  NaN       theirs keeps the sign or a payload, ours is 0x7F always, as CUDA's satfinite conversion does
+  denormals quantise() multiplies with denormals flushed (bf16's smallest numbers, and results below 2^-126), NumPy does not
+"""
+
+import sys
+
+import ml_dtypes
+import numpy as np
+
+import check_references
+
+try:
+    import gfloat
+    import gfloat.formats
+except ModuleNotFoundError:
+    gfloat = None
+
+SOURCES = ["dump_fp8.c"]
+FORMATS = {"E4M3": (ml_dtypes.float8_e4m3fn, "format_info_ocp_e4m3", 0x7e), "E5M2": (ml_dtypes.float8_e5m2, "format_info_ocp_e5m2", 0x7b)}
+SCALES = np.array([1, 0.7, 3, 448, 1e-3, 57344, 2.0**-20, 1.7 * 2.0**20, 2.0**-126, 2.0**126], np.float32)
+
+
+def flush(x):
+    """Denormals become zeros of their sign."""
+    return np.where(np.abs(x) < 2.0**-126, np.copysign(np.float32(0), x), x).astype(np.float32)
+
+
+def encode_ml_dtypes(x, name):
+    dtype, _, max_code = FORMATS[name]
+    codes = x.astype(dtype).view(np.uint8)
+    too_large = ~np.isnan(x) & ~np.isfinite(codes.view(dtype).astype(np.float32))
+    codes = np.where(too_large, max_code | np.signbit(x).astype(np.uint8) << 7, codes)
+    return np.where(np.isnan(x), 0x7f, codes).astype(np.uint8)
+
+
+def encode_gfloat(x, name):
+    info = getattr(gfloat.formats, FORMATS[name][1])
+    x = x.astype(np.float64)
+    number = np.where(np.isnan(x), 0.0, x)
+    return np.where(np.isnan(x), 0x7f, gfloat.encode_ndarray(info, gfloat.round_ndarray(info, number, sat=True))).astype(np.uint8)
+
+
+def sample():
+    """Random float32 bit patterns; all bf16 numbers; every FP8 number and every midpoint of two, each with its
+    neighbours; the edges of both ranges."""
+    rng = np.random.default_rng(1)
+    bits = [rng.integers(0, 2**32, 3_000_000, np.uint32), np.arange(65536, dtype=np.uint32) << 16]
+    near = rng.integers(0, 2**23, 1_000_000, np.uint32) | rng.integers(127 - 20, 127 + 18, 1_000_000, np.uint32) << 23
+    bits += [near, near | 0x80000000]
+    for dtype, _, _ in FORMATS.values():
+        values = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float64)
+        values = np.unique(values[np.isfinite(values)])
+        points = np.concatenate([values, (values[1:] + values[:-1]) / 2, [464, 480, 61440, 65536, -464, -480, -61440, -65536]])
+        center = points.astype(np.float32).view(np.uint32)
+        bits += [center + np.uint32(d & 0xffffffff) for d in range(-2, 3)]
+    return np.concatenate(bits).view(np.float32)
+
+
+def same_numbers(a, b):
+    """The same values, with the sign of zero; NaN equals NaN."""
+    return bool(np.all(np.where(np.isnan(b), np.isnan(a), (a == b) & (np.signbit(a) == np.signbit(b)))))
+
+
+def check_codes(ref, name, got, wanted, x):
+    bad = np.flatnonzero(got != wanted)
+    first = f", first {x[bad[0]]!r}: {got[bad[0]]:#04x}, wanted {wanted[bad[0]]:#04x}" if len(bad) else ""
+    return ref.check(name, not len(bad), f"{len(bad)} of {len(x)} differ{first}")
+
+
+def run(ref):
+    x = sample()
+    x.tofile(ref.path("floats"))
+    SCALES.tofile(ref.path("scales"))
+    ref.run("dump_fp8.c", "fp8", ref.path("floats"), ref.path("scales"), ref.path("fp8"))
+    data, at = open(ref.path("fp8"), "rb").read(), 0
+
+    def take(dtype, count):
+        nonlocal at
+        out = np.frombuffer(data, dtype, count, at)
+        at += out.nbytes
+        return out
+
+    if gfloat is None: ref.skip("check_fp8_ml_dtypes: no Python package gfloat, compared with ml_dtypes only")
+    all_codes = np.arange(256, dtype=np.uint8)
+    all_bf16 = (np.arange(65536, dtype=np.uint32) << 16).view(np.float32)
+    np.seterr(all="ignore")
+    for name, (dtype, info, max_code) in FORMATS.items():
+        values = {"ml_dtypes": all_codes.view(dtype).astype(np.float32)}
+        if gfloat: values["gfloat"] = gfloat.decode_ndarray(getattr(gfloat.formats, info), all_codes)
+        encoders = {"ml_dtypes": encode_ml_dtypes, **({"gfloat": encode_gfloat} if gfloat else {})}
+        decoded = {"fp8_decode": take("<f4", 256), "decode_bf16": take("<f4", 256)}
+        for function, ours in decoded.items():
+            for library, theirs in values.items():
+                ref.check(f"{name} {function} against {library}: 256 codes", same_numbers(ours, theirs))
+        codes = take(np.uint8, len(x))
+        for library, encode in encoders.items():
+            check_codes(ref, f"{name} fp8_encode against {library}", codes, encode(x, name), x)
+
+        # All bf16 numbers at several scales through the trainer's quantiser, and what it counts.
+        ours, scaled, counts_wrong = [], [], []
+        for scale in SCALES:
+            ours.append(take(np.uint8, 65536))
+            stats = take("<u8", 5)
+            y = flush(flush(all_bf16) * scale)
+            magnitude = np.abs(y)
+            saturated = magnitude > 464 if name == "E4M3" else magnitude >= 61440
+            flushed = (encode_ml_dtypes(y, name) & 0x7f == 0) & (all_bf16.view(np.uint32) & 0x7fffffff != 0)
+            nonfinite = ~np.isfinite(all_bf16)
+            wanted = [0x7fff0000, saturated.sum(), flushed.sum(), nonfinite.sum(), 65536]
+            if stats.tolist() != [int(v) for v in wanted]: counts_wrong.append(f"scale {scale}: {stats.tolist()}, wanted {wanted}")
+            scaled.append(y)
+        ours, scaled = np.concatenate(ours), np.concatenate(scaled)
+        for library, encode in encoders.items():
+            check_codes(ref, f"{name} quantise, all bf16 at {len(SCALES)} scales, against {library}", ours, encode(scaled, name), scaled)
+        ref.check(f"{name} quantise counts amax, saturated, flushed, non-finite", not counts_wrong, "; ".join(counts_wrong))
+
+        # Faults that such a comparison must see: truncation, ties away from zero, no saturation.
+        even = encode_ml_dtypes(x, name)
+        down = encode_ml_dtypes(np.nextafter(x, np.float32(0)), name)
+        up = encode_ml_dtypes(np.nextafter(x, np.copysign(np.float32(np.inf), x)), name)
+        raw = x.astype(dtype).view(np.uint8)
+        for fault, wrong in {"ties towards zero": down, "ties away from zero": up, "no saturation": raw}.items():
+            ref.check(f"{name}: a planted fault is seen, {fault}", np.any(wrong != codes) and np.array_equal(even, codes),
+                      f"{np.count_nonzero(wrong != codes)} differ")
+    ref.check("FP8: the whole of the helper's output was read", at == len(data))
+
+
+if __name__ == "__main__":
+    sys.exit(check_references.main(["check_fp8_ml_dtypes"]))

@@ -1,0 +1,659 @@
+/*
+Tests of train_gpt_fp8.c, built like it, once for each precision, instruction set and compiler:
+
+    gcc -O3 -march=native ... -DPRECISION=0 test_gpt.c -o test_gpt_fp8 -lm
+    ./test_gpt_fp8                   # every quick check, some seconds
+    ./test_gpt_fp8 --only product    # the groups whose name contains "product"
+    ./test_gpt_fp8 --exhaustive      # FP8 encoding of all 2^32 floats too, minutes
+
+A check compares the trainer with a second definition written here in the plainest way (doubles, no tables, no vectors), or
+with itself under a condition that must not matter (threads, tiles, a stop in between). Bits are compared where the rules
+of NUMERICS_VERSION promise bits; elsewhere a tolerance follows from UNIT, the rounding of the stored type. "planted
+fault" lines feed a comparing function what it must refuse: a check that cannot fail holds nothing.
+
+Sections
+     A. fp8          encode, decode, quantise, 16-bit types, fma
+     B. scale        scales from amax histories
+     C. math         exp, log, sin, sums, tails
+     D. product      every bit of the matrix product
+     E. layers       against double precision, and finite differences
+     F. fp8 layer    signal to noise, non-finite tensors
+     G. model        bits for any thread count, overfitting, padding, decoding
+     H. data         windows, shards
+     I. checkpoint   state and model files, damage, options, log
+     J. run          whole runs: stop and resume
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdlib.h>
+// memory_allocate()'s calls are counted, to hold the memory plan to what is really taken.
+static size_t bytes_allocated;
+static int counting_memalign(void **p, size_t align, size_t bytes) {
+    bytes_allocated += bytes;
+    return posix_memalign(p, align, bytes);
+}
+#define posix_memalign counting_memalign
+#define TESTING
+#include "train_gpt_fp8.c"
+#include <sys/wait.h>
+
+// Unit roundoff of the stored type: the largest relative error of one rounding to nearest.
+static const double UNIT = STORED == DTYPE_BF16 ? 0x1p-8 : STORED == DTYPE_FP16 ? 0x1p-11 : 0x1p-24;
+// fp32 sums of some hundred terms and v_exp (4e-7) between the roundings to the stored type.
+static const double FP32_WORK = 2e-6;
+
+static int passed, failed;
+
+__attribute__((format(printf, 3, 4))) static int check(int ok, const char *name, const char *format, ...) {
+    va_list args;
+    printf(ok ? "ok   %s\n" : "FAIL %s: ", name);
+    ok ? passed++ : failed++;
+    if (!ok) {
+        va_start(args, format);
+        vprintf(format, args);
+        va_end(args);
+        printf("\n");
+    }
+    fflush(stdout);
+    return ok;
+}
+
+// Memory of a group of checks, freed all together when the group ends.
+static void *blocks[4096];
+static int block_count;
+static void *take(size_t bytes) {
+    if (block_count == 4096) abort();
+    return blocks[block_count++] = memory_allocate(bytes);
+}
+static float *take_floats(size_t n) { return (float *)take(n * sizeof(float)); }
+static double *take_doubles(size_t n) { return (double *)take(n * sizeof(double)); }
+static stored_t *take_stored(size_t n) { return (stored_t *)take(n * sizeof(stored_t)); }
+static void take_end(void) {
+    while (block_count > 0) free(blocks[--block_count]);
+}
+
+// Normal numbers by libm, independent of gpt_init.
+static double normal(uint64_t seed, uint64_t i) {
+    double u = 1 - random_unit(random_u64(seed, 1, i)), turn = random_unit(random_u64(seed, 2, i));
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * turn);
+}
+static float *normal_floats(size_t n, double std, uint64_t seed) {
+    float *x = take_floats(n);
+    for (size_t i = 0; i < n; i++) x[i] = (float)(std * normal(seed, i));
+    return x;
+}
+static stored_t *normal_stored(size_t n, double std, uint64_t seed) {
+    stored_t *x = take_stored(n);
+    for (size_t i = 0; i < n; i++) x[i] = stored_from_float((float)(std * normal(seed, i)));
+    return x;
+}
+static double *doubles_of_stored(const stored_t *x, size_t n) {
+    double *d = take_doubles(n);
+    for (size_t i = 0; i < n; i++) d[i] = (double)float_from_stored(x[i]);
+    return d;
+}
+static double *doubles_of_floats(const float *x, size_t n) {
+    double *d = take_doubles(n);
+    for (size_t i = 0; i < n; i++) d[i] = (double)x[i];
+    return d;
+}
+
+// ---- comparing functions, which the planted faults also go through
+
+// Elements whose bits differ; NaN equals any NaN.
+static size_t bits_differ(const float *a, const float *b, size_t n) {
+    size_t differ = 0;
+    for (size_t i = 0; i < n; i++) differ += float_bits(a[i]) != float_bits(b[i]) && !(a[i] != a[i] && b[i] != b[i]);
+    return differ;
+}
+
+typedef struct {
+    double ratio, cosine; // |found| / |reference|, and the angle between the two
+    double error, sqnr;   // |found - reference| / |reference|, and the same in dB
+} Likeness;
+
+// A NaN anywhere makes all four NaN, and no comparison of a check is true of a NaN.
+static Likeness likeness(const double *reference, const double *found, size_t n) {
+    double rr = 0, ff = 0, rf = 0, ee = 0;
+    for (size_t i = 0; i < n; i++) {
+        rr += reference[i] * reference[i], ff += found[i] * found[i], rf += reference[i] * found[i];
+        ee += (found[i] - reference[i]) * (found[i] - reference[i]);
+    }
+    Likeness l = {1, 1, 0, INFINITY};
+    if (rr == 0 && ff == 0) return l;
+    l.ratio = sqrt(ff / rr), l.cosine = rf / sqrt(rr * ff), l.error = sqrt(ee / rr), l.sqnr = 10 * log10(rr / ee);
+    return l;
+}
+static Likeness likeness_stored(const double *reference, const stored_t *found, size_t n) {
+    return likeness(reference, doubles_of_stored(found, n), n);
+}
+static Likeness likeness_floats(const double *reference, const float *found, size_t n) {
+    return likeness(reference, doubles_of_floats(found, n), n);
+}
+
+// A gradient is right when its length and its direction are: Adam hides a wrong length, a plain sum hides a wrong direction.
+static int gradient_right(Likeness l, double tolerance) {
+    return fabs(l.ratio - 1) < tolerance && l.cosine > 1 - tolerance;
+}
+static void check_gradient(const char *name, Likeness l, double tolerance) {
+    check(gradient_right(l, tolerance), name, "norm ratio %.6f, cosine %.6f, tolerance %g", l.ratio, l.cosine, tolerance);
+}
+static void check_error(const char *name, Likeness l, double tolerance) {
+    check(l.error <= tolerance, name, "relative error %.3g, expected at most %.3g", l.error, tolerance);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A. fp8
+
+// The value of a code as the paper's table 1 says it, in doubles.
+static double code_value(int code, Dtype d) {
+    const int mantissa = d == DTYPE_E4M3 ? 3 : 2, bias = d == DTYPE_E4M3 ? 7 : 15, a = code & 127;
+    const int e = a >> mantissa, m = a & ((1 << mantissa) - 1);
+    const double sign = code & 128 ? -1 : 1;
+    if (d == DTYPE_E4M3 && a == 127) return NAN;
+    if (d == DTYPE_E5M2 && e == 31) return m ? NAN : sign * INFINITY;
+    return sign * (e ? ldexp(1 + ldexp(m, -mantissa), e - bias) : ldexp(m, 1 - bias - mantissa));
+}
+
+static double positive_values[2][128]; // of the finite codes 0 .. max_code
+static int max_code(Dtype d) { return d == DTYPE_E4M3 ? 0x7e : 0x7b; }
+static void values_init(void) {
+    for (int t = 0; t < 2; t++)
+        for (int c = 0; c < 128; c++) positive_values[t][c] = code_value(c, t ? DTYPE_E5M2 : DTYPE_E4M3);
+}
+
+// The code of a float by bisection: the nearest value, ties to the even code, saturating; NaN is 0x7F, denormals are 0.
+static uint8_t code_of(float f, Dtype d) {
+    const uint32_t u = float_bits(f), a = u & 0x7fffffff;
+    const double *value = positive_values[d == DTYPE_E5M2];
+    const int sign = u >> 31 ? 128 : 0;
+    if (a > 0x7f800000) return 0x7f;
+    if (a == 0x7f800000) return (uint8_t)(sign | max_code(d));
+    if (a < 0x00800000) return (uint8_t)sign;
+    const double x = (double)bits_float(a);
+    int low = 0, high = max_code(d) + 1; // value[low] <= x < value[high], the last one taken as infinite
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (value[middle] <= x) low = middle;
+        else high = middle;
+    }
+    if (low == max_code(d)) return (uint8_t)(sign | low);
+    const double tie = (value[low] + value[low + 1]) / 2;
+    return (uint8_t)(sign | (x > tie || (x == tie && (low & 1)) ? low + 1 : low));
+}
+
+static void test_fp8_codes(void) {
+    for (int t = 0; t < 2; t++) {
+        const Dtype d = t ? DTYPE_E5M2 : DTYPE_E4M3;
+        char name[128];
+        int wrong = 0, table_wrong = 0, round_trip = 0;
+        for (int c = 0; c < 256; c++) {
+            const double want = code_value(c, d), got = (double)fp8_decode((uint8_t)c, d);
+            const double table = (double)float_from_bf16(fp8_to_bf16[t][c]);
+            wrong += !(want == got || (want != want && got != got)) || (want == want && signbit(want) != signbit(got));
+            table_wrong += !(want == table || (want != want && table != table));
+            if ((c & 127) <= max_code(d)) round_trip += fp8_encode((float)want, d) != c;
+        }
+        snprintf(name, sizeof(name), "fp8 %s: all 256 codes decode to the format's definition", dtype_name[d]);
+        check(!wrong && !table_wrong, name, "%d of fp8_decode and %d of the bf16 table differ", wrong, table_wrong);
+        snprintf(name, sizeof(name), "fp8 %s: every finite code survives decode and encode", dtype_name[d]);
+        check(!round_trip, name, "%d codes changed", round_trip);
+
+        // Every 4099th float (a prime stride, so that all low bits occur), and both sides of every midpoint between codes.
+        long differ = 0;
+        uint32_t first = 0;
+#pragma omp parallel for reduction(+ : differ)
+        for (long i = 0; i < (1l << 32) / 4099; i++) {
+            const float f = bits_float((uint32_t)(i * 4099));
+            differ += fp8_encode(f, d) != code_of(f, d);
+        }
+        for (int c = 0; c <= max_code(d); c++) {
+            const double value = positive_values[t][c], next = c < max_code(d) ? positive_values[t][c + 1] : 2 * value - positive_values[t][c - 1];
+            for (int way = 0; way < 3; way++) { // the value, the midpoint, and for the last code where saturation is counted
+                const uint32_t u = float_bits((float)(way == 0 ? value : way == 1 ? (value + next) / 2 : next));
+                for (int k = -3; k <= 3; k++)
+                    for (uint32_t sign = 0; sign < 2; sign++) {
+                        const uint32_t bits = ((u + (uint32_t)k) & 0x7fffffff) | sign << 31;
+                        if (fp8_encode(bits_float(bits), d) != code_of(bits_float(bits), d)) differ++, first = bits;
+                    }
+            }
+        }
+        snprintf(name, sizeof(name), "fp8 %s: encode is nearest, ties to even, saturating (a million floats, every midpoint)", dtype_name[d]);
+        check(!differ, name, "%ld floats differ, e.g. bits %08x", differ, first);
+        const float nan = bits_float(0xffc00001), inf = INFINITY;
+        snprintf(name, sizeof(name), "fp8 %s: Inf becomes max, every NaN 0x7F, as CUDA's satfinite", dtype_name[d]);
+        check(fp8_encode(inf, d) == max_code(d) && fp8_encode(-inf, d) == (128 | max_code(d)) && fp8_encode(nan, d) == 0x7f &&
+                  fp8_encode(-0.0f, d) == 0x80, name, "Inf %02x, -Inf %02x, NaN %02x, -0 %02x", fp8_encode(inf, d), fp8_encode(-inf, d),
+              fp8_encode(nan, d), fp8_encode(-0.0f, d));
+    }
+    // A truncating encoder, which a comparison of decoded values "within one step" would let through.
+    long caught = 0;
+    for (long i = 0; i < 100000; i++) {
+        const float f = bits_float((uint32_t)(i * 42943)), cut = bits_float(float_bits(f) & 0xfff00000);
+        caught += code_of(f, DTYPE_E4M3) != fp8_encode(cut, DTYPE_E4M3);
+    }
+    check(caught > 0, "planted fault: truncation instead of rounding in encode is caught", "no float differed");
+}
+
+// All 2^32 floats, for both formats.
+static void test_fp8_exhaustive(void) {
+    for (int t = 0; t < 2; t++) {
+        const Dtype d = t ? DTYPE_E5M2 : DTYPE_E4M3;
+        long differ = 0, done = 0;
+        char name[64];
+#pragma omp parallel for schedule(dynamic) reduction(+ : differ)
+        for (long high = 0; high < 4096; high++) {
+            for (uint32_t low = 0; low < 1u << 20; low++) {
+                const float f = bits_float((uint32_t)high << 20 | low);
+                differ += fp8_encode(f, d) != code_of(f, d);
+            }
+#pragma omp critical
+            if (++done % 64 == 0) fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_name[d], done * 100 / 4096), fflush(stderr);
+        }
+        fprintf(stderr, "\r%40s\r", "");
+        snprintf(name, sizeof(name), "fp8 %s: encode is right for all 2^32 floats", dtype_name[d]);
+        check(!differ, name, "%ld differ", differ);
+    }
+}
+
+// Slow, one element at a time, in doubles: what quantise_block must make and count.
+static void quantise_slowly(uint8_t *q, const stored_t *x, size_t n, float scale, Dtype d, Fp8Stats *s) {
+    const double cut = d == DTYPE_E4M3 ? 464 : 61440; // E4M3: 464 itself still rounds to 448 (tie to even)
+    memset(s, 0, sizeof(*s));
+    for (size_t i = 0; i < n; i++) {
+        const float f = float_from_stored(x[i]), y = (float)((double)f * (double)scale); // the product is exact in double
+        const uint32_t a = float_bits(f) & 0x7fffffff;
+        q[i] = code_of(y, d);
+        s->count++, s->nonfinite += a >= 0x7f800000;
+        s->saturated += d == DTYPE_E4M3 ? fabs((double)y) > cut : fabs((double)y) >= cut;
+        s->flushed += (q[i] & 127) == 0 && a != 0;
+        if (a > s->amax_bits) s->amax_bits = a;
+    }
+}
+static int stats_same(const Fp8Stats *a, const Fp8Stats *b) {
+    return a->amax_bits == b->amax_bits && a->saturated == b->saturated && a->flushed == b->flushed && a->nonfinite == b->nonfinite &&
+           a->count == b->count;
+}
+
+static void test_fp8_blocks(void) {
+    // 16-bit builds: all stored values there are. fp32: a stride of all floats, with every low bit.
+    const size_t n = 65536;
+    stored_t *x = take_stored(n);
+    uint8_t *q = (uint8_t *)take(n + 64), *want = (uint8_t *)take(n);
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)i * 65551u;
+        const uint16_t half = (uint16_t)i;
+        memcpy(&x[i], sizeof(stored_t) == 2 ? (const void *)&half : (const void *)&bits, sizeof(stored_t));
+    }
+    const float scales[] = {1, 0.37f, 1000.25f, 3e-5f, 0x1p-126f, 0x1p126f, 1e30f};
+    for (int t = 0; t < 2; t++) {
+        const Dtype d = t ? DTYPE_E5M2 : DTYPE_E4M3;
+        size_t bytes = 0;
+        int stats = 0;
+        for (int k = 0; k < 7; k++)
+            for (size_t cut = 0; cut < 3; cut++) { // odd lengths and starts, so that the loops' tails are run too
+                const size_t length = n - 5 * cut, at = 2 * cut;
+                Fp8Stats s, r;
+                memset(&s, 0, sizeof(s));
+                if (t) quantise_block_e5m2(q, x + at, length, scales[k], &s);
+                else quantise_block_e4m3(q, x + at, length, scales[k], &s);
+                quantise_slowly(want, x + at, length, scales[k], d, &r);
+                for (size_t i = 0; i < length; i++) bytes += q[i] != want[i];
+                stats += !stats_same(&s, &r);
+            }
+        char name[128];
+        snprintf(name, sizeof(name), "fp8 %s: quantise_block makes the right bytes of 65536 stored values x 7 scales", dtype_name[d]);
+        check(!bytes, name, "%zu bytes differ", bytes);
+        snprintf(name, sizeof(name), "fp8 %s: amax, saturated, flushed, non-finite and count equal a slow count", dtype_name[d]);
+        check(!stats, name, "%d of 21 differ", stats);
+    }
+    Fp8Stats s, r;
+    memset(&s, 0, sizeof(s));
+    quantise_block_e4m3(q, x, n, 2, &s);
+    quantise_slowly(want, x, n, 1, DTYPE_E4M3, &r);
+    check(memcmp(q, want, n) != 0 && !stats_same(&s, &r), "planted fault: a scale off by 2 shows in bytes and in statistics", "nothing differed");
+
+    int wrong = 0;
+    for (int t = 0; t < 2; t++)
+        for (int length = 0; length < 300; length++) {
+            uint8_t codes[300];
+            uint16_t out[301];
+            for (int i = 0; i < 300; i++) codes[i] = (uint8_t)(i * 7 + length);
+            out[length] = 0x1234;
+            decode_bf16(out, codes, length, t ? DTYPE_E5M2 : DTYPE_E4M3);
+            wrong += out[length] != 0x1234;
+            for (int i = 0; i < length; i++) {
+                const float a = float_from_bf16(out[i]), b = fp8_decode(codes[i], t ? DTYPE_E5M2 : DTYPE_E4M3);
+                wrong += bits_differ(&a, &b, 1) != 0;
+            }
+        }
+    check(!wrong, "fp8: decode_bf16 equals fp8_decode for every code and length, and writes no further", "%d differ", wrong);
+}
+
+// Rounding to a 16-bit type with p significant bits and least normal exponent emin, in doubles.
+static uint16_t half_of(float f, int p, int emin) {
+    const uint32_t u = float_bits(f), a = u & 0x7fffffff;
+    const int fraction = p - 1;
+    const uint32_t sign = u >> 31 << 15, infinite = p == 8 ? 0x7f80 : 0x7c00;
+    if (a > 0x7f800000) return 0x7fff; // "is NaN" is all that is promised
+    if (a == 0x7f800000) return (uint16_t)(sign | infinite);
+    if (a < 0x00800000) return (uint16_t)sign; // denormal floats are zeros
+    int e;
+    const double x = (double)bits_float(a);
+    frexp(x, &e); // x = m 2^e, m in [1/2, 1)
+    e = e - 1 < emin ? emin : e - 1;
+    const double units = nearbyint(ldexp(x, fraction - e)); // of the last bit; below 2^fraction the result is a denormal
+    const uint32_t code = units < ldexp(1, fraction) ? (uint32_t)units : (uint32_t)(((e - emin + 1) << fraction) + (units - ldexp(1, fraction)));
+    return (uint16_t)(sign | (code > infinite ? infinite : code));
+}
+
+static void test_fp8_sixteen_bits(void) {
+    long bf16 = 0, fp16 = 0, vectors = 0, loads = 0;
+#pragma omp parallel for reduction(+ : bf16, fp16, vectors)
+    for (long block = 0; block < (1l << 32) / 4099 / 16; block++) {
+        float f[16];
+        stored_t s[16];
+        for (int l = 0; l < 16; l++) {
+            // The stride visits everything; every second block is moved next to a tie, where rounding is decided.
+            uint32_t u = (uint32_t)((block * 16 + l) * 4099);
+            if (block & 1) u = (u & 0xffff0000) | (0x8000u - 2 + (uint32_t)l % 5);
+            if ((block & 7) == 3) u = (u & 0xffffe000) | (0x1000u - 2 + (uint32_t)l % 5);
+            f[l] = bits_float(u);
+            const uint16_t b = bf16_from_float(f[l]), h = fp16_from_float(f[l]);
+            if (f[l] != f[l]) bf16 += !((b & 0x7fff) > 0x7f80), fp16 += !((h & 0x7fff) > 0x7c00);
+            else bf16 += b != half_of(f[l], 8, -126), fp16 += h != half_of(f[l], 11, -14);
+        }
+        v_store_stored(s, v_load(f));
+        for (int l = 0; l < 16; l++) {
+            const float a = float_from_stored(s[l]), b = float_from_stored(stored_from_float(f[l]));
+            vectors += float_bits(a) != float_bits(b) && !(a != a && b != b);
+        }
+    }
+    check(!bf16, "16 bits: bf16 is rounded to nearest even, denormals flushed first", "%ld of a million floats differ", bf16);
+    check(!fp16, "16 bits: fp16 is rounded to nearest even, denormals kept (F16C's rules)", "%ld of a million floats differ", fp16);
+    check(!vectors, "16 bits: v_store_stored makes the bits of stored_from_float", "%ld of a million floats differ", vectors);
+    for (uint32_t base = 0; base < 65536; base += 16) {
+        stored_t s[16];
+        float out[16];
+        for (uint32_t l = 0; l < 16; l++) {
+            const uint16_t half = (uint16_t)(base + l);
+            const uint32_t bits = (base + l) * 65551u;
+            memcpy(&s[l], sizeof(stored_t) == 2 ? (const void *)&half : (const void *)&bits, sizeof(stored_t));
+        }
+        v_store(out, v_load_stored(s));
+        for (int l = 0; l < 16; l++) {
+            const float want = float_from_stored(s[l]);
+            loads += (long)bits_differ(&want, &out[l], 1);
+        }
+    }
+    check(!loads, "16 bits: v_load_stored equals float_from_stored for all stored values", "%ld differ", loads);
+    long half = 0;
+    for (int h = 0; h < 65536; h++) {
+        const int e = (h >> 10) & 31, m = h & 1023;
+        const double sign = h & 0x8000 ? -1 : 1, got = (double)float_from_fp16((uint16_t)h);
+        const double want = e == 31 ? (m ? NAN : sign * INFINITY) : sign * (e ? ldexp(1024 + m, e - 25) : ldexp(m, -24));
+        half += !(want == got || (want != want && got != got));
+    }
+    check(!half, "16 bits: all 65536 fp16 values are read by their definition", "%ld differ", half);
+}
+
+// fma with one rounding, denormals flushed, by exact integers.
+__extension__ typedef __int128 Wide;
+static float fma_by_integers(float a, float b, float c) {
+    const float in[3] = {a, b, c};
+    Wide m[3];
+    int e[3], negative[3];
+    for (int i = 0; i < 3; i++) {
+        const uint32_t u = float_bits(in[i]), exponent = (u >> 23) & 255;
+        if (exponent == 255) return (float)((double)a * (double)b + (double)c); // Inf and NaN need no rounding
+        negative[i] = (int)(u >> 31);
+        m[i] = exponent ? (Wide)((u & 0x7fffff) | 0x800000) : 0;
+        e[i] = (int)exponent - 150;
+    }
+    Wide product = m[0] * m[1], sum = m[2];
+    int ep = e[0] + e[1], ec = e[2];
+    const int minus = negative[0] ^ negative[1];
+    if (product == 0 && sum == 0) return minus && negative[2] ? -0.0f : 0.0f;
+    if (product == 0) ep = ec;
+    if (sum == 0) ec = ep;
+    // What is too far below the other only matters as "a little more or less": one unit 60 bits down.
+    if (ep - ec > 70) sum = 1, ec = ep - 60;
+    if (ec - ep > 70) product = 1, ep = ec - 60;
+    const int base = ep < ec ? ep : ec;
+    sum = (negative[2] ? -sum : sum) << (ec - base);
+    sum += (minus ? -product : product) << (ep - base);
+    if (sum == 0) return 0.0f;
+    const uint32_t sign = sum < 0 ? 0x80000000u : 0;
+    Wide magnitude = sum < 0 ? -sum : sum;
+    int bits = 0, exponent = base;
+    for (Wide t = magnitude; t > 0; t >>= 1) bits++;
+    if (bits > 24) {
+        const int shift = bits - 24;
+        const Wide rest = magnitude & (((Wide)1 << shift) - 1), half = (Wide)1 << (shift - 1);
+        magnitude >>= shift, exponent += shift;
+        magnitude += rest > half || (rest == half && (magnitude & 1));
+        if (magnitude >> 24) magnitude >>= 1, exponent++;
+    } else magnitude <<= 24 - bits, exponent -= 24 - bits;
+    const int biased = exponent + 150;
+    if (biased >= 255) return bits_float(sign | 0x7f800000);
+    if (biased <= 0) return bits_float(sign); // tiny after rounding
+    return bits_float(sign | (uint32_t)biased << 23 | (uint32_t)(magnitude & 0x7fffff));
+}
+
+static void test_fp8_fma(void) {
+    const uint32_t nasty[] = {0, 0x80000000, 1, 0x807fffff, 0x00800000, 0x80800001, 0x3f800000, 0xbf800001, 0x3f7fffff, 0x7f7fffff, 0xff7ffffe,
+                              0x7f800000, 0xff800000, 0x7fc00000, 0x20000000, 0x1fffffff, 0x5f7fffff, 0x33800000, 0x4b800001, 0x00ffffff};
+    const int n = (int)(sizeof(nasty) / sizeof(nasty[0]));
+    size_t differ = 0, fused = 0;
+    float first[3] = {0, 0, 0};
+    for (long i = 0; i < n * n * n + 400000; i++) {
+        float v[3];
+        for (int k = 0; k < 3; k++) v[k] = bits_float(nasty[(i / (k == 0 ? 1 : k == 1 ? n : n * n)) % n]);
+        if (i >= n * n * n) { // random; every second c cancels the product but for some bits, every fourth is a tie's neighbour
+            for (uint64_t k = 0; k < 3; k++) v[k] = bits_float((uint32_t)random_u64(5, k, (uint64_t)i) & 0x8fffffff) * 0x1p40f;
+            if (i & 1) v[2] = bits_float(float_bits(-(float)((double)v[0] * (double)v[1])) ^ (uint32_t)(i % 5));
+            if ((i & 3) == 2) v[2] = (float)((double)v[0] * (double)v[1]) * 0x1p24f;
+        }
+        const float got = fma_exact(v[0], v[1], v[2]), want = fma_by_integers(v[0], v[1], v[2]);
+        if (bits_differ(&got, &want, 1)) differ++, memcpy(first, v, sizeof(first));
+        volatile float product = v[0] * v[1];
+        const float twice = product + v[2];
+        fused += bits_differ(&twice, &want, 1);
+    }
+    check(!differ, "fma: fma_exact rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)", differ, (double)first[0], (double)first[1], (double)first[2]);
+    check(fused > 0, "planted fault: a multiply and an add instead of fma is caught", "no case differed");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// B. scale
+
+static Fp8Scale scale_make(const ScalingRecipe *recipe) {
+    Fp8Scale s;
+    memset(&s, 0, sizeof(s));
+    s.recipe = recipe, s.scale = s.kept_inv = 1;
+    s.amax_history = take_floats(AMAX_HISTORY_MAX);
+    return s;
+}
+static void scale_step(Fp8Scale *s, float amax) {
+    s->step.amax_bits = float_bits(amax), s->step.count = 1;
+    scale_advance(s);
+}
+
+static void test_scale_update(void) {
+    const float amaxes[] = {0, -0.0f, 1e-45f, 1e-40f, 1e-38f, 1.2e-38f, 1e-20f, 1, 448, 3e38f, bits_float(0x7f7fffff), INFINITY, NAN};
+    int bad = 0;
+    for (int t = 0; t < 2; t++)
+        for (int margin = 0; margin <= 64; margin += 8)
+            for (size_t i = 0; i < sizeof(amaxes) / sizeof(amaxes[0]); i++) {
+                const ScalingRecipe r = {t ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, margin};
+                const float s = scale_from_amax(amaxes[i], 7, &r);
+                bad += !(s >= 0x1p-126f && s <= 0x1p126f) || !(1 / s >= 0x1p-126f);
+                const int usable = amaxes[i] >= 0x1p-126f && amaxes[i] < INFINITY;
+                if (!usable) bad += s != 7;
+                else {
+                    double want = (double)(float)((t ? 57344.0 : 448.0) / (double)amaxes[i]);
+                    if (!(want <= 0x1p127)) want = 0x1p127;
+                    want = fmin(fmax(ldexp(want, -margin), 0x1p-126), 0x1p126);
+                    bad += (double)s != want;
+                }
+            }
+    check(!bad, "scale: FP8_MAX / amax / 2^margin in 2^-126 .. 2^126; amax 0, denormal, Inf, NaN keep the old one", "%d cases differ", bad);
+
+    const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0}, recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1};
+    Fp8Scale s = scale_make(&max3), r = scale_make(&recent);
+    const float unusable[] = {0, 1e-40f, INFINITY, NAN};
+    for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
+    check(s.scale == 1 && s.history_count == 0, "scale: with an empty history, an unusable amax changes nothing", "scale %g, %d entries", (double)s.scale, s.history_count);
+    const float steps[] = {8, 2, 4, 1, 1, 1}, max_of_3[] = {8, 8, 8, 4, 4, 1};
+    int max_wrong = 0, recent_wrong = 0;
+    for (int i = 0; i < 6; i++) {
+        scale_step(&s, steps[i]), scale_step(&r, steps[i]);
+        max_wrong += s.scale != 448 / max_of_3[i] || s.history_count != (i < 2 ? i + 1 : 3);
+        recent_wrong += r.scale != 57344 / steps[i] / 2;
+    }
+    check(!max_wrong, "scale: a history of 3 rolls, and its maximum makes the scale", "%d of 6 steps differ", max_wrong);
+    check(!recent_wrong, "scale: the most recent amax, with its own format's maximum and a margin of 1", "%d of 6 steps differ", recent_wrong);
+    const Fp8Scale before = s;
+    float history[3];
+    memcpy(history, s.amax_history, sizeof(history));
+    for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
+    check(s.scale == before.scale && s.history_count == before.history_count && s.history_next == before.history_next && !memcmp(history, s.amax_history, sizeof(history)),
+          "scale: an unusable amax never enters a history", "scale %g was %g", (double)s.scale, (double)before.scale);
+    s.step.count = 9, s.step.saturated = 3;
+    scale_advance(&s);
+    check(s.logged.count == 9 && s.logged.saturated == 3 && s.step.count == 0 && s.logged_scale == before.scale,
+          "scale: an advance moves the step's statistics to the log and starts again from zero", "count %d", (int)s.logged.count);
+}
+
+static void test_scale_quantise(void) {
+    const size_t n = 3 * CHUNK + 77;
+    stored_t *x = normal_stored(n, 1, 11), *y = normal_stored(n, 4, 12);
+    uint8_t *q = (uint8_t *)take(n), *want = (uint8_t *)take(n);
+    Fp8Stats sx, sy;
+    const ScalingRecipe delayed = {DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0}, current = {DTYPE_E4M3, SCALING_CURRENT, 4, 1, 0};
+    const ScalingRecipe none = {DTYPE_E5M2, SCALING_NONE, 4, 1, 0}, fixed = {DTYPE_E4M3, SCALING_STATIC, 4, 1, 0};
+    quantise_slowly(want, x, n, 1, DTYPE_E4M3, &sx), quantise_slowly(want, y, n, 1, DTYPE_E4M3, &sy);
+    const float own_x = 448 / bits_float(sx.amax_bits), own_y = 448 / bits_float(sy.amax_bits);
+
+    Fp8Scale s = scale_make(&delayed);
+    s.scale = 1e-3f; // stale, as after a change of recipe
+    float inv = quantise(q, x, n, &s, 1);
+    quantise_slowly(want, x, n, own_x, DTYPE_E4M3, &sx);
+    check(inv == 1 / own_x && s.scale == own_x && !memcmp(q, want, n), "quantise: with an empty history the tensor's own amax makes the scale", "scale %g, expected %g", 1 / (double)inv, (double)own_x);
+    inv = quantise(q, y, n, &s, 1);
+    check(inv == 1 / own_y, "quantise: so it does in every micro-batch of the first step", "scale %g, expected %g", 1 / (double)inv, (double)own_y);
+    quantise_slowly(want, y, n, own_y, DTYPE_E4M3, &sy);
+    Fp8Stats both = sx;
+    stats_merge(&both, &sy);
+    check(stats_same(&s.step, &both) && s.step.count == 2 * n, "quantise: the statistics of a step's micro-batches are merged", "count %d of %d", (int)s.step.count, (int)(2 * n));
+    scale_advance(&s);
+    inv = quantise(q, x, n, &s, 1);
+    quantise_slowly(want, x, n, s.scale, DTYPE_E4M3, &sx);
+    check(s.scale == 448 / bits_float(both.amax_bits) && inv == 1 / s.scale && !memcmp(q, want, n), "quantise: later the scale comes from the history, not from the tensor", "scale %g", (double)s.scale);
+
+    Fp8Scale before = s;
+    quantise(q, y, n, &s, 0);
+    check(!memcmp(&before, &s, sizeof(s)), "quantise: without recording (validation, sampling) nothing of the scale changes", "it changed");
+    Fp8Scale empty = scale_make(&delayed), untouched = empty;
+    inv = quantise(q, x, n, &empty, 0);
+    check(!memcmp(&untouched, &empty, sizeof(empty)) && inv == 1 / own_x, "quantise: nor with an empty history, where the own amax is used", "scale %g", 1 / (double)inv);
+    Fp8Scale c = scale_make(&current);
+    const float i1 = quantise(q, x, n, &c, 1);
+    scale_advance(&c);
+    const float i2 = quantise(q, y, n, &c, 1);
+    check(i1 == 1 / own_x && i2 == 1 / own_y, "quantise: current scaling takes each tensor's own amax", "scales %g %g", 1 / (double)i1, 1 / (double)i2);
+    Fp8Scale u = scale_make(&none), f = scale_make(&fixed);
+    u.scale = 5, f.scale = 32;
+    check(quantise(q, x, n, &u, 1) == 1 && quantise(q, x, n, &f, 1) == 0x1p-5f, "quantise: none is scale 1, static is the scale given", "they are not");
+
+    // SQNR: the same sums, chunk by chunk, from independent decoding.
+    int sqnr_wrong = 0;
+    for (int threads = 1; threads <= 3; threads++) {
+        double signal = 0, noise = 0;
+        Fp8Scale m = scale_make(&delayed);
+        omp_set_num_threads(threads);
+        inv = quantise(q, x, n, &m, 2);
+        for (size_t begin = 0; begin < n; begin += CHUNK) {
+            double ss = 0, nn = 0;
+            for (size_t i = begin; i < n && i < begin + CHUNK; i++) {
+                const double v = (double)float_from_stored(x[i]), e = v - code_value(q[i], DTYPE_E4M3) * (double)inv;
+                ss += v * v, nn += e * e;
+            }
+            signal += ss, noise += nn;
+        }
+        sqnr_wrong += m.step.signal != signal || m.step.noise != noise;
+    }
+    check(!sqnr_wrong, "quantise: SQNR sums equal a slow reference exactly, for 1, 2 and 3 threads", "%d differ", sqnr_wrong);
+
+    // E5M2 against E4M3's 448 wastes 7 binades at the top: the largest byte used tells.
+    const ScalingRecipe e5m2 = {DTYPE_E5M2, SCALING_CURRENT, 4, 1, 0};
+    Fp8Scale d = scale_make(&e5m2), wasted = scale_make(&fixed);
+    ScalingRecipe fault = fixed;
+    fault.format = DTYPE_E5M2;
+    wasted.recipe = &fault, wasted.scale = own_x;
+    double top = 0, top_wasted = 0;
+    quantise(q, x, n, &d, 1);
+    for (size_t i = 0; i < n; i++) top = fmax(top, fabs(code_value(q[i], DTYPE_E5M2)));
+    quantise(q, x, n, &wasted, 1);
+    for (size_t i = 0; i < n; i++) top_wasted = fmax(top_wasted, fabs(code_value(q[i], DTYPE_E5M2)));
+    check(top >= 57344 * 0.75, "quantise: an E5M2 tensor reaches E5M2's own largest values", "largest %g of 57344", top);
+    check(top_wasted < 57344 * 0.75, "planted fault: E5M2 gradients scaled to E4M3's 448 are caught", "largest %g", top_wasted);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// C. math
+
+static void test_math(void) {
+    double worst = 0, worst_log = 0, worst_sin = 0, worst_power = 0;
+    for (double x = -87; x <= 88; x += 0.0007) {
+        float in[16], out[16];
+        for (int l = 0; l < 16; l++) in[l] = (float)(x + 0.00004 * l);
+        v_store(out, v_exp(v_load(in)));
+        for (int l = 0; l < 16; l++) worst = fmax(worst, fabs((double)out[l] / exp((double)in[l]) - 1));
+    }
+    check(worst < 4e-7, "math: v_exp is within 4e-7 of exp() on -87 .. 88", "relative error %.3g", worst); // 3 ulp of fp32
+    float special[16] = {-INFINITY, NAN, 0, -200, 88.3f, INFINITY}, out[16];
+    v_store(out, v_exp(v_load(special)));
+    check(out[0] == 0 && out[1] != out[1] && out[2] == 1 && out[3] == 0 && out[5] == out[4] && float_is_finite(out[5]),
+          "math: exp(-Inf) is 0, exp(NaN) NaN, exp(0) 1, and above 88.3 it saturates", "%g %g %g %g %g", (double)out[0], (double)out[1], (double)out[2], (double)out[3], (double)out[5]);
+    for (int i = 1; i < 100000; i++) {
+        const double x = ldexp(1 + (double)(i % 997) / 997, i % 300 - 150);
+        if (fabs(log(x)) > 1e-3) worst_log = fmax(worst_log, fabs(log_exact_order(x) / log(x) - 1));
+        double s, c;
+        const double u = (double)i / 100000;
+        sincos_turns(u, &s, &c);
+        worst_sin = fmax(worst_sin, fmax(fabs(s - sin(6.283185307179586 * u)), fabs(c - cos(6.283185307179586 * u))));
+        worst_power = fmax(worst_power, fabs(power_int(0.9997, i) / pow(0.9997, i) - 1));
+    }
+    check(worst_log < 1e-14, "math: log_exact_order equals log() to 1e-14", "%.3g", worst_log);     // 11 terms: 6e-19, some roundings
+    check(worst_sin < 2e-15, "math: sincos_turns equals sin() and cos() to 2e-15", "%.3g", worst_sin); // of numbers below 1
+    check(worst_power < 1e-11, "math: power_int equals pow() to 1e-11", "%.3g", worst_power);       // errors add up to n 2^-53
+    double s, c;
+    sincos_turns(0.25, &s, &c);
+    check(s == 1 && c == 0 && log_exact_order(1) == 0 && power_int(3, 0) == 1, "math: exact at a quarter turn, ln 1 and x^0", "%g %g", s, c);
+
+    float t[16], tail[16];
+    for (int l = 0; l < 16; l++) t[l] = (float)normal(3, (uint64_t)l) * (l & 1 ? 1e6f : 1e-3f);
+    const float q0 = (t[0] + t[8]) + (t[4] + t[12]), q1 = (t[1] + t[9]) + (t[5] + t[13]), q2 = (t[2] + t[10]) + (t[6] + t[14]), q3 = (t[3] + t[11]) + (t[7] + t[15]);
+    const float tree = (q0 + q2) + (q1 + q3);
+    float ascending = 0;
+    for (int l = 0; l < 16; l++) ascending += t[l];
+    check(v_sum(v_load(t)) == tree, "math: v_sum adds lanes at distance 8, 4, 2, 1", "%a, expected %a", (double)v_sum(v_load(t)), (double)tree);
+    check(ascending != tree, "planted fault: lanes summed in ascending order have other bits", "the same bits");
+    int wrong = 0;
+    for (size_t n = 0; n <= 16; n++) {
+        float to[20];
+        stored_t from[20], stored[20];
+        for (int l = 0; l < 20; l++) to[l] = 77, from[l] = stored_from_float((float)(l + 1)), stored[l] = stored_from_float(77);
+        v_store(tail, v_load_n(t, n));
+        for (size_t l = 0; l < 16; l++) wrong += tail[l] != (l < n ? t[l] : 0);
+        v_store_n(to, v_load(t), n);
+        for (size_t l = 0; l < 20; l++) wrong += to[l] != (l < n ? t[l] : 77);
+        v_store(tail, v_load_stored_n(from, n));
+        for (size_t l = 0; l < 16; l++) wrong += tail[l] != (l < n ? (float)(l + 1) : 0);
+        v_store_stored_n(stored, v_load(tail), n);
+        for (size_t l = 0; l < 20; l++) wrong += float_from_stored(stored[l]) != (l < n ? (float)(l + 1) : 77);
+    }
+    check(!wrong, "math: vectors of 0 .. 16 elements read zeros beyond the end and write nothing there", "%d elements differ", wrong);
+}

@@ -1,0 +1,2171 @@
+/*
+Trains a GPT-2 style transformer on a CPU. The matrix products of its linear layers run on real FP8 bytes with tracked
+scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022, arXiv 2209.05433): E4M3 for weights and
+activations, E5M2 for the gradients of activations, sums in fp32. The same file also builds as FP16, BF16 and FP32, so
+that two loss curves differ by nothing but the precision.
+
+    make && ./train_gpt_fp8                  # a byte-level model on the embedded corpus, about two minutes on two cores
+    ./train_gpt_fp8 --help                   # every option
+    ./train_gpt_fp8 -i text.txt -e d6 -t 256 # any text file; its bytes are the tokens
+
+Where FP8 happens: in linear_forward() and linear_backward() (section 5) and nowhere else. Each of the three products
+    fprop  y  = x  w^T        x: E4M3, w: E4M3
+    dgrad  dx = dy w          dy: E5M2
+    wgrad  dw = dy^T x
+takes FP8 bytes made by quantise() (section 3), which also measures the amax that the next steps' scales come from
+(scale_advance(), section 3).
+
+What this file refuses to do: multiply FP8 faster than bf16 (no CPU can; FP8 saves memory here), dropout, other
+architectures, several machines.
+
+Bits: the same seed and data give the same parameters, to the last bit, for any thread count, compiler, instruction set
+and across a resume. NUMERICS_VERSION names the rules; they stand where they are kept: one chain of fused multiply-adds
+per output of a product (section 4), sums in 16 striped lanes and fixed chunks (section 2), exp, log, sin and cos of our
+own (section 2), denormals flushed (fp_mode_set).
+
+Sections
+     1. precision: the type of every role, the only place that looks at the build flag
+     2. utilities: errors, memory, random numbers, vectors of 16 floats, exp, log, sin
+     3. FP8: encode, decode, quantise, scales
+     4. matrix product
+     5. layers
+     6. model: configuration, tables of tensors, forward, backward, sampling
+     7. optimiser
+     8. data
+     9. checkpoint
+    10. log
+    11. options
+    12. training loop
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <glob.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+// Four builds share one text: what one of them leaves unused is used by another.
+#pragma GCC diagnostic ignored "-Wunused-function"
+
+#define NUMERICS_VERSION 1 // changes whenever any bit of a result changes
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 1. precision
+//
+// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
+// what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
+
+#define PRECISION_FP8  0
+#define PRECISION_FP16 1
+#define PRECISION_BF16 2
+#define PRECISION_FP32 3
+#ifndef PRECISION
+#define PRECISION PRECISION_FP8
+#endif
+
+typedef enum { DTYPE_FP32, DTYPE_BF16, DTYPE_FP16, DTYPE_E4M3, DTYPE_E5M2, DTYPE_COUNT } Dtype;
+static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1};
+static const char *const dtype_name[DTYPE_COUNT] = {"fp32", "bf16", "fp16", "e4m3", "e5m2"};
+
+#if PRECISION == PRECISION_FP8
+#define PRECISION_NAME "fp8"
+#define STORED         DTYPE_BF16
+typedef uint16_t stored_t;
+typedef uint8_t operand_t;
+#elif PRECISION == PRECISION_FP16
+#define PRECISION_NAME "fp16"
+#define STORED         DTYPE_FP16
+typedef uint16_t stored_t;
+typedef uint16_t operand_t;
+#elif PRECISION == PRECISION_BF16
+#define PRECISION_NAME "bf16"
+#define STORED         DTYPE_BF16
+typedef uint16_t stored_t;
+typedef uint16_t operand_t;
+#else
+#define PRECISION_NAME "fp32"
+#define STORED         DTYPE_FP32
+typedef float stored_t;
+typedef float operand_t;
+#endif
+#define IS_FP8 (PRECISION == PRECISION_FP8)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 2. utilities
+
+// Exit statuses, as --help prints them.
+enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
+
+// One line on stderr, then the end. Callers name the file or option, what was expected, what was found, what to do.
+__attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "train_gpt_" PRECISION_NAME ": ");
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(status);
+}
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static size_t size_max(size_t a, size_t b) { return a > b ? a : b; }
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Zeroed memory on a huge-page boundary; ends the program if there is none (the plan was checked before).
+static void *memory_allocate(size_t bytes) {
+    void *p = NULL;
+    bytes = round_up(bytes + 1, 64);
+    if (posix_memalign(&p, bytes >= ((size_t)1 << 22) ? (size_t)1 << 21 : 64, bytes) != 0)
+        fatal(EXIT_BAD_INPUT, "out of memory: %.1f MiB more were needed", (double)bytes / 1048576.0);
+    if (bytes >= ((size_t)1 << 22)) madvise(p, bytes, MADV_HUGEPAGE);
+    memset(p, 0, bytes);
+    return p;
+}
+
+static int thread_count(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+static int thread_index(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// Flushes denormal results (FTZ) and inputs (DAZ) on this thread. vdpbf16ps does so whatever the mode is; every other
+// path has to be told, or bits would depend on the instruction set.
+static void fp_mode_set_thread(void) {
+#if defined(__x86_64__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__)
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
+#endif
+}
+static void fp_mode_set(void) {
+    fp_mode_set_thread();
+#pragma omp parallel
+    fp_mode_set_thread();
+}
+
+static uint32_t float_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+static float bits_float(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+static int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
+
+// fma(a, b, c) with one rounding on every machine. Without the instruction: the product of two floats is exact in
+// double; the sum is rounded to odd there, so that the second rounding, to float, is the only one that counts
+// (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+static inline float fma_exact(float a, float b, float c) {
+#if defined(FP_FAST_FMAF) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
+    return fmaf(a, b, c);
+#else
+    double p = (double)a * b, d = c, s = p + d, t = s - p, error = (p - (s - t)) + (d - t);
+    int64_t bits;
+    memcpy(&bits, &s, 8);
+    if (error != 0 && s - s == 0 && !(bits & 1)) bits += (error > 0) == (s > 0) ? 1 : -1;
+    memcpy(&s, &bits, 8);
+    return (float)s;
+#endif
+}
+
+// ---- 16-bit types. Scalar rules; the vector loads and stores below give the same bits.
+
+// Round to nearest even, denormals flushed first: what vcvtneps2bf16 does. Any NaN becomes a quiet one.
+static inline uint16_t bf16_from_float(float f) {
+    uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    r = a < 0x00800000 ? (u >> 16) & 0x8000 : r;
+    r = a > 0x7f800000 ? (u >> 16) | 0x40 : r;
+    return (uint16_t)r;
+}
+static inline float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
+
+// IEEE half, round to nearest even, denormal results kept: F16C's rules.
+static inline uint16_t fp16_from_float(float f) {
+    uint32_t u = float_bits(f), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff, r;
+    if (a > 0x7f800000) r = 0x7e00 | ((a >> 13) & 0x3ff);
+    else if (a >= 0x477ff000) r = 0x7c00;                              // 65520 and above round to Inf
+    else if (a >= 0x38800000) r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
+    else r = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);      // ulp(0.5) = 2^-24, half's smallest denormal
+    return (uint16_t)(sign | r);
+}
+static inline float float_from_fp16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 0x3ff;
+    if (e == 31) return bits_float(sign | 0x7f800000 | (m << 13) | (m ? 0x400000 : 0));
+    if (e == 0) return bits_float(sign | float_bits((float)m * 0x1p-24f));
+    return bits_float(sign | ((e + 112) << 23) | (m << 13));
+}
+
+static inline float float_from_stored(stored_t s) {
+#if PRECISION == PRECISION_FP32
+    return s;
+#elif PRECISION == PRECISION_FP16
+    return float_from_fp16(s);
+#else
+    return float_from_bf16(s);
+#endif
+}
+static inline stored_t stored_from_float(float f) {
+#if PRECISION == PRECISION_FP32
+    return f;
+#elif PRECISION == PRECISION_FP16
+    return fp16_from_float(f);
+#else
+    return bf16_from_float(f);
+#endif
+}
+
+// ---- V16: 16 floats, on every instruction set. Element-wise code is written once on it; each lane's operations are IEEE
+// and in program order, so lanes have the same bits everywhere. No fused multiply-add here: some machines lack it.
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define ISA_AVX512 1
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define ISA_AVX2 1
+#endif
+
+#if defined(ISA_AVX512)
+#ifdef __AVX512BF16__
+#define ISA_NAME "AVX-512 BF16"
+#else
+#define ISA_NAME "AVX-512"
+#endif
+typedef __m512 V16;
+static inline V16 v_set1(float x) { return _mm512_set1_ps(x); }
+static inline V16 v_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void v_store(float *p, V16 a) { _mm512_storeu_ps(p, a); }
+static inline V16 v_add(V16 a, V16 b) { return _mm512_add_ps(a, b); }
+static inline V16 v_sub(V16 a, V16 b) { return _mm512_sub_ps(a, b); }
+static inline V16 v_mul(V16 a, V16 b) { return _mm512_mul_ps(a, b); }
+static inline V16 v_div(V16 a, V16 b) { return _mm512_div_ps(a, b); }
+static inline V16 v_max(V16 a, V16 b) { return _mm512_max_ps(a, b); } // b where either is NaN, on every path
+static inline V16 v_min(V16 a, V16 b) { return _mm512_min_ps(a, b); }
+static inline V16 v_sqrt(V16 a) { return _mm512_sqrt_ps(a); }
+static inline V16 v_pow2(V16 n) { // 2^n for whole n in -126 .. 127
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+#elif defined(ISA_AVX2)
+#define ISA_NAME "AVX2 + FMA"
+typedef struct {
+    __m256 l, h;
+} V16;
+#define V16_UNARY(name, x)                                                                                             \
+    static inline V16 name(V16 a) {                                                                                    \
+        V16 r = {x(a.l), x(a.h)};                                                                                      \
+        return r;                                                                                                      \
+    }
+#define V16_BINARY(name, op)                                                                                           \
+    static inline V16 name(V16 a, V16 b) {                                                                             \
+        V16 r = {op(a.l, b.l), op(a.h, b.h)};                                                                          \
+        return r;                                                                                                      \
+    }
+static inline V16 v_set1(float x) {
+    V16 r = {_mm256_set1_ps(x), _mm256_set1_ps(x)};
+    return r;
+}
+static inline V16 v_load(const float *p) {
+    V16 r = {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+    return r;
+}
+static inline void v_store(float *p, V16 a) { _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h); }
+static inline __m256 v8_pow2(__m256 n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+V16_BINARY(v_add, _mm256_add_ps)
+V16_BINARY(v_sub, _mm256_sub_ps)
+V16_BINARY(v_mul, _mm256_mul_ps)
+V16_BINARY(v_div, _mm256_div_ps)
+V16_BINARY(v_max, _mm256_max_ps)
+V16_BINARY(v_min, _mm256_min_ps)
+V16_UNARY(v_sqrt, _mm256_sqrt_ps)
+V16_UNARY(v_pow2, v8_pow2)
+#else
+#if defined(__aarch64__)
+#define ISA_NAME "portable C, NEON"
+#else
+#define ISA_NAME "portable C"
+#endif
+typedef struct {
+    float f[16];
+} V16;
+#define V16_EACH(name, signature, expression)                                                                          \
+    static inline V16 name signature {                                                                                 \
+        V16 r;                                                                                                         \
+        for (int i = 0; i < 16; i++) r.f[i] = (expression);                                                            \
+        return r;                                                                                                      \
+    }
+V16_EACH(v_set1, (float x), x)
+V16_EACH(v_load, (const float *p), p[i])
+static inline void v_store(float *p, V16 a) { memcpy(p, a.f, 64); }
+V16_EACH(v_add, (V16 a, V16 b), a.f[i] + b.f[i])
+V16_EACH(v_sub, (V16 a, V16 b), a.f[i] - b.f[i])
+V16_EACH(v_mul, (V16 a, V16 b), a.f[i] * b.f[i])
+V16_EACH(v_div, (V16 a, V16 b), a.f[i] / b.f[i])
+V16_EACH(v_max, (V16 a, V16 b), a.f[i] > b.f[i] ? a.f[i] : b.f[i])
+V16_EACH(v_min, (V16 a, V16 b), a.f[i] < b.f[i] ? a.f[i] : b.f[i])
+V16_EACH(v_sqrt, (V16 a), sqrtf(a.f[i]))
+V16_EACH(v_pow2, (V16 a), bits_float((uint32_t)((a.f[i] == a.f[i] ? (int)a.f[i] : 0) + 127) << 23))
+#endif
+
+// The first n of 16 floats; the lanes beyond are 0.
+static inline V16 v_load_n(const float *p, size_t n) {
+    if (n >= 16) return v_load(p);
+    float t[16] = {0};
+    memcpy(t, p, n * sizeof(float));
+    return v_load(t);
+}
+static inline void v_store_n(float *p, V16 a, size_t n) {
+    if (n >= 16) {
+        v_store(p, a);
+        return;
+    }
+    float t[16];
+    v_store(t, a);
+    memcpy(p, t, n * sizeof(float));
+}
+
+// Stored tensors to and from fp32.
+static inline V16 v_load_stored(const stored_t *p) {
+#if PRECISION == PRECISION_FP32
+    return v_load(p);
+#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX512)
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX2)
+    V16 r = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+    return r;
+#elif defined(ISA_AVX512)
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+#else
+    float t[16];
+    for (int i = 0; i < 16; i++) t[i] = float_from_stored(p[i]);
+    return v_load(t);
+#endif
+}
+static inline void v_store_stored(stored_t *p, V16 a) {
+#if PRECISION == PRECISION_FP32
+    v_store(p, a);
+#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX512)
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX2)
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.l, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(ISA_AVX512) && defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(a));
+#else
+    float t[16];
+    v_store(t, a);
+    for (int i = 0; i < 16; i++) p[i] = stored_from_float(t[i]);
+#endif
+}
+static inline V16 v_load_stored_n(const stored_t *p, size_t n) {
+    if (n >= 16) return v_load_stored(p);
+    stored_t t[16] = {0};
+    memcpy(t, p, n * sizeof(stored_t));
+    return v_load_stored(t);
+}
+static inline void v_store_stored_n(stored_t *p, V16 a, size_t n) {
+    if (n >= 16) {
+        v_store_stored(p, a);
+        return;
+    }
+    stored_t t[16];
+    v_store_stored(t, a);
+    memcpy(p, t, n * sizeof(stored_t));
+}
+
+// The fixed tree by which 16 striped lanes become one number: distance 8, 4, 2, 1.
+static inline float v_sum(V16 a) {
+    float t[16];
+    v_store(t, a);
+    for (int d = 8; d > 0; d /= 2)
+        for (int i = 0; i < d; i++) t[i] += t[i + d];
+    return t[0];
+}
+static inline float v_hmax(V16 a) {
+    float t[16], m;
+    v_store(t, a);
+    m = t[0];
+    for (int i = 1; i < 16; i++) m = t[i] > m || t[i] != t[i] ? t[i] : m; // a NaN wins, so that it is seen
+    return m;
+}
+
+// e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
+// Above 88.3 it saturates near 2.3e38. A NaN stays one.
+static inline V16 v_exp(V16 x) {
+    const V16 magic = v_set1(12582912.0f); // 1.5 * 2^23: adding and subtracting it rounds to a whole number
+    x = v_max(v_set1(-104.0f), v_min(v_set1(88.3f), x));
+    V16 n = v_sub(v_add(v_mul(x, v_set1(1.44269504f)), magic), magic);
+    V16 r = v_sub(v_sub(x, v_mul(n, v_set1(0.693359375f))), v_mul(n, v_set1(-2.12194440e-4f)));
+    V16 p = v_set1(1.0f / 5040);
+    p = v_add(v_mul(p, r), v_set1(1.0f / 720));
+    p = v_add(v_mul(p, r), v_set1(1.0f / 120));
+    p = v_add(v_mul(p, r), v_set1(1.0f / 24));
+    p = v_add(v_mul(p, r), v_set1(1.0f / 6));
+    p = v_add(v_mul(p, r), v_set1(0.5f));
+    p = v_add(v_mul(p, r), v_set1(1.0f));
+    p = v_add(v_mul(p, r), v_set1(1.0f));
+    V16 half = v_sub(v_add(v_mul(n, v_set1(0.5f)), magic), magic);
+    return v_mul(v_mul(p, v_pow2(half)), v_pow2(v_sub(n, half)));
+}
+
+// ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
+static double log_exact_order(double x) {
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    int e = (int)(u >> 52) - 1023;
+    u = (u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
+    double m;
+    memcpy(&m, &u, 8);
+    if (m > 1.4142135623730951) m *= 0.5, e++;
+    double s = (m - 1) / (m + 1), z = s * s, p = 0;
+    for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
+    return 2 * s * p + e * 0.6931471805599453;
+}
+
+// cos and sin of 2 pi u for u in [0, 1]: to the nearest quarter turn, then Taylor.
+static void sincos_turns(double u, double *sine, double *cosine) {
+    int q = (int)(4 * u + 0.5);
+    double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
+    for (int k = 17; k >= 1; k -= 2) s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
+    s *= x;
+    switch (q & 3) {
+    case 0: *sine = s, *cosine = c; break;
+    case 1: *sine = c, *cosine = -s; break;
+    case 2: *sine = -s, *cosine = -c; break;
+    default: *sine = -c, *cosine = s; break;
+    }
+}
+
+static double power_int(double x, long n) { // x^n by squaring, n >= 0
+    double r = 1;
+    for (; n > 0; n >>= 1, x *= x)
+        if (n & 1) r *= x;
+    return r;
+}
+
+// ---- random numbers: counter based, so that any thread may draw any element. mix64 is splitmix64's finaliser
+// (Steele, Lea, Flood 2014).
+static uint64_t mix64(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+static uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
+}
+static double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
+
+// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single changed byte always shows.
+static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *p = (const unsigned char *)data;
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        uint64_t w;
+        memcpy(&w, p, 8);
+        h = (h ^ w) * 0x9fb21c651e98df25ull;
+        h ^= h >> 32;
+    }
+    for (; bytes > 0; bytes--, p++) {
+        h = (h ^ *p) * 0x9fb21c651e98df25ull;
+        h ^= h >> 32;
+    }
+    return h;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 3. FP8
+//
+// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
+// (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
+
+typedef struct {
+    int mantissa_bits, bias;
+    uint32_t max_code;        // the code of the largest finite value
+    float max;                // FP8_MAX
+    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not bring it back to max
+} Fp8Format;
+static const Fp8Format fp8_formats[2] = {
+    {3, 7, 0x7e, 448.0f, 0x43e80000},    // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
+    {2, 15, 0x7b, 57344.0f, 0x476fffff}, // E5M2: IEEE-like; >= 61440 is cut (the tie would go to Inf)
+};
+static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
+
+// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
+// Branch-free, so that the compiler vectorises the loop in quantise_block.
+static inline uint32_t fp8_encode_bits(uint32_t u, int mantissa_bits, int bias, uint32_t max_code) {
+    const int shift = 23 - mantissa_bits;
+    uint32_t sign = (u >> 24) & 0x80, a = u & 0x7fffffff;
+    // normal results: round at the last kept bit and move the exponent's bias
+    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - (uint32_t)bias) << mantissa_bits);
+    // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
+    uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - bias - mantissa_bits) << 23;
+    uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
+    uint32_t code = a < ((uint32_t)(128 - bias) << 23) ? denormal : normal;
+    code = code > max_code ? max_code : code;
+    return a > 0x7f800000 ? 0x7f : code | sign;
+}
+static inline uint8_t fp8_encode(float f, Dtype d) {
+    return (uint8_t)(d == DTYPE_E4M3 ? fp8_encode_bits(float_bits(f), 3, 7, 0x7e) : fp8_encode_bits(float_bits(f), 2, 15, 0x7b));
+}
+
+// The value of a code by the format's definition (paper, table 1).
+static float fp8_decode(uint8_t code, Dtype d) {
+    const Fp8Format *f = fp8_format(d);
+    uint32_t sign = (uint32_t)(code & 0x80) << 24, a = code & 0x7f;
+    int e = (int)(a >> f->mantissa_bits), m = (int)(a & ((1u << f->mantissa_bits) - 1));
+    if (a > f->max_code) return bits_float(sign | (d == DTYPE_E5M2 && m == 0 ? 0x7f800000 : 0x7fc00000));
+    uint32_t ulp = (uint32_t)(127 + (e ? e : 1) - f->bias - f->mantissa_bits) << 23; // the value of the last bit
+    return bits_float(sign | float_bits((float)(e ? m + (1 << f->mantissa_bits) : m) * bits_float(ulp)));
+}
+
+// Every code as bf16, which holds both formats exactly. The first 128 also split in bytes, for vpermi2b.
+static uint16_t fp8_to_bf16[2][256];
+static uint8_t fp8_low[2][128], fp8_high[2][128];
+static void fp8_tables_init(void) {
+    for (int d = 0; d < 2; d++)
+        for (int c = 0; c < 256; c++) {
+            uint16_t h = (uint16_t)(float_bits(fp8_decode((uint8_t)c, d ? DTYPE_E5M2 : DTYPE_E4M3)) >> 16);
+            fp8_to_bf16[d][c] = h;
+            if (c < 128) fp8_low[d][c] = (uint8_t)h, fp8_high[d][c] = (uint8_t)(h >> 8);
+        }
+}
+
+// ---- what is counted for every operand, in the pass that quantises it
+
+typedef struct {
+    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
+    uint64_t saturated, flushed, nonfinite, count;
+    double signal, noise; // sums of x^2 and (x - dequantised)^2, when asked
+} Fp8Stats;
+
+static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
+    if (s->amax_bits > into->amax_bits) into->amax_bits = s->amax_bits;
+    into->saturated += s->saturated, into->flushed += s->flushed;
+    into->nonfinite += s->nonfinite, into->count += s->count;
+    into->signal += s->signal, into->noise += s->noise;
+}
+
+// ---- scales
+
+typedef enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_COUNT } ScalingRule;
+static const char *const scaling_names[SCALING_COUNT] = {"delayed", "current", "none", "static"};
+
+// How a role (x, w or dy) is quantised. A recipe is one such row for each role; a new recipe is a new row.
+typedef struct {
+    Dtype format;
+    ScalingRule rule;
+    int history_len; // delayed: how many steps' amax are remembered
+    int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
+    int margin;      // the scale is divided by 2^margin
+} ScalingRecipe;
+
+#define AMAX_HISTORY_MAX 1024
+// The scale of one operand of one linear layer, and what it is made from. All of it is restored by a resume.
+typedef struct {
+    const ScalingRecipe *recipe;
+    float scale;         // in use (delayed: for the whole step; current: the last tensor's)
+    float kept_inv;      // scale_inv of the bytes that now lie in memory: fprop made them, dgrad and wgrad read them
+    int history_count;   // valid entries, 0 until the first advance that saw a usable amax
+    int history_next;    // where the next amax goes
+    float *amax_history; // [history_len]
+    Fp8Stats step;       // of this step, over its micro-batches
+    Fp8Stats logged;     // of the last finished step, for scales.tsv and the table at the end
+    float logged_scale;
+} Fp8Scale;
+
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
+static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
+    if (!(amax > 0) || !float_is_finite(amax)) return keep;
+    float scale = fp8_format(r->format)->max / amax;
+    for (int i = 0; i < r->margin; i++) scale *= 0.5f;
+    return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
+}
+
+// The end of an optimiser step: its amax enters the history and the next step's scale is made. Called once per step, so
+// that micro-batches, validation and sampling never move a history.
+static void scale_advance(Fp8Scale *s) {
+    const ScalingRecipe *r = s->recipe;
+    s->logged = s->step;
+    s->logged_scale = s->scale;
+    memset(&s->step, 0, sizeof(s->step));
+    float amax = bits_float(s->logged.amax_bits);
+    if (r->rule != SCALING_DELAYED || !(amax > 0) || !float_is_finite(amax)) return;
+    s->amax_history[s->history_next] = amax;
+    s->history_next = (s->history_next + 1) % r->history_len;
+    if (s->history_count < r->history_len) s->history_count++;
+    if (r->use_max)
+        for (int i = 0; i < s->history_count; i++)
+            if (s->amax_history[i] > amax) amax = s->amax_history[i];
+    s->scale = scale_from_amax(amax, s->scale, r);
+}
+
+// ---- quantise
+
+#define CHUNK 8192 // elements: the unit in which sums over a whole tensor are split, whatever the thread count
+
+static uint32_t amax_block(const stored_t *x, size_t n) {
+    uint32_t amax = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t a = float_bits(float_from_stored(x[i])) & 0x7fffffff;
+        amax = a > amax ? a : amax;
+    }
+    return amax;
+}
+
+// q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order does not matter.
+#define QUANTISE_BLOCK(NAME, MANTISSA_BITS, BIAS, MAX_CODE, SATURATED_ABOVE)                                           \
+    static void NAME(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {                          \
+        uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;                                                  \
+        for (size_t i = 0; i < n; i++) {                                                                               \
+            float f = float_from_stored(x[i]), y = f * scale;                                                          \
+            uint32_t a = float_bits(f) & 0x7fffffff, b = float_bits(y) & 0x7fffffff;                                   \
+            uint32_t code = fp8_encode_bits(float_bits(y), MANTISSA_BITS, BIAS, MAX_CODE);                             \
+            amax = a > amax ? a : amax;                                                                                \
+            saturated += (b > SATURATED_ABOVE) & (b <= 0x7f800000);                                                    \
+            flushed += ((code & 0x7f) == 0) & (a != 0);                                                                \
+            nonfinite += a >= 0x7f800000;                                                                              \
+            q[i] = (uint8_t)code;                                                                                      \
+        }                                                                                                              \
+        if (amax > stats->amax_bits) stats->amax_bits = amax;                                                          \
+        stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;    \
+    }
+QUANTISE_BLOCK(quantise_block_e4m3, 3, 7, 0x7e, 0x43e80000)
+QUANTISE_BLOCK(quantise_block_e5m2, 2, 15, 0x7b, 0x476fffff)
+
+// Signal and noise for the SQNR: one pair of double sums a chunk, added in ascending order.
+static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_t n, Dtype format, float scale_inv) {
+    const long chunks = (long)((n + CHUNK - 1) / CHUNK);
+    double *sums = (double *)memory_allocate((size_t)chunks * 2 * sizeof(double));
+#pragma omp parallel for schedule(static)
+    for (long c = 0; c < chunks; c++)
+        for (size_t i = (size_t)c * CHUNK; i < n && i < (size_t)(c + 1) * CHUNK; i++) {
+            double f = float_from_stored(x[i]);
+            double e = f - (double)float_from_bf16(fp8_to_bf16[format == DTYPE_E5M2][q[i]]) * scale_inv;
+            sums[2 * c] += f * f, sums[2 * c + 1] += e * e;
+        }
+    for (long c = 0; c < chunks; c++) stats->signal += sums[2 * c], stats->noise += sums[2 * c + 1];
+    free(sums);
+}
+
+// The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1 / scale.
+// An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax.
+// `record`: whether the statistics count for this step (not while validating or sampling); 2 also sums SQNR.
+static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int record) {
+    const ScalingRecipe *r = s->recipe;
+    const long chunks = (long)((n + CHUNK - 1) / CHUNK);
+    float scale = s->scale;
+    if (r->rule == SCALING_NONE) scale = 1.0f;
+    if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
+        uint32_t amax = 0;
+#pragma omp parallel for schedule(static) reduction(max : amax) if (chunks > 1)
+        for (long c = 0; c < chunks; c++) {
+            size_t begin = (size_t)c * CHUNK, len = n - begin < CHUNK ? n - begin : CHUNK;
+            uint32_t a = amax_block(x + begin, len);
+            amax = a > amax ? a : amax;
+        }
+        scale = scale_from_amax(bits_float(amax), scale, r);
+        if (record) s->scale = scale;
+    }
+    float scale_inv = 1.0f / scale;
+    Fp8Stats total;
+    memset(&total, 0, sizeof(total));
+#pragma omp parallel if (chunks > 1)
+    {
+        Fp8Stats mine;
+        memset(&mine, 0, sizeof(mine));
+#pragma omp for schedule(static)
+        for (long c = 0; c < chunks; c++) {
+            size_t begin = (size_t)c * CHUNK, len = n - begin < CHUNK ? n - begin : CHUNK;
+            if (r->format == DTYPE_E4M3) quantise_block_e4m3(q + begin, x + begin, len, scale, &mine);
+            else quantise_block_e5m2(q + begin, x + begin, len, scale, &mine);
+        }
+#pragma omp critical
+        stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
+    }
+    if (record == 2) sqnr_add(&total, q, x, n, r->format, scale_inv);
+    if (record) stats_merge(&s->step, &total);
+    return scale_inv;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 4. matrix product
+//
+// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]). Every sum is one chain of fp32 fused multiply-adds, the odd
+// element of each pair first,
+//     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
+// which is what vdpbf16ps does. Products of FP8, bf16 or fp16 numbers are exact in fp32, so fp32 FMA gives the same bits.
+// Blocks of K reload the accumulator and so keep the chain: no bit depends on tiles, threads or the instruction set.
+//
+// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels of MR rows (a) or NR
+// columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for vdpbf16ps, or one fp32 number. FP8 is decoded
+// here, so a transposed operand needs no transposed copy in memory.
+
+// A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of the strides is 1.
+typedef struct {
+    const void *data;
+    Dtype dtype;
+    size_t row_stride, k_stride;
+} Operand;
+
+static Operand operand(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
+    Operand o = {data, dtype, row_stride, k_stride};
+    return o;
+}
+
+// What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
+typedef struct {
+    void *data; // [m, n], stored type or fp32
+    Dtype dtype;
+    size_t row_stride;
+    float scale;
+    const float *bias; // [n] or NULL
+    int accumulate;    // out = fma(acc, scale, out); fp32 only
+} Output;
+
+static Output output(void *data, Dtype dtype, size_t row_stride, float scale, const float *bias, int accumulate) {
+    Output o = {data, dtype, row_stride, scale, bias, accumulate};
+    return o;
+}
+
+#if defined(ISA_AVX512)
+#define MR 6
+#define NR 64 // 6 rows x 4 vectors: 24 accumulators, 4 vectors of b, 1 broadcast
+#elif defined(ISA_AVX2) || defined(__aarch64__)
+#define MR 6
+#define NR 16
+#else
+#define MR 2
+#define NR 16
+#endif
+#define NB       64   // columns of b that one task packs
+#define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
+#define MC       1536 // rows of a packed at a time
+#define KU_CHUNK 64   // units that are decoded before they are laid out, small enough for L1
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+
+// Whether units are bf16 pairs. The bits are the same; which is faster depends on the CPU (a Zen 5 runs vdpbf16ps at twice
+// the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures it.
+static int product_uses_pairs = 0;
+
+// tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1.
+#if defined(ISA_AVX512)
+#ifdef __AVX512BF16__
+static void kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    __m512 c[MR][4];
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_load_ps(tile + i * NR + j * 16);
+    for (int u = 0; u < units; u++, a += MR, b += NR) {
+        __m512i v[4];
+        UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_load_si512(b + j * 16);
+        UNROLL for (int i = 0; i < MR; i++) {
+            __m512i s = _mm512_set1_epi32((int)a[i]);
+            UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)s, (__m512bh)v[j]);
+        }
+    }
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) _mm512_store_ps(tile + i * NR + j * 16, c[i][j]);
+}
+#endif
+static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    __m512 c[MR][4];
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_load_ps(tile + i * NR + j * 16);
+    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
+        UNROLL for (int odd = 1; odd >= 0; odd--) {
+            __m512 v[4];
+            UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_load_ps(b + odd * NR + j * 16);
+            UNROLL for (int i = 0; i < MR; i++) {
+                __m512 s = _mm512_castsi512_ps(_mm512_set1_epi32((int)a[odd * MR + i]));
+                UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_fmadd_ps(s, v[j], c[i][j]);
+            }
+        }
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) _mm512_store_ps(tile + i * NR + j * 16, c[i][j]);
+}
+#elif defined(ISA_AVX2)
+static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    __m256 c[MR][2];
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 2; j++) c[i][j] = _mm256_load_ps(tile + i * NR + j * 8);
+    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
+        UNROLL for (int odd = 1; odd >= 0; odd--) {
+            __m256 v0 = _mm256_load_ps((const float *)b + odd * NR), v1 = _mm256_load_ps((const float *)b + odd * NR + 8);
+            UNROLL for (int i = 0; i < MR; i++) {
+                __m256 s = _mm256_broadcast_ss((const float *)a + odd * MR + i);
+                c[i][0] = _mm256_fmadd_ps(s, v0, c[i][0]);
+                c[i][1] = _mm256_fmadd_ps(s, v1, c[i][1]);
+            }
+        }
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 2; j++) _mm256_store_ps(tile + i * NR + j * 8, c[i][j]);
+}
+#else
+// Four lanes of acc = fma(a, b, acc), one rounding.
+#if defined(__ARM_NEON)
+typedef float32x4_t F4;
+static inline F4 f4_fma(float a, F4 b, F4 c) { return vfmaq_n_f32(c, b, a); }
+#elif defined(__SSE2__) && PRECISION != PRECISION_FP32
+// The product of two 16-bit operands is a float, and the sum of two floats rounded to double and then to float is rounded
+// as if once (53 >= 2 * 24 + 2 bits): no FMA instruction is needed.
+typedef __m128 F4;
+static inline F4 f4_fma(float a, F4 b, F4 c) {
+    __m128d s = _mm_set1_pd((double)a), b1 = _mm_cvtps_pd(_mm_movehl_ps(b, b)), c1 = _mm_cvtps_pd(_mm_movehl_ps(c, c));
+    __m128d lo = _mm_add_pd(_mm_mul_pd(s, _mm_cvtps_pd(b)), _mm_cvtps_pd(c)), hi = _mm_add_pd(_mm_mul_pd(s, b1), c1);
+    return _mm_movelh_ps(_mm_cvtpd_ps(lo), _mm_cvtpd_ps(hi));
+}
+#else
+typedef struct {
+    float f[4];
+} F4;
+static inline F4 f4_fma(float a, F4 b, F4 c) {
+    for (int l = 0; l < 4; l++) c.f[l] = fma_exact(a, b.f[l], c.f[l]);
+    return c;
+}
+#endif
+static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    F4 c[MR][NR / 4], v[NR / 4];
+    memcpy(c, tile, sizeof(c));
+    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
+        for (int odd = 1; odd >= 0; odd--) {
+            memcpy(v, b + odd * NR, sizeof(v));
+            UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NR / 4; j++) c[i][j] =
+                f4_fma(bits_float(a[odd * MR + i]), v[j], c[i][j]);
+        }
+    memcpy(tile, c, sizeof(c));
+}
+#endif
+
+static void kernel(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+#ifdef __AVX512BF16__
+    if (product_uses_pairs) {
+        kernel_pairs(units, a, b, tile);
+        return;
+    }
+#endif
+    kernel_fp32(units, a, b, tile);
+}
+
+// ---- packing
+
+// n FP8 codes to bf16.
+static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
+    const int t = d == DTYPE_E5M2;
+    int i = 0;
+#if defined(ISA_AVX512) && defined(__AVX512VBMI__)
+    // Low and high byte of the bf16 come from two tables of 128 entries; the sign is the code's own top bit. Quadwords are
+    // put in an order that makes the lane-wise unpack give ascending elements.
+    const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
+    const __m512i h0 = _mm512_loadu_si512(fp8_high[t]), h1 = _mm512_loadu_si512(fp8_high[t] + 64);
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), top = _mm512_set1_epi8((char)0x80);
+    for (; i + 64 <= n; i += 64) {
+        __m512i c = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i));
+        __m512i low = _mm512_permutex2var_epi8(l0, c, l1), high = _mm512_permutex2var_epi8(h0, c, h1);
+        high = _mm512_ternarylogic_epi64(high, c, top, 0xf8); // high | (c & 0x80)
+        _mm512_storeu_si512(out + i, _mm512_unpacklo_epi8(low, high));
+        _mm512_storeu_si512(out + i + 32, _mm512_unpackhi_epi8(low, high));
+    }
+#endif
+    for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
+}
+
+// n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32. n <= 2 * KU_CHUNK.
+static void decode_row(void *out, const Operand *s, size_t offset, int n) {
+    const uint8_t *p = (const uint8_t *)s->data + offset * dtype_size[s->dtype];
+    uint16_t t[2 * KU_CHUNK];
+    if (product_uses_pairs) {
+        if (s->dtype == DTYPE_BF16) memcpy(out, p, (size_t)n * 2);
+        else decode_bf16((uint16_t *)out, p, n, s->dtype);
+        return;
+    }
+    float *f = (float *)out;
+    switch (s->dtype) {
+    case DTYPE_FP32: memcpy(out, p, (size_t)n * 4); break;
+    case DTYPE_FP16:
+        memcpy(t, p, (size_t)n * 2);
+#if defined(ISA_AVX512)
+        for (int i = 0; i < n; i += 16) _mm512_mask_storeu_ps(f + i, n - i >= 16 ? 0xffff : (__mmask16)((1 << (n - i)) - 1),
+                                                              _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(t + i))));
+#elif defined(ISA_AVX2)
+        for (int i = 0; i < n; i += 8) {
+            __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(t + i)));
+            if (n - i >= 8) _mm256_storeu_ps(f + i, x);
+            else
+                for (int l = 0; l < n - i; l++) f[i + l] = float_from_fp16(t[i + l]);
+        }
+#else
+        for (int i = 0; i < n; i++) f[i] = float_from_fp16(t[i]);
+#endif
+        break;
+    case DTYPE_BF16:
+        memcpy(t, p, (size_t)n * 2);
+        for (int i = 0; i < n; i++) f[i] = float_from_bf16(t[i]);
+        break;
+    default:
+        decode_bf16(t, p, n, s->dtype);
+        for (int i = 0; i < n; i++) f[i] = float_from_bf16(t[i]);
+    }
+}
+
+#if defined(ISA_AVX512)
+// dst[c][r] = src[r][c] for a 16 x 16 block of units.
+static void transpose_16x16(uint32_t *dst, size_t dst_stride, const uint32_t *src, size_t src_stride) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(src + (size_t)i * src_stride);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) { // r[i + j]: columns j, j+4, j+8, j+12 of rows i .. i+3
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        __m512i ab02 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), ab13 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        __m512i cd02 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), cd13 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        _mm512_storeu_si512(dst + (size_t)j * dst_stride, _mm512_shuffle_i32x4(ab02, cd02, 0x88));
+        _mm512_storeu_si512(dst + (size_t)(j + 8) * dst_stride, _mm512_shuffle_i32x4(ab02, cd02, 0xdd));
+        _mm512_storeu_si512(dst + (size_t)(j + 4) * dst_stride, _mm512_shuffle_i32x4(ab13, cd13, 0x88));
+        _mm512_storeu_si512(dst + (size_t)(j + 12) * dst_stride, _mm512_shuffle_i32x4(ab13, cd13, 0xdd));
+    }
+}
+#endif
+
+// Units that nk elements of K take: K is padded with zeros to an even number, and no further.
+static int units_of(int nk) { return product_uses_pairs ? (nk + 1) / 2 : (nk + 1) / 2 * 2; }
+
+// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows, ni <= NB per call when rows
+// are contiguous. Rows beyond ni are zeros. dst: [ceil(ni / width)][units][width].
+static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk, const int width) {
+    const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
+    uint32_t rows[NR > MR ? NR : MR][KU_CHUNK] __attribute__((aligned(64)));
+    if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
+        for (int p = 0; p < ni; p += width, dst += (size_t)units * (size_t)width) {
+            const int n = ni - p < width ? ni - p : width;
+            if (n < width) memset(rows, 0, sizeof(rows));
+            for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
+                const int nu = units - u0 < KU_CHUNK ? units - u0 : KU_CHUNK;
+                const int left = nk - u0 * per_unit, len = left < nu * per_unit ? left : nu * per_unit;
+                for (int i = 0; i < n; i++) {
+                    if (len < nu * per_unit) rows[i][nu - 1] = 0;
+                    decode_row(rows[i], s, (i0 + (size_t)(p + i)) * s->row_stride + k0 + (size_t)(u0 * per_unit), len);
+                }
+                uint32_t *to = dst + (size_t)u0 * (size_t)width;
+                int u = 0;
+#if defined(ISA_AVX512)
+                if (width % 16 == 0)
+                    for (; u + 16 <= nu; u += 16)
+                        for (int i = 0; i < width; i += 16) transpose_16x16(to + u * width + i, (size_t)width, &rows[i][u], KU_CHUNK);
+#endif
+                for (; u < nu; u++)
+                    for (int i = 0; i < width; i++) to[u * width + i] = rows[i][u];
+            }
+        }
+        return;
+    }
+    // Across K: decode rows k and k+1 of the source, NB elements at a time, and interleave (pairs) or copy (fp32).
+    for (int j = 0; j < ni; j += NB / width * width) {
+        const int n = ni - j < NB / width * width ? ni - j : NB / width * width, panels = (n + width - 1) / width;
+        uint32_t *line = &rows[0][0]; // one unit of every panel
+        uint16_t even[NB] = {0}, odd[NB] = {0};
+        memset(line, 0, NB * sizeof(uint32_t));
+        for (int u = 0; u < units; u++) {
+            const size_t k = k0 + (size_t)(u * per_unit), from = i0 + (size_t)j;
+            if (product_uses_pairs) {
+                decode_row(even, s, k * s->k_stride + from, n);
+                if (u * 2 + 1 < nk) decode_row(odd, s, (k + 1) * s->k_stride + from, n);
+                else memset(odd, 0, sizeof(odd));
+                for (int i = 0; i < NB; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
+            } else if (u < nk) decode_row(line, s, k * s->k_stride + from, n);
+            else memset(line, 0, NB * sizeof(uint32_t));
+            for (int p = 0; p < panels; p++)
+                memcpy(dst + ((size_t)p * (size_t)units + (size_t)u) * (size_t)width, line + p * width, (size_t)width * 4);
+        }
+        dst += (size_t)panels * (size_t)units * (size_t)width;
+    }
+}
+static void pack_a(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, s, i0, ni, k0, nk, MR); }
+static void pack_b(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, s, i0, ni, k0, nk, NR); }
+
+// ---- the product of packed panels
+
+// Turns rows x cols of a finished tile into output elements at out + (m, n).
+static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
+    const V16 scale = v_set1(out->scale);
+    for (int i = 0; i < rows; i++) {
+        const size_t at = (m + (size_t)i) * out->row_stride + n;
+        for (int j = 0; j < cols; j += 16) {
+            const size_t left = (size_t)(cols - j);
+            V16 acc = v_load(tile + i * NR + j), value;
+            if (out->bias || out->accumulate) {
+                const float *add = out->bias ? out->bias + n + j : (const float *)out->data + at + j;
+                value = v_load_n(add, left);
+#if defined(ISA_AVX512)
+                value = _mm512_fmadd_ps(acc, scale, value);
+#elif defined(ISA_AVX2)
+                value.l = _mm256_fmadd_ps(acc.l, scale.l, value.l), value.h = _mm256_fmadd_ps(acc.h, scale.h, value.h);
+#else
+                for (int l = 0; l < 16; l++) value.f[l] = fma_exact(acc.f[l], out->scale, value.f[l]);
+#endif
+            } else value = v_mul(acc, scale);
+            if (out->dtype == DTYPE_FP32) v_store_n((float *)out->data + at + j, value, left);
+            else v_store_stored_n((stored_t *)out->data + at + j, value, left);
+        }
+    }
+}
+
+// Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first `units` are used).
+// `partial`, where given, holds the raw chains of unfinished products, [m][partial_stride]: loaded unless `first`, stored
+// unless `last`.
+static void product_panels(const Output *out, size_t m0, size_t n0, const uint32_t *a, const uint32_t *b, int m, int n,
+                           int units, int b_units, float *partial, size_t partial_stride, int first, int last) {
+    float tile[MR * NR] __attribute__((aligned(64)));
+    for (int i = 0; i < m; i += MR, a += (size_t)units * MR) {
+        const int rows = m - i < MR ? m - i : MR;
+        const uint32_t *panel = b;
+        for (int j = 0; j < n; j += NR, panel += (size_t)b_units * NR) {
+            const int cols = n - j < NR ? n - j : NR;
+            float *part = partial ? partial + (m0 + (size_t)i) * partial_stride + n0 + (size_t)j : NULL;
+            if (first || rows < MR || cols < NR) memset(tile, 0, sizeof(tile));
+            if (!first)
+                for (int r = 0; r < rows; r++) memcpy(tile + r * NR, part + (size_t)r * partial_stride, (size_t)cols * 4);
+            kernel(units, a, panel, tile);
+            if (last) epilogue(out, m0 + (size_t)i, n0 + (size_t)j, tile, rows, cols);
+            else
+                for (int r = 0; r < rows; r++) memcpy(part + (size_t)r * partial_stride, tile + r * NR, (size_t)cols * 4);
+        }
+    }
+}
+
+// Working memory of the products and of attention, made once by workspace_init().
+static struct {
+    int threads;
+    uint32_t *packed_a;        // [MC rounded up to MR][KU], shared by all threads
+    float *partial;            // raw chains of a product whose K takes several blocks, [m][n]
+    size_t partial_count;      // its size in floats
+    char *thread;              // a slice for each thread: packed b of a product, or attention's buffers
+    size_t thread_bytes;
+} workspace;
+
+static void *workspace_thread(void) { return workspace.thread + (size_t)thread_index() * workspace.thread_bytes; }
+
+// out[M, N] from a[M, K] and b[N, K]. A task is a block of NB columns of b and a range of rows of a.
+static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t K) {
+    const size_t block = product_uses_pairs ? 2 * KU : KU, blocks = (K + block - 1) / block;
+    const size_t step = round_up((K + blocks - 1) / blocks, 2); // K in equal blocks
+    // Raw chains between blocks of K lie in the output itself where it has room for them.
+    float *partial = blocks == 1 ? NULL : workspace.partial;
+    size_t partial_stride = N;
+    const int in_place = out.dtype == DTYPE_FP32 && !out.accumulate;
+    if (blocks > 1 && in_place) partial = (float *)out.data, partial_stride = out.row_stride;
+    else if (blocks > 1 && M * N > workspace.partial_count)
+        fatal(EXIT_BAD_INPUT, "matmul: %zu x %zu x %zu needs more workspace than was planned", M, N, K);
+    const long columns = (long)((N + NB - 1) / NB);
+    for (size_t m0 = 0; m0 < M; m0 += MC) {
+        const size_t rows = M - m0 < MC ? M - m0 : MC;
+        const long panels = (long)((rows + MR - 1) / MR);
+        long splits = 1; // of the rows, so that every thread gets several tasks
+        while (splits < panels / 8 && columns * splits < 3L * workspace.threads && workspace.threads > 1) splits++;
+#pragma omp parallel
+        for (size_t k0 = 0; k0 < K; k0 += step) {
+            const int nk = (int)(K - k0 < step ? K - k0 : step), units = units_of(nk);
+            const long group = NB / MR; // panels packed by one call
+#pragma omp for schedule(static)
+            for (long p = 0; p < panels; p += group) {
+                size_t i = (size_t)p * MR, n = rows - i < (size_t)(group * MR) ? rows - i : (size_t)(group * MR);
+                pack_a(workspace.packed_a + i * (size_t)units, &a, m0 + i, (int)n, k0, nk);
+            }
+#pragma omp for schedule(dynamic)
+            for (long task = 0; task < columns * splits; task++) {
+                uint32_t *packed_b = (uint32_t *)workspace_thread();
+                const size_t n0 = (size_t)(task % columns) * NB, n = N - n0 < NB ? N - n0 : NB;
+                const long part = task / columns, p0 = panels * part / splits, p1 = panels * (part + 1) / splits;
+                const size_t i0 = (size_t)p0 * MR, i1 = (size_t)p1 * MR < rows ? (size_t)p1 * MR : rows;
+                pack_b(packed_b, &b, n0, (int)n, k0, nk);
+                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * (size_t)units, packed_b, (int)(i1 - i0),
+                               (int)n, units, units, partial, partial_stride, k0 == 0, k0 + step >= K);
+            }
+        }
+    }
+}
+
+// ---- the machine's peak
+
+// GFLOP/s of one thread in multiply-adds that touch no memory; pairs: vdpbf16ps.
+static double peak_measure(int pairs) {
+    const long n = 400000;
+    double best = 0;
+    for (int repeat = 0; repeat < 3; repeat++) {
+        double t = seconds_now(), flops = 0;
+        float sink[16] = {0};
+#if defined(ISA_AVX512)
+        __m512 c[24], x = _mm512_setzero_ps();
+        UNROLL for (int i = 0; i < 24; i++) {
+            c[i] = x;
+            __asm__ volatile("" : "+v"(c[i])); // unknown to the compiler: nothing is folded, no two chains are one
+        }
+        for (long k = 0; k < n; k++) {
+            __asm__ volatile("" : "+v"(x));
+#ifdef __AVX512BF16__
+            if (pairs) {
+                UNROLL for (int i = 0; i < 12; i++) c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)x, (__m512bh)x);
+                UNROLL for (int i = 12; i < 24; i++) c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)x, (__m512bh)x);
+                continue;
+            }
+#endif
+            UNROLL for (int i = 0; i < 12; i++) c[i] = _mm512_fmadd_ps(x, x, c[i]);
+            UNROLL for (int i = 12; i < 24; i++) c[i] = _mm512_fmadd_ps(x, x, c[i]);
+        }
+        for (int i = 0; i < 24; i++) x = _mm512_add_ps(x, c[i]);
+        _mm512_storeu_ps(sink, x);
+        flops = (double)n * 24 * (pairs ? 64 : 32);
+#elif defined(ISA_AVX2)
+        __m256 c[12], x = _mm256_setzero_ps();
+        UNROLL for (int i = 0; i < 12; i++) {
+            c[i] = x;
+            __asm__ volatile("" : "+x"(c[i])); // unknown to the compiler: nothing is folded, no two chains are one
+        }
+        for (long k = 0; k < n; k++) {
+            __asm__ volatile("" : "+x"(x));
+            UNROLL for (int i = 0; i < 12; i++) c[i] = _mm256_fmadd_ps(x, x, c[i]);
+        }
+        for (int i = 0; i < 12; i++) x = _mm256_add_ps(x, c[i]);
+        _mm256_storeu_ps(sink, x);
+        flops = (double)n * 12 * 16;
+#else
+        uint32_t a[2 * MR] = {0}, b[2 * NR] = {0};
+        float tile[MR * NR] = {0};
+        for (long k = 0; k < n / 40; k++) kernel_fp32(2, a, b, tile);
+        sink[0] = tile[0];
+        flops = (double)(n / 40) * 4 * MR * NR;
+#endif
+        t = seconds_now() - t;
+        __asm__ volatile("" : : "r"(sink) : "memory");
+        if (flops / t > best) best = flops / t;
+    }
+    return best * 1e-9;
+}
+
+static double machine_peak_gflops; // all threads together, of the instruction that the products use
+
+// Denormal mode, tables, and which of two instructions is the faster one here.
+static void machine_init(void) {
+    fp_mode_set();
+    fp8_tables_init();
+    double fp32_peak = 0, pairs_peak = 0;
+#pragma omp parallel reduction(+ : fp32_peak, pairs_peak)
+    {
+        fp32_peak += peak_measure(0);
+#ifdef __AVX512BF16__
+#pragma omp barrier
+        if (PRECISION == PRECISION_FP8 || PRECISION == PRECISION_BF16) pairs_peak += peak_measure(1);
+#endif
+    }
+    product_uses_pairs = pairs_peak > fp32_peak;
+    machine_peak_gflops = product_uses_pairs ? pairs_peak : fp32_peak;
+}
+
+// partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
+static void workspace_init(size_t partial_count, size_t attention_bytes) {
+    workspace.threads = thread_count();
+    workspace.packed_a = (uint32_t *)memory_allocate(round_up(MC, MR) * KU * 4);
+    workspace.partial = (float *)memory_allocate(partial_count * 4);
+    workspace.partial_count = partial_count;
+    workspace.thread_bytes = round_up(size_max(attention_bytes, NB * KU * 4), 4096) + 64;
+    workspace.thread = (char *)memory_allocate((size_t)workspace.threads * workspace.thread_bytes);
+}
+static void workspace_free(void) {
+    free(workspace.packed_a), free(workspace.partial), free(workspace.thread);
+    memset(&workspace, 0, sizeof(workspace));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 5. layers
+//
+// Shapes are row-major. B sequences of n positions are B * n rows. Sums over channels run in 16 striped lanes and a fixed
+// tree; sums over rows in blocks of ROWS rows, the blocks then in ascending order.
+
+#define ROWS 32
+
+// Column sums over rows of `terms` tensors at once, in a fixed order whatever the thread count: out[t][c] += sum over rows
+// of row_terms(row)[t][c]. The rows' blocks leave their sums in `partial` [blocks][width].
+static void column_sums_finish(float *out, const float *partial, long blocks, size_t width) {
+#pragma omp parallel for schedule(static)
+    for (long c = 0; c < (long)((width + 15) / 16); c++) {
+        size_t at = (size_t)c * 16, left = width - at;
+        V16 sum = v_set1(0);
+        for (long k = 0; k < blocks; k++) sum = v_add(sum, v_load_n(partial + (size_t)k * width + at, left));
+        v_store_n(out + at, v_add(v_load_n(out + at, left), sum), left);
+    }
+}
+
+// x[b, i] = wte[token] + wpe[pos + i], rounded once to the stored type.
+static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
+#pragma omp parallel for schedule(static)
+    for (int row = 0; row < B * n; row++) {
+        const float *e = wte + (size_t)tokens[row] * (size_t)C, *p = wpe + (size_t)(pos + row % n) * (size_t)C;
+        for (size_t c = 0; c < (size_t)C; c += 16)
+            v_store_stored_n(x + (size_t)row * (size_t)C + c, v_add(v_load_n(e + c, (size_t)C - c), v_load_n(p + c, (size_t)C - c)), (size_t)C - c);
+    }
+}
+
+// dwte[token] += dx, dwpe[position] += dx. A thread owns a range of channels and walks the rows in ascending order.
+static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, int B, int T, int C) {
+#pragma omp parallel for schedule(static)
+    for (long block = 0; block < (C + 15) / 16; block++) {
+        const size_t c = (size_t)block * 16, left = (size_t)C - c;
+        for (int row = 0; row < B * T; row++) {
+            V16 d = v_load_stored_n(dx + (size_t)row * (size_t)C + c, left);
+            float *e = dwte + (size_t)tokens[row] * (size_t)C + c, *p = dwpe + (size_t)(row % T) * (size_t)C + c;
+            v_store_n(e, v_add(v_load_n(e, left), d), left);
+            v_store_n(p, v_add(v_load_n(p, left), d), left);
+        }
+    }
+}
+
+// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd * weight + bias.
+// residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
+static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean, float *rstd, const stored_t *a,
+                                       const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < rows; row++) {
+        stored_t *x = residual + row * C;
+        V16 sum = v_set1(0);
+        for (size_t c = 0; c < C; c += 16) {
+            V16 v = v_load_stored_n(a + row * C + c, C - c);
+            if (b) v = v_add(v, v_load_stored_n(b + row * C + c, C - c));
+            v_store_stored_n(x + c, v, C - c);
+            sum = v_add(sum, v_load_stored_n(x + c, C - c)); // what is normalised is the stored value
+        }
+        const float m = v_sum(sum) / (float)C;
+        V16 squares = v_set1(0);
+        for (size_t c = 0; c < C; c += 16) {
+            float t[16];
+            v_store(t, v_sub(v_load_stored_n(x + c, C - c), v_set1(m)));
+            for (size_t l = C - c; l < 16; l++) t[l] = 0;
+            squares = v_add(squares, v_mul(v_load(t), v_load(t)));
+        }
+        const float r = 1.0f / sqrtf(v_sum(squares) / (float)C + 1e-5f);
+        for (size_t c = 0; c < C; c += 16) {
+            V16 norm = v_mul(v_sub(v_load_stored_n(x + c, C - c), v_set1(m)), v_set1(r));
+            v_store_stored_n(normed + row * C + c, v_add(v_mul(norm, v_load_n(weight + c, C - c)), v_load_n(bias + c, C - c)), C - c);
+        }
+        mean[row] = m, rstd[row] = r;
+    }
+}
+
+// norm = (x - mean) rstd, dnorm = dout * weight
+//   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
+// partial: [ceil(rows / ROWS)][2 C]; dweight and dbias lie side by side as dparams [2 C].
+static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
+                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows, size_t C) {
+    const long blocks = (long)((rows + ROWS - 1) / ROWS);
+#pragma omp parallel for schedule(static)
+    for (long k = 0; k < blocks; k++) {
+        float *dw = partial + (size_t)k * C, *db = partial + ((size_t)blocks + (size_t)k) * C;
+        memset(dw, 0, C * 4), memset(db, 0, C * 4);
+        for (size_t row = (size_t)k * ROWS; row < rows && row < (size_t)(k + 1) * ROWS; row++) {
+            const V16 m = v_set1(mean[row]), r = v_set1(rstd[row]);
+            V16 sum = v_set1(0), sum_norm = v_set1(0);
+            for (size_t c = 0; c < C; c += 16) { // lanes beyond C hold zeros in dout, so they add nothing
+                V16 d = v_load_stored_n(dout + row * C + c, C - c);
+                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r), dn = v_mul(d, v_load_n(weight + c, C - c));
+                sum = v_add(sum, dn), sum_norm = v_add(sum_norm, v_mul(dn, norm));
+                v_store_n(dw + c, v_add(v_load_n(dw + c, C - c), v_mul(d, norm)), C - c);
+                v_store_n(db + c, v_add(v_load_n(db + c, C - c), d), C - c);
+            }
+            const V16 mean_dn = v_set1(v_sum(sum) / (float)C), mean_dnn = v_set1(v_sum(sum_norm) / (float)C);
+            for (size_t c = 0; c < C; c += 16) {
+                V16 d = v_load_stored_n(dout + row * C + c, C - c);
+                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r), dn = v_mul(d, v_load_n(weight + c, C - c));
+                V16 dx = v_mul(v_sub(v_sub(dn, mean_dn), v_mul(norm, mean_dnn)), r);
+                v_store_stored_n(dresidual + row * C + c, v_add(v_load_stored_n(dresidual + row * C + c, C - c), dx), C - c);
+            }
+        }
+    }
+    column_sums_finish(dweight, partial, blocks, C);
+    column_sums_finish(dbias, partial + (size_t)blocks * C, blocks, C);
+}
+
+// tanh GELU: 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); the right side needs no tanh.
+static inline V16 gelu_sigmoid(V16 x, V16 *du) {
+    const V16 k = v_set1(0.7978845608f), cubic = v_set1(0.044715f * 0.7978845608f), x2 = v_mul(x, x);
+    V16 u = v_mul(x, v_add(k, v_mul(cubic, x2)));
+    if (du) *du = v_add(k, v_mul(v_mul(v_set1(3), cubic), x2));
+    return v_div(v_set1(1), v_add(v_set1(1), v_exp(v_mul(v_set1(-2), u))));
+}
+static void gelu_forward(stored_t *out, const stored_t *x, size_t n) {
+#pragma omp parallel for schedule(static)
+    for (size_t begin = 0; begin < n; begin += CHUNK)
+        for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) {
+            V16 v = v_load_stored_n(x + i, n - i);
+            v_store_stored_n(out + i, v_mul(v, gelu_sigmoid(v, NULL)), n - i);
+        }
+}
+// dx = dout (s + x s (1 - s) 2 u'), in place: d is dout, then dx.
+static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
+#pragma omp parallel for schedule(static)
+    for (size_t begin = 0; begin < n; begin += CHUNK)
+        for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) {
+            V16 v = v_load_stored_n(x + i, n - i), du, s = gelu_sigmoid(v, &du);
+            V16 slope = v_mul(v_mul(v, v_mul(s, v_sub(v_set1(1), s))), v_mul(v_set1(2), du));
+            v_store_stored_n(d + i, v_mul(v_load_stored_n(d + i, n - i), v_add(s, slope)), n - i);
+        }
+}
+
+// ---- attention
+//
+// One task is one head of one sequence. The scores of a block of QROWS queries are held whole: exact maximum, keys summed
+// in ascending order, then normalised, then rounded; so no bit depends on a tile. Probabilities and score gradients are
+// rounded to the stored type before they are multiplied. The backward pass makes the scores again instead of keeping them.
+
+#define QROWS 64
+
+// A thread's buffers, carved from its slice of the workspace; Tp = T rounded up to 64.
+typedef struct {
+    float *scores, *dp;                         // [QROWS, Tp]
+    stored_t *p, *ds;                           // [QROWS, Tp]
+    float *o, *dk, *dv;                         // [QROWS, hs], [Tp, hs], [Tp, hs]
+    uint32_t *a;                                // packed left operand, any of the products
+    uint32_t *k_scores, *v_scores, *k_out, *v_out; // packed k and v: [keys, hs] and [hs, keys]
+    uint32_t *q_out, *do_out;                   // packed q and dout of a block: [hs, QROWS]
+} AttentionBuffers;
+
+static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) {
+    const size_t Tp = round_up(T, 64), hp = round_up(hs, 64), rows = round_up(round_up(QROWS, MR) * Tp, 64), q = QROWS;
+    const size_t bytes[13] = {q * Tp * 4, q * Tp * 4, q * Tp * sizeof(stored_t), q * Tp * sizeof(stored_t), q * hp * 4,
+                              Tp * hp * 4, Tp * hp * 4, size_max(rows, round_up(Tp, MR) * q + Tp * MR) * 4 + round_up(QROWS, MR) * hp * 4,
+                              Tp * hp * 4, Tp * hp * 4, Tp * hp * 4, Tp * hp * 4, 0};
+    void **fields[12] = {(void **)&w->scores, (void **)&w->dp, (void **)&w->p, (void **)&w->ds, (void **)&w->o, (void **)&w->dk,
+                         (void **)&w->dv, (void **)&w->a, (void **)&w->k_scores, (void **)&w->v_scores, (void **)&w->k_out,
+                         (void **)&w->v_out};
+    size_t at = 0;
+    for (int i = 0; i < 12; i++) {
+        *fields[i] = base + at;
+        at += round_up(bytes[i] + 64, 64);
+    }
+    w->q_out = (uint32_t *)(void *)(base + at), at += q * hp * 4;
+    w->do_out = (uint32_t *)(void *)(base + at), at += q * hp * 4;
+    return at;
+}
+
+// Row i of `scores` holds `valid` scores, then anything up to `keys` rounded up to 16. Makes e^(s - max) of it, zeros
+// beyond; returns the sum of the row.
+static float softmax_row(float *s, int valid, int keys) {
+    const int end = (valid + 15) / 16 * 16, all = (keys + 15) / 16 * 16;
+    for (int j = valid; j < end; j++) s[j] = -INFINITY;
+    V16 max = v_set1(-INFINITY), sum = v_set1(0);
+    for (int j = 0; j < end; j += 16) max = v_max(max, v_load(s + j));
+    max = v_set1(v_hmax(max));
+    for (int j = 0; j < end; j += 16) {
+        V16 e = v_exp(v_sub(v_load(s + j), max));
+        v_store(s + j, e);
+        sum = v_add(sum, e);
+    }
+    memset(s + end, 0, (size_t)(all - end) * 4);
+    return v_sum(sum);
+}
+
+// out[b, i] = softmax(q k^T / sqrt(hs)) v for n queries at positions pos .. pos+n, keys 0 .. pos+n (causal).
+// qkv: [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1). out: [B, n, C].
+static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, int pos, int C, int NH) {
+    const int hs = C / NH, T = pos + n, Tp = (T + 63) / 64 * 64;
+    const size_t stride = 3 * (size_t)C;
+    const float scale = 1.0f / sqrtf((float)hs);
+#pragma omp parallel for schedule(dynamic)
+    for (int task = 0; task < B * NH; task++) {
+        const int b = task / NH, h = task % NH;
+        AttentionBuffers w;
+        attention_buffers(&w, (char *)workspace_thread(), (size_t)T, (size_t)hs);
+        const stored_t *base = qkv + (size_t)b * (size_t)T * stride + (size_t)h * (size_t)hs;
+        const Operand q = operand(base + (size_t)pos * stride, STORED, stride, 1), k = operand(base + C, STORED, stride, 1);
+        const Operand v_t = operand(base + 2 * C, STORED, 1, stride), p = operand(w.p, STORED, (size_t)Tp, 1);
+        const int hu = units_of(hs), Tu = units_of(T);
+        pack_b(w.k_scores, &k, 0, T, 0, hs);
+        pack_b(w.v_out, &v_t, 0, hs, 0, T);
+        for (int i0 = 0; i0 < n; i0 += QROWS) {
+            const int rows = n - i0 < QROWS ? n - i0 : QROWS, keys = pos + i0 + rows;
+            float inverse[QROWS];
+            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0), o = output(w.o, DTYPE_FP32, (size_t)hs, 1, NULL, 0);
+            pack_a(w.a, &q, (size_t)i0, rows, 0, hs);
+            product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
+            for (int i = 0; i < rows; i++) {
+                float *s = w.scores + (size_t)i * (size_t)Tp;
+                inverse[i] = 1.0f / softmax_row(s, pos + i0 + i + 1, keys);
+                for (int j = 0; j < keys; j += 16) v_store_stored(w.p + (size_t)i * (size_t)Tp + j, v_load(s + j));
+            }
+            pack_a(w.a, &p, 0, rows, 0, keys);
+            product_panels(&o, 0, 0, w.a, w.v_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
+            for (int i = 0; i < rows; i++)
+                for (int c = 0; c < hs; c += 16)
+                    v_store_stored_n(out + ((size_t)b * (size_t)n + (size_t)(i0 + i)) * (size_t)C + (size_t)(h * hs + c),
+                                     v_mul(v_load_n(w.o + i * hs + c, (size_t)(hs - c)), v_set1(inverse[i])), (size_t)(hs - c));
+        }
+    }
+}
+
+// dv = p^T dout;  dp = dout v^T;  ds = p (dp - sum_j p dp);  dq = ds k / sqrt(hs);  dk = ds^T q / sqrt(hs)
+// dqkv: [B, T, 3C]; dout: [B, T, C]. dk and dv are one chain over all queries, kept raw in fp32 between blocks.
+static void attention_backward(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, int B, int T, int C, int NH) {
+    const int hs = C / NH, Tp = (T + 63) / 64 * 64;
+    const size_t stride = 3 * (size_t)C;
+    const float scale = 1.0f / sqrtf((float)hs);
+#pragma omp parallel for schedule(dynamic)
+    for (int task = 0; task < B * NH; task++) {
+        const int b = task / NH, h = task % NH;
+        AttentionBuffers w;
+        attention_buffers(&w, (char *)workspace_thread(), (size_t)T, (size_t)hs);
+        const size_t at = (size_t)b * (size_t)T * stride + (size_t)h * (size_t)hs;
+        const stored_t *base = qkv + at, *dbase = dout + (size_t)b * (size_t)T * (size_t)C + (size_t)h * (size_t)hs;
+        const Operand q = operand(base, STORED, stride, 1), q_t = operand(base, STORED, 1, stride);
+        const Operand k = operand(base + C, STORED, stride, 1), k_t = operand(base + C, STORED, 1, stride);
+        const Operand v = operand(base + 2 * C, STORED, stride, 1);
+        const Operand dO = operand(dbase, STORED, (size_t)C, 1), dO_t = operand(dbase, STORED, 1, (size_t)C);
+        const Operand ds = operand(w.ds, STORED, (size_t)Tp, 1), ds_t = operand(w.ds, STORED, 1, (size_t)Tp);
+        const Operand p_t = operand(w.p, STORED, 1, (size_t)Tp);
+        const int hu = units_of(hs), Tu = units_of(T);
+        pack_b(w.k_scores, &k, 0, T, 0, hs);
+        pack_b(w.v_scores, &v, 0, T, 0, hs);
+        pack_b(w.k_out, &k_t, 0, hs, 0, T);
+        memset(w.dk, 0, (size_t)T * (size_t)hs * 4), memset(w.dv, 0, (size_t)T * (size_t)hs * 4);
+        for (int i0 = 0; i0 < T; i0 += QROWS) {
+            const int rows = T - i0 < QROWS ? T - i0 : QROWS, keys = i0 + rows, ru = units_of(rows);
+            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0), dp = output(w.dp, DTYPE_FP32, (size_t)Tp, 1, NULL, 0);
+            pack_a(w.a, &q, (size_t)i0, rows, 0, hs);
+            product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
+            pack_a(w.a, &dO, (size_t)i0, rows, 0, hs);
+            product_panels(&dp, 0, 0, w.a, w.v_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
+            for (int i = 0; i < rows; i++) {
+                float *s = w.scores + (size_t)i * (size_t)Tp, *d = w.dp + (size_t)i * (size_t)Tp;
+                const V16 inverse = v_set1(1.0f / softmax_row(s, i0 + i + 1, keys));
+                for (int j = keys; j < (keys + 15) / 16 * 16; j++) d[j] = 0;
+                V16 sum = v_set1(0);
+                for (int j = 0; j < keys; j += 16) {
+                    V16 e = v_mul(v_load(s + j), inverse);
+                    v_store(s + j, e);
+                    v_store_stored(w.p + (size_t)i * (size_t)Tp + j, e);
+                    sum = v_add(sum, v_mul(e, v_load(d + j)));
+                }
+                const V16 dot = v_set1(v_sum(sum));
+                for (int j = 0; j < keys; j += 16)
+                    v_store_stored(w.ds + (size_t)i * (size_t)Tp + j, v_mul(v_load(s + j), v_sub(v_load(d + j), dot)));
+            }
+            Output dq = output(dqkv + at + (size_t)i0 * stride, STORED, stride, scale, NULL, 0);
+            pack_a(w.a, &ds, 0, rows, 0, keys);
+            product_panels(&dq, 0, 0, w.a, w.k_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
+            pack_b(w.q_out, &q_t, 0, hs, (size_t)i0, rows);
+            pack_a(w.a, &ds_t, 0, keys, 0, rows);
+            product_panels(NULL, 0, 0, w.a, w.q_out, keys, hs, ru, ru, w.dk, (size_t)hs, 0, 0);
+            pack_b(w.do_out, &dO_t, 0, hs, (size_t)i0, rows);
+            pack_a(w.a, &p_t, 0, keys, 0, rows);
+            product_panels(NULL, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, (size_t)hs, 0, 0);
+        }
+        for (int t = 0; t < T; t++)
+            for (int c = 0; c < hs; c += 16) {
+                stored_t *to = dqkv + at + (size_t)t * stride + c;
+                v_store_stored_n(to + C, v_mul(v_load_n(w.dk + t * hs + c, (size_t)(hs - c)), v_set1(scale)), (size_t)(hs - c));
+                v_store_stored_n(to + 2 * C, v_load_n(w.dv + t * hs + c, (size_t)(hs - c)), (size_t)(hs - c));
+            }
+    }
+}
+
+// ---- linear layers
+
+// One linear layer of the model, y = x w^T + bias, with all that its three products need.
+typedef struct {
+    const operand_t *w;  // [out, in]: FP8 bytes, the 16-bit copy, or the fp32 master itself
+    const float *bias;   // [out] or NULL
+    float *dw, *dbias;   // [out, in], [out]
+    size_t in, out;
+    Fp8Scale *x, *weight, *dy; // FP8 only
+} Linear;
+
+static const Dtype operand_dtype = IS_FP8 ? DTYPE_E4M3 : STORED;
+
+// y[rows, out] = x w^T + bias. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes made here, or,
+// in the other builds, x itself.
+static void linear_forward(const Linear *f, stored_t *y, const stored_t *x, operand_t *kept, size_t rows, int record) {
+    Dtype x_dtype = operand_dtype, w_dtype = operand_dtype;
+    float scale = 1;
+    if (IS_FP8) {
+        f->x->kept_inv = quantise((uint8_t *)kept, x, rows * f->in, f->x, record);
+        scale = f->x->kept_inv * f->weight->kept_inv;
+        x_dtype = f->x->recipe->format, w_dtype = f->weight->recipe->format;
+    }
+    matmul(output(y, STORED, f->out, scale, f->bias, 0), operand(kept, x_dtype, f->in, 1), operand(f->w, w_dtype, f->in, 1), rows,
+           f->out, f->in);
+}
+
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy. dy_bytes: room for dy's FP8 bytes.
+// partial: [ceil(rows / ROWS)][out].
+static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const operand_t *kept, uint8_t *dy_bytes,
+                            float *partial, size_t rows, int record) {
+    Dtype x_dtype = operand_dtype, w_dtype = operand_dtype, dy_dtype = STORED;
+    float scale_dx = 1, scale_dw = 1;
+    const void *g = dy;
+    if (IS_FP8) {
+        float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->dy, record);
+        g = dy_bytes;
+        scale_dx = dy_inv * f->weight->kept_inv, scale_dw = dy_inv * f->x->kept_inv;
+        x_dtype = f->x->recipe->format, w_dtype = f->weight->recipe->format, dy_dtype = f->dy->recipe->format;
+    }
+    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, dy_dtype, f->out, 1), operand(f->w, w_dtype, 1, f->in), rows,
+           f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, dy_dtype, 1, f->out), operand(kept, x_dtype, 1, f->in),
+           f->out, f->in, rows);
+    if (!f->dbias) return;
+    const long blocks = (long)((rows + ROWS - 1) / ROWS);
+#pragma omp parallel for schedule(static)
+    for (long k = 0; k < blocks; k++) {
+        float *sum = partial + (size_t)k * f->out;
+        memset(sum, 0, f->out * 4);
+        for (size_t row = (size_t)k * ROWS; row < rows && row < (size_t)(k + 1) * ROWS; row++)
+            for (size_t c = 0; c < f->out; c += 16)
+                v_store_n(sum + c, v_add(v_load_n(sum + c, f->out - c), v_load_stored_n(dy + row * f->out + c, f->out - c)), f->out - c);
+    }
+    column_sums_finish(f->dbias, partial, blocks, f->out);
+}
+
+// Softmax cross entropy of `rows` rows of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where
+// target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
+static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, size_t rows, int V, int Vp, float dscale) {
+#pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < rows; row++) {
+        float *z = logits + row * (size_t)Vp;
+        const int target = targets[row];
+        losses[row] = 0;
+        if (target < 0) {
+            if (dlogits) memset(dlogits + row * (size_t)Vp, 0, (size_t)Vp * sizeof(stored_t));
+            continue;
+        }
+        float max = z[0];
+        for (int j = 0; j < V; j++) max = z[j] > max || z[j] != z[j] ? z[j] : max;
+        const float at_target = z[target];
+        const float sum = softmax_row(z, V, Vp);
+        losses[row] = (float)(log_exact_order(sum) - ((double)at_target - (double)max));
+        if (sum != sum) losses[row] = sum;
+        if (!dlogits) continue;
+        stored_t *d = dlogits + row * (size_t)Vp;
+        const V16 inverse = v_set1(1.0f / sum), s = v_set1(dscale);
+        const float p = z[target] * (1.0f / sum);
+        for (int j = 0; j < Vp; j += 16) v_store_stored(d + j, v_mul(v_mul(v_load(z + j), inverse), s));
+        d[target] = stored_from_float((p - 1.0f) * dscale);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 6. model
+
+typedef struct {
+    int T, V, Vp, L, NH, C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
+} Config;
+
+// Parameters in the order of llm.c's model file, each for all layers together.
+enum { WTE, WPE, LN1W, LN1B, QKVW, QKVB, ATTPROJW, ATTPROJB, LN2W, LN2B, FCW, FCB, FCPROJW, FCPROJB, LNFW, LNFB, NPARAM };
+typedef struct {
+    const char *name;
+    size_t layers, rows, cols; // cols is 1 for a vector
+    int decays;                // AdamW's weight decay applies: matrices only
+    float init_std, init_value;
+    size_t offset;             // in floats from the start of the arena
+} ParamSpec;
+
+// Fills specs[NPARAM]; returns the number of parameters.
+static size_t param_specs(ParamSpec *specs, const Config *c) {
+    const size_t C = (size_t)c->C, L = (size_t)c->L;
+    const float residual_std = 0.02f / sqrtf(2.0f * (float)c->L); // GPT-2: scaled by the number of residual additions
+    const ParamSpec table[NPARAM] = {
+        {"wte", 1, (size_t)c->Vp, C, 1, 0.02f, 0, 0},   {"wpe", 1, (size_t)c->T, C, 1, 0.02f, 0, 0},
+        {"ln1w", L, C, 1, 0, 0, 1, 0},                  {"ln1b", L, C, 1, 0, 0, 0, 0},
+        {"qkvw", L, 3 * C, C, 1, 0.02f, 0, 0},          {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
+        {"attprojw", L, C, C, 1, residual_std, 0, 0},   {"attprojb", L, C, 1, 0, 0, 0, 0},
+        {"ln2w", L, C, 1, 0, 0, 1, 0},                  {"ln2b", L, C, 1, 0, 0, 0, 0},
+        {"fcw", L, 4 * C, C, 1, 0.02f, 0, 0},           {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
+        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0}, {"fcprojb", L, C, 1, 0, 0, 0, 0},
+        {"lnfw", 1, C, 1, 0, 0, 1, 0},                  {"lnfb", 1, C, 1, 0, 0, 0, 0},
+    };
+    size_t at = 0;
+    for (int i = 0; i < NPARAM; i++) {
+        specs[i] = table[i];
+        specs[i].offset = at;
+        at += specs[i].layers * specs[i].rows * specs[i].cols;
+    }
+    return at;
+}
+
+enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
+static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
+static const char *const linear_name[NLIN] = {"qkv", "attproj", "fc", "fcproj"};
+enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
+
+#define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
+
+typedef enum { ROLE_FP32, ROLE_STORED, ROLE_OPERAND, ROLE_BYTE } Role;
+static size_t role_size(Role role, int precision) { // bytes an element in a build of the given precision
+    const size_t stored = precision == PRECISION_FP32 ? 4 : 2;
+    return role == ROLE_FP32 ? 4 : role == ROLE_STORED ? stored : role == ROLE_OPERAND && precision != PRECISION_FP8 ? stored : 1;
+}
+
+typedef struct {
+    // what was asked for, before allocation
+    Config config;
+    int B;        // rows of a batch; activations have room for B * T positions
+    int training; // gradients and moments exist
+    int fp8_head;
+    ScalingRecipe recipes[NOPERAND], head_dy_recipe;
+
+    ParamSpec params[NPARAM];
+    size_t param_count;
+    float *master, *grad, *m, *v; // [param_count]: weights, their gradients, AdamW's moments
+
+    // What products read instead of master weights, made once a step by gpt_quantise_weights().
+    operand_t *weights; // all linear weights, [L][rows, cols] each; fp32 build: unused
+    stored_t *head_w;   // [Vp, C]; fp32 build: the master
+    uint8_t *head_q;    // [Vp, C] E4M3, with --fp8-head
+    int weights_ready;
+
+    // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND.
+    Fp8Scale *scales;
+    int scale_count;
+    float *history; // [scale_count][AMAX_HISTORY_MAX]
+
+    // Activations of a batch; R = B T rows. "kept" ones live from forward to backward; the rest is reused in every layer.
+    stored_t *residual;           // [2L + 1][R, C] kept: the stream before attention, before the MLP, and at the end
+    float *ln_mean, *ln_rstd;     // [2L + 1][R] kept
+    operand_t *ln1, *att, *ln2, *gelu; // [L][R, C or 4C] kept: inputs of the four linear layers, as wgrad reads them
+    stored_t *qkv;                // [L][R, 3C] kept; a KV cache while sampling
+    stored_t *fc;                 // [L][R, 4C] kept: before the GELU
+    stored_t *lnf;                // [R, C] kept: input of the head
+    uint8_t *lnf_q;               // [min(R, HEAD_ROWS), C] with --fp8-head
+    stored_t *x;                  // [R, 4C] reused: an operand before it is quantised (fp8 build), a product's output
+    stored_t *y;                  // [R, C] reused: what is added to the residual stream
+    float *logits;                // [HEAD_ROWS, Vp] reused
+    stored_t *dlogits;            // [HEAD_ROWS, Vp] reused
+    uint8_t *dy_bytes;            // [R, 4C] (or [HEAD_ROWS, Vp]) reused: dy as FP8
+    stored_t *dresidual;          // [R, C] the gradient of the residual stream, walked backwards
+    stored_t *dwide, *dnarrow;    // [R, 4C], [R, C] reused
+    float *partial_sums;          // column sums by blocks of rows
+    float *losses;                // [R]
+
+    float loss_scale;     // a power of two; 1 unless the build or recipe needs it
+    int loss_scale_good;  // steps since it last changed
+    int record;           // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
+    double head_dy_bound; // 1 / tokens of a step: what bounds a dlogit
+} Gpt;
+
+// Every tensor of the model but the parameters: the one table for memory plan, allocation and the search for the first
+// non-finite value.
+typedef struct {
+    const char *name;
+    Role role;
+    size_t layers, count; // elements of one layer
+    void **where;
+    int kept; // from forward to backward
+} TensorSpec;
+#define TENSORS 32
+
+// precision: whose table; the plan also asks for another build's.
+static int tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
+    const Config *c = &g->config;
+    const size_t R = (size_t)g->B * (size_t)c->T, C = (size_t)c->C, L = (size_t)c->L, Vp = (size_t)c->Vp;
+    const size_t slab = R < HEAD_ROWS ? R : HEAD_ROWS, blocks = (R + ROWS - 1) / ROWS, t = (size_t)(g->training != 0);
+    const size_t fp8 = precision == PRECISION_FP8, fp32 = precision == PRECISION_FP32, head8 = fp8 && g->fp8_head;
+    const TensorSpec table[] = {
+        {"weights", ROLE_OPERAND, L, fp32 ? 0 : 12 * C * C, (void **)&g->weights, 0},
+        {"head_w", ROLE_STORED, 1, fp32 ? 0 : Vp * C, (void **)&g->head_w, 0},
+        {"head_q", ROLE_BYTE, 1, head8 ? Vp * C : 0, (void **)&g->head_q, 0},
+        {"residual", ROLE_STORED, 2 * L + 1, R * C, (void **)&g->residual, 1},
+        {"ln_mean", ROLE_FP32, 2 * L + 1, R, (void **)&g->ln_mean, 1},
+        {"ln_rstd", ROLE_FP32, 2 * L + 1, R, (void **)&g->ln_rstd, 1},
+        {"ln1", ROLE_OPERAND, L, R * C, (void **)&g->ln1, 1},
+        {"qkv", ROLE_STORED, L, R * 3 * C, (void **)&g->qkv, 1},
+        {"att", ROLE_OPERAND, L, R * C, (void **)&g->att, 1},
+        {"ln2", ROLE_OPERAND, L, R * C, (void **)&g->ln2, 1},
+        {"fc", ROLE_STORED, L, R * 4 * C, (void **)&g->fc, 1},
+        {"gelu", ROLE_OPERAND, L, R * 4 * C, (void **)&g->gelu, 1},
+        {"lnf", ROLE_STORED, 1, R * C, (void **)&g->lnf, 1},
+        {"lnf_q", ROLE_BYTE, 1, head8 ? slab * C : 0, (void **)&g->lnf_q, 0},
+        {"x", ROLE_STORED, 1, fp8 ? R * 4 * C : 0, (void **)&g->x, 0},
+        {"y", ROLE_STORED, 1, R * C, (void **)&g->y, 0},
+        {"logits", ROLE_FP32, 1, slab * Vp, (void **)&g->logits, 0},
+        {"dlogits", ROLE_STORED, 1, t * slab * Vp, (void **)&g->dlogits, 0},
+        {"dy_bytes", ROLE_BYTE, 1, fp8 * t * size_max(R * 4 * C, head8 ? slab * Vp : 0), (void **)&g->dy_bytes, 0},
+        {"dresidual", ROLE_STORED, 1, t * R * C, (void **)&g->dresidual, 0},
+        {"dwide", ROLE_STORED, 1, t * R * 4 * C, (void **)&g->dwide, 0},
+        {"dnarrow", ROLE_STORED, 1, t * R * C, (void **)&g->dnarrow, 0},
+        {"partial_sums", ROLE_FP32, 1, t * blocks * 4 * C, (void **)&g->partial_sums, 0},
+        {"losses", ROLE_FP32, 1, R, (void **)&g->losses, 0},
+    };
+    const int n = (int)(sizeof(table) / sizeof(table[0]));
+    memcpy(specs, table, sizeof(table));
+    return n;
+}
+
+// Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
+static size_t partial_count(const Gpt *g) {
+    const size_t R = (size_t)g->B * (size_t)g->config.T, C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
+    const size_t slab = R < HEAD_ROWS ? R : HEAD_ROWS;
+    size_t n = R * 4 * C; // fprop and dgrad
+    if (g->training) n = size_max(n, size_max(R > KU ? 4 * C * C : 0, size_max(slab * C, slab > KU ? Vp * C : 0)));
+    return size_max(n, size_max(C > KU ? slab * Vp : 0, 1));
+}
+
+typedef struct {
+    size_t parameters, kept, kept_fp16, other, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+} MemoryPlan;
+
+static MemoryPlan memory_plan(Gpt *g) {
+    MemoryPlan plan = {0, 0, 0, 0, 0};
+    TensorSpec t[TENSORS];
+    AttentionBuffers w;
+    plan.parameters = param_specs(g->params, &g->config) * 4 * (g->training ? 4 : 1);
+    for (int i = 0, n = tensor_specs(g, t, PRECISION_FP16); i < n; i++)
+        if (t[i].kept) plan.kept_fp16 += t[i].layers * t[i].count * role_size(t[i].role, PRECISION_FP16);
+    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
+        *(t[i].kept ? &plan.kept : &plan.other) += t[i].layers * t[i].count * role_size(t[i].role, PRECISION);
+    size_t slice = size_max(attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)), NB * KU * 4);
+    plan.other += partial_count(g) * 4 + (size_t)MC * KU * 4 + slice * (size_t)thread_count();
+    plan.total = plan.parameters + plan.kept + plan.other;
+    return plan;
+}
+
+static void gpt_allocate(Gpt *g) {
+    TensorSpec t[TENSORS];
+    AttentionBuffers w;
+    g->param_count = param_specs(g->params, &g->config);
+    g->master = (float *)memory_allocate(g->param_count * 4);
+    if (g->training) {
+        g->grad = (float *)memory_allocate(g->param_count * 4);
+        g->m = (float *)memory_allocate(g->param_count * 4);
+        g->v = (float *)memory_allocate(g->param_count * 4);
+    }
+    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++) {
+        size_t bytes = t[i].layers * t[i].count * role_size(t[i].role, PRECISION);
+        *t[i].where = bytes ? memory_allocate(bytes) : NULL;
+    }
+#if PRECISION == PRECISION_FP32
+    g->head_w = g->master; // wte is first
+#elif !IS_FP8
+    g->x = NULL;
+#endif
+    g->scale_count = IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0;
+    g->scales = (Fp8Scale *)memory_allocate((size_t)g->scale_count * sizeof(Fp8Scale));
+    g->history = (float *)memory_allocate((size_t)g->scale_count * AMAX_HISTORY_MAX * 4);
+    for (int i = 0; i < g->scale_count; i++) {
+        Fp8Scale *s = &g->scales[i];
+        s->recipe = &g->recipes[i % NOPERAND];
+        s->scale = s->kept_inv = s->logged_scale = 1;
+        s->amax_history = g->history + (size_t)i * AMAX_HISTORY_MAX;
+    }
+    if (IS_FP8) g->scales[g->scale_count - 1].recipe = &g->head_dy_recipe;
+    g->loss_scale = 1;
+    workspace_init(partial_count(g), attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)));
+}
+
+static void gpt_free(Gpt *g) {
+    TensorSpec t[TENSORS];
+    free(g->master), free(g->grad), free(g->m), free(g->v), free(g->scales), free(g->history);
+    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
+        if (*t[i].where != (void *)g->master) free(*t[i].where);
+    workspace_free();
+    memset(g, 0, sizeof(*g));
+}
+
+// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
+static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
+    const ParamSpec *s = &g->params[id];
+    return arena ? arena + s->offset + (size_t)l * s->rows * s->cols : NULL;
+}
+
+static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = L: the head
+    return g->scales + ((size_t)l * NLIN + (size_t)linear) * NOPERAND + which;
+}
+
+// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases 0, layernorm 1.
+// Element pairs come from one Box-Muller draw, addressed by tensor and index.
+static void gpt_init(Gpt *g, uint64_t seed) {
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        float *w = g->master + s->offset;
+        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? (size_t)g->config.V * s->cols : n;
+#pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < n; i += 2) {
+            double a = 0, b = 0;
+            if (s->init_std > 0) {
+                double u = 1.0 - random_unit(random_u64(seed, (uint64_t)id, i)), turn = random_unit(random_u64(seed, (uint64_t)id, i + 1));
+                double radius = sqrt(-2.0 * log_exact_order(u)) * s->init_std;
+                sincos_turns(turn, &b, &a);
+                a *= radius, b *= radius;
+            }
+            w[i] = i < used ? s->init_value + (float)a : 0; // rows of the padded vocabulary are zero
+            if (i + 1 < n) w[i + 1] = i + 1 < used ? s->init_value + (float)b : 0;
+        }
+    }
+    g->weights_ready = 0;
+}
+
+// Where layer l of a linear weight lies among the operand weights; layers have 12 C^2 elements: qkv 3, attproj 1, fc 4, fcproj 4.
+static operand_t *gpt_weight(const Gpt *g, int l, int linear) {
+#if PRECISION == PRECISION_FP32
+    return gpt_param(g, g->master, linear_param[linear], l);
+#else
+    static const size_t start[NLIN] = {0, 3, 4, 8};
+    return g->weights + ((size_t)l * 12 + start[linear]) * (size_t)g->config.C * (size_t)g->config.C;
+#endif
+}
+
+static void stored_from_floats(stored_t *out, const float *x, size_t n) {
+#pragma omp parallel for schedule(static)
+    for (size_t begin = 0; begin < n; begin += CHUNK)
+        for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) v_store_stored_n(out + i, v_load_n(x + i, n - i), n - i);
+}
+
+// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
+// resumed run makes the same bytes. What is quantised is the weight rounded to the stored type.
+static void gpt_quantise_weights(Gpt *g) {
+    if (g->weights_ready) return;
+    g->weights_ready = 1;
+    if (PRECISION == PRECISION_FP32) return;
+    const size_t head = (size_t)g->config.Vp * (size_t)g->config.C;
+    stored_from_floats(g->head_w, g->master, head);
+    if (g->head_q) {
+        Fp8Scale *s = gpt_scale(g, g->config.L, 0, OPERAND_W);
+        s->kept_inv = quantise(g->head_q, g->head_w, head, s, 1);
+    }
+    // One matrix at a time is rounded into scratch and from there to bytes.
+    const size_t C = (size_t)g->config.C;
+    stored_t *rounded = IS_FP8 ? (stored_t *)memory_allocate(4 * C * C * sizeof(stored_t)) : NULL;
+    for (int l = 0; l < g->config.L; l++)
+        for (int i = 0; i < NLIN; i++) {
+            const ParamSpec *spec = &g->params[linear_param[i]];
+            const float *w = gpt_param(g, g->master, linear_param[i], l);
+            if (!IS_FP8) {
+                stored_from_floats((stored_t *)(void *)gpt_weight(g, l, i), w, spec->rows * spec->cols);
+                continue;
+            }
+            Fp8Scale *s = gpt_scale(g, l, i, OPERAND_W);
+            stored_from_floats(rounded, w, spec->rows * spec->cols);
+            s->kept_inv = quantise((uint8_t *)gpt_weight(g, l, i), rounded, spec->rows * spec->cols, s, 1);
+        }
+    free(rounded);
+}
+
+static Linear gpt_linear(const Gpt *g, int l, int i) {
+    const ParamSpec *s = &g->params[linear_param[i]];
+    Linear f;
+    memset(&f, 0, sizeof(f));
+    f.w = gpt_weight(g, l, i);
+    f.bias = gpt_param(g, g->master, linear_param[i] + 1, l);
+    f.dw = gpt_param(g, g->grad, linear_param[i], l);
+    f.dbias = gpt_param(g, g->grad, linear_param[i] + 1, l);
+    f.in = s->cols, f.out = s->rows;
+    if (IS_FP8) f.x = gpt_scale(g, l, i, OPERAND_X), f.weight = gpt_scale(g, l, i, OPERAND_W), f.dy = gpt_scale(g, l, i, OPERAND_DY);
+    return f;
+}
+
+// Where an operand is written before linear_forward() keeps it: the shared scratch in the FP8 build, else its own place.
+static stored_t *before_kept(const Gpt *g, operand_t *kept) {
+#if IS_FP8
+    (void)kept;
+    return g->x;
+#else
+    (void)g;
+    return kept;
+#endif
+}
+
+// The transformer up to the last layernorm: tokens [B, n] at positions pos .. pos+n give lnf [B n, C]. pos > 0 (B = 1)
+// continues a sequence whose keys and values lie in qkv. Rows beyond B n of every activation are left alone.
+static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos) {
+    const Config *c = &g->config;
+    const size_t C = (size_t)c->C, R = (size_t)g->B * (size_t)c->T, rows = (size_t)B * (size_t)n;
+    gpt_quantise_weights(g);
+    stored_t *x = g->residual;
+    encoder_forward(x, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
+    const stored_t *add = NULL; // what the next layernorm adds to the residual stream first
+    for (int l = 0; l < c->L; l++) {
+        const size_t layer = (size_t)l;
+        operand_t *ln1 = g->ln1 + layer * R * C, *att = g->att + layer * R * C, *ln2 = g->ln2 + layer * R * C, *gelu = g->gelu + layer * R * 4 * C;
+        stored_t *qkv = g->qkv + layer * R * 3 * C, *fc = g->fc + layer * R * 4 * C, *t;
+        Linear f[NLIN];
+        for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i);
+
+        // residual[2l] = residual[2l - 1] + MLP of the layer before
+        stored_t *x0 = g->residual + 2 * layer * R * C, *x1 = x0 + R * C;
+        t = before_kept(g, ln1);
+        residual_layernorm_forward(x0, t, g->ln_mean + 2 * layer * R, g->ln_rstd + 2 * layer * R, l ? x0 - R * C : x0, add,
+                                   gpt_param(g, g->master, LN1W, l), gpt_param(g, g->master, LN1B, l), rows, C);
+        linear_forward(&f[LIN_QKV], qkv + (size_t)pos * 3 * C, t, ln1, rows, g->record);
+        t = before_kept(g, att);
+        attention_forward(t, qkv, B, n, pos, c->C, c->NH);
+        linear_forward(&f[LIN_ATTPROJ], g->y, t, att, rows, g->record);
+        t = before_kept(g, ln2);
+        residual_layernorm_forward(x1, t, g->ln_mean + (2 * layer + 1) * R, g->ln_rstd + (2 * layer + 1) * R, x0, g->y,
+                                   gpt_param(g, g->master, LN2W, l), gpt_param(g, g->master, LN2B, l), rows, C);
+        linear_forward(&f[LIN_FC], fc, t, ln2, rows, g->record);
+        t = before_kept(g, gelu);
+        gelu_forward(t, fc, rows * 4 * C);
+        linear_forward(&f[LIN_FCPROJ], g->y, t, gelu, rows, g->record);
+        add = g->y;
+    }
+    const size_t last = 2 * (size_t)c->L;
+    residual_layernorm_forward(g->residual + last * R * C, g->lnf, g->ln_mean + last * R, g->ln_rstd + last * R,
+                               g->residual + (last - 1) * R * C, add, gpt_param(g, g->master, LNFW, 0), gpt_param(g, g->master, LNFB, 0), rows, C);
+}
+
+// logits [rows, Vp] = lnf wte^T for rows from `row` on, through FP8 where the head is FP8.
+static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
+    const size_t C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
+    const stored_t *x = g->lnf + row * C;
+    if (!g->head_q) {
+        matmul(output(logits, DTYPE_FP32, Vp, 1, NULL, 0), operand(x, STORED, C, 1), operand(g->head_w, STORED, C, 1), rows, Vp, C);
+        return;
+    }
+    Fp8Scale *sx = gpt_scale(g, g->config.L, 0, OPERAND_X), *sw = gpt_scale(g, g->config.L, 0, OPERAND_W);
+    sx->kept_inv = quantise(g->lnf_q, x, rows * C, sx, g->record);
+    matmul(output(logits, DTYPE_FP32, Vp, sx->kept_inv * sw->kept_inv, NULL, 0), operand(g->lnf_q, sx->recipe->format, C, 1),
+           operand(g->head_q, sw->recipe->format, C, 1), rows, Vp, C);
+}
+
+// dlogits of a slab -> dlnf (into dnarrow) and dwte +=.
+static void head_backward(Gpt *g, size_t row, size_t rows) {
+    const size_t C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
+    stored_t *dx = g->dnarrow + row * C;
+    Output out_dx = output(dx, STORED, C, 1, NULL, 0), out_dw = output(g->grad, DTYPE_FP32, C, 1, NULL, 1);
+    if (!g->head_q) {
+        matmul(out_dx, operand(g->dlogits, STORED, Vp, 1), operand(g->head_w, STORED, 1, C), rows, C, Vp);
+        matmul(out_dw, operand(g->dlogits, STORED, 1, Vp), operand(g->lnf + row * C, STORED, 1, C), Vp, C, rows);
+        return;
+    }
+    Fp8Scale *s = gpt_scale(g, g->config.L, 0, 0);
+    float dy_inv = quantise(g->dy_bytes, g->dlogits, rows * Vp, &s[OPERAND_DY], g->record);
+    const Dtype dy = s[OPERAND_DY].recipe->format;
+    out_dx.scale = dy_inv * s[OPERAND_W].kept_inv, out_dw.scale = dy_inv * s[OPERAND_X].kept_inv;
+    matmul(out_dx, operand(g->dy_bytes, dy, Vp, 1), operand(g->head_q, s[OPERAND_W].recipe->format, 1, C), rows, C, Vp);
+    matmul(out_dw, operand(g->dy_bytes, dy, 1, Vp), operand(g->lnf_q, s[OPERAND_X].recipe->format, 1, C), Vp, C, rows);
+}
+
+// Sum of the losses, in nats, of tokens [B, n] against targets [B, n] (-1: not counted). With grad_scale != 0 the head's
+// backward pass runs slab by slab, so that logits never exist whole; grad_scale is d(objective) / d(loss of a token).
+static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n, float grad_scale) {
+    const size_t rows = (size_t)B * (size_t)n, Vp = (size_t)g->config.Vp;
+    gpt_forward_blocks(g, tokens, B, n, 0);
+    if (IS_FP8 && g->head_q && grad_scale != 0) { // dlogits are bounded by grad_scale: a static power-of-two scale
+        Fp8Scale *s = gpt_scale(g, g->config.L, 0, OPERAND_DY);
+        for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe->format)->max;) s->scale *= 2;
+    }
+    for (size_t row = 0; row < rows; row += HEAD_ROWS) {
+        const size_t slab = rows - row < HEAD_ROWS ? rows - row : HEAD_ROWS;
+        head_forward(g, g->logits, row, slab);
+        classifier(g->losses + row, grad_scale != 0 ? g->dlogits : NULL, g->logits, targets + row, slab, g->config.V, (int)Vp, grad_scale);
+        if (grad_scale != 0) head_backward(g, row, slab);
+    }
+    double sum = 0;
+    for (size_t row = 0; row < rows; row++) sum += g->losses[row];
+    return sum;
+}
+
+// Gradients of everything below the head, added to g->grad. Runs after gpt_forward() with grad_scale != 0.
+static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
+    const Config *c = &g->config;
+    const size_t C = (size_t)c->C, R = (size_t)g->B * (size_t)c->T, rows = (size_t)B * (size_t)n, last = 2 * (size_t)c->L;
+    memset(g->dresidual, 0, rows * C * sizeof(stored_t));
+    layernorm_backward(g->dresidual, gpt_param(g, g->grad, LNFW, 0), gpt_param(g, g->grad, LNFB, 0), g->dnarrow, g->residual + last * R * C,
+                       g->ln_mean + last * R, g->ln_rstd + last * R, gpt_param(g, g->master, LNFW, 0), g->partial_sums, rows, C);
+    for (int l = c->L - 1; l >= 0; l--) {
+        const size_t layer = (size_t)l, i0 = 2 * layer, i1 = i0 + 1;
+        const stored_t *x0 = g->residual + i0 * R * C, *x1 = g->residual + i1 * R * C;
+        const stored_t *qkv = g->qkv + layer * R * 3 * C, *fc = g->fc + layer * R * 4 * C;
+        Linear f[NLIN];
+        for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i);
+        linear_backward(&f[LIN_FCPROJ], g->dwide, g->dresidual, g->gelu + layer * R * 4 * C, g->dy_bytes, g->partial_sums, rows, g->record);
+        gelu_backward(g->dwide, fc, rows * 4 * C);
+        linear_backward(&f[LIN_FC], g->dnarrow, g->dwide, g->ln2 + layer * R * C, g->dy_bytes, g->partial_sums, rows, g->record);
+        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN2W, l), gpt_param(g, g->grad, LN2B, l), g->dnarrow, x1, g->ln_mean + i1 * R,
+                           g->ln_rstd + i1 * R, gpt_param(g, g->master, LN2W, l), g->partial_sums, rows, C);
+        linear_backward(&f[LIN_ATTPROJ], g->dnarrow, g->dresidual, g->att + layer * R * C, g->dy_bytes, g->partial_sums, rows, g->record);
+        attention_backward(g->dwide, g->dnarrow, qkv, B, n, c->C, c->NH);
+        linear_backward(&f[LIN_QKV], g->dnarrow, g->dwide, g->ln1 + layer * R * C, g->dy_bytes, g->partial_sums, rows, g->record);
+        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN1W, l), gpt_param(g, g->grad, LN1B, l), g->dnarrow, x0, g->ln_mean + i0 * R,
+                           g->ln_rstd + i0 * R, gpt_param(g, g->master, LN1W, l), g->partial_sums, rows, C);
+    }
+    encoder_backward(gpt_param(g, g->grad, WTE, 0), gpt_param(g, g->grad, WPE, 0), g->dresidual, tokens, B, n, c->C);
+}
+
+// Multiply-add work of one training step on `tokens` positions, in FLOPs: 6 N a token for the matrices (head included,
+// embeddings not), plus attention's products over the causal half.
+static double gpt_step_flops(const Config *c, double tokens, int T) {
+    const double C = c->C, matrices = 12 * C * C * c->L + (double)c->Vp * C, attention = 6.0 * c->L * C * T;
+    return tokens * (6 * matrices + attention);
+}
+
+// The next-token distribution after `tokens` (n of them at position pos), as logits of the last one [Vp].
+static const float *gpt_decode(Gpt *g, const int *tokens, int n, int pos) {
+    gpt_forward_blocks(g, tokens, 1, n, pos);
+    if (n > 1) memcpy(g->lnf, g->lnf + (size_t)(n - 1) * (size_t)g->config.C, (size_t)g->config.C * sizeof(stored_t));
+    head_forward(g, g->logits, 0, 1);
+    return g->logits;
+}
+
+// Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
+static int sample_token(const float *logits, int V, float temperature, double u) {
+    int best = 0;
+    float weights[16];
+    for (int j = 1; j < V; j++)
+        if (logits[j] > logits[best]) best = j;
+    if (!(temperature > 0)) return best;
+    double total = 0, cut = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int j = 0; j < V; j += 16) {
+            for (int l = 0; l < 16; l++) weights[l] = j + l < V ? (logits[j + l] - logits[best]) / temperature : -INFINITY;
+            v_store(weights, v_exp(v_load(weights)));
+            for (int l = 0; l < 16 && j + l < V; l++) {
+                if (pass == 0) total += weights[l];
+                else if ((cut += weights[l]) > u * total) return j + l;
+            }
+        }
+    return best;
+}
+
+// Continues context[0 .. *length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
+// context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
+static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed, void (*emit)(int, void *), void *arg) {
+    const int T = g->config.T, record = g->record;
+    int pos = 0;
+    g->record = 0;
+    for (int i = 0; i < count; i++) {
+        if (length > T) {
+            memmove(context, context + length - T / 2, (size_t)(T / 2) * sizeof(int));
+            length = T / 2, pos = 0;
+        }
+        if (length > T) context += length - T, length = T; // T is 1
+        const float *logits = gpt_decode(g, context + pos, length - pos, pos);
+        pos = length;
+        int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, (uint64_t)i)));
+        emit(token, arg);
+        context[length++] = token;
+    }
+    g->record = record;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 7. optimiser
+
+// Sum of squares of all gradients: 16 lanes a chunk, chunks ascending in double. scale: what the gradients are multiplied by.
+static double gradient_norm(const float *grad, size_t n, float scale) {
+    const long chunks = (long)((n + CHUNK - 1) / CHUNK);
+    float *sums = (float *)memory_allocate((size_t)chunks * 4);
+#pragma omp parallel for schedule(static)
+    for (long k = 0; k < chunks; k++) {
+        V16 sum = v_set1(0);
+        for (size_t i = (size_t)k * CHUNK; i < n && i < (size_t)(k + 1) * CHUNK; i += 16) {
+            V16 g = v_mul(v_load_n(grad + i, n - i), v_set1(scale));
+            sum = v_add(sum, v_mul(g, g));
+        }
+        sums[k] = v_sum(sum);
+    }
+    double total = 0;
+    for (long k = 0; k < chunks; k++) total += sums[k];
+    free(sums);
+    return sqrt(total);
+}
+
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay;
+} AdamW;
+
+// AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this update's number, from 1.
+//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
+static void adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
+    const float correct1 = (float)(1.0 / (1.0 - power_int(o->beta1, t))), correct2 = (float)(1.0 / (1.0 - power_int(o->beta2, t)));
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        const size_t n = s->layers * s->rows * s->cols;
+        float *w = g->master + s->offset, *m = g->m + s->offset, *v = g->v + s->offset;
+        const float *grad = g->grad + s->offset, decay = s->decays ? o->weight_decay : 0;
+#pragma omp parallel for schedule(static)
+        for (size_t begin = 0; begin < n; begin += CHUNK)
+            for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) {
+                const size_t left = n - i;
+                V16 d = v_mul(v_load_n(grad + i, left), v_set1(grad_scale)), x = v_load_n(w + i, left);
+                V16 m1 = v_add(v_mul(v_set1(o->beta1), v_load_n(m + i, left)), v_mul(v_set1(1 - o->beta1), d));
+                V16 v1 = v_add(v_mul(v_set1(o->beta2), v_load_n(v + i, left)), v_mul(v_set1(1 - o->beta2), v_mul(d, d)));
+                V16 step = v_div(v_mul(m1, v_set1(correct1)), v_add(v_sqrt(v_mul(v1, v_set1(correct2))), v_set1(o->eps)));
+                v_store_n(m + i, m1, left), v_store_n(v + i, v1, left);
+                v_store_n(w + i, v_sub(x, v_mul(v_set1(o->lr), v_add(step, v_mul(v_set1(decay), x)))), left);
+            }
+    }
+    g->weights_ready = 0;
+}
+
+// The learning rate of a step (from 0): linear warm-up, then one of four schedules down to final * lr at the last step.
+static float schedule_lr(const char *kind, float lr, float final, long step, long warmup, long steps) {
+    if (step < warmup) return (float)(lr * (double)(step + 1) / (double)warmup);
+    double p = steps > warmup + 1 ? (double)(step - warmup) / (double)(steps - 1 - warmup) : 1, factor = 1, s, c;
+    if (p > 1) p = 1;
+    if (!strcmp(kind, "cosine")) {
+        sincos_turns(0.5 * p, &s, &c);
+        factor = final + (1 - final) * 0.5 * (1 + c);
+    } else if (!strcmp(kind, "linear")) factor = 1 + (final - 1) * p;
+    else if (!strcmp(kind, "wsd") && p > 0.8) factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
+    return (float)(lr * factor);
+}
+
+// Dynamic loss scaling (Micikevicius et al. 2018): halved at an overflow, doubled after LOSS_SCALE_PATIENCE good steps.
+// Powers of two: scaling and unscaling are exact.
+#define LOSS_SCALE_INIT     65536.0f
+#define LOSS_SCALE_MAX      16777216.0f
+#define LOSS_SCALE_PATIENCE 1000
+static int gpt_scales_loss(const Gpt *g) { return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_NONE); }
+static void loss_scale_update(Gpt *g, int overflow) {
+    if (!gpt_scales_loss(g)) return;
+    if (overflow) g->loss_scale_good = 0, g->loss_scale = g->loss_scale > 1 ? g->loss_scale * 0.5f : 1;
+    else if (++g->loss_scale_good >= LOSS_SCALE_PATIENCE) {
+        g->loss_scale_good = 0;
+        if (g->loss_scale < LOSS_SCALE_MAX) g->loss_scale *= 2;
+    }
+}
