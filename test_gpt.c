@@ -657,3 +657,332 @@ static void test_math(void) {
     }
     check(!wrong, "math: vectors of 0 .. 16 elements read zeros beyond the end and write nothing there", "%d elements differ", wrong);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// D. product
+
+// The chain that section 4 of the trainer promises, one element at a time; even_first is the planted fault.
+static float chain(const float *a, const float *b, size_t K, int even_first) {
+    float acc = 0;
+    for (size_t k = 0; k < K; k += 2) {
+        const float a1 = k + 1 < K ? a[k + 1] : 0, b1 = k + 1 < K ? b[k + 1] : 0;
+        if (even_first) acc = fma_exact(a1, b1, fma_exact(a[k], b[k], acc));
+        else acc = fma_exact(a[k], b[k], fma_exact(a1, b1, acc));
+    }
+    return acc;
+}
+
+static void dtype_put(void *data, Dtype d, size_t i, uint32_t bits) {
+    if (dtype_size[d] == 4) memcpy((uint32_t *)data + i, &bits, 4);
+    else if (dtype_size[d] == 2) ((uint16_t *)data)[i] = (uint16_t)bits;
+    else ((uint8_t *)data)[i] = (uint8_t)bits;
+}
+static float dtype_value(Dtype d, uint32_t bits) { // denormal floats read as zeros
+    const float f = d == DTYPE_FP32 ? bits_float(bits) : d == DTYPE_BF16 ? float_from_bf16((uint16_t)bits) : d == DTYPE_FP16 ? float_from_fp16((uint16_t)bits)
+                                                                                                               : fp8_decode((uint8_t)bits, d);
+    return (float_bits(f) & 0x7f800000) ? f : bits_float(float_bits(f) & 0x80000000);
+}
+static uint32_t dtype_bits(Dtype d, float f) {
+    return d == DTYPE_FP32 ? float_bits(f) : d == DTYPE_BF16 ? bf16_from_float(f) : d == DTYPE_FP16 ? fp16_from_float(f) : fp8_encode(f, d);
+}
+
+// ordinary: numbers around 1. tiny: products around 2^-126, every eighth element a denormal. special: a few Inf and NaN.
+enum { ORDINARY, TINY, SPECIAL };
+static uint32_t random_element(Dtype d, int mode, uint64_t i) {
+    const uint64_t r = random_u64(77, (uint64_t)mode, i);
+    const float f = (float)((random_unit(r) - 0.5) * 4);
+    if (mode == TINY) {
+        if (r % 8 == 0) return dtype_size[d] == 1 ? (uint32_t)(r >> 8 & 0x83) : dtype_size[d] == 2 ? (uint32_t)(r >> 8 & 0x807f) : (uint32_t)(r >> 8 & 0x807fffff);
+        return d == DTYPE_FP32 || d == DTYPE_BF16 ? dtype_bits(d, f * bits_float((uint32_t)(52 + r % 25) << 23)) : dtype_bits(d, f * 0x1p-10f);
+    }
+    if (mode == SPECIAL && r % 701 == 0) return dtype_bits(d, r & 1024 ? NAN : INFINITY);
+    return dtype_bits(d, f);
+}
+
+typedef struct {
+    size_t cases, differ, touched;
+    char first[160];
+} ProductResult;
+
+// One shape, in every layout, epilogue, instruction and number of threads, against chains made once.
+static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, size_t N, size_t K, int mode) {
+    const size_t pad = 3, stride = N + 5, first_block = (size_t)block_count;
+    float *va = take_floats(M * K), *vb = take_floats(N * K), *acc = take_floats(M * N), *bias = take_floats(N), *old = take_floats(M * stride);
+    float *want = take_floats(M * N), *got = take_floats(M * N), *out32 = take_floats(M * stride);
+    stored_t *out16 = take_stored(M * stride);
+    char *data[2][2]; // [a or b][layout], padded with 0xff: NaN in every type, so that a read too far is seen
+    for (int which = 0; which < 2; which++) {
+        const Dtype d = which ? db : da;
+        const size_t rows = which ? N : M, across = rows + pad, along = K + pad;
+        for (int layout = 0; layout < 2; layout++) {
+            const size_t bytes = (layout ? K * across : rows * along) * dtype_size[d];
+            data[which][layout] = (char *)take(bytes);
+            memset(data[which][layout], 0xff, bytes);
+        }
+        for (size_t i = 0; i < rows; i++)
+            for (size_t k = 0; k < K; k++) {
+                const uint32_t bits = random_element(d, mode, (i * K + k) * 2 + (size_t)which);
+                (which ? vb : va)[i * K + k] = dtype_value(d, bits);
+                dtype_put(data[which][0], d, i * along + k, bits);
+                dtype_put(data[which][1], d, k * across + i, bits);
+            }
+    }
+#pragma omp parallel for
+    for (size_t i = 0; i < M * N; i++) acc[i] = chain(va + i / N * K, vb + i % N * K, K, 0);
+    const float scale = mode == TINY ? 1 : 0.3f;
+    for (size_t j = 0; j < N; j++) bias[j] = mode == TINY ? 0 : (float)normal(8, j);
+    for (size_t i = 0; i < M * stride; i++) old[i] = (float)normal(9, i);
+    for (int form = 0; form < 4; form++) { // fp32, fp32 accumulated, stored with bias, stored
+        for (size_t i = 0; i < M * N; i++) {
+            const float v = form == 1 ? fma_exact(acc[i], scale, old[i / N * stride + i % N]) : form == 2 ? fma_exact(acc[i], scale, bias[i % N]) : acc[i] * scale;
+            want[i] = form < 2 ? v : float_from_stored(stored_from_float(v));
+        }
+        for (int variant = 0; variant < 4 * 3 * 2; variant++) {
+            const int la = variant & 1, lb = variant >> 1 & 1, threads = 1 + (variant >> 2) % 3, pairs = variant / 12;
+#ifndef __AVX512BF16__
+            if (pairs) continue;
+#endif
+            if (pairs && (PRECISION == PRECISION_FP16 || PRECISION == PRECISION_FP32)) continue;
+            if (M * N * K > 2000000 && threads == 3 - (la ^ lb)) continue; // of the large ones two thirds are enough
+            product_uses_pairs = pairs;
+            omp_set_num_threads(threads);
+            workspace.threads = threads;
+            memcpy(out32, old, M * stride * 4);
+            for (size_t i = 0; i < M * stride; i++) out16[i] = stored_from_float(old[i]);
+            matmul(output(form < 2 ? (void *)out32 : (void *)out16, form < 2 ? DTYPE_FP32 : STORED, stride, scale, form == 2 ? bias : NULL, form == 1),
+                   operand(data[0][la], da, la ? 1 : K + pad, la ? M + pad : 1), operand(data[1][lb], db, lb ? 1 : K + pad, lb ? N + pad : 1), M, N, K);
+            for (size_t i = 0; i < M; i++)
+                for (size_t j = 0; j < stride; j++) {
+                    const float v = form < 2 ? out32[i * stride + j] : float_from_stored(out16[i * stride + j]);
+                    const float was = form < 2 ? old[i * stride + j] : float_from_stored(stored_from_float(old[i * stride + j]));
+                    if (j < N) got[i * N + j] = v;
+                    else result->touched += float_bits(v) != float_bits(was);
+                }
+            const size_t differ = bits_differ(want, got, M * N);
+            if (differ && !result->differ)
+                snprintf(result->first, sizeof(result->first), "%zu x %zu x %zu, layouts %d %d, form %d, %d threads, pairs %d: %zu elements", M, N, K, la, lb, form, threads, pairs, differ);
+            result->cases++, result->differ += differ != 0;
+        }
+    }
+    while ((size_t)block_count > first_block) free(blocks[--block_count]);
+}
+
+static void test_product(void) {
+    const int pairs_before = product_uses_pairs;
+    const size_t shapes[][3] = {{1, 1, 1},     {2, 3, 7},     {7, 17, 2},     {17, 64, 65},   {65, 130, 64}, {130, 65, 17},
+                                {3, 64, 1},    {64, 7, 130},  {13, 129, 127}, {61, 33, 128},  {6, 5, 1025},  {64, 65, 2100}, {9, 17, 4100}, {1600, 20, 65}};
+    const Dtype kinds[4][2] = {{STORED, STORED}, {DTYPE_E4M3, DTYPE_E4M3}, {DTYPE_E5M2, DTYPE_E4M3}, {DTYPE_E4M3, DTYPE_E5M2}};
+    workspace_free();
+    omp_set_num_threads(3);
+    workspace_init(65536, 0); // slices for 3 threads, of which fewer are used below
+    for (int kind = 0; kind < (IS_FP8 ? 4 : 1); kind++)
+        for (int mode = 0; mode < 3; mode++) {
+            static const char *const modes[3] = {"ordinary numbers", "tiny numbers and denormals", "some Inf and NaN"};
+            char name[160];
+            ProductResult r;
+            memset(&r, 0, sizeof(r));
+            for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+                if (mode == ORDINARY || i % 3 == 0 || i == 10) product_shape(&r, kinds[kind][0], kinds[kind][1], shapes[i][0], shapes[i][1], shapes[i][2], mode);
+            snprintf(name, sizeof(name), "product %s x %s: the bits of the chain in every layout, epilogue and thread count; %s", dtype_name[kinds[kind][0]], dtype_name[kinds[kind][1]], modes[mode]);
+            check(!r.differ && !r.touched, name, "%zu of %zu cases differ, first: %s; %zu elements beyond a row were written", r.differ, r.cases, r.first, r.touched);
+        }
+    const size_t n = 64;
+    stored_t *a = normal_stored(n * n, 1, 1), *b = normal_stored(n * n, 1, 2);
+    float *fa = take_floats(n * n), *fb = take_floats(n * n), *want = take_floats(n * n), *swapped = take_floats(n * n), *out = take_floats(n * n);
+    for (size_t i = 0; i < n * n; i++) fa[i] = float_from_stored(a[i]), fb[i] = float_from_stored(b[i]);
+    for (size_t i = 0; i < n * n; i++) want[i] = chain(fa + i / n * n, fb + i % n * n, n, 0), swapped[i] = chain(fa + i / n * n, fb + i % n * n, n, 1);
+    matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), operand(a, STORED, n, 1), operand(b, STORED, n, 1), n, n, n);
+    check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0, "planted fault: a chain with the even element first is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
+    matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), operand(a, STORED, n, 1), operand(b, STORED, 1, n), n, n, n);
+    check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught", "no bit differs");
+    product_uses_pairs = pairs_before;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// E. layers: references in doubles, written from the equations
+
+static void layers_workspace(int T, int hs) {
+    AttentionBuffers w;
+    workspace_free();
+    workspace_init(1 << 18, attention_buffers(&w, NULL, (size_t)T, (size_t)hs));
+}
+
+static void attention_reference(double *out, double *dqkv, const double *dout, const double *qkv, int B, int T, int C, int NH) {
+    const int hs = C / NH, S = 3 * C;
+    double *p = (double *)malloc((size_t)T * sizeof(double)), *dp = (double *)malloc((size_t)T * sizeof(double));
+    memset(out, 0, (size_t)(B * T * C) * sizeof(double));
+    if (dqkv) memset(dqkv, 0, (size_t)(B * T * S) * sizeof(double));
+    for (int b = 0; b < B; b++)
+        for (int h = 0; h < NH; h++)
+            for (int i = 0; i < T; i++) {
+                const double *base = qkv + b * T * S + h * hs, *q = base + i * S;
+                double max = -INFINITY, sum = 0, dot = 0, *o = out + (b * T + i) * C + h * hs;
+                for (int j = 0; j <= i; j++) {
+                    p[j] = 0;
+                    for (int c = 0; c < hs; c++) p[j] += q[c] * base[j * S + C + c];
+                    p[j] /= sqrt(hs), max = fmax(max, p[j]);
+                }
+                for (int j = 0; j <= i; j++) sum += p[j] = exp(p[j] - max);
+                for (int j = 0; j <= i; j++) {
+                    p[j] /= sum;
+                    for (int c = 0; c < hs; c++) o[c] += p[j] * base[j * S + 2 * C + c];
+                }
+                if (!dqkv) continue;
+                const double *g = dout + (b * T + i) * C + h * hs;
+                double *dbase = dqkv + b * T * S + h * hs;
+                for (int j = 0; j <= i; j++) {
+                    dp[j] = 0;
+                    for (int c = 0; c < hs; c++) dp[j] += g[c] * base[j * S + 2 * C + c], dbase[j * S + 2 * C + c] += p[j] * g[c];
+                    dot += p[j] * dp[j];
+                }
+                for (int j = 0; j <= i; j++)
+                    for (int c = 0; c < hs; c++) {
+                        const double ds = p[j] * (dp[j] - dot) / sqrt(hs);
+                        dbase[i * S + c] += ds * base[j * S + C + c], dbase[j * S + C + c] += ds * q[c];
+                    }
+            }
+    free(p), free(dp);
+}
+
+// y = layernorm(x); with dy: dx +=, dweight +=, dbias +=.
+static void layernorm_reference(double *y, const double *x, const double *w, const double *b, int rows, int C, const double *dy, double *dx, double *dw, double *db) {
+    for (int r = 0; r < rows; r++, x += C) {
+        double mean = 0, variance = 0, m1 = 0, m2 = 0;
+        for (int c = 0; c < C; c++) mean += x[c] / C;
+        for (int c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean) / C;
+        const double rstd = 1 / sqrt(variance + 1e-5);
+        for (int c = 0; y && c < C; c++) y[r * C + c] = (x[c] - mean) * rstd * w[c] + b[c];
+        for (int c = 0; dy && c < C; c++) m1 += dy[r * C + c] * w[c] / C, m2 += dy[r * C + c] * w[c] * (x[c] - mean) * rstd / C;
+        for (int c = 0; dy && c < C; c++) {
+            const double norm = (x[c] - mean) * rstd;
+            dx[r * C + c] += rstd * (dy[r * C + c] * w[c] - m1 - norm * m2), dw[c] += dy[r * C + c] * norm, db[c] += dy[r * C + c];
+        }
+    }
+}
+
+static double gelu_reference(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979) * (x + 0.044715 * x * x * x))); }
+
+// y[M, N] = x[M, K] w[N, K]^T + b
+static void linear_reference(double *y, const double *x, const double *w, const double *b, int M, int N, int K) {
+#pragma omp parallel for
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            double sum = b ? b[j] : 0;
+            for (int k = 0; k < K; k++) sum += x[i * K + k] * w[j * K + k];
+            y[i * N + j] = sum;
+        }
+}
+
+static double cross_entropy_reference(const double *z, int V, int target) {
+    double max = -INFINITY, sum = 0;
+    for (int j = 0; j < V; j++) max = fmax(max, z[j]);
+    for (int j = 0; j < V; j++) sum += exp(z[j] - max);
+    return log(sum) + max - z[target];
+}
+
+static void test_layers(void) {
+    char name[128];
+    // Attention: T across blocks of 64 queries and no multiple of 16; heads of one vector, of four, and not of whole ones.
+    const int shapes[][4] = {{2, 70, 32, 2}, {1, 131, 64, 1}, {1, 64, 128, 2}, {2, 5, 24, 2}, {1, 1, 16, 1}};
+    for (size_t k = 0; k < 5; k++) {
+        const int B = shapes[k][0], T = shapes[k][1], C = shapes[k][2], NH = shapes[k][3];
+        const size_t n = (size_t)(B * T * C);
+        layers_workspace(T, C / NH);
+        stored_t *qkv = normal_stored(3 * n, 1, 21 + k), *dout = normal_stored(n, 1, 31 + k), *out = take_stored(n), *dqkv = take_stored(3 * n);
+        double *want = take_doubles(n), *dwant = take_doubles(3 * n), *g = doubles_of_stored(dout, n);
+        attention_reference(want, dwant, g, doubles_of_stored(qkv, 3 * n), B, T, C, NH);
+        attention_forward(out, qkv, B, T, 0, C, NH);
+        attention_backward(dqkv, dout, qkv, B, T, C, NH);
+        // Forward: probabilities and the output are each rounded once. Backward: score gradients (p only for dv), the output.
+        snprintf(name, sizeof(name), "attention: forward equals the definition in doubles, T %d, head %d", T, C / NH);
+        check_error(name, likeness_stored(want, out, n), 2 * UNIT + FP32_WORK);
+        snprintf(name, sizeof(name), "attention: backward equals the equations in doubles, T %d, head %d", T, C / NH);
+        check_error(name, likeness_stored(dwant, dqkv, 3 * n), 2 * UNIT + FP32_WORK);
+        if (k) continue;
+        double *later = take_doubles(n); // sees one key too many: what a wrong causal mask would do
+        memcpy(later, want, n * sizeof(double));
+        for (int t = 0; t + 1 < T; t++) memcpy(later + t * C, want + (t + 1) * C, (size_t)C * sizeof(double));
+        check(likeness_stored(later, out, n).error > 2 * UNIT + FP32_WORK, "planted fault: attention shifted by one position is caught", "not caught");
+    }
+
+    // Layernorm, with the residual addition; C is no multiple of 16, rows are no multiple of a block.
+    const int rows = 75, C = 100;
+    const size_t n = (size_t)(rows * C);
+    stored_t *a = normal_stored(n, 1, 41), *b = normal_stored(n, 1, 42), *res = take_stored(n), *normed = take_stored(n), *dout = normal_stored(n, 1, 43), *dres = normal_stored(n, 1, 44);
+    float *w = normal_floats((size_t)C, 1, 45), *bias = normal_floats((size_t)C, 1, 46), *mean = take_floats((size_t)rows), *rstd = take_floats((size_t)rows);
+    float *dw = normal_floats((size_t)C, 1, 47), *db = normal_floats((size_t)C, 1, 48), *partial = take_floats(2 * 3 * (size_t)C);
+    double *da = doubles_of_stored(a, n), *bd = doubles_of_stored(b, n), *dx = doubles_of_stored(dres, n), *dwant = doubles_of_floats(dw, (size_t)C), *dbwant = doubles_of_floats(db, (size_t)C);
+    residual_layernorm_forward(res, normed, mean, rstd, a, b, w, bias, (size_t)rows, (size_t)C);
+    int sum_wrong = 0;
+    for (size_t i = 0; i < n; i++) sum_wrong += float_from_stored(res[i]) != float_from_stored(stored_from_float((float)(da[i] + bd[i])));
+    check(!sum_wrong, "layernorm: the residual sum is rounded once", "%d of %zu differ", sum_wrong, n);
+    double *y = take_doubles(n), *xr = doubles_of_stored(res, n), *wd = doubles_of_floats(w, (size_t)C), *biasd = doubles_of_floats(bias, (size_t)C);
+    layernorm_reference(y, xr, wd, biasd, rows, C, doubles_of_stored(dout, n), dx, dwant, dbwant);
+    check_error("layernorm: forward equals the definition in doubles", likeness_stored(y, normed, n), UNIT + FP32_WORK);
+    layernorm_backward(dres, dw, db, dout, res, mean, rstd, w, partial, (size_t)rows, (size_t)C);
+    check_error("layernorm: backward adds to the gradient of the residual stream", likeness_stored(dx, dres, n), UNIT + FP32_WORK);
+    check_error("layernorm: backward adds to dweight", likeness_floats(dwant, dw, (size_t)C), FP32_WORK);
+    check_error("layernorm: backward adds to dbias", likeness_floats(dbwant, db, (size_t)C), FP32_WORK);
+
+    // GELU, over the range where its branches differ, forwards and backwards.
+    double *gw = take_doubles(n), *dgw = take_doubles(n);
+    stored_t *x = normal_stored(n, 3, 51), *gelu = take_stored(n), *dgelu = take_stored(n);
+    memcpy(dgelu, dout, n * sizeof(stored_t));
+    for (size_t i = 0; i < n; i++) {
+        const double v = (double)float_from_stored(x[i]), h = 1e-5;
+        gw[i] = gelu_reference(v), dgw[i] = (gelu_reference(v + h) - gelu_reference(v - h)) / (2 * h) * (double)float_from_stored(dout[i]);
+    }
+    gelu_forward(gelu, x, n), gelu_backward(dgelu, x, n);
+    check_error("gelu: forward equals tanh's formula in doubles", likeness_stored(gw, gelu, n), UNIT + FP32_WORK);
+    check_error("gelu: backward equals the slope of the formula", likeness_stored(dgw, dgelu, n), UNIT + FP32_WORK);
+    const stored_t far[4] = {stored_from_float(-60), stored_from_float(60), stored_from_float(-1e4f), stored_from_float(0)};
+    stored_t at_far[4];
+    gelu_forward(at_far, far, 4);
+    check(float_from_stored(at_far[0]) == 0 && float_from_stored(at_far[1]) == float_from_stored(far[1]) && float_from_stored(at_far[2]) == 0 && float_from_stored(at_far[3]) == 0,
+          "gelu: far out it is 0 and x", "%g %g", (double)float_from_stored(at_far[0]), (double)float_from_stored(at_far[1]));
+
+    // Classifier: padded columns hold nonsense that must not matter; a target of -1 counts nothing.
+    const int R = 37, V = 75, Vp = 128;
+    float *logits = normal_floats((size_t)(R * Vp), 3, 61), *losses = take_floats((size_t)R);
+    stored_t *dl = take_stored((size_t)(R * Vp));
+    double *z = doubles_of_floats(logits, (size_t)(R * Vp)), *lw = take_doubles((size_t)R), *dlw = take_doubles((size_t)(R * Vp));
+    int targets[37], padding = 0;
+    const float dscale = 0.25f;
+    for (int r = 0; r < R; r++) {
+        targets[r] = r % 7 == 3 ? -1 : (r * 31) % V;
+        if (targets[r] < 0) continue;
+        lw[r] = cross_entropy_reference(z + r * Vp, V, targets[r]);
+        for (int j = 0; j < V; j++) dlw[r * Vp + j] = (double)dscale * (exp(-cross_entropy_reference(z + r * Vp, V, j)) - (j == targets[r]));
+    }
+    classifier(losses, dl, logits, targets, (size_t)R, V, Vp, dscale);
+    for (int r = 0; r < R; r++)
+        for (int j = V; j < Vp; j++) padding += float_from_stored(dl[r * Vp + j]) != 0;
+    check_error("classifier: losses equal the definition in doubles", likeness_floats(lw, losses, (size_t)R), FP32_WORK);
+    check_error("classifier: dlogits equal (p - onehot) * scale", likeness_stored(dlw, dl, (size_t)(R * Vp)), UNIT + FP32_WORK);
+    check(!padding && losses[3] == 0, "classifier: the padded vocabulary gets exactly zero, a target of -1 no loss", "%d not zero", padding);
+
+    // Linear, against doubles, in the builds whose operands are exact.
+    if (IS_FP8) return;
+    const int M = 45, in = 70, out_n = 33;
+    layers_workspace(1, 16);
+    stored_t *lx = normal_stored((size_t)(M * in), 1, 71), *ldy = normal_stored((size_t)(M * out_n), 1, 72), *ly = take_stored((size_t)(M * out_n)), *ldx = take_stored((size_t)(M * in)), *lwt = normal_stored((size_t)(out_n * in), 1, 73);
+    float *ldw = normal_floats((size_t)(out_n * in), 1, 74), *ldb = normal_floats((size_t)out_n, 1, 75), *lb = normal_floats((size_t)out_n, 1, 76), *lpartial = take_floats(2 * (size_t)out_n);
+    Linear f;
+    memset(&f, 0, sizeof(f));
+    f.w = (const operand_t *)(const void *)lwt, f.bias = lb, f.dw = ldw, f.dbias = ldb, f.in = (size_t)in, f.out = (size_t)out_n;
+    double *xd = doubles_of_stored(lx, (size_t)(M * in)), *dyd = doubles_of_stored(ldy, (size_t)(M * out_n)), *lwd = doubles_of_stored(lwt, (size_t)(out_n * in));
+    double *yw = take_doubles((size_t)(M * out_n)), *dxw = take_doubles((size_t)(M * in)), *dww = doubles_of_floats(ldw, (size_t)(out_n * in)), *dbw = doubles_of_floats(ldb, (size_t)out_n);
+    linear_reference(yw, xd, lwd, doubles_of_floats(lb, (size_t)out_n), M, out_n, in);
+    for (int i = 0; i < M; i++)
+        for (int o = 0; o < out_n; o++) {
+            const double g = dyd[i * out_n + o];
+            for (int c = 0; c < in; c++) dxw[i * in + c] += g * lwd[o * in + c], dww[o * in + c] += g * xd[i * in + c];
+            dbw[o] += g;
+        }
+    linear_forward(&f, ly, lx, (operand_t *)(void *)lx, (size_t)M, 0);
+    linear_backward(&f, ldx, ldy, (operand_t *)(void *)lx, NULL, lpartial, (size_t)M, 0);
+    check_error("linear: forward equals x w^T + bias in doubles", likeness_stored(yw, ly, (size_t)(M * out_n)), UNIT + FP32_WORK);
+    check_error("linear: dgrad equals dy w", likeness_stored(dxw, ldx, (size_t)(M * in)), UNIT + FP32_WORK);
+    check_error("linear: wgrad adds dy^T x", likeness_floats(dww, ldw, (size_t)(out_n * in)), FP32_WORK);
+    check_error("linear: the bias gradient adds the column sums of dy", likeness_floats(dbw, ldb, (size_t)out_n), FP32_WORK);
+}

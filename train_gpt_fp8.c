@@ -89,7 +89,6 @@ Sections
 
 typedef enum { DTYPE_FP32, DTYPE_BF16, DTYPE_FP16, DTYPE_E4M3, DTYPE_E5M2, DTYPE_COUNT } Dtype;
 static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1};
-static const char *const dtype_name[DTYPE_COUNT] = {"fp32", "bf16", "fp16", "e4m3", "e5m2"};
 
 #if PRECISION == PRECISION_FP8
 #define PRECISION_NAME "fp8"
@@ -130,6 +129,20 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
     fputc('\n', stderr);
     va_end(args);
     exit(status);
+}
+
+// Bad input ends the program before anything is lost.
+#define EXPECT(condition, ...)                                                                                                 \
+    do {                                                                                                                       \
+        if (!(condition)) fatal(EXIT_BAD_INPUT, __VA_ARGS__);                                                                  \
+    } while (0)
+
+// Prints a file name into out[PATH_MAX].
+__attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...", out);
+    va_end(args);
 }
 
 static double seconds_now(void) {
@@ -1691,10 +1704,8 @@ typedef struct {
     float *partial_sums;          // column sums by blocks of rows
     float *losses;                // [R]
 
-    float loss_scale;     // a power of two; 1 unless the build or recipe needs it
-    int loss_scale_good;  // steps since it last changed
+    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and steps since it changed
     int record;           // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
-    double head_dy_bound; // 1 / tokens of a step: what bounds a dlogit
 } Gpt;
 
 // Every tensor of the model but the parameters: the one table for memory plan, allocation and the search for the first
@@ -1802,7 +1813,7 @@ static void gpt_allocate(Gpt *g) {
         s->amax_history = g->history + (size_t)i * AMAX_HISTORY_MAX;
     }
     if (IS_FP8) g->scales[g->scale_count - 1].recipe = &g->head_dy_recipe;
-    g->loss_scale = 1;
+    g->loss_scaling[0] = 1;
     workspace_init(partial_count(g), attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)));
 }
 
@@ -2162,10 +2173,665 @@ static float schedule_lr(const char *kind, float lr, float final, long step, lon
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) { return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_NONE); }
 static void loss_scale_update(Gpt *g, int overflow) {
+    float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
-    if (overflow) g->loss_scale_good = 0, g->loss_scale = g->loss_scale > 1 ? g->loss_scale * 0.5f : 1;
-    else if (++g->loss_scale_good >= LOSS_SCALE_PATIENCE) {
-        g->loss_scale_good = 0;
-        if (g->loss_scale < LOSS_SCALE_MAX) g->loss_scale *= 2;
+    if (overflow) *good = 0, *scale = *scale > 1 ? *scale * 0.5f : 1;
+    else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 8. data
+//
+// A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
+// T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
+
+#define SHARD_MAGIC 20240520
+#define GPT2_VOCAB  50257
+
+typedef struct {
+    const char *path;
+    const unsigned char *map, *tokens; // the file; the first token of this set in it
+    size_t map_bytes, count;           // count: tokens
+    int width;                         // bytes a token, 1 or 2
+    size_t windows, slack;             // windows of an epoch, and by how many tokens they may shift
+} Shard;
+
+typedef struct {
+    Shard *shards;
+    int shard_count, V;
+    size_t tokens, windows;
+    uint64_t hash; // of every token and their order
+} Dataset;
+
+static int shard_token(const Shard *s, size_t i) { return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8; }
+
+// Maps a whole file for reading.
+static const unsigned char *file_map(const char *path, size_t *bytes) {
+    struct stat st;
+    const int fd = open(path, O_RDONLY);
+    EXPECT(fd >= 0 && fstat(fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
+    EXPECT(S_ISREG(st.st_mode), "%s: expected a file, found a directory or device", path);
+    *bytes = (size_t)st.st_size;
+    EXPECT(*bytes > 0, "%s: the file is empty", path);
+    const unsigned char *map = (const unsigned char *)mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    EXPECT(map != MAP_FAILED, "%s: cannot map %zu bytes: %s", path, *bytes, strerror(errno));
+    close(fd);
+    return map;
+}
+
+static Shard shard_open(const char *path, int *V) {
+    Shard s;
+    uint32_t header[256] = {0};
+    const char *dot = strrchr(path, '.');
+    memset(&s, 0, sizeof(s));
+    s.path = strdup(path);
+    s.map = file_map(path, &s.map_bytes);
+    memcpy(header, s.map, s.map_bytes < 1024 ? s.map_bytes : 1024);
+    if (header[0] != SHARD_MAGIC && !(dot && !strcmp(dot, ".bin"))) { // a text
+        s.tokens = s.map, s.count = s.map_bytes, s.width = 1, *V = 256;
+        return s;
     }
+    EXPECT(header[0] == SHARD_MAGIC, "%s: not a token shard: expected magic %d, found %u; data/tokenize.py writes shards", path,
+           SHARD_MAGIC, header[0]);
+    EXPECT(s.map_bytes >= 1024, "%s: truncated: expected a header of 1024 bytes, found %zu", path, s.map_bytes);
+    EXPECT(header[1] == 1, "%s: expected shard version 1, found %u", path, header[1]);
+    EXPECT(header[3] != 1 && header[3] <= 65536, "%s: expected a vocabulary of 2 to 65536 (0: %d), found %u", path, GPT2_VOCAB, header[3]);
+    EXPECT(s.map_bytes == 1024 + 2 * (size_t)header[2], "%s: truncated or damaged: %u tokens take %zu bytes, the file has %zu", path,
+           header[2], 1024 + 2 * (size_t)header[2], s.map_bytes);
+    s.tokens = s.map + 1024, s.count = header[2], s.width = 2, *V = header[3] ? (int)header[3] : GPT2_VOCAB;
+    return s;
+}
+
+// Opens, checks and hashes every file that matches the pattern, in sorted order.
+static Dataset dataset_open(const char *pattern) {
+    Dataset d;
+    glob_t found;
+    memset(&d, 0, sizeof(d));
+    EXPECT(glob(pattern, 0, NULL, &found) == 0, "%s: no such file%s", pattern,
+           strstr(pattern, "tales.d") ? "; `make` writes the embedded corpus" : "; expected a text, a shard, or a quoted glob of shards");
+    d.shard_count = (int)found.gl_pathc;
+    d.shards = (Shard *)memory_allocate((size_t)d.shard_count * sizeof(Shard));
+    for (int i = 0, V = 0; i < d.shard_count; i++) {
+        Shard *s = &d.shards[i];
+        *s = shard_open(found.gl_pathv[i], &V);
+        EXPECT(i == 0 || V == d.V, "%s: vocabulary %d, but %s has %d; all files of a set need the same", s->path, V, d.shards[0].path, d.V);
+        d.V = V, d.tokens += s->count;
+        d.hash = checksum(d.hash, s->tokens, s->count * (size_t)s->width);
+        for (size_t k = 0; s->width == 2 && k < s->count; k++)
+            EXPECT(shard_token(s, k) < d.V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), d.V);
+    }
+    globfree(&found);
+    return d;
+}
+
+// Takes the last tenth of `train` away and returns it.
+static Dataset dataset_hold_out(Dataset *train) {
+    Dataset val = *train;
+    size_t keep = train->tokens - train->tokens / 10;
+    val.shards = (Shard *)memory_allocate((size_t)train->shard_count * sizeof(Shard));
+    val.shard_count = 0, val.tokens = 0;
+    for (int i = 0; i < train->shard_count; i++) {
+        Shard *s = &train->shards[i], rest = *s;
+        s->count = s->count < keep ? s->count : keep;
+        keep -= s->count;
+        rest.tokens += s->count * (size_t)s->width, rest.count -= s->count;
+        if (rest.count) val.shards[val.shard_count++] = rest, val.tokens += rest.count;
+    }
+    train->tokens -= val.tokens;
+    return val;
+}
+
+static void dataset_windows(Dataset *d, const char *role, int T) {
+    d->windows = 0;
+    for (int i = 0; i < d->shard_count; i++) {
+        Shard *s = &d->shards[i];
+        s->windows = s->count > 0 ? (s->count - 1) / (size_t)T : 0;
+        if (s->windows > 8) s->windows--; // leaves room for the shift of an epoch
+        s->slack = s->windows ? s->count - 1 - s->windows * (size_t)T : 0;
+        d->windows += s->windows;
+    }
+    EXPECT(d->windows > 0, "the %s data have %zu tokens, a window of -t %d needs %d; use more text or a smaller -t", role, d->tokens, T, T + 1);
+}
+
+// Window `index`, moved on by `shift` (taken modulo what the shard allows).
+static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens, int *targets, int T) {
+    const Shard *s = d->shards;
+    while (index >= s->windows) index -= s->windows, s++;
+    const size_t at = index * (size_t)T + (size_t)(shift % (s->slack + 1));
+    for (int t = 0; t < T; t++) tokens[t] = shard_token(s, at + (size_t)t), targets[t] = shard_token(s, at + (size_t)t + 1);
+}
+
+// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the value is below n.
+static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
+    int half = 1;
+    while (half < 31 && (1ull << (2 * half)) < n) half++;
+    const uint64_t mask = (1ull << half) - 1;
+    do {
+        uint64_t l = i >> half, r = i & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            const uint64_t t = l ^ (random_u64(key, round, r) & mask);
+            l = r, r = t;
+        }
+        i = l << half | r;
+    } while (i >= n);
+    return i;
+}
+
+// Rows `first` .. first + B of the endless shuffled sequence of windows; from the second epoch on they are shifted.
+static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens, int *targets, int B, int T) {
+    for (int b = 0; b < B; b++) {
+        const uint64_t i = first + (uint64_t)b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
+        dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0, tokens + b * T, targets + b * T, T);
+    }
+}
+
+// The validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv gives
+// the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
+typedef struct {
+    int rows, T;
+    int *tokens, *targets; // [rows, T]; target -1: not counted
+    double floor;          // nats a token below which no model can be on these rows; 0: unknown
+    size_t counted;        // targets that count
+} ValidationSet;
+
+// Fills the set with at most `want` stories; returns their number, 0 if there is no sidecar or one is longer than T.
+static int validation_stories(ValidationSet *v, const Shard *s, const char *path, int want) {
+    char line[256];
+    long stories = 0, expected = -1, row = 0, index = 0, offset, bytes;
+    unsigned long long hash = 0, found = 14695981039346656037ull; // FNV-1a
+    double nats, sum = 0;
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    while (fgets(line, sizeof(line), f)) {
+        sscanf(line, "# stories\t%ld", &expected), sscanf(line, "# fnv1a64\t%llx", &hash);
+        stories += isdigit((unsigned char)line[0]) != 0;
+    }
+    for (size_t i = 0; i < s->count; i++) found = (found ^ s->tokens[i]) * 1099511628211ull;
+    EXPECT(hash == found && stories == expected, "%s: not the sidecar of %s: expected hash %016llx and %ld stories, found %016llx and %ld",
+           path, s->path, hash, expected, found, stories);
+    const long rows = stories < want ? stories : want;
+    for (rewind(f); row < rows && fgets(line, sizeof(line), f);) {
+        if (sscanf(line, "%ld\t%ld\t%lf", &offset, &bytes, &nats) != 3 || index++ != row * stories / rows) continue;
+        EXPECT(offset >= 0 && bytes > 0 && (size_t)(offset + bytes) <= s->count, "%s: story %ld lies beyond %s", path, index - 1, s->path);
+        if (bytes > v->T) break;
+        for (int t = 0; t < v->T; t++) { // a story starts after a newline
+            const long at = row * v->T + t;
+            v->tokens[at] = t == 0 || t >= bytes ? '\n' : shard_token(s, (size_t)(offset + t - 1));
+            v->targets[at] = t < bytes ? shard_token(s, (size_t)(offset + t)) : -1;
+        }
+        v->counted += (size_t)bytes, sum += nats, row++;
+    }
+    fclose(f);
+    v->floor = row == rows ? sum / (double)v->counted : 0;
+    return row == rows ? (int)rows : 0;
+}
+
+static ValidationSet validation_open(const Dataset *d, int T, int want) {
+    ValidationSet v;
+    const Shard *s = d->shards;
+    memset(&v, 0, sizeof(v));
+    v.T = T;
+    v.tokens = (int *)memory_allocate((size_t)want * (size_t)T * sizeof(int));
+    v.targets = (int *)memory_allocate((size_t)want * (size_t)T * sizeof(int));
+    if (d->shard_count == 1 && s->width == 1 && s->tokens == s->map) {
+        char path[PATH_MAX];
+        const char *dot = strrchr(s->path, '.');
+        path_print(path, "%.*s.floor.tsv", dot ? (int)(dot - s->path) : (int)strlen(s->path), s->path);
+        v.rows = validation_stories(&v, s, path, want);
+    }
+    if (v.rows) return v;
+    v.rows = d->windows < (size_t)want ? (int)d->windows : want;
+    v.counted = (size_t)v.rows * (size_t)T;
+    for (int i = 0; i < v.rows; i++) dataset_window(d, (size_t)i * d->windows / (size_t)v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
+    return v;
+}
+
+// Mean loss over the validation set, in nats a token.
+static double validate(Gpt *g, const ValidationSet *v) {
+    const int record = g->record;
+    double sum = 0;
+    g->record = 0;
+    for (int row = 0; row < v->rows; row += g->B)
+        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, v->rows - row < g->B ? v->rows - row : g->B, v->T, 0);
+    g->record = record;
+    return sum / (double)v->counted;
+}
+
+// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
+
+typedef struct {
+    int V, eot;
+    unsigned char *bytes;
+    uint32_t *start; // [V + 1] token i is bytes[start[i]] .. bytes[start[i + 1]]
+    uint32_t *table; // hash table of token + 1, for encoding
+} Tokenizer;
+#define TOKENIZER_SLOTS 262144
+
+static uint32_t *tokenizer_slot(const Tokenizer *t, const unsigned char *text, size_t n) {
+    for (uint64_t h = checksum(n, text, n);; h++) {
+        uint32_t *slot = &t->table[h % TOKENIZER_SLOTS];
+        const uint32_t *at = t->start + *slot;
+        if (*slot == 0 || (at[0] - at[-1] == n && !memcmp(t->bytes + at[-1], text, n))) return slot;
+    }
+}
+
+static Tokenizer tokenizer_open(const char *path, int V) {
+    Tokenizer t;
+    uint32_t header[256];
+    FILE *f = fopen(path, "rb");
+    EXPECT(f, "%s: cannot open the tokenizer: %s", path, strerror(errno));
+    EXPECT(fread(header, 4, 256, f) == 256 && header[0] == 20240328 && header[1] == 2,
+           "%s: not a tokenizer file: expected magic 20240328 version 2; data/tokenize.py writes one", path);
+    EXPECT(header[2] == (uint32_t)V, "%s: expected %d tokens, as the model has, found %u", path, V, header[2]);
+    t.V = V, t.eot = (int)header[3];
+    t.bytes = (unsigned char *)memory_allocate((size_t)V * 256);
+    t.start = (uint32_t *)memory_allocate(((size_t)V + 1) * 4);
+    t.table = (uint32_t *)memory_allocate(TOKENIZER_SLOTS * 4);
+    for (int i = 0; i < V; i++) {
+        const int n = fgetc(f);
+        EXPECT(n >= 0 && fread(t.bytes + t.start[i], 1, (size_t)n, f) == (size_t)n, "%s: truncated at token %d of %d", path, i, V);
+        t.start[i + 1] = t.start[i] + (uint32_t)n;
+        if (i != t.eot) *tokenizer_slot(&t, t.bytes + t.start[i], (size_t)n) = (uint32_t)i + 1;
+    }
+    fclose(f);
+    return t;
+}
+
+// The end of the piece of text that starts at p, by GPT-2's pattern; bytes beyond ASCII count as letters.
+static const unsigned char *tokenizer_piece(const unsigned char *p) {
+    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+#define CHARACTER_CLASS(c) (isalpha(c) || (c) >= 128 ? 1 : isdigit(c) ? 2 : isspace(c) || !(c) ? 0 : 3)
+    for (int i = 0; i < 7; i++)
+        if (!strncmp((const char *)p, endings[i], strlen(endings[i]))) return p + strlen(endings[i]);
+    const unsigned char *q = p + (*p == ' ' && p[1] && !isspace(p[1])); // a word takes the blank before it
+    const int kind = CHARACTER_CLASS(*q);
+    while (*q && CHARACTER_CLASS(*q) == kind) q++;
+    return kind == 0 && *q && q - p > 1 ? q - 1 : q;
+}
+
+// Tokens of a text: bytes, or byte pair encoding, where merges of lower token number come first. out has room for its bytes.
+static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
+    int n = 0;
+    for (const unsigned char *p = (const unsigned char *)text, *end; *p; p = end) {
+        end = t->V ? tokenizer_piece(p) : p + 1;
+        int *length = out + n, parts = (int)(end - p); // lengths of the parts, in the place of their tokens
+        for (int i = 0; i < parts; i++) length[i] = 1;
+        for (int at = 0; t->V && at >= 0;) {
+            uint32_t best = UINT32_MAX;
+            const unsigned char *q = p;
+            at = -1;
+            for (int i = 0; i + 1 < parts; q += length[i++]) {
+                const uint32_t id = *tokenizer_slot(t, q, (size_t)(length[i] + length[i + 1]));
+                if (id && id < best) best = id, at = i;
+            }
+            if (at < 0) break;
+            length[at] += length[at + 1];
+            memmove(length + at + 1, length + at + 2, (size_t)(--parts - at - 1) * sizeof(int));
+        }
+        for (int i = 0; i < parts; i++, n++) {
+            const int bytes = out[n];
+            out[n] = t->V ? (int)*tokenizer_slot(t, p, (size_t)bytes) - 1 : *p;
+            p += bytes;
+        }
+    }
+    return n;
+}
+
+static void token_print(int token, void *tokenizer) {
+    const Tokenizer *t = (const Tokenizer *)tokenizer;
+    if (t->V) fwrite(t->bytes + t->start[token], 1, t->start[token + 1] - t->start[token], stdout);
+    else if (token < 256) putchar(token == '\n' || (token >= 32 && token != 127) ? token : '?');
+    else printf("<%d>", token);
+    fflush(stdout);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 9. checkpoint
+//
+// model_%08d.bin   llm.c's format, version 3: the fp32 master weights
+// state_%08d.bin   everything else that training needs, in tagged, checksummed sections
+// DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
+
+#define MODEL_MAGIC   20240326
+#define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
+#define STATE_VERSION 1
+
+typedef struct {
+    uint64_t magic, version, numerics, precision, world, rank, sections, checksum;
+} StateHeader;
+typedef struct {
+    char name[24];
+    uint64_t dtype, rows, cols, bytes, checksum; // of all before it here, and of the data
+} SectionHeader;
+
+typedef struct {
+    int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
+    uint64_t model_checksum;
+} Progress;
+
+// The sections: the one table for writing, checking and reading a state. Scales are copied by field.
+typedef struct {
+    const char *name;
+    Dtype dtype;
+    uint64_t rows, cols, element; // element: bytes
+    void *data;
+} SectionSpec;
+enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_HISTORY, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
+typedef struct {
+    float scale;
+    int32_t history_count, history_next;
+} SavedScale;
+
+static void section_specs(Gpt *g, Progress *p, char *options, SavedScale *scales, SectionSpec *s) {
+    const uint64_t n = g->param_count, count = (uint64_t)g->scale_count;
+    const SectionSpec table[SECTIONS] = {
+        {"options", DTYPE_E4M3, options ? strlen(options) + 1 : 0, 1, 1, options},
+        {"progress", DTYPE_FP32, 1, 1, sizeof(*p), p},
+        {"adamw_m", DTYPE_FP32, n, 1, 4, g->m},
+        {"adamw_v", DTYPE_FP32, n, 1, 4, g->v},
+        {"amax_history", DTYPE_FP32, count, AMAX_HISTORY_MAX, 4, g->history},
+        {"scales", DTYPE_FP32, count, 1, sizeof(SavedScale), scales},
+        {"loss_scale", DTYPE_FP32, 2, 1, 4, g->loss_scaling},
+    };
+    memcpy(s, table, sizeof(table));
+}
+
+static FILE *file_begin(const char *path, char *temporary) {
+    path_print(temporary, "%s.tmp", path);
+    FILE *f = fopen(temporary, "wb");
+    EXPECT(f, "%s: cannot create: %s", temporary, strerror(errno));
+    return f;
+}
+static void file_write(FILE *f, const char *path, const void *data, size_t bytes) {
+    EXPECT(fwrite(data, 1, bytes, f) == bytes, "%s: cannot write: %s; the last checkpoint is untouched", path, strerror(errno));
+}
+// Flushes to disk, then gives the file its name; the directory entry is flushed too.
+static void file_commit(FILE *f, const char *temporary, const char *path) {
+    char dir[PATH_MAX];
+    EXPECT(fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && rename(temporary, path) == 0,
+           "%s: cannot write: %s; the last checkpoint is untouched", path, strerror(errno));
+    path_print(dir, "%s", path);
+    char *slash = strrchr(dir, '/');
+    if (slash) *slash = 0;
+    const int fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY);
+    if (fd >= 0) fsync(fd), close(fd);
+}
+
+// Writes the master weights; returns the file's checksum.
+static uint64_t model_save(const Gpt *g, const char *path) {
+    char temporary[PATH_MAX];
+    const Config *c = &g->config;
+    int32_t header[256] = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
+    FILE *f = file_begin(path, temporary);
+    file_write(f, temporary, header, sizeof(header));
+    file_write(f, temporary, g->master, g->param_count * 4);
+    file_commit(f, temporary, path);
+    return checksum(checksum(0, header, sizeof(header)), g->master, g->param_count * 4);
+}
+
+// Checks a model file: its header, its size, and that every weight is finite. sum: its checksum, where asked for.
+static Config model_check(const char *path, uint64_t *sum) {
+    size_t bytes;
+    const unsigned char *map = file_map(path, &bytes);
+    int32_t h[256];
+    EXPECT(bytes >= sizeof(h), "%s: truncated: expected a header of 1024 bytes, found a file of %zu", path, bytes);
+    memcpy(h, map, sizeof(h));
+    EXPECT(h[0] == MODEL_MAGIC, "%s: not an llm.c model file: expected magic %d, found %d", path, MODEL_MAGIC, h[0]);
+    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", path, h[1]);
+    static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
+    static const int limits[6] = {1 << 20, 65536, 1024, 1024, 65536, 65536};
+    for (int i = 0; i < 6; i++)
+        EXPECT(h[2 + i] >= 1 && h[2 + i] <= limits[i], "%s: damaged header: %s is %d, expected 1 to %d", path, names[i], h[2 + i], limits[i]);
+    const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: padded vocabulary is %d, expected a multiple of 128 that holds %d", path, c.Vp, c.V);
+    EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", path, c.C, c.NH);
+    ParamSpec specs[NPARAM];
+    const size_t n = param_specs(specs, &c), width = h[1] == 3 ? 4 : 2;
+    EXPECT(bytes == sizeof(h) + n * width, "%s: truncated or damaged: its header asks for %zu bytes, the file has %zu", path,
+           sizeof(h) + n * width, bytes);
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char *p = map + sizeof(h) + (i + 1) * width;
+        EXPECT((p[-1] & 0x7f) != 0x7f || !(p[-2] & 0x80), "%s: weight %zu is not finite; this model diverged", path, i);
+    }
+    if (sum) *sum = checksum(0, map, bytes);
+    munmap((void *)(uintptr_t)map, bytes);
+    return c;
+}
+
+// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
+static void model_load(Gpt *g, const char *path) {
+    size_t bytes;
+    const unsigned char *map = file_map(path, &bytes), *p = map + 1024;
+    int32_t header[3];
+    memcpy(header, map, sizeof(header));
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        const size_t n = s->layers * s->rows * s->cols, width = header[1] == 3 ? 4 : 2;
+        float *w = g->master + s->offset;
+        if (width == 4) memcpy(w, p, n * 4);
+        else
+            for (size_t i = 0; i < n; i++) w[i] = float_from_bf16((uint16_t)(p[2 * i] | p[2 * i + 1] << 8));
+        p += (id == WPE ? (size_t)header[2] * s->cols : n) * width;
+    }
+    munmap((void *)(uintptr_t)map, bytes);
+    const size_t C = (size_t)g->config.C;
+    memset(g->master + (size_t)g->config.V * C, 0, (size_t)(g->config.Vp - g->config.V) * C * 4);
+    g->weights_ready = 0;
+}
+
+static uint64_t section_checksum(const SectionHeader *h, const void *data) {
+    return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
+}
+
+static void state_save(Gpt *g, const char *path, Progress *progress, char *options) {
+    SectionSpec s[SECTIONS];
+    char temporary[PATH_MAX];
+    SavedScale *scales = (SavedScale *)memory_allocate((size_t)g->scale_count * sizeof(SavedScale));
+    for (int i = 0; i < g->scale_count; i++) {
+        const Fp8Scale *x = &g->scales[i];
+        scales[i].scale = x->scale, scales[i].history_count = x->history_count, scales[i].history_next = x->history_next;
+    }
+    section_specs(g, progress, options, scales, s);
+    StateHeader header = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS, 0};
+    header.checksum = checksum(0, &header, offsetof(StateHeader, checksum));
+    FILE *f = file_begin(path, temporary);
+    file_write(f, temporary, &header, sizeof(header));
+    for (int i = 0; i < SECTIONS; i++) {
+        SectionHeader h;
+        memset(&h, 0, sizeof(h));
+        snprintf(h.name, sizeof(h.name), "%s", s[i].name);
+        h.dtype = s[i].dtype, h.rows = s[i].rows, h.cols = s[i].cols, h.bytes = s[i].rows * s[i].cols * s[i].element;
+        h.checksum = section_checksum(&h, s[i].data);
+        file_write(f, temporary, &h, sizeof(h));
+        file_write(f, temporary, s[i].data, h.bytes);
+    }
+    file_commit(f, temporary, path);
+    free(scales);
+}
+
+// A state file whose header and every section's checksum were found right, before anything is taken from it.
+typedef struct {
+    char path[PATH_MAX];
+    SectionHeader header[SECTIONS];
+    const unsigned char *data[SECTIONS];
+} StateFile;
+
+static void state_check(StateFile *f) {
+    StateHeader h;
+    size_t bytes, at = sizeof(h);
+    const char *path = f->path;
+    const unsigned char *map = file_map(path, &bytes);
+    EXPECT(bytes >= sizeof(h), "%s: truncated: expected a header of %zu bytes, found a file of %zu", path, sizeof(h), bytes);
+    memcpy(&h, map, sizeof(h));
+    EXPECT(h.magic == STATE_MAGIC, "%s: not a state file of this program (wrong magic)", path);
+    EXPECT(h.checksum == checksum(0, &h, offsetof(StateHeader, checksum)), "%s: damaged header; resume from an older checkpoint", path);
+    const uint64_t found[6] = {h.version, h.numerics, h.precision, h.world, h.rank, h.sections};
+    static const uint64_t want[6] = {STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
+    static const char *const names[6] = {"state version", "numerics version", "precision (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
+                                         "number of ranks", "rank", "number of sections"};
+    for (int i = 0; i < 6; i++)
+        EXPECT(found[i] == want[i], "%s: %s: expected %d, found %d; this build cannot continue it", path, names[i], (int)want[i], (int)found[i]);
+    for (int i = 0; i < SECTIONS; i++) {
+        SectionHeader *s = &f->header[i];
+        EXPECT(bytes - at >= sizeof(*s), "%s: truncated in the header of section %d", path, i);
+        memcpy(s, map + at, sizeof(*s));
+        at += sizeof(*s);
+        s->name[sizeof(s->name) - 1] = 0;
+        EXPECT(s->bytes <= bytes - at, "%s: truncated or damaged: section %d wants %llu bytes, %zu are left", path, i,
+               (unsigned long long)s->bytes, bytes - at);
+        f->data[i] = map + at;
+        EXPECT(section_checksum(s, f->data[i]) == s->checksum,
+               "%s: damaged: the checksum of section %d differs; to resume from an older checkpoint, remove this one's DONE file", path, i);
+        at += s->bytes;
+    }
+    EXPECT(at == bytes, "%s: damaged: %zu bytes too many at its end", path, bytes - at);
+    EXPECT(f->header[0].bytes > 0 && f->data[0][f->header[0].bytes - 1] == 0 && f->header[1].bytes == sizeof(Progress),
+           "%s: damaged: options or progress are not what this program writes", path);
+}
+
+// Moves a checked state into the model: moments, scales, histories, loss scale.
+static void state_load(Gpt *g, const StateFile *f) {
+    SectionSpec s[SECTIONS];
+    Progress progress;
+    SavedScale *scales = (SavedScale *)memory_allocate((size_t)g->scale_count * sizeof(SavedScale));
+    section_specs(g, &progress, NULL, scales, s);
+    for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
+        const SectionHeader *h = &f->header[i];
+        EXPECT(!strcmp(h->name, s[i].name) && h->dtype == (uint64_t)s[i].dtype && h->rows == s[i].rows && h->cols == s[i].cols &&
+                   h->bytes == s[i].rows * s[i].cols * s[i].element,
+               "%s: section %d: expected %s [%d, %d], found %s [%d, %d]", f->path, i, s[i].name, (int)s[i].rows, (int)s[i].cols, h->name,
+               (int)h->rows, (int)h->cols);
+        memcpy(s[i].data, f->data[i], h->bytes);
+    }
+    for (int i = 0; i < g->scale_count; i++) {
+        Fp8Scale *x = &g->scales[i];
+        x->scale = scales[i].scale, x->history_count = scales[i].history_count, x->history_next = scales[i].history_next;
+        EXPECT(x->scale > 0 && x->history_count >= 0 && x->history_count <= AMAX_HISTORY_MAX && x->history_next >= 0 &&
+                   x->history_next < AMAX_HISTORY_MAX, "%s: the scale of operand %d is damaged", f->path, i);
+    }
+    free(scales);
+    g->weights_ready = 0;
+}
+
+// Numbers of the last `room` finished checkpoints in a directory, ascending. Returns how many.
+static int checkpoints_find(const char *dir, long *steps, int room) {
+    char pattern[PATH_MAX];
+    glob_t found;
+    int n = 0;
+    path_print(pattern, "%s/DONE_????????", dir);
+    if (glob(pattern, 0, NULL, &found) != 0) return 0;
+    for (size_t i = found.gl_pathc > (size_t)room ? found.gl_pathc - (size_t)room : 0; i < found.gl_pathc; i++)
+        steps[n++] = atol(strrchr(found.gl_pathv[i], '_') + 1);
+    globfree(&found);
+    return n;
+}
+
+// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
+static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *options, int keep) {
+    char path[PATH_MAX], temporary[PATH_MAX];
+    long steps[256];
+    path_print(path, "%s/model_%08ld.bin", dir, (long)progress->step);
+    progress->model_checksum = model_save(g, path);
+    path_print(path, "%s/state_%08ld.bin", dir, (long)progress->step);
+    state_save(g, path, progress, options);
+    path_print(path, "%s/DONE_%08ld", dir, (long)progress->step);
+    file_commit(file_begin(path, temporary), temporary, path);
+    for (int i = 0, n = checkpoints_find(dir, steps, 256); keep > 0 && i < n - keep; i++) { // DONE goes first
+        path_print(path, "%s/DONE_%08ld", dir, steps[i]), unlink(path);
+        path_print(path, "%s/state_%08ld.bin", dir, steps[i]), unlink(path);
+        path_print(path, "%s/model_%08ld.bin", dir, steps[i]), unlink(path);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 10. log
+//
+// DIR/log.tsv     `# key<TAB>value` lines, then a row a step
+// DIR/scales.tsv  a row an operand, every --scales-every steps
+// Rows are written whole and flushed. A resume drops the rows beyond its checkpoint and goes on.
+
+#define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
+#define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
+
+// Opens DIR/name for appending; of what is there, keeps header and whole rows with step <= `step` (-1: nothing).
+static FILE *log_open(const char *dir, const char *name, const char *header, long step) {
+    char path[PATH_MAX], temporary[PATH_MAX], line[4096];
+    path_print(path, "%s/%s", dir, name);
+    FILE *out = file_begin(path, temporary), *in = step < 0 ? NULL : fopen(path, "r");
+    if (!in) fputs(header, out);
+    while (in && fgets(line, sizeof(line), in))
+        if (strchr(line, '\n') && !(isdigit((unsigned char)line[0]) && atol(line) > step)) fputs(line, out);
+    if (in) fclose(in);
+    file_commit(out, temporary, path);
+    out = fopen(path, "a");
+    EXPECT(out, "%s: cannot append: %s", path, strerror(errno));
+    return out;
+}
+
+// "qkv.x" of operand i in Gpt.scales; layer gets its layer.
+static const char *scale_name(const Gpt *g, int i, int *layer, char *out, size_t room) {
+    const int linear = i / NOPERAND;
+    *layer = linear / NLIN;
+    snprintf(out, room, "%s.%s", *layer == g->config.L ? "head" : linear_name[linear % NLIN], operand_name[i % NOPERAND]);
+    return out;
+}
+
+static void log_scales(FILE *f, const Gpt *g, long step) {
+    char name[32];
+    for (int i = 0, layer; i < g->scale_count; i++) {
+        const Fp8Stats *t = &g->scales[i].logged;
+        if (t->count == 0) continue;
+        scale_name(g, i, &layer, name, sizeof(name));
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, (double)bits_float(t->amax_bits),
+                (double)g->scales[i].logged_scale, (double)t->saturated / (double)t->count, (double)t->flushed / (double)t->count,
+                (unsigned long long)t->nonfinite);
+        if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_exact_order(t->signal / t->noise) / 2.302585092994046);
+        else fprintf(f, "-\n");
+    }
+    fflush(f);
+}
+
+// Another run: the `# key<TAB>value` lines of its log, and its validation losses.
+typedef struct {
+    char dir[PATH_MAX], *header;
+    int count;
+    long *steps;
+    double *val;
+} Baseline;
+
+// The value of `key` in header lines, copied to out[PATH_MAX]; NULL if there is none.
+static const char *header_value(const char *header, const char *key, char *out) {
+    char want[128];
+    snprintf(want, sizeof(want), "# %s\t", key);
+    const char *at = strstr(header, want);
+    if (!at) return NULL;
+    at += strlen(want);
+    path_print(out, "%.*s", (int)strcspn(at, "\n"), at);
+    return out;
+}
+
+static Baseline baseline_open(const char *dir) {
+    Baseline b;
+    char path[PATH_MAX], line[4096];
+    size_t bytes, rows = 1;
+    memset(&b, 0, sizeof(b));
+    path_print(b.dir, "%s", dir), path_print(path, "%s/log.tsv", dir);
+    if (access(path, R_OK) != 0) return b;
+    const unsigned char *map = file_map(path, &bytes);
+    for (size_t i = 0; i < bytes; i++) rows += map[i] == '\n';
+    munmap((void *)(uintptr_t)map, bytes);
+    b.header = (char *)memory_allocate(bytes + 1);
+    b.steps = (long *)memory_allocate(rows * sizeof(long)), b.val = (double *)memory_allocate(rows * sizeof(double));
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof(line), f)) {
+        if (line[0] == '#') strcat(b.header, line);
+        else if (strchr(line, '\n') && sscanf(line, "%ld\t%*s\t%*s\t%lf", &b.steps[b.count], &b.val[b.count]) == 2) b.count++;
+    }
+    if (f) fclose(f);
+    return b;
+}
+static const double *baseline_at(const Baseline *b, long step) {
+    for (int i = 0; i < b->count; i++)
+        if (b->steps[i] == step) return &b->val[i];
+    return NULL;
 }

@@ -49,6 +49,15 @@ static void params_write(FILE *f, const Gpt *g, const char *prefix, const float 
     }
 }
 
+// The scale in use of every operand of the blocks' linear layers, [L][NLIN][NOPERAND].
+static void scales_write(FILE *f, const Gpt *g, const char *name) {
+    const size_t n = (size_t)g->config.L * NLIN * NOPERAND;
+    float *t = (float *)memory_allocate(n * 4);
+    for (size_t i = 0; i < n; i++) t[i] = g->scales[i].scale;
+    array_write(f, "", name, t, n);
+    free(t);
+}
+
 // Away from the initialisation's special points: no bias is 0, no layernorm weight 1, and matrices are large enough for
 // attention and GELU to be far from linear. The padded rows of wte stay 0.
 static void params_perturb(Gpt *g, uint64_t seed) {
@@ -132,6 +141,7 @@ int main(int argc, char **argv) {
         const double norm = gradient_norm(g.grad, g.param_count, 1 / g.loss_scale);
         adamw_update(&g, &optimiser, (norm > 1 ? (float)(1 / norm) : 1) / g.loss_scale, t);
         for (int i = 0; i < g.scale_count; i++) scale_advance(&g.scales[i]);
+        if (IS_FP8 && (t == 1 || t == STEPS)) scales_write(f, &g, t == 1 ? "scales.1" : "scales.10");
         step_losses[t - 1] = (float)(sum / counted), norms[t - 1] = (float)norm;
     }
     array_write(f, "", "step_losses", step_losses, STEPS);
