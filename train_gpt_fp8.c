@@ -2835,3 +2835,645 @@ static const double *baseline_at(const Baseline *b, long step) {
         if (b->steps[i] == step) return &b->val[i];
     return NULL;
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 11. options
+
+typedef struct {
+    char *train, *val, *model, *out, *prompt, *schedule, *scaling, *amax_algo, *formats, *baseline, *tokenizer;
+    long batch, seq_len, total_batch, seed, data_seed, layers, heads, channels, steps, val_every, val_batches, sample_every, sample_len,
+        checkpoint_every, keep, resume, generate, warmup, amax_history, margin, scales_every, fp8_head, eval, help, version;
+    double lr, final_lr, weight_decay, grad_clip, beta1, beta2, eps, temperature;
+} Options;
+
+typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE } OptionKind; // MAYBE: 0 or 1, may be left out (1)
+// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
+// resume may change it); CALL, of this call of the program alone. FP8_FIXED and FP8_FREE exist in the FP8 build only.
+typedef enum { FIXED, FREE, CALL, FP8_FIXED, FP8_FREE } OptionScope;
+
+typedef struct {
+    int letter; // or 0
+    const char *name;
+    OptionKind kind;
+    size_t field;
+    OptionScope scope;
+    double min, max;
+    const char *initial, *help;
+} OptionSpec;
+
+// The one table behind parser, --help, the printed configuration, log header and state.
+#define FIELD(name) offsetof(Options, name)
+static const OptionSpec option_specs[] = {
+    {'i', "train", OPT_TEXT, FIELD(train), FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards"},
+    {'j', "val", OPT_TEXT, FIELD(val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
+    {'b', "batch", OPT_LONG, FIELD(batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
+    {'t', "seq-len", OPT_LONG, FIELD(seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
+    {'d', "total-batch", OPT_LONG, FIELD(total_batch), FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len"},
+    {0, "seed", OPT_LONG, FIELD(seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
+    {0, "data-seed", OPT_LONG, FIELD(data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
+    {'e', "model", OPT_TEXT, FIELD(model), FIXED, 0, 0, "d6", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
+    {0, "layers", OPT_LONG, FIELD(layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
+    {0, "heads", OPT_LONG, FIELD(heads), FIXED, 0, 1024, "0", ""},
+    {0, "channels", OPT_LONG, FIELD(channels), FIXED, 0, 65536, "0", ""},
+    {'x', "steps", OPT_LONG, FIELD(steps), FIXED, 0, 1e8, "600", "optimiser steps"},
+    {'v', "val-every", OPT_LONG, FIELD(val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
+    {'m', "val-batches", OPT_LONG, FIELD(val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
+    {'s', "sample-every", OPT_LONG, FIELD(sample_every), FREE, 0, 1e8, "200", "steps between printed samples; 0: never"},
+    {'g', "sample-len", OPT_LONG, FIELD(sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
+    {'n', "checkpoint-every", OPT_LONG, FIELD(checkpoint_every), FREE, 0, 1e8, "200", "steps between checkpoints; 0: none at all"},
+    {0, "keep", OPT_LONG, FIELD(keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
+    {'y', "resume", OPT_MAYBE, FIELD(resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
+    {'o', "out", OPT_TEXT, FIELD(out), CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free name"},
+    {0, "prompt", OPT_TEXT, FIELD(prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
+    {0, "generate", OPT_LONG, FIELD(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
+    {0, "temperature", OPT_DOUBLE, FIELD(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
+    {0, "tokenizer", OPT_TEXT, FIELD(tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
+    {'l', "lr", OPT_DOUBLE, FIELD(lr), FIXED, 0, 1e30, "1e-3", "peak learning rate"},
+    {'u', "warmup", OPT_LONG, FIELD(warmup), FIXED, 0, 1e8, "50", "steps of linear warm-up"},
+    {'q', "final-lr", OPT_DOUBLE, FIELD(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
+    {'c', "weight-decay", OPT_DOUBLE, FIELD(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
+    {'k', "schedule", OPT_TEXT, FIELD(schedule), FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)"},
+    {0, "grad-clip", OPT_DOUBLE, FIELD(grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
+    {0, "beta1", OPT_DOUBLE, FIELD(beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
+    {0, "beta2", OPT_DOUBLE, FIELD(beta2), FIXED, 0, 0.9999999, "0.95", ""},
+    {0, "eps", OPT_DOUBLE, FIELD(eps), FIXED, 1e-20, 1, "1e-8", ""},
+    {0, "scaling", OPT_TEXT, FIELD(scaling), FP8_FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)"},
+    {0, "amax-history", OPT_LONG, FIELD(amax_history), FP8_FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers"},
+    {0, "amax-algo", OPT_TEXT, FIELD(amax_algo), FP8_FIXED, 0, 0, "max", "max of the history, or the most recent"},
+    {0, "margin", OPT_LONG, FIELD(margin), FP8_FIXED, 0, 64, "0", "scales are divided by 2^margin"},
+    {0, "formats", OPT_TEXT, FIELD(formats), FP8_FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
+    {0, "fp8-head", OPT_FLAG, FIELD(fp8_head), FP8_FIXED, 0, 1, "0", "the tied output head in FP8 too"},
+    {0, "scales-every", OPT_LONG, FIELD(scales_every), FP8_FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
+    {0, "baseline", OPT_TEXT, FIELD(baseline), FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)"},
+    {0, "eval", OPT_FLAG, FIELD(eval), CALL, 0, 1, "0", "validate the model and stop"},
+    {0, "help", OPT_FLAG, FIELD(help), CALL, 0, 1, "0", ""},
+    {0, "version", OPT_FLAG, FIELD(version), CALL, 0, 1, "0", ""},
+};
+#define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
+
+static int option_here(const OptionSpec *s) { return IS_FP8 || s->scope < FP8_FIXED; } // this build has it
+static int option_fixed(const OptionSpec *s) { return s->scope == FIXED || s->scope == FP8_FIXED; }
+
+static int option_index(const char *name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (!strcmp(option_specs[i].name, name)) return i;
+    return -1;
+}
+
+// Sets one option from text that came from `where`.
+static void option_set(Options *o, const OptionSpec *s, const char *text, const char *where) {
+    void *field = (char *)o + s->field;
+    char *end = NULL;
+    if (s->kind == OPT_TEXT) {
+        *(char **)field = strdup(text);
+        return;
+    }
+    const int real = s->kind == OPT_DOUBLE;
+    const double value = real ? strtod(text, &end) : (double)strtol(text, &end, 10);
+    EXPECT(end != text && !*end, "%s --%s: expected a %snumber, found '%s'; see --help", where, s->name, real ? "" : "whole ", text);
+    EXPECT(value >= s->min && value <= s->max, "%s --%s: expected %g to %g, found %s; see --help", where, s->name, s->min, s->max, text);
+    if (real) *(double *)field = value;
+    else *(long *)field = (long)value;
+}
+
+static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
+    const void *field = (const char *)o + s->field;
+    if (s->kind == OPT_TEXT) path_print(out, "%s", *(char *const *)field);
+    else if (s->kind == OPT_DOUBLE) path_print(out, "%.9g", *(const double *)field);
+    else path_print(out, "%ld", *(const long *)field);
+    return out;
+}
+
+static void options_help(void) {
+    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]"};
+    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on this CPU. With no option: a byte-level model on the embedded corpus.\n"
+           "In [brackets] the default; * marks what a resume may change.\n\n");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        char name[64], letter[3] = {s->letter ? '-' : ' ', s->letter ? (char)s->letter : ' ', 0};
+        snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
+        printf(" %c%s %-22s %s%s%s%s%s\n", s->scope == FREE || s->scope == FP8_FREE ? '*' : ' ', letter, name, s->help,
+               s->initial[0] && s->kind != OPT_FLAG ? " [" : "", s->kind != OPT_FLAG ? s->initial : "", s->initial[0] && s->kind != OPT_FLAG ? "]" : "",
+               option_here(s) ? "" : " (FP8 build only)");
+    }
+    printf("\nExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
+}
+
+// Parses argv; given[i] tells which options were on the command line.
+static Options options_parse(int argc, char **argv, int *given) {
+    Options o;
+    struct option longs[OPTION_COUNT + 1];
+    char shorts[4 * OPTION_COUNT + 2] = "+:";
+    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        option_set(&o, s, s->initial, "default");
+        longs[i].name = s->name, longs[i].val = 1000 + i;
+        longs[i].has_arg = s->kind == OPT_FLAG ? no_argument : s->kind == OPT_MAYBE ? optional_argument : required_argument;
+        if (s->letter) sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
+    }
+    optind = 1;
+    for (int c; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
+        const char letter[3] = {'-', (char)optopt, 0};
+        EXPECT(c != '?', "unknown option '%s'; see --help", optopt > 32 && optopt < 127 ? letter : argv[optind - 1]);
+        EXPECT(c != ':', "option '%s' needs a value; see --help", argv[optind - 1]);
+        int i = c - 1000;
+        for (int k = 0; c < 1000 && k < OPTION_COUNT; k++)
+            if (option_specs[k].letter == c) i = k;
+        const OptionSpec *s = &option_specs[i];
+        const char *value = optarg ? optarg : "1";
+        if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1"))) value = argv[optind++];
+        EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
+        option_set(&o, s, value, "option");
+        given[i] = 1;
+    }
+    EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, see --help", argv[optind]);
+    return o;
+}
+
+// Options as `prefix name<TAB>value` lines: what the log, the state and the screen show.
+static char *options_lines(const Options *o, const char *prefix) {
+    char *text = (char *)memory_allocate((size_t)OPTION_COUNT * (PATH_MAX + 64)), value[PATH_MAX], *end = text;
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (option_specs[i].scope != CALL && option_here(&option_specs[i]))
+            end += sprintf(end, "%s%s\t%s\n", prefix, option_specs[i].name, option_text(o, &option_specs[i], value));
+    return text;
+}
+
+// Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
+static void options_resume(Options *o, const char *line, const int *given, const char *path) {
+    for (; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        char name[64] = "", value[PATH_MAX] = "", theirs_text[PATH_MAX], mine[PATH_MAX];
+        sscanf(line, "%63[^\t]\t%4095[^\n]", name, value);
+        const int i = option_index(name);
+        EXPECT(i >= 0, "%s: holds an unknown option '%s'", path, name);
+        const OptionSpec *s = &option_specs[i];
+        Options theirs = *o;
+        option_set(&theirs, s, value, path);
+        if (!given[i]) *o = theirs;
+        else EXPECT(!option_fixed(s) || !strcmp(option_text(&theirs, s, theirs_text), option_text(o, s, mine)),
+                    "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
+    }
+}
+
+static int option_choice(const char *name, const char *value, const char *const *choices, int n) {
+    char list[256] = "";
+    for (int i = 0; i < n; i++) {
+        if (!strcmp(value, choices[i])) return i;
+        strcat(strcat(list, i ? ", " : ""), choices[i]);
+    }
+    fatal(EXIT_BAD_INPUT, "option --%s: expected one of %s; found '%s'", name, list, value);
+}
+
+// The recipe of every role from the options: three rows of one table.
+static void options_recipes(const Options *o, Gpt *g) {
+    static const char *const formats[] = {"hybrid", "e4m3", "e5m2"}, *const algos[] = {"max", "recent"};
+    const int rule = option_choice("scaling", o->scaling, scaling_names, SCALING_STATIC), format = option_choice("formats", o->formats, formats, 3);
+    const int recent = option_choice("amax-algo", o->amax_algo, algos, 2);
+    for (int i = 0; i < NOPERAND; i++) {
+        ScalingRecipe *r = &g->recipes[i];
+        r->format = format == 2 || (format == 0 && i == OPERAND_DY) ? DTYPE_E5M2 : DTYPE_E4M3;
+        r->rule = (ScalingRule)rule, r->history_len = (int)o->amax_history, r->use_max = !recent, r->margin = (int)o->margin;
+    }
+    g->head_dy_recipe = g->recipes[OPERAND_DY];
+    g->head_dy_recipe.rule = SCALING_STATIC; // dlogits are bounded by 1 / tokens
+    g->fp8_head = (int)o->fp8_head;
+}
+
+// -e dN: its depth; 0 where -e names a file.
+static int options_depth(const Options *o) {
+    char *end;
+    const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1]) ? strtol(o->model + 1, &end, 10) : 0;
+    if (depth == 0 || *end) return 0;
+    EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'", o->model);
+    return (int)depth;
+}
+
+static Config options_config(const Options *o, int depth, int V) {
+    const int C = o->channels ? (int)o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
+    const int NH = o->heads ? (int)o->heads : C / 64;
+    const Config c = {(int)o->seq_len, V, (int)round_up((size_t)V, 128), o->layers ? (int)o->layers : depth, NH, C};
+    EXPECT(NH >= 1 && C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
+    return c;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// 12. training loop
+
+#ifndef COMMIT
+#define COMMIT "unknown"
+#endif
+
+static volatile sig_atomic_t interrupted = 0;
+static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once
+    interrupted = 1;
+    signal(signal_number, SIG_DFL);
+}
+
+// The value after `key` and its colon in a file of /proc, or "unknown".
+static const char *proc_value(const char *path, const char *key, char *out, size_t room) {
+    char line[512];
+    FILE *f = fopen(path, "r");
+    snprintf(out, room, "unknown");
+    while (f && fgets(line, sizeof(line), f))
+        if (!strncmp(line, key, strlen(key)) && strchr(line, ':')) {
+            const char *value = strchr(line, ':') + 1;
+            value += strspn(value, " \t");
+            snprintf(out, room, "%.*s", (int)strcspn(value, "\n"), value);
+            break;
+        }
+    if (f) fclose(f);
+    return out;
+}
+
+static double mib(size_t bytes) { return (double)bytes / 1048576.0; }
+
+// Refuses a model that does not fit, before anything is allocated, and says what would.
+static MemoryPlan memory_check(Gpt *g) {
+    char text[64];
+    const MemoryPlan plan = memory_plan(g);
+    const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text, sizeof(text))) / 1024;
+    if (available == 0 || mib(plan.total) <= available) return plan;
+    Gpt small = *g;
+    while (small.B > 1 && mib(memory_plan(&small).total) > available) small.B /= 2;
+    while (small.config.T > 16 && mib(memory_plan(&small).total) > available) small.config.T /= 2;
+    EXPECT(mib(memory_plan(&small).total) > available, "this run needs %.0f MiB, %.0f are available; -b %d -t %d would fit", mib(plan.total),
+           available, small.B, small.config.T);
+    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; choose a smaller model (-e)", mib(plan.total), available);
+}
+
+// Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
+// name, with --out it refuses. A resume without --out takes the newest.
+static void run_directory(char *dir, const char *out, int resume) {
+    char log_path[PATH_MAX], lock[PATH_MAX], newest[PATH_MAX] = "";
+    for (int n = 1;; n++) {
+        if (out[0]) path_print(dir, "%s", out);
+        else if (n == 1) path_print(dir, "log/" PRECISION_NAME);
+        else path_print(dir, "log/" PRECISION_NAME "-%d", n);
+        path_print(log_path, "%s/log.tsv", dir);
+        if (out[0] || access(log_path, F_OK) != 0) break;
+        path_print(newest, "%s", dir);
+    }
+    if (resume && !out[0]) path_print(dir, "%s", newest[0] ? newest : dir), path_print(log_path, "%s/log.tsv", dir);
+    const int used = access(log_path, F_OK) == 0;
+    EXPECT(!used || resume, "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
+    EXPECT(used || !resume, "%s: there is no run to resume", dir);
+    for (char *p = dir + 1; *p; p++) // its parents first
+        if (*p == '/') *p = 0, mkdir(dir, 0777), *p = '/';
+    EXPECT(mkdir(dir, 0777) == 0 || errno == EEXIST, "%s: cannot make the run's directory: %s", dir, strerror(errno));
+    path_print(lock, "%s/lock", dir);
+    const int fd = open(lock, O_RDWR | O_CREAT, 0666); // held until the program ends
+    EXPECT(fd >= 0, "%s: cannot create: %s", lock, strerror(errno));
+    EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
+}
+
+static int has_nonfinite(const void *data, Role role, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!float_is_finite(role == ROLE_FP32 ? ((const float *)data)[i] : float_from_stored(((const stored_t *)data)[i]))) return 1;
+    return 0;
+}
+
+// Names the first tensor, layer by layer, that holds Inf or NaN: activations, then losses, then gradients from the top down.
+static void nonfinite_find(Gpt *g, char *out, size_t room) {
+    TensorSpec t[TENSORS];
+    const int n = tensor_specs(g, t, PRECISION), L = g->config.L;
+    for (int l = 0; l <= 2 * L; l++)
+        for (int i = 0; i < n; i++) {
+            const TensorSpec *s = &t[i];
+            const size_t each = s->layers > (size_t)L ? 1 : 2, at = (size_t)l / each; // two streams a layer, one of the rest
+            if (!s->kept || (IS_FP8 && s->role == ROLE_OPERAND) || (size_t)l % each || at >= s->layers) continue;
+            if (s->layers == 1 && l < 2 * L && l) continue;
+            const size_t size = s->count * role_size(s->role, PRECISION);
+            if (!has_nonfinite((const char *)*s->where + at * size, s->role == ROLE_FP32 ? ROLE_FP32 : ROLE_STORED, s->count)) continue;
+            snprintf(out, room, "activation %s of layer %d", s->name, l / 2);
+            return;
+        }
+    for (int l = L - 1; l >= 0; l--)
+        for (int id = NPARAM - 1; id >= 0; id--) {
+            const ParamSpec *s = &g->params[id];
+            if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
+            if (!has_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), ROLE_FP32, s->rows * s->cols)) continue;
+            snprintf(out, room, "gradient of %s of layer %d", s->name, l);
+            return;
+        }
+    snprintf(out, room, "the losses");
+}
+
+static void duration_print(char *out, size_t room, double seconds) {
+    const long s = (long)(seconds + 0.5);
+    if (s >= 3600) snprintf(out, room, "%ldh%02ldm", s / 3600, s / 60 % 60);
+    else snprintf(out, room, "%ldm%02lds", s / 60, s % 60);
+}
+
+// The operands that were cut or flushed most in the last step.
+static void scale_table_print(const Gpt *g) {
+    char *shown = (char *)memory_allocate((size_t)g->scale_count + 1), name[32];
+    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     flushed\n");
+    for (int row = 0, layer; row < 8; row++) {
+        const int by_flushed = row >= 4;
+        int best = -1;
+        double most = -1;
+        for (int i = 0; i < g->scale_count; i++) {
+            const Fp8Stats *t = &g->scales[i].logged;
+            const double share = t->count ? (double)(by_flushed ? t->flushed : t->saturated) / (double)t->count : -1;
+            if (!shown[i] && share > most) most = share, best = i;
+        }
+        if (best < 0) break;
+        shown[best] = 1;
+        const Fp8Scale *s = &g->scales[best];
+        scale_name(g, best, &layer, name, sizeof(name));
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%%s\n", layer, name, (double)bits_float(s->logged.amax_bits), (double)s->logged_scale,
+               100.0 * (double)s->logged.saturated / (double)s->logged.count, 100.0 * (double)s->logged.flushed / (double)s->logged.count,
+               row == 0 ? "   <- most saturated" : row == 4 ? "   <- most flushed to zero" : "");
+    }
+    free(shown);
+}
+
+// Everything that one call of the program works with.
+typedef struct {
+    Options o;
+    int given[OPTION_COUNT];
+    Gpt g;
+    Dataset train, val;
+    ValidationSet validation;
+    Tokenizer tokenizer;
+    Baseline baseline;
+    MemoryPlan plan;
+    Progress progress;
+    char dir[PATH_MAX], *option_lines; // what the state holds
+    FILE *log, *scales;
+    int *tokens, *targets; // [B, T] of a micro-batch
+} Run;
+
+// Continues `text` (NULL: from a separator, as the training text has between documents) by `count` tokens, onto stdout.
+static void run_write(Run *r, const char *text, long count, uint64_t seed) {
+    const int T = r->g.config.T, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
+    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int)), *context = (int *)memory_allocate(((size_t)T + 2) * sizeof(int));
+    all[0] = r->tokenizer.V ? r->tokenizer.eot : r->g.config.V == GPT2_VOCAB ? GPT2_VOCAB - 1 : '\n';
+    const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1), used = n < keep ? n : keep;
+    memcpy(context, all + n - used, (size_t)used * sizeof(int));
+    fputs(text, stdout);
+    gpt_generate(&r->g, context, used, (int)count, (float)r->o.temperature, seed, token_print, &r->tokenizer);
+    printf("\n");
+    free(all), free(context);
+}
+
+static double run_validate(Run *r, long step) {
+    const double loss = validate(&r->g, &r->validation), *other = baseline_at(&r->baseline, step);
+    printf("validation after step %ld: loss %.6f", step, loss);
+    if (r->validation.floor > 0) printf(", floor %.4f, excess %.4f", r->validation.floor, loss - r->validation.floor);
+    if (other) printf("  |  %s: %.6f, gap %+.6f", r->baseline.dir, *other, loss - *other);
+    printf("\n");
+    return loss;
+}
+
+// Header lines of the log: what the run is, then every option.
+static void run_log_open(Run *r) {
+    char cpu[256], *lines = options_lines(&r->o, "# ");
+    char *text = (char *)memory_allocate(strlen(lines) + 4096);
+    const Config *c = &r->g.config;
+    sprintf(text, "# commit\t%s\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n# machine\t%s\n# instructions\t" ISA_NAME
+            "\n# data_hash\t%016llx\n# val_hash\t%016llx\n# shape\t%d layers, %d heads, %d channels, vocabulary %d\n# parameters\t%zu\n%s" LOG_COLUMNS "\n",
+            COMMIT, IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count(), proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)),
+            (unsigned long long)r->train.hash, (unsigned long long)r->val.hash, c->L, c->NH, c->C, c->V, r->g.param_count, lines);
+    const long step = r->o.resume ? (long)r->progress.step : -1;
+    r->log = log_open(r->dir, "log.tsv", text, step);
+    if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", SCALES_COLUMNS "\n", step);
+    free(text), free(lines);
+}
+
+// Opens another run's log, if it is the same run but for its precision: data, shape, seeds, every hyper-parameter.
+static void run_baseline_open(Run *r) {
+    const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different = NULL;
+    char theirs[PATH_MAX], mine[PATH_MAX];
+    r->baseline = baseline_open(asked ? asked : "log/fp16");
+    EXPECT(!asked || r->baseline.header, "option --baseline: %s/log.tsv: cannot open: %s", asked, strerror(errno));
+    if (!r->baseline.header) return;
+    for (int i = 0; i < OPTION_COUNT && !different; i++)
+        if (option_specs[i].scope == FIXED && (!header_value(r->baseline.header, option_specs[i].name, theirs) ||
+                                               strcmp(theirs, option_text(&r->o, &option_specs[i], mine)))) different = option_specs[i].name;
+    const uint64_t values[3] = {r->train.hash, r->val.hash, NUMERICS_VERSION};
+    static const char *const keys[3] = {"data_hash", "val_hash", "numerics"};
+    for (int i = 0; i < 3; i++)
+        if (!header_value(r->baseline.header, keys[i], theirs) || strtoull(theirs, NULL, i < 2 ? 16 : 10) != values[i]) different = keys[i];
+    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
+    if (different || !strcmp(r->baseline.dir, r->dir)) r->baseline.count = 0;
+}
+
+static void run_configuration_print(const Run *r) {
+    const Config *c = &r->g.config;
+    const MemoryPlan *p = &r->plan;
+    char cpu[256], *lines = options_lines(&r->o, "  ");
+    printf("train_gpt_" PRECISION_NAME " %s, numerics %d\n", COMMIT, NUMERICS_VERSION);
+    printf("machine  %s, %d thread%s, %s: measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)), thread_count(),
+           thread_count() > 1 ? "s" : "", ISA_NAME, machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
+    printf("model    %d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d): %.2f million parameters\n", c->L, c->NH, c->C, c->T,
+           c->V, c->Vp, (double)r->g.param_count * 1e-6);
+    printf("data     train %zu tokens in %zu windows, validation %d rows of %zu tokens%s\n", r->train.tokens, r->train.windows, r->validation.rows,
+           r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    printf("memory   %.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), reused buffers %.1f\n",
+           mib(p->total), mib(p->parameters), mib(p->kept), mib(p->kept_fp16), mib(p->other));
+    printf("options\n%srun      %s\n\n", lines, r->dir[0] ? r->dir : "(nothing is written)");
+    free(lines);
+}
+
+// One optimiser step: micro-batches forward and backward, scales, norm, clipping, AdamW. Returns the mean loss. A non-finite
+// loss or gradient ends the program before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
+static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
+    Gpt *g = &r->g;
+    const Options *o = &r->o;
+    const int B = g->B, T = g->config.T;
+    const long micro_steps = o->total_batch / (B * (long)T);
+    const float loss_scale = g->loss_scaling[0];
+    double loss = 0;
+    memset(g->grad, 0, g->param_count * 4);
+    for (long micro = 0; micro < micro_steps && loss - loss == 0; micro++) {
+        dataset_batch(&r->train, (uint64_t)o->data_seed, (uint64_t)((step * micro_steps + micro) * B), r->tokens, r->targets, B, T);
+        loss += gpt_forward(g, r->tokens, r->targets, B, T, loss_scale / (float)o->total_batch) / (double)o->total_batch;
+        gpt_backward(g, r->tokens, B, T);
+    }
+    const double norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
+    const int overflow = norm - norm != 0;
+    if (loss - loss != 0 || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1))) {
+        char tensor[256], last[PATH_MAX] = "there is no checkpoint yet";
+        long steps[256];
+        const int n = checkpoints_find(r->dir, steps, 256);
+        if (n) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, steps[n - 1]);
+        nonfinite_find(g, tensor, sizeof(tensor));
+        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s", step + 1,
+              loss - loss != 0 ? "the loss" : "the gradient", tensor, last);
+    }
+    uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
+    for (int i = 0; i < g->scale_count; i++) {
+        scale_advance(&g->scales[i]);
+        if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
+    }
+    *lr_out = schedule_lr(o->schedule, (float)o->lr, (float)o->final_lr, step, o->warmup, o->steps);
+    if (!overflow) {
+        const double clip = o->grad_clip > 0 && norm > o->grad_clip ? o->grad_clip / norm : 1;
+        const AdamW adamw = {*lr_out, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
+        adamw_update(g, &adamw, (float)(clip / (double)loss_scale), (long)++r->progress.updates);
+    }
+    loss_scale_update(g, overflow || cut);
+    *norm_out = norm;
+    return loss;
+}
+
+// The curves of this run and its baseline, then where everything is.
+static void run_summary(const Run *r, double val_loss, double seconds) {
+    char text[PATH_MAX] = "baseline";
+    struct rusage usage;
+    if (IS_FP8) scale_table_print(&r->g);
+    if (r->baseline.count) {
+        const Baseline mine = baseline_open(r->dir);
+        header_value(r->baseline.header, "precision", text);
+        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text, PRECISION_NAME, text, r->baseline.dir);
+        for (int i = 0; i < mine.count; i++) {
+            const double *other = baseline_at(&r->baseline, mine.steps[i]);
+            if (other) printf("%6ld   %8.5f   %8.5f   %+8.5f\n", mine.steps[i], *other, mine.val[i], mine.val[i] - *other);
+        }
+    }
+    duration_print(text, sizeof(text), seconds);
+    getrusage(RUSAGE_SELF, &usage);
+    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", (long)r->progress.step, text, (double)usage.ru_maxrss / 1024, mib(r->plan.total));
+    if (val_loss > 0) printf("validation loss %.6f", val_loss);
+    if (val_loss > 0 && r->validation.floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - r->validation.floor, r->validation.floor);
+    printf("\nlog         %s/log.tsv%s\n", r->dir, IS_FP8 ? " and scales.tsv" : "");
+    if (r->o.checkpoint_every) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, (long)r->progress.step, (long)r->progress.step);
+}
+
+static int run_train(Run *r) {
+    Gpt *g = &r->g;
+    const Options *o = &r->o;
+    const double begin = seconds_now(), flops = gpt_step_flops(&g->config, (double)o->total_batch, g->config.T);
+    const long first = (long)r->progress.step;
+    double val_loss = 0;
+    for (long step = first + 1; step <= o->steps; step++) {
+        const int last = step == o->steps, log_now = IS_FP8 && o->scales_every && (step % o->scales_every == 0 || last);
+        const float loss_scale = g->loss_scaling[0];
+        double t = seconds_now(), norm;
+        float lr;
+        g->record = log_now ? 2 : 1;
+        const double loss = run_step(r, step - 1, &norm, &lr);
+        t = seconds_now() - t;
+        r->progress.step = step;
+
+        char left[64], val_text[64] = "-";
+        duration_print(left, sizeof(left), (seconds_now() - begin) / (double)(step - first) * (double)(o->steps - step));
+        const int width = (int)(10 * step / o->steps);
+        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.0f GFLOP/s, %.0f%% of peak%s\n", step, o->steps, width,
+               "##########", 10 - width, "..........", left, loss, (double)lr, norm, (double)o->total_batch / t, flops / t * 1e-9,
+               100 * flops / t * 1e-9 / machine_peak_gflops, norm - norm != 0 ? " | overflow: step skipped" : "");
+        if (o->val_every && (step % o->val_every == 0 || last)) {
+            val_loss = run_validate(r, step);
+            snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
+        }
+        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, (double)lr, norm,
+                (double)loss_scale, t * 1e3, (double)o->total_batch / t, flops / t * 1e-12);
+        fflush(r->log);
+        if (log_now) log_scales(r->scales, g, step);
+        if (o->sample_every && (step % o->sample_every == 0 || last)) {
+            printf("--- a sample after step %ld\n", step);
+            run_write(r, "", o->sample_len, (uint64_t)o->seed ^ mix64((uint64_t)step));
+            printf("---\n");
+        }
+        if (interrupted || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last)))
+            checkpoint_save(g, r->dir, &r->progress, r->option_lines, (int)o->keep);
+        fflush(stdout);
+        if (interrupted && !last) {
+            printf("\ninterrupted after step %ld; a checkpoint is in %s. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n", step, r->dir, r->dir);
+            return EXIT_INTERRUPTED;
+        }
+    }
+    run_summary(r, val_loss, seconds_now() - begin);
+    return EXIT_DONE;
+}
+
+#ifndef TESTING
+int main(int argc, char **argv) {
+    static Run run;
+    static StateFile state;
+    Run *r = &run;
+    Options *o = &r->o;
+    const int *given = r->given;
+    *o = options_parse(argc, argv, r->given);
+    if (o->help) return options_help(), EXIT_DONE;
+    if (o->version) return printf("train_gpt_" PRECISION_NAME " %s, numerics %d, %s\n", COMMIT, NUMERICS_VERSION, ISA_NAME), EXIT_DONE;
+    const int prompting = given[option_index("prompt")], trains = !prompting && !o->eval;
+
+    // A resume takes the newest checkpoint, checked whole, and its options. Data, then the model's shape, then memory: all is
+    // checked before anything is allocated or a thread started.
+    char file[PATH_MAX] = "";
+    if (o->resume) {
+        long steps[1];
+        uint64_t sum;
+        run_directory(r->dir, o->out, 1);
+        EXPECT(checkpoints_find(r->dir, steps, 1), "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
+        path_print(state.path, "%s/state_%08ld.bin", r->dir, steps[0]);
+        path_print(file, "%s/model_%08ld.bin", r->dir, steps[0]);
+        state_check(&state);
+        options_resume(o, (const char *)state.data[SECTION_OPTIONS], given, state.path);
+        memcpy(&r->progress, state.data[SECTION_PROGRESS], sizeof(r->progress));
+        model_check(file, &sum);
+        EXPECT(sum == r->progress.model_checksum, "%s: damaged: it is not the file that %s was written with; resume from an older checkpoint", file, state.path);
+    }
+    static const char *const schedules[] = {"cosine", "linear", "constant", "wsd"};
+    option_choice("schedule", o->schedule, schedules, 4);
+    options_recipes(o, &r->g);
+    int V = 0;
+    if (!prompting) {
+        if (!given[option_index("train")] && !o->val[0]) o->val = strdup("data/tales.d/val.txt");
+        r->train = dataset_open(o->train);
+        r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
+        V = r->train.V;
+        EXPECT(r->val.V == V, "%s: its vocabulary of %d differs from the training data's %d", o->val, r->val.V, V);
+    }
+    const int depth = options_depth(o);
+    if (!file[0] && !depth) path_print(file, "%s", o->model);
+    EXPECT(file[0] || !prompting, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
+    if (file[0]) {
+        const Config c = model_check(file, NULL);
+        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: the shape comes from %s", file);
+        EXPECT(!V || c.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", file, V, c.V);
+        if (!given[option_index("seq-len")] && !o->resume && (prompting || c.T < o->seq_len)) o->seq_len = c.T;
+        EXPECT(o->seq_len <= c.T, "option --seq-len: %s has %d positions, found %ld", file, c.T, o->seq_len);
+        r->g.config = c;
+        r->g.config.T = (int)o->seq_len;
+    } else r->g.config = options_config(o, depth, V);
+    r->g.B = prompting ? 1 : (int)o->batch, r->g.training = trains;
+    const long micro_batch = o->batch * o->seq_len;
+    if (o->total_batch == 0) o->total_batch = micro_batch;
+    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len = %ld, found %ld", micro_batch, o->total_batch);
+    if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, r->g.config.V);
+    EXPECT(!prompting || r->g.config.V <= 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", r->g.config.V);
+    if (!prompting) {
+        dataset_windows(&r->train, "training", r->g.config.T);
+        dataset_windows(&r->val, "validation", r->g.config.T);
+        r->validation = validation_open(&r->val, r->g.config.T, (int)(o->val_batches * o->batch));
+    }
+    r->plan = memory_check(&r->g);
+    if (trains && !o->resume) run_directory(r->dir, o->out, 0);
+    if (trains) run_baseline_open(r);
+
+    machine_init();
+    gpt_allocate(&r->g);
+    if (file[0]) model_load(&r->g, file);
+    else gpt_init(&r->g, (uint64_t)o->seed);
+    if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
+    if (o->resume && trains) state_load(&r->g, &state);
+    if (prompting) return run_write(r, o->prompt, o->generate, (uint64_t)o->seed), EXIT_DONE;
+    if (o->eval) return run_configuration_print(r), run_validate(r, (long)r->progress.step), EXIT_DONE;
+    r->option_lines = options_lines(o, "");
+    r->tokens = (int *)memory_allocate((size_t)micro_batch * sizeof(int));
+    r->targets = (int *)memory_allocate((size_t)micro_batch * sizeof(int));
+    run_log_open(r);
+    run_configuration_print(r);
+    if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
+    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
+    const int status = run_train(r);
+    fclose(r->log);
+    if (r->scales) fclose(r->scales);
+    gpt_free(&r->g);
+    return status;
+}
+#endif

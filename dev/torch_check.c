@@ -71,7 +71,7 @@ static void params_perturb(Gpt *g, uint64_t seed) {
     g->weights_ready = 0;
 }
 
-static void model_write(const Gpt *g, const char *path) {
+static void model_file_write(const Gpt *g, const char *path) {
     const Config *c = &g->config;
     int32_t header[256] = {20240326, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
     FILE *f = result_open(path);
@@ -98,9 +98,10 @@ int main(int argc, char **argv) {
     gpt_allocate(&g);
     gpt_init(&g, 7);
     params_perturb(&g, 8);
-    model_write(&g, argv[1]);
+    model_file_write(&g, argv[1]);
 
-    int *tokens = (int *)memory_allocate(rows * sizeof(int)), *targets = (int *)memory_allocate(rows * sizeof(int)), counted = 0;
+    int *tokens = (int *)memory_allocate(rows * sizeof(int)), *targets = (int *)memory_allocate(rows * sizeof(int)),
+        counted = 0;
     for (size_t i = 0; i < rows; i++) {
         tokens[i] = (int)(random_u64(9, 0, i) % (uint64_t)g.config.V);
         targets[i] = i % 5 == 3 ? -1 : (int)(random_u64(9, 1, i) % (uint64_t)g.config.V);
@@ -111,13 +112,13 @@ int main(int argc, char **argv) {
     ints_write(f, "targets", targets, rows);
 
     // One batch.
-    if (gpt_scales_loss(&g)) g.loss_scale = LOSS_SCALE_INIT;
+    const float loss_scale = gpt_scales_loss(&g) ? LOSS_SCALE_INIT : 1;
     g.record = 1;
-    float loss = (float)(gpt_forward(&g, tokens, targets, B, n, g.loss_scale / (float)counted) / counted);
+    float loss = (float)(gpt_forward(&g, tokens, targets, B, n, loss_scale / (float)counted) / counted);
     gpt_backward(&g, tokens, B, n);
     array_write(f, "", "loss", &loss, 1);
     array_write(f, "", "losses", g.losses, rows);
-    params_write(f, &g, "grad.", g.grad, 1 / g.loss_scale);
+    params_write(f, &g, "grad.", g.grad, 1 / loss_scale);
     float *lnf = (float *)memory_allocate(rows * C * 4), *logits = (float *)memory_allocate(rows * (size_t)Vp * 4);
     for (size_t i = 0; i < rows * C; i++) lnf[i] = float_from_stored(g.lnf[i]);
     array_write(f, "", "lnf", lnf, rows * C);
@@ -135,11 +136,11 @@ int main(int argc, char **argv) {
         memset(g.grad, 0, g.param_count * 4);
         for (int micro = 0; micro < MICROS; micro++) {
             const size_t at = (size_t)micro * rows / MICROS;
-            sum += gpt_forward(&g, tokens + at, targets + at, B / MICROS, n, g.loss_scale / (float)counted);
+            sum += gpt_forward(&g, tokens + at, targets + at, B / MICROS, n, loss_scale / (float)counted);
             gpt_backward(&g, tokens + at, B / MICROS, n);
         }
-        const double norm = gradient_norm(g.grad, g.param_count, 1 / g.loss_scale);
-        adamw_update(&g, &optimiser, (norm > 1 ? (float)(1 / norm) : 1) / g.loss_scale, t);
+        const double norm = gradient_norm(g.grad, g.param_count, 1 / loss_scale);
+        adamw_update(&g, &optimiser, (norm > 1 ? (float)(1 / norm) : 1) / loss_scale, t);
         for (int i = 0; i < g.scale_count; i++) scale_advance(&g.scales[i]);
         if (IS_FP8 && (t == 1 || t == STEPS)) scales_write(f, &g, t == 1 ? "scales.1" : "scales.10");
         step_losses[t - 1] = (float)(sum / counted), norms[t - 1] = (float)norm;
