@@ -43,13 +43,13 @@ all: $(TRAINERS) data/tales.d/train.txt
 FLAGS_FILE = build/flags
 $(shell mkdir -p build && printf '%s\n' '$(CC) $(ALL_CFLAGS)' | cmp -s - $(FLAGS_FILE) || printf '%s\n' '$(CC) $(ALL_CFLAGS)' > $(FLAGS_FILE))
 
-train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
+$(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
 
-test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+$(TESTS): test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) $< -o $@ $(LDLIBS)
 
-build/portable/test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+$(PRECISIONS:%=build/portable/test_gpt_%): build/portable/test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $($*_FLAGS) $< -o $@ $(LDLIBS)
 

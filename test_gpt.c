@@ -43,6 +43,7 @@ static const double UNIT = STORED == DTYPE_BF16 ? 0x1p-8 : STORED == DTYPE_FP16 
 // fp32 sums of some hundred terms and v_exp (4e-7) between the roundings to the stored type.
 static const double FP32_WORK = 2e-6;
 
+static const char *const dtype_names[DTYPE_COUNT] = {"fp32", "bf16", "fp16", "e4m3", "e5m2"};
 static int passed, failed;
 
 __attribute__((format(printf, 3, 4))) static int check(int ok, const char *name, const char *format, ...) {
@@ -195,9 +196,9 @@ static void test_fp8_codes(void) {
             table_wrong += !(want == table || (want != want && table != table));
             if ((c & 127) <= max_code(d)) round_trip += fp8_encode((float)want, d) != c;
         }
-        snprintf(name, sizeof(name), "fp8 %s: all 256 codes decode to the format's definition", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: all 256 codes decode to the format's definition", dtype_names[d]);
         check(!wrong && !table_wrong, name, "%d of fp8_decode and %d of the bf16 table differ", wrong, table_wrong);
-        snprintf(name, sizeof(name), "fp8 %s: every finite code survives decode and encode", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: every finite code survives decode and encode", dtype_names[d]);
         check(!round_trip, name, "%d codes changed", round_trip);
 
         // Every 4099th float (a prime stride, so that all low bits occur), and both sides of every midpoint between codes.
@@ -219,10 +220,10 @@ static void test_fp8_codes(void) {
                     }
             }
         }
-        snprintf(name, sizeof(name), "fp8 %s: encode is nearest, ties to even, saturating (a million floats, every midpoint)", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: encode is nearest, ties to even, saturating (a million floats, every midpoint)", dtype_names[d]);
         check(!differ, name, "%ld floats differ, e.g. bits %08x", differ, first);
         const float nan = bits_float(0xffc00001), inf = INFINITY;
-        snprintf(name, sizeof(name), "fp8 %s: Inf becomes max, every NaN 0x7F, as CUDA's satfinite", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: Inf becomes max, every NaN 0x7F, as CUDA's satfinite", dtype_names[d]);
         check(fp8_encode(inf, d) == max_code(d) && fp8_encode(-inf, d) == (128 | max_code(d)) && fp8_encode(nan, d) == 0x7f &&
                   fp8_encode(-0.0f, d) == 0x80, name, "Inf %02x, -Inf %02x, NaN %02x, -0 %02x", fp8_encode(inf, d), fp8_encode(-inf, d),
               fp8_encode(nan, d), fp8_encode(-0.0f, d));
@@ -249,10 +250,10 @@ static void test_fp8_exhaustive(void) {
                 differ += fp8_encode(f, d) != code_of(f, d);
             }
 #pragma omp critical
-            if (++done % 64 == 0) fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_name[d], done * 100 / 4096), fflush(stderr);
+            if (++done % 64 == 0) fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_names[d], done * 100 / 4096), fflush(stderr);
         }
         fprintf(stderr, "\r%40s\r", "");
-        snprintf(name, sizeof(name), "fp8 %s: encode is right for all 2^32 floats", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: encode is right for all 2^32 floats", dtype_names[d]);
         check(!differ, name, "%ld differ", differ);
     }
 }
@@ -303,9 +304,9 @@ static void test_fp8_blocks(void) {
                 stats += !stats_same(&s, &r);
             }
         char name[128];
-        snprintf(name, sizeof(name), "fp8 %s: quantise_block makes the right bytes of 65536 stored values x 7 scales", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: quantise_block makes the right bytes of 65536 stored values x 7 scales", dtype_names[d]);
         check(!bytes, name, "%zu bytes differ", bytes);
-        snprintf(name, sizeof(name), "fp8 %s: amax, saturated, flushed, non-finite and count equal a slow count", dtype_name[d]);
+        snprintf(name, sizeof(name), "fp8 %s: amax, saturated, flushed, non-finite and count equal a slow count", dtype_names[d]);
         check(!stats, name, "%d of 21 differ", stats);
     }
     Fp8Stats s, r;
@@ -787,7 +788,7 @@ static void test_product(void) {
             memset(&r, 0, sizeof(r));
             for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
                 if (mode == ORDINARY || i % 3 == 0 || i == 10) product_shape(&r, kinds[kind][0], kinds[kind][1], shapes[i][0], shapes[i][1], shapes[i][2], mode);
-            snprintf(name, sizeof(name), "product %s x %s: the bits of the chain in every layout, epilogue and thread count; %s", dtype_name[kinds[kind][0]], dtype_name[kinds[kind][1]], modes[mode]);
+            snprintf(name, sizeof(name), "product %s x %s: the bits of the chain in every layout, epilogue and thread count; %s", dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], modes[mode]);
             check(!r.differ && !r.touched, name, "%zu of %zu cases differ, first: %s; %zu elements beyond a row were written", r.differ, r.cases, r.first, r.touched);
         }
     const size_t n = 64;
@@ -989,4 +990,301 @@ static void test_layers(void) {
     check_error("linear: dgrad equals dy w", likeness_stored(dxw, ldx, (size_t)(M * in)), UNIT + FP32_WORK);
     check_error("linear: wgrad adds dy^T x", likeness_floats(dww, ldw, (size_t)(out_n * in)), FP32_WORK);
     check_error("linear: the bias gradient adds the column sums of dy", likeness_floats(dbw, ldb, (size_t)out_n), FP32_WORK);
+}
+
+// ---- gradients against central finite differences, in the fp32 build, where a small step is not lost in rounding
+
+// L = sum w_i y_i + 0.5 c_i y_i^2 with random w and c: no plain sum, which a gradient of ones would satisfy.
+typedef struct {
+    double (*forward)(void *layer); // the loss L of the layer's outputs
+    void *layer;
+} Objective;
+
+static double weighted_loss(const stored_t *y, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double v = (double)float_from_stored(y[i]);
+        sum += normal(101, i) * v + 0.5 * normal(102, i) * v * v;
+    }
+    return sum;
+}
+static void weighted_gradient(stored_t *dy, const stored_t *y, size_t n) {
+    for (size_t i = 0; i < n; i++) dy[i] = stored_from_float((float)(normal(101, i) + normal(102, i) * (double)float_from_stored(y[i])));
+}
+
+// The derivative at up to 96 elements of x; what the trainer says of the same elements lies in `gradient`.
+static Likeness finite_difference(Objective o, float *x, size_t n, const float *gradient, int ones) {
+    const size_t samples = n < 96 ? n : 96;
+    double want[96], found[96];
+    for (size_t k = 0; k < samples; k++) {
+        const size_t i = n <= 96 ? k : (size_t)(random_u64(55, n, k) % n);
+        const float was = x[i], h = 0x1p-7f;
+        x[i] = was + h;
+        const double up = o.forward(o.layer), width_up = (double)x[i];
+        x[i] = was - h;
+        const double down = o.forward(o.layer), width = width_up - (double)x[i];
+        x[i] = was;
+        want[k] = (up - down) / width, found[k] = ones ? 1 : (double)gradient[i];
+    }
+    return likeness(want, found, samples);
+}
+// fp32 noise of the loss is about 1e-7 of its terms over a step of 2^-7, the difference's own error h^2 / 6 = 1e-5 L'''.
+#define FD_TOLERANCE 2e-3
+
+#if PRECISION == PRECISION_FP32
+typedef struct {
+    float *in, *more, *out, *weight, *bias, *mean, *rstd; // whatever the layer has
+    int B, T, C, NH, *tokens;
+} Layer;
+static double loss_attention(void *p) {
+    Layer *l = (Layer *)p;
+    attention_forward(l->out, l->in, l->B, l->T, 0, l->C, l->NH);
+    return weighted_loss(l->out, (size_t)(l->B * l->T * l->C));
+}
+static double loss_layernorm(void *p) {
+    Layer *l = (Layer *)p;
+    const size_t n = (size_t)(l->T * l->C);
+    float *sum = (float *)malloc(n * 4);
+    residual_layernorm_forward(sum, l->out, l->mean, l->rstd, l->in, l->more, l->weight, l->bias, (size_t)l->T, (size_t)l->C);
+    free(sum);
+    return weighted_loss(l->out, n);
+}
+static double loss_gelu(void *p) {
+    Layer *l = (Layer *)p;
+    gelu_forward(l->out, l->in, (size_t)l->T);
+    return weighted_loss(l->out, (size_t)l->T);
+}
+static double loss_linear(void *p) {
+    Layer *l = (Layer *)p;
+    Linear f;
+    memset(&f, 0, sizeof(f));
+    f.w = l->weight, f.bias = l->bias, f.in = (size_t)l->C, f.out = (size_t)l->NH;
+    linear_forward(&f, l->out, l->in, l->in, (size_t)l->T, 0);
+    return weighted_loss(l->out, (size_t)(l->T * l->NH));
+}
+static double loss_encoder(void *p) {
+    Layer *l = (Layer *)p;
+    encoder_forward(l->out, l->tokens, l->in, l->more, l->B, l->T, 0, l->C);
+    return weighted_loss(l->out, (size_t)(l->B * l->T * l->C));
+}
+static double loss_classifier(void *p) {
+    Layer *l = (Layer *)p;
+    float *logits = (float *)malloc((size_t)(l->T * l->C) * 4);
+    double sum = 0;
+    memcpy(logits, l->in, (size_t)(l->T * l->C) * 4); // the classifier works in place
+    classifier(l->out, NULL, logits, l->tokens, (size_t)l->T, l->NH, l->C, 1);
+    for (int r = 0; r < l->T; r++) sum += (double)l->out[r];
+    free(logits);
+    return sum;
+}
+
+static void test_gradients(void) {
+    const int shapes[][4] = {{2, 37, 32, 2}, {1, 75, 64, 1}, {1, 66, 48, 3}};
+    for (int k = 0; k < 3; k++) { // T not a multiple of 64, and beyond 64; heads of 16 and 64
+        Layer l;
+        memset(&l, 0, sizeof(l));
+        l.B = shapes[k][0], l.T = shapes[k][1], l.C = shapes[k][2], l.NH = shapes[k][3];
+        const size_t n = (size_t)(l.B * l.T * l.C);
+        char name[96];
+        layers_workspace(l.T, l.C / l.NH);
+        l.in = normal_floats(3 * n, 1, 201), l.out = take_floats(n);
+        float *d = take_floats(n), *dqkv = take_floats(3 * n);
+        Objective o = {loss_attention, &l};
+        loss_attention(&l);
+        weighted_gradient(d, l.out, n);
+        attention_backward(dqkv, d, l.in, l.B, l.T, l.C, l.NH);
+        snprintf(name, sizeof(name), "finite differences: attention, T %d, head %d", l.T, l.C / l.NH);
+        check_gradient(name, finite_difference(o, l.in, 3 * n, dqkv, 0), FD_TOLERANCE);
+        if (k) continue;
+        check(!gradient_right(finite_difference(o, l.in, 3 * n, dqkv, 1), FD_TOLERANCE), "planted fault: a gradient of ones is caught", "it passed");
+        for (size_t i = 0; i < 3 * n; i++) dqkv[i] *= 2;
+        check(!gradient_right(finite_difference(o, l.in, 3 * n, dqkv, 0), FD_TOLERANCE), "planted fault: a gradient of twice the length is caught", "it passed");
+    }
+    Layer l;
+    memset(&l, 0, sizeof(l));
+    l.T = 70, l.C = 50; // rows over three blocks of 32
+    size_t n = (size_t)(l.T * l.C), C = (size_t)l.C;
+    l.in = normal_floats(n, 1, 211), l.more = normal_floats(n, 1, 212), l.weight = normal_floats(C, 1, 213), l.bias = normal_floats(C, 1, 214);
+    l.out = take_floats(n), l.mean = take_floats((size_t)l.T), l.rstd = take_floats((size_t)l.T);
+    float *d = take_floats(n), *dx = take_floats(n), *dw = take_floats(C), *db = take_floats(C), *sum = take_floats(n), *partial = take_floats(8 * C);
+    Objective layernorm = {loss_layernorm, &l};
+    for (size_t i = 0; i < n; i++) sum[i] = l.in[i] + l.more[i];
+    loss_layernorm(&l);
+    weighted_gradient(d, l.out, n);
+    layernorm_backward(dx, dw, db, d, sum, l.mean, l.rstd, l.weight, partial, (size_t)l.T, C);
+    check_gradient("finite differences: layernorm, left term of the residual sum", finite_difference(layernorm, l.in, n, dx, 0), FD_TOLERANCE);
+    check_gradient("finite differences: layernorm, right term", finite_difference(layernorm, l.more, n, dx, 0), FD_TOLERANCE);
+    check_gradient("finite differences: layernorm, weight", finite_difference(layernorm, l.weight, C, dw, 0), FD_TOLERANCE);
+    check_gradient("finite differences: layernorm, bias", finite_difference(layernorm, l.bias, C, db, 0), FD_TOLERANCE);
+
+    Objective gelu = {loss_gelu, &l};
+    l.T = 333;
+    loss_gelu(&l);
+    weighted_gradient(d, l.out, 333);
+    gelu_backward(d, l.in, 333);
+    check_gradient("finite differences: gelu", finite_difference(gelu, l.in, 333, d, 0), FD_TOLERANCE);
+
+    Objective linear = {loss_linear, &l};
+    l.T = 35, l.C = 40, l.NH = 30; // rows, in, out
+    layers_workspace(1, 16);
+    Linear f;
+    memset(&f, 0, sizeof(f));
+    l.weight = normal_floats(1200, 1, 221), l.bias = normal_floats(30, 1, 222);
+    f.w = l.weight, f.bias = l.bias, f.in = 40, f.out = 30, f.dw = take_floats(1200), f.dbias = take_floats(30);
+    loss_linear(&l);
+    weighted_gradient(d, l.out, 1050);
+    linear_backward(&f, dx, d, l.in, NULL, partial, 35, 0);
+    check_gradient("finite differences: linear, x", finite_difference(linear, l.in, 1400, dx, 0), FD_TOLERANCE);
+    check_gradient("finite differences: linear, w", finite_difference(linear, l.weight, 1200, f.dw, 0), FD_TOLERANCE);
+    check_gradient("finite differences: linear, bias", finite_difference(linear, l.bias, 30, f.dbias, 0), FD_TOLERANCE);
+
+    int tokens[40];
+    Objective encoder = {loss_encoder, &l};
+    l.B = 2, l.T = 20, l.C = 24, l.tokens = tokens;
+    for (int i = 0; i < 40; i++) tokens[i] = i * i % 11;
+    l.in = normal_floats(11 * 24, 1, 231), l.more = normal_floats(20 * 24, 1, 232);
+    float *dwte = take_floats(11 * 24), *dwpe = take_floats(20 * 24);
+    loss_encoder(&l);
+    weighted_gradient(d, l.out, 960);
+    encoder_backward(dwte, dwpe, d, tokens, 2, 20, 24);
+    check_gradient("finite differences: encoder, token embeddings", finite_difference(encoder, l.in, 11 * 24, dwte, 0), FD_TOLERANCE);
+    check_gradient("finite differences: encoder, position embeddings", finite_difference(encoder, l.more, 20 * 24, dwpe, 0), FD_TOLERANCE);
+
+    Objective cross_entropy = {loss_classifier, &l};
+    l.T = 9, l.C = 128, l.NH = 100; // rows, padded vocabulary, vocabulary
+    l.in = normal_floats(9 * 128, 2, 241);
+    for (int i = 0; i < 9; i++) tokens[i] = i == 4 ? -1 : i * 12;
+    float *logits = take_floats(9 * 128), *losses = take_floats(9), *dlogits = take_floats(9 * 128);
+    memcpy(logits, l.in, 9 * 128 * 4);
+    classifier(losses, dlogits, logits, tokens, 9, 100, 128, 1);
+    check_gradient("finite differences: classifier", finite_difference(cross_entropy, l.in, 9 * 128, dlogits, 0), FD_TOLERANCE);
+}
+#else
+static void test_gradients(void) { (void)finite_difference, (void)weighted_gradient, (void)check_gradient; }
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// F. fp8 layer
+
+typedef struct {
+    Linear f;
+    Fp8Scale scale[NOPERAND];
+    ScalingRecipe recipe[NOPERAND];
+    uint8_t *w, *kept, *dy_bytes;
+    stored_t *x, *y, *dx, *dy, *w16;
+    float *partial;
+    size_t rows;
+} Fp8Layer;
+
+static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
+    memset(l, 0, sizeof(*l));
+    for (int i = 0; i < NOPERAND; i++) {
+        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0};
+        l->recipe[i] = r, l->scale[i] = scale_make(&l->recipe[i]);
+    }
+    l->rows = rows, l->f.in = in, l->f.out = out;
+    l->w = (uint8_t *)take(in * out), l->kept = (uint8_t *)take(rows * in), l->dy_bytes = (uint8_t *)take(rows * out);
+    l->x = normal_stored(rows * in, 1, 301), l->dy = normal_stored(rows * out, 1e-5, 302), l->w16 = normal_stored(in * out, 0.02, 303);
+    l->y = take_stored(rows * out), l->dx = take_stored(rows * in), l->partial = take_floats((rows + ROWS - 1) / ROWS * out);
+    l->f.w = (const operand_t *)(const void *)l->w, l->f.dw = take_floats(in * out), l->f.dbias = take_floats(out);
+    l->f.x = &l->scale[OPERAND_X], l->f.weight = &l->scale[OPERAND_W], l->f.dy = &l->scale[OPERAND_DY];
+    l->f.weight->kept_inv = quantise(l->w, l->w16, in * out, l->f.weight, 1);
+}
+static void fp8_layer_run(Fp8Layer *l) {
+    memset(l->f.dw, 0, l->f.in * l->f.out * 4), memset(l->f.dbias, 0, l->f.out * 4);
+    linear_forward(&l->f, l->y, l->x, (operand_t *)(void *)l->kept, l->rows, 1);
+    linear_backward(&l->f, l->dx, l->dy, (const operand_t *)(const void *)l->kept, l->dy_bytes, l->partial, l->rows, 1);
+}
+static size_t nan_count(const stored_t *x, size_t n) {
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) count += float_from_stored(x[i]) != float_from_stored(x[i]);
+    return count;
+}
+static double cast_sqnr(const stored_t *x, const uint8_t *q, size_t n, Dtype d, float inv) {
+    double *back = take_doubles(n);
+    for (size_t i = 0; i < n; i++) back[i] = code_value(q[i], d) * (double)inv;
+    return likeness(doubles_of_stored(x, n), back, n).sqnr;
+}
+
+static void test_fp8_layer(void) {
+    if (!IS_FP8) return;
+    const size_t rows = 130, in = 192, out = 160;
+    Fp8Layer l;
+    layers_workspace(1, 16);
+    fp8_layer_make(&l, rows, in, out);
+    fp8_layer_run(&l);
+    // torchao's floors: 25 dB for a cast and a product, 18 dB for a layer's output, 17 dB for its weight gradient. A cast to m
+    // mantissa bits of normal numbers leaves about 6 (m + 1) + 7 dB: 31 for E4M3, 25 for E5M2.
+    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.f.x->kept_inv), cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.f.weight->kept_inv);
+    const double cdy = cast_sqnr(l.dy, l.dy_bytes, rows * out, DTYPE_E5M2, 1 / l.f.dy->scale);
+    check(cx >= 25 && cw >= 25 && cdy >= 25, "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB", "%.1f, %.1f, %.1f dB", cx, cw, cdy);
+    double *x = doubles_of_stored(l.x, rows * in), *w = doubles_of_stored(l.w16, in * out), *dy = doubles_of_stored(l.dy, rows * out);
+    double *y = take_doubles(rows * out), *dx = take_doubles(rows * in), *dw = take_doubles(in * out), *wt = take_doubles(in * out), *dyt = take_doubles(rows * out), *xt = take_doubles(rows * in);
+    for (size_t o = 0; o < out; o++)
+        for (size_t i = 0; i < in; i++) wt[i * out + o] = w[o * in + i];
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t o = 0; o < out; o++) dyt[o * rows + r] = dy[r * out + o];
+        for (size_t i = 0; i < in; i++) xt[i * rows + r] = x[r * in + i];
+    }
+    linear_reference(y, x, w, NULL, (int)rows, (int)out, (int)in);
+    linear_reference(dx, dy, wt, NULL, (int)rows, (int)in, (int)out);
+    linear_reference(dw, dyt, xt, NULL, (int)out, (int)in, (int)rows);
+    const Likeness ly = likeness_stored(y, l.y, rows * out), ldx = likeness_stored(dx, l.dx, rows * in), ldw = likeness_floats(dw, l.f.dw, in * out);
+    check(ly.sqnr >= 25, "fp8 layer: SQNR of the forward product is at least 25 dB", "%.1f dB", ly.sqnr);
+    // E4M3 times E5M2: the E5M2 operand decides, 25 dB less the 1 dB that the other adds
+    check(ldx.sqnr >= 18, "fp8 layer: SQNR of dgrad is at least 18 dB", "%.1f dB", ldx.sqnr);
+    check(ldw.sqnr >= 17, "fp8 layer: SQNR of wgrad is at least 17 dB", "%.1f dB", ldw.sqnr);
+    check(fabs(ly.ratio - 1) < 0.02 && fabs(ldx.ratio - 1) < 0.02 && fabs(ldw.ratio - 1) < 0.02, "fp8 layer: all three products have the right length", "norm ratios %.4f %.4f %.4f", ly.ratio, ldx.ratio, ldw.ratio);
+    float *bias = take_floats(out);
+    size_t bias_wrong = 0;
+    for (size_t o = 0; o < out; o++) // blocks of ROWS rows, each ascending, the blocks then ascending
+        for (size_t r0 = 0; r0 < rows; r0 += ROWS) {
+            float sum = 0;
+            for (size_t r = r0; r < rows && r < r0 + ROWS; r++) sum += float_from_stored(l.dy[r * out + o]);
+            bias[o] += sum;
+        }
+    bias_wrong = bits_differ(bias, l.f.dbias, out);
+    check(!bias_wrong, "fp8 layer: the bias gradient is the column sum of dy before it is quantised, to the bit", "%zu differ", bias_wrong);
+    for (size_t i = 0; i < rows * out; i++) y[i] *= 2;
+    check(!gradient_right(likeness_stored(y, l.y, rows * out), 0.02), "planted fault: a product whose scale is off by 2 is caught", "it passed");
+
+    // What the statistics say of a pass, and a second forward pass with the history that the first one made.
+    check(l.f.x->step.count == rows * in && l.f.dy->step.count == rows * out && l.f.x->step.saturated == 0 && l.f.dy->step.nonfinite == 0, "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.f.x->step.count);
+    for (int i = 0; i < NOPERAND; i++) scale_advance(&l.scale[i]);
+    const Fp8Scale x_scale = l.scale[OPERAND_X];
+
+    static const char *const cases[4] = {"all zeros", "1e38", "an Inf", "a NaN"};
+    for (int k = 0; k < 4; k++)
+        for (int history = 0; history < 2; history++) {
+            Fp8Layer s = l;
+            char name[128];
+            for (int i = 0; i < NOPERAND; i++) {
+                if (!history) s.scale[i] = scale_make(&l.recipe[i]);
+                memset(&s.scale[i].step, 0, sizeof(Fp8Stats));
+                s.scale[i].amax_history = take_floats(AMAX_HISTORY_MAX), s.scale[i].amax_history[0] = l.scale[i].amax_history[0];
+            }
+            s.f.x = &s.scale[OPERAND_X], s.f.dy = &s.scale[OPERAND_DY], s.x = take_stored(rows * in), s.dy = take_stored(rows * out);
+            if (k) memcpy(s.x, l.x, rows * in * sizeof(stored_t)), memcpy(s.dy, l.dy, rows * out * sizeof(stored_t));
+            const float odd = k == 1 ? 1e38f : k == 2 ? INFINITY : NAN;
+            if (k) s.x[7 * in + 3] = s.dy[9 * out + 5] = stored_from_float(odd);
+            fp8_layer_run(&s);
+            const size_t ny = nan_count(s.y, rows * out), ndx = nan_count(s.dx, rows * in), row = nan_count(s.y + 7 * out, out);
+            const Fp8Stats *sx = &s.scale[OPERAND_X].step, *sy = &s.scale[OPERAND_DY].step;
+            snprintf(name, sizeof(name), "fp8 layer: x and dy with %s, %s", cases[k], history ? "scaled by their history" : "no history yet");
+            int ok = 1;
+            if (k == 0) { // zero in, zero out
+                for (size_t i = 0; i < rows * out; i++) ok &= float_from_stored(s.y[i]) == 0;
+                for (size_t i = 0; i < rows * in; i++) ok &= float_from_stored(s.dx[i]) == 0;
+                for (size_t i = 0; i < in * out; i++) ok &= s.f.dw[i] == 0;
+                ok &= sx->amax_bits == 0 && sx->nonfinite == 0;
+            }
+            if (k == 1) ok = ny == 0 && ndx == 0 && sx->nonfinite == 0 && (history ? sx->saturated == 1 && sy->saturated == 1 : sx->saturated == 0);
+            if (k == 2) ok = ny == 0 && ndx == 0 && sx->nonfinite == 1 && sy->nonfinite == 1 && sx->saturated == 1 && sy->saturated == 1;
+            if (k == 3) ok = row == out && ny == out && ndx == in && sx->nonfinite == 1 && sy->nonfinite == 1; // its own row, no other
+            check(ok, name, "%zu and %zu NaN, saturated %d %d, nonfinite %d %d", ny, ndx, (int)sx->saturated, (int)sy->saturated, (int)sx->nonfinite, (int)sy->nonfinite);
+            scale_advance(&s.scale[OPERAND_X]);
+            const float after = s.scale[OPERAND_X].scale;
+            snprintf(name, sizeof(name), "fp8 layer: the scale after %s, %s, is usable", cases[k], history ? "with a history" : "with none");
+            check(after >= 0x1p-126f && after <= 0x1p126f && (k == 1 || !history || after == x_scale.scale), name, "scale %g was %g", (double)after, (double)x_scale.scale);
+        }
 }

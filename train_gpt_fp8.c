@@ -240,9 +240,9 @@ static inline float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h 
 static inline uint16_t fp16_from_float(float f) {
     uint32_t u = float_bits(f), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff, r;
     if (a > 0x7f800000) r = 0x7e00 | ((a >> 13) & 0x3ff);
-    else if (a >= 0x477ff000) r = 0x7c00;                              // 65520 and above round to Inf
+    else if (a >= 0x477ff000) r = 0x7c00; // 65520 and above round to Inf
     else if (a >= 0x38800000) r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    else r = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);      // ulp(0.5) = 2^-24, half's smallest denormal
+    else r = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
     return (uint16_t)(sign | r);
 }
 static inline float float_from_fp16(uint16_t h) {
@@ -305,15 +305,15 @@ static inline V16 v_pow2(V16 n) { // 2^n for whole n in -126 .. 127
 typedef struct {
     __m256 l, h;
 } V16;
-#define V16_UNARY(name, x)                                                                                             \
-    static inline V16 name(V16 a) {                                                                                    \
-        V16 r = {x(a.l), x(a.h)};                                                                                      \
-        return r;                                                                                                      \
+#define V16_UNARY(name, x)                                                                                                     \
+    static inline V16 name(V16 a) {                                                                                            \
+        V16 r = {x(a.l), x(a.h)};                                                                                              \
+        return r;                                                                                                              \
     }
-#define V16_BINARY(name, op)                                                                                           \
-    static inline V16 name(V16 a, V16 b) {                                                                             \
-        V16 r = {op(a.l, b.l), op(a.h, b.h)};                                                                          \
-        return r;                                                                                                      \
+#define V16_BINARY(name, op)                                                                                                   \
+    static inline V16 name(V16 a, V16 b) {                                                                                     \
+        V16 r = {op(a.l, b.l), op(a.h, b.h)};                                                                                  \
+        return r;                                                                                                              \
     }
 static inline V16 v_set1(float x) {
     V16 r = {_mm256_set1_ps(x), _mm256_set1_ps(x)};
@@ -344,11 +344,11 @@ V16_UNARY(v_pow2, v8_pow2)
 typedef struct {
     float f[16];
 } V16;
-#define V16_EACH(name, signature, expression)                                                                          \
-    static inline V16 name signature {                                                                                 \
-        V16 r;                                                                                                         \
-        for (int i = 0; i < 16; i++) r.f[i] = (expression);                                                            \
-        return r;                                                                                                      \
+#define V16_EACH(name, signature, expression)                                                                                  \
+    static inline V16 name signature {                                                                                         \
+        V16 r;                                                                                                                 \
+        for (int i = 0; i < 16; i++) r.f[i] = (expression);                                                                    \
+        return r;                                                                                                              \
     }
 V16_EACH(v_set1, (float x), x)
 V16_EACH(v_load, (const float *p), p[i])
@@ -552,7 +552,8 @@ static inline uint32_t fp8_encode_bits(uint32_t u, int mantissa_bits, int bias, 
     const int shift = 23 - mantissa_bits;
     uint32_t sign = (u >> 24) & 0x80, a = u & 0x7fffffff;
     // normal results: round at the last kept bit and move the exponent's bias
-    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - (uint32_t)bias) << mantissa_bits);
+    uint32_t normal =
+        ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - (uint32_t)bias) << mantissa_bits);
     // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
     uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - bias - mantissa_bits) << 23;
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
@@ -561,7 +562,8 @@ static inline uint32_t fp8_encode_bits(uint32_t u, int mantissa_bits, int bias, 
     return a > 0x7f800000 ? 0x7f : code | sign;
 }
 static inline uint8_t fp8_encode(float f, Dtype d) {
-    return (uint8_t)(d == DTYPE_E4M3 ? fp8_encode_bits(float_bits(f), 3, 7, 0x7e) : fp8_encode_bits(float_bits(f), 2, 15, 0x7b));
+    return (uint8_t)(d == DTYPE_E4M3 ? fp8_encode_bits(float_bits(f), 3, 7, 0x7e)
+                                     : fp8_encode_bits(float_bits(f), 2, 15, 0x7b));
 }
 
 // The value of a code by the format's definition (paper, table 1).
@@ -669,21 +671,21 @@ static uint32_t amax_block(const stored_t *x, size_t n) {
 }
 
 // q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order does not matter.
-#define QUANTISE_BLOCK(NAME, MANTISSA_BITS, BIAS, MAX_CODE, SATURATED_ABOVE)                                           \
-    static void NAME(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {                          \
-        uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;                                                  \
-        for (size_t i = 0; i < n; i++) {                                                                               \
-            float f = float_from_stored(x[i]), y = f * scale;                                                          \
-            uint32_t a = float_bits(f) & 0x7fffffff, b = float_bits(y) & 0x7fffffff;                                   \
-            uint32_t code = fp8_encode_bits(float_bits(y), MANTISSA_BITS, BIAS, MAX_CODE);                             \
-            amax = a > amax ? a : amax;                                                                                \
-            saturated += (b > SATURATED_ABOVE) & (b <= 0x7f800000);                                                    \
-            flushed += ((code & 0x7f) == 0) & (a != 0);                                                                \
-            nonfinite += a >= 0x7f800000;                                                                              \
-            q[i] = (uint8_t)code;                                                                                      \
-        }                                                                                                              \
-        if (amax > stats->amax_bits) stats->amax_bits = amax;                                                          \
-        stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;    \
+#define QUANTISE_BLOCK(NAME, MANTISSA_BITS, BIAS, MAX_CODE, SATURATED_ABOVE)                                                   \
+    static void NAME(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {                                  \
+        uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;                                                          \
+        for (size_t i = 0; i < n; i++) {                                                                                       \
+            float f = float_from_stored(x[i]), y = f * scale;                                                                  \
+            uint32_t a = float_bits(f) & 0x7fffffff, b = float_bits(y) & 0x7fffffff;                                           \
+            uint32_t code = fp8_encode_bits(float_bits(y), MANTISSA_BITS, BIAS, MAX_CODE);                                     \
+            amax = a > amax ? a : amax;                                                                                        \
+            saturated += (b > SATURATED_ABOVE) & (b <= 0x7f800000);                                                            \
+            flushed += ((code & 0x7f) == 0) & (a != 0);                                                                        \
+            nonfinite += a >= 0x7f800000;                                                                                      \
+            q[i] = (uint8_t)code;                                                                                              \
+        }                                                                                                                      \
+        if (amax > stats->amax_bits) stats->amax_bits = amax;                                                                  \
+        stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;            \
     }
 QUANTISE_BLOCK(quantise_block_e4m3, 3, 7, 0x7e, 0x43e80000)
 QUANTISE_BLOCK(quantise_block_e5m2, 2, 15, 0x7b, 0x476fffff)
@@ -828,8 +830,7 @@ static void kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float 
 static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     __m512 c[MR][4];
     UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_load_ps(tile + i * NR + j * 16);
-    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
-        UNROLL for (int odd = 1; odd >= 0; odd--) {
+    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
             __m512 v[4];
             UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_load_ps(b + odd * NR + j * 16);
             UNROLL for (int i = 0; i < MR; i++) {
@@ -843,8 +844,7 @@ static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *
 static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     __m256 c[MR][2];
     UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 2; j++) c[i][j] = _mm256_load_ps(tile + i * NR + j * 8);
-    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
-        UNROLL for (int odd = 1; odd >= 0; odd--) {
+    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
             __m256 v0 = _mm256_load_ps((const float *)b + odd * NR), v1 = _mm256_load_ps((const float *)b + odd * NR + 8);
             UNROLL for (int i = 0; i < MR; i++) {
                 __m256 s = _mm256_broadcast_ss((const float *)a + odd * MR + i);
@@ -935,11 +935,11 @@ static void decode_row(void *out, const Operand *s, size_t offset, int n) {
     float *f = (float *)out;
     switch (s->dtype) {
     case DTYPE_FP32: memcpy(out, p, (size_t)n * 4); break;
-    case DTYPE_FP16:
-        memcpy(t, p, (size_t)n * 2);
+    case DTYPE_FP16: memcpy(t, p, (size_t)n * 2);
 #if defined(ISA_AVX512)
-        for (int i = 0; i < n; i += 16) _mm512_mask_storeu_ps(f + i, n - i >= 16 ? 0xffff : (__mmask16)((1 << (n - i)) - 1),
-                                                              _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(t + i))));
+        for (int i = 0; i < n; i += 16)
+            _mm512_mask_storeu_ps(f + i, n - i >= 16 ? 0xffff : (__mmask16)((1 << (n - i)) - 1),
+                                  _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(t + i))));
 #elif defined(ISA_AVX2)
         for (int i = 0; i < n; i += 8) {
             __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(t + i)));
@@ -1011,7 +1011,8 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
 #if defined(ISA_AVX512)
                 if (width % 16 == 0)
                     for (; u + 16 <= nu; u += 16)
-                        for (int i = 0; i < width; i += 16) transpose_16x16(to + u * width + i, (size_t)width, &rows[i][u], KU_CHUNK);
+                        for (int i = 0; i < width; i += 16)
+                            transpose_16x16(to + u * width + i, (size_t)width, &rows[i][u], KU_CHUNK);
 #endif
                 for (; u < nu; u++)
                     for (int i = 0; i < width; i++) to[u * width + i] = rows[i][u];
@@ -1040,8 +1041,12 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
         dst += (size_t)panels * (size_t)units * (size_t)width;
     }
 }
-static void pack_a(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, s, i0, ni, k0, nk, MR); }
-static void pack_b(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, s, i0, ni, k0, nk, NR); }
+static void pack_a(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) {
+    pack_width(dst, s, i0, ni, k0, nk, MR);
+}
+static void pack_b(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) {
+    pack_width(dst, s, i0, ni, k0, nk, NR);
+}
 
 // ---- the product of packed panels
 
@@ -1096,10 +1101,10 @@ static void product_panels(const Output *out, size_t m0, size_t n0, const uint32
 // Working memory of the products and of attention, made once by workspace_init().
 static struct {
     int threads;
-    uint32_t *packed_a;        // [MC rounded up to MR][KU], shared by all threads
-    float *partial;            // raw chains of a product whose K takes several blocks, [m][n]
-    size_t partial_count;      // its size in floats
-    char *thread;              // a slice for each thread: packed b of a product, or attention's buffers
+    uint32_t *packed_a;   // [MC rounded up to MR][KU], shared by all threads
+    float *partial;       // raw chains of a product whose K takes several blocks, [m][n]
+    size_t partial_count; // its size in floats
+    char *thread;         // a slice for each thread: packed b of a product, or attention's buffers
     size_t thread_bytes;
 } workspace;
 
@@ -1138,8 +1143,8 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
                 const long part = task / columns, p0 = panels * part / splits, p1 = panels * (part + 1) / splits;
                 const size_t i0 = (size_t)p0 * MR, i1 = (size_t)p1 * MR < rows ? (size_t)p1 * MR : rows;
                 pack_b(packed_b, &b, n0, (int)n, k0, nk);
-                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * (size_t)units, packed_b, (int)(i1 - i0),
-                               (int)n, units, units, partial, partial_stride, k0 == 0, k0 + step >= K);
+                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * (size_t)units, packed_b, (int)(i1 - i0), (int)n,
+                               units, units, partial, partial_stride, k0 == 0, k0 + step >= K);
             }
         }
     }
@@ -1261,7 +1266,8 @@ static void encoder_forward(stored_t *x, const int *tokens, const float *wte, co
     for (int row = 0; row < B * n; row++) {
         const float *e = wte + (size_t)tokens[row] * (size_t)C, *p = wpe + (size_t)(pos + row % n) * (size_t)C;
         for (size_t c = 0; c < (size_t)C; c += 16)
-            v_store_stored_n(x + (size_t)row * (size_t)C + c, v_add(v_load_n(e + c, (size_t)C - c), v_load_n(p + c, (size_t)C - c)), (size_t)C - c);
+            v_store_stored_n(x + (size_t)row * (size_t)C + c,
+                             v_add(v_load_n(e + c, (size_t)C - c), v_load_n(p + c, (size_t)C - c)), (size_t)C - c);
     }
 }
 
@@ -1304,7 +1310,8 @@ static void residual_layernorm_forward(stored_t *residual, stored_t *normed, flo
         const float r = 1.0f / sqrtf(v_sum(squares) / (float)C + 1e-5f);
         for (size_t c = 0; c < C; c += 16) {
             V16 norm = v_mul(v_sub(v_load_stored_n(x + c, C - c), v_set1(m)), v_set1(r));
-            v_store_stored_n(normed + row * C + c, v_add(v_mul(norm, v_load_n(weight + c, C - c)), v_load_n(bias + c, C - c)), C - c);
+            v_store_stored_n(normed + row * C + c, v_add(v_mul(norm, v_load_n(weight + c, C - c)), v_load_n(bias + c, C - c)),
+                             C - c);
         }
         mean[row] = m, rstd[row] = r;
     }
@@ -1314,7 +1321,8 @@ static void residual_layernorm_forward(stored_t *residual, stored_t *normed, flo
 //   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
 // partial: [ceil(rows / ROWS)][2 C]; dweight and dbias lie side by side as dparams [2 C].
 static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
-                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows, size_t C) {
+                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows,
+                               size_t C) {
     const long blocks = (long)((rows + ROWS - 1) / ROWS);
 #pragma omp parallel for schedule(static)
     for (long k = 0; k < blocks; k++) {
@@ -1325,7 +1333,8 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
             V16 sum = v_set1(0), sum_norm = v_set1(0);
             for (size_t c = 0; c < C; c += 16) { // lanes beyond C hold zeros in dout, so they add nothing
                 V16 d = v_load_stored_n(dout + row * C + c, C - c);
-                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r), dn = v_mul(d, v_load_n(weight + c, C - c));
+                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r),
+                    dn = v_mul(d, v_load_n(weight + c, C - c));
                 sum = v_add(sum, dn), sum_norm = v_add(sum_norm, v_mul(dn, norm));
                 v_store_n(dw + c, v_add(v_load_n(dw + c, C - c), v_mul(d, norm)), C - c);
                 v_store_n(db + c, v_add(v_load_n(db + c, C - c), d), C - c);
@@ -1333,7 +1342,8 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
             const V16 mean_dn = v_set1(v_sum(sum) / (float)C), mean_dnn = v_set1(v_sum(sum_norm) / (float)C);
             for (size_t c = 0; c < C; c += 16) {
                 V16 d = v_load_stored_n(dout + row * C + c, C - c);
-                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r), dn = v_mul(d, v_load_n(weight + c, C - c));
+                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r),
+                    dn = v_mul(d, v_load_n(weight + c, C - c));
                 V16 dx = v_mul(v_sub(v_sub(dn, mean_dn), v_mul(norm, mean_dnn)), r);
                 v_store_stored_n(dresidual + row * C + c, v_add(v_load_stored_n(dresidual + row * C + c, C - c), dx), C - c);
             }
@@ -1379,22 +1389,32 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
 
 // A thread's buffers, carved from its slice of the workspace; Tp = T rounded up to 64.
 typedef struct {
-    float *scores, *dp;                         // [QROWS, Tp]
-    stored_t *p, *ds;                           // [QROWS, Tp]
-    float *o, *dk, *dv;                         // [QROWS, hs], [Tp, hs], [Tp, hs]
-    uint32_t *a;                                // packed left operand, any of the products
+    float *scores, *dp;                            // [QROWS, Tp]
+    stored_t *p, *ds;                              // [QROWS, Tp]
+    float *o, *dk, *dv;                            // [QROWS, hs], [Tp, hs], [Tp, hs]
+    uint32_t *a;                                   // packed left operand, any of the products
     uint32_t *k_scores, *v_scores, *k_out, *v_out; // packed k and v: [keys, hs] and [hs, keys]
-    uint32_t *q_out, *do_out;                   // packed q and dout of a block: [hs, QROWS]
+    uint32_t *q_out, *do_out;                      // packed q and dout of a block: [hs, QROWS]
 } AttentionBuffers;
 
 static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) {
     const size_t Tp = round_up(T, 64), hp = round_up(hs, 64), rows = round_up(round_up(QROWS, MR) * Tp, 64), q = QROWS;
-    const size_t bytes[13] = {q * Tp * 4, q * Tp * 4, q * Tp * sizeof(stored_t), q * Tp * sizeof(stored_t), q * hp * 4,
-                              Tp * hp * 4, Tp * hp * 4, size_max(rows, round_up(Tp, MR) * q + Tp * MR) * 4 + round_up(QROWS, MR) * hp * 4,
-                              Tp * hp * 4, Tp * hp * 4, Tp * hp * 4, Tp * hp * 4, 0};
-    void **fields[12] = {(void **)&w->scores, (void **)&w->dp, (void **)&w->p, (void **)&w->ds, (void **)&w->o, (void **)&w->dk,
-                         (void **)&w->dv, (void **)&w->a, (void **)&w->k_scores, (void **)&w->v_scores, (void **)&w->k_out,
-                         (void **)&w->v_out};
+    const size_t bytes[13] = {q * Tp * 4,
+                              q * Tp * 4,
+                              q * Tp * sizeof(stored_t),
+                              q * Tp * sizeof(stored_t),
+                              q * hp * 4,
+                              Tp * hp * 4,
+                              Tp * hp * 4,
+                              size_max(rows, round_up(Tp, MR) * q + Tp * MR) * 4 + round_up(QROWS, MR) * hp * 4,
+                              Tp * hp * 4,
+                              Tp * hp * 4,
+                              Tp * hp * 4,
+                              Tp * hp * 4,
+                              0};
+    void **fields[12] = {(void **)&w->scores,   (void **)&w->dp,       (void **)&w->p,     (void **)&w->ds,
+                         (void **)&w->o,        (void **)&w->dk,       (void **)&w->dv,    (void **)&w->a,
+                         (void **)&w->k_scores, (void **)&w->v_scores, (void **)&w->k_out, (void **)&w->v_out};
     size_t at = 0;
     for (int i = 0; i < 12; i++) {
         *fields[i] = base + at;
@@ -1442,7 +1462,8 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
         for (int i0 = 0; i0 < n; i0 += QROWS) {
             const int rows = n - i0 < QROWS ? n - i0 : QROWS, keys = pos + i0 + rows;
             float inverse[QROWS];
-            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0), o = output(w.o, DTYPE_FP32, (size_t)hs, 1, NULL, 0);
+            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0),
+                   o = output(w.o, DTYPE_FP32, (size_t)hs, 1, NULL, 0);
             pack_a(w.a, &q, (size_t)i0, rows, 0, hs);
             product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
             for (int i = 0; i < rows; i++) {
@@ -1486,7 +1507,8 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         memset(w.dk, 0, (size_t)T * (size_t)hs * 4), memset(w.dv, 0, (size_t)T * (size_t)hs * 4);
         for (int i0 = 0; i0 < T; i0 += QROWS) {
             const int rows = T - i0 < QROWS ? T - i0 : QROWS, keys = i0 + rows, ru = units_of(rows);
-            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0), dp = output(w.dp, DTYPE_FP32, (size_t)Tp, 1, NULL, 0);
+            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0),
+                   dp = output(w.dp, DTYPE_FP32, (size_t)Tp, 1, NULL, 0);
             pack_a(w.a, &q, (size_t)i0, rows, 0, hs);
             product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
             pack_a(w.a, &dO, (size_t)i0, rows, 0, hs);
@@ -1529,9 +1551,9 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
 
 // One linear layer of the model, y = x w^T + bias, with all that its three products need.
 typedef struct {
-    const operand_t *w;  // [out, in]: FP8 bytes, the 16-bit copy, or the fp32 master itself
-    const float *bias;   // [out] or NULL
-    float *dw, *dbias;   // [out, in], [out]
+    const operand_t *w; // [out, in]: FP8 bytes, the 16-bit copy, or the fp32 master itself
+    const float *bias;  // [out] or NULL
+    float *dw, *dbias;  // [out, in], [out]
     size_t in, out;
     Fp8Scale *x, *weight, *dy; // FP8 only
 } Linear;
@@ -1548,8 +1570,8 @@ static void linear_forward(const Linear *f, stored_t *y, const stored_t *x, oper
         scale = f->x->kept_inv * f->weight->kept_inv;
         x_dtype = f->x->recipe->format, w_dtype = f->weight->recipe->format;
     }
-    matmul(output(y, STORED, f->out, scale, f->bias, 0), operand(kept, x_dtype, f->in, 1), operand(f->w, w_dtype, f->in, 1), rows,
-           f->out, f->in);
+    matmul(output(y, STORED, f->out, scale, f->bias, 0), operand(kept, x_dtype, f->in, 1), operand(f->w, w_dtype, f->in, 1),
+           rows, f->out, f->in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy. dy_bytes: room for dy's FP8 bytes.
@@ -1565,10 +1587,10 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
         scale_dx = dy_inv * f->weight->kept_inv, scale_dw = dy_inv * f->x->kept_inv;
         x_dtype = f->x->recipe->format, w_dtype = f->weight->recipe->format, dy_dtype = f->dy->recipe->format;
     }
-    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, dy_dtype, f->out, 1), operand(f->w, w_dtype, 1, f->in), rows,
-           f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, dy_dtype, 1, f->out), operand(kept, x_dtype, 1, f->in),
-           f->out, f->in, rows);
+    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, dy_dtype, f->out, 1), operand(f->w, w_dtype, 1, f->in),
+           rows, f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, dy_dtype, 1, f->out),
+           operand(kept, x_dtype, 1, f->in), f->out, f->in, rows);
     if (!f->dbias) return;
     const long blocks = (long)((rows + ROWS - 1) / ROWS);
 #pragma omp parallel for schedule(static)
@@ -1577,14 +1599,16 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
         memset(sum, 0, f->out * 4);
         for (size_t row = (size_t)k * ROWS; row < rows && row < (size_t)(k + 1) * ROWS; row++)
             for (size_t c = 0; c < f->out; c += 16)
-                v_store_n(sum + c, v_add(v_load_n(sum + c, f->out - c), v_load_stored_n(dy + row * f->out + c, f->out - c)), f->out - c);
+                v_store_n(sum + c, v_add(v_load_n(sum + c, f->out - c), v_load_stored_n(dy + row * f->out + c, f->out - c)),
+                          f->out - c);
     }
     column_sums_finish(f->dbias, partial, blocks, f->out);
 }
 
 // Softmax cross entropy of `rows` rows of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where
 // target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
-static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, size_t rows, int V, int Vp, float dscale) {
+static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, size_t rows, int V, int Vp,
+                       float dscale) {
 #pragma omp parallel for schedule(static)
     for (size_t row = 0; row < rows; row++) {
         float *z = logits + row * (size_t)Vp;
@@ -1623,7 +1647,7 @@ typedef struct {
     size_t layers, rows, cols; // cols is 1 for a vector
     int decays;                // AdamW's weight decay applies: matrices only
     float init_std, init_value;
-    size_t offset;             // in floats from the start of the arena
+    size_t offset; // in floats from the start of the arena
 } ParamSpec;
 
 // Fills specs[NPARAM]; returns the number of parameters.
@@ -1631,14 +1655,22 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
     const size_t C = (size_t)c->C, L = (size_t)c->L;
     const float residual_std = 0.02f / sqrtf(2.0f * (float)c->L); // GPT-2: scaled by the number of residual additions
     const ParamSpec table[NPARAM] = {
-        {"wte", 1, (size_t)c->Vp, C, 1, 0.02f, 0, 0},   {"wpe", 1, (size_t)c->T, C, 1, 0.02f, 0, 0},
-        {"ln1w", L, C, 1, 0, 0, 1, 0},                  {"ln1b", L, C, 1, 0, 0, 0, 0},
-        {"qkvw", L, 3 * C, C, 1, 0.02f, 0, 0},          {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
-        {"attprojw", L, C, C, 1, residual_std, 0, 0},   {"attprojb", L, C, 1, 0, 0, 0, 0},
-        {"ln2w", L, C, 1, 0, 0, 1, 0},                  {"ln2b", L, C, 1, 0, 0, 0, 0},
-        {"fcw", L, 4 * C, C, 1, 0.02f, 0, 0},           {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
-        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0}, {"fcprojb", L, C, 1, 0, 0, 0, 0},
-        {"lnfw", 1, C, 1, 0, 0, 1, 0},                  {"lnfb", 1, C, 1, 0, 0, 0, 0},
+        {"wte", 1, (size_t)c->Vp, C, 1, 0.02f, 0, 0},
+        {"wpe", 1, (size_t)c->T, C, 1, 0.02f, 0, 0},
+        {"ln1w", L, C, 1, 0, 0, 1, 0},
+        {"ln1b", L, C, 1, 0, 0, 0, 0},
+        {"qkvw", L, 3 * C, C, 1, 0.02f, 0, 0},
+        {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
+        {"attprojw", L, C, C, 1, residual_std, 0, 0},
+        {"attprojb", L, C, 1, 0, 0, 0, 0},
+        {"ln2w", L, C, 1, 0, 0, 1, 0},
+        {"ln2b", L, C, 1, 0, 0, 0, 0},
+        {"fcw", L, 4 * C, C, 1, 0.02f, 0, 0},
+        {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
+        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0},
+        {"fcprojb", L, C, 1, 0, 0, 0, 0},
+        {"lnfw", 1, C, 1, 0, 0, 1, 0},
+        {"lnfb", 1, C, 1, 0, 0, 0, 0},
     };
     size_t at = 0;
     for (int i = 0; i < NPARAM; i++) {
@@ -1660,7 +1692,10 @@ static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 typedef enum { ROLE_FP32, ROLE_STORED, ROLE_OPERAND, ROLE_BYTE } Role;
 static size_t role_size(Role role, int precision) { // bytes an element in a build of the given precision
     const size_t stored = precision == PRECISION_FP32 ? 4 : 2;
-    return role == ROLE_FP32 ? 4 : role == ROLE_STORED ? stored : role == ROLE_OPERAND && precision != PRECISION_FP8 ? stored : 1;
+    return role == ROLE_FP32                                    ? 4
+           : role == ROLE_STORED                                ? stored
+           : role == ROLE_OPERAND && precision != PRECISION_FP8 ? stored
+                                                                : 1;
 }
 
 typedef struct {
@@ -1687,25 +1722,25 @@ typedef struct {
     float *history; // [scale_count][AMAX_HISTORY_MAX]
 
     // Activations of a batch; R = B T rows. "kept" ones live from forward to backward; the rest is reused in every layer.
-    stored_t *residual;           // [2L + 1][R, C] kept: the stream before attention, before the MLP, and at the end
-    float *ln_mean, *ln_rstd;     // [2L + 1][R] kept
+    stored_t *residual;                // [2L + 1][R, C] kept: the stream before attention, before the MLP, and at the end
+    float *ln_mean, *ln_rstd;          // [2L + 1][R] kept
     operand_t *ln1, *att, *ln2, *gelu; // [L][R, C or 4C] kept: inputs of the four linear layers, as wgrad reads them
-    stored_t *qkv;                // [L][R, 3C] kept; a KV cache while sampling
-    stored_t *fc;                 // [L][R, 4C] kept: before the GELU
-    stored_t *lnf;                // [R, C] kept: input of the head
-    uint8_t *lnf_q;               // [min(R, HEAD_ROWS), C] with --fp8-head
-    stored_t *x;                  // [R, 4C] reused: an operand before it is quantised (fp8 build), a product's output
-    stored_t *y;                  // [R, C] reused: what is added to the residual stream
-    float *logits;                // [HEAD_ROWS, Vp] reused
-    stored_t *dlogits;            // [HEAD_ROWS, Vp] reused
-    uint8_t *dy_bytes;            // [R, 4C] (or [HEAD_ROWS, Vp]) reused: dy as FP8
-    stored_t *dresidual;          // [R, C] the gradient of the residual stream, walked backwards
-    stored_t *dwide, *dnarrow;    // [R, 4C], [R, C] reused
-    float *partial_sums;          // column sums by blocks of rows
-    float *losses;                // [R]
+    stored_t *qkv;                     // [L][R, 3C] kept; a KV cache while sampling
+    stored_t *fc;                      // [L][R, 4C] kept: before the GELU
+    stored_t *lnf;                     // [R, C] kept: input of the head
+    uint8_t *lnf_q;                    // [min(R, HEAD_ROWS), C] with --fp8-head
+    stored_t *x;                       // [R, 4C] reused: an operand before it is quantised (fp8 build), a product's output
+    stored_t *y;                       // [R, C] reused: what is added to the residual stream
+    float *logits;                     // [HEAD_ROWS, Vp] reused
+    stored_t *dlogits;                 // [HEAD_ROWS, Vp] reused
+    uint8_t *dy_bytes;                 // [R, 4C] (or [HEAD_ROWS, Vp]) reused: dy as FP8
+    stored_t *dresidual;               // [R, C] the gradient of the residual stream, walked backwards
+    stored_t *dwide, *dnarrow;         // [R, 4C], [R, C] reused
+    float *partial_sums;               // column sums by blocks of rows
+    float *losses;                     // [R]
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and steps since it changed
-    int record;           // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
+    int record;            // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
 } Gpt;
 
 // Every tensor of the model but the parameters: the one table for memory plan, allocation and the search for the first
@@ -1778,7 +1813,8 @@ static MemoryPlan memory_plan(Gpt *g) {
         if (t[i].kept) plan.kept_fp16 += t[i].layers * t[i].count * role_size(t[i].role, PRECISION_FP16);
     for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
         *(t[i].kept ? &plan.kept : &plan.other) += t[i].layers * t[i].count * role_size(t[i].role, PRECISION);
-    size_t slice = size_max(attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)), NB * KU * 4);
+    size_t slice =
+        size_max(attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)), NB * KU * 4);
     plan.other += partial_count(g) * 4 + (size_t)MC * KU * 4 + slice * (size_t)thread_count();
     plan.total = plan.parameters + plan.kept + plan.other;
     return plan;
@@ -1847,7 +1883,8 @@ static void gpt_init(Gpt *g, uint64_t seed) {
         for (size_t i = 0; i < n; i += 2) {
             double a = 0, b = 0;
             if (s->init_std > 0) {
-                double u = 1.0 - random_unit(random_u64(seed, (uint64_t)id, i)), turn = random_unit(random_u64(seed, (uint64_t)id, i + 1));
+                double u = 1.0 - random_unit(random_u64(seed, (uint64_t)id, i)),
+                       turn = random_unit(random_u64(seed, (uint64_t)id, i + 1));
                 double radius = sqrt(-2.0 * log_exact_order(u)) * s->init_std;
                 sincos_turns(turn, &b, &a);
                 a *= radius, b *= radius;
@@ -1859,7 +1896,8 @@ static void gpt_init(Gpt *g, uint64_t seed) {
     g->weights_ready = 0;
 }
 
-// Where layer l of a linear weight lies among the operand weights; layers have 12 C^2 elements: qkv 3, attproj 1, fc 4, fcproj 4.
+// Where layer l of a linear weight lies among the operand weights; layers have 12 C^2 elements: qkv 3, attproj 1, fc 4,
+// fcproj 4.
 static operand_t *gpt_weight(const Gpt *g, int l, int linear) {
 #if PRECISION == PRECISION_FP32
     return gpt_param(g, g->master, linear_param[linear], l);
@@ -1914,7 +1952,8 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.dw = gpt_param(g, g->grad, linear_param[i], l);
     f.dbias = gpt_param(g, g->grad, linear_param[i] + 1, l);
     f.in = s->cols, f.out = s->rows;
-    if (IS_FP8) f.x = gpt_scale(g, l, i, OPERAND_X), f.weight = gpt_scale(g, l, i, OPERAND_W), f.dy = gpt_scale(g, l, i, OPERAND_DY);
+    if (IS_FP8)
+        f.x = gpt_scale(g, l, i, OPERAND_X), f.weight = gpt_scale(g, l, i, OPERAND_W), f.dy = gpt_scale(g, l, i, OPERAND_DY);
     return f;
 }
 
@@ -1940,7 +1979,8 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     const stored_t *add = NULL; // what the next layernorm adds to the residual stream first
     for (int l = 0; l < c->L; l++) {
         const size_t layer = (size_t)l;
-        operand_t *ln1 = g->ln1 + layer * R * C, *att = g->att + layer * R * C, *ln2 = g->ln2 + layer * R * C, *gelu = g->gelu + layer * R * 4 * C;
+        operand_t *ln1 = g->ln1 + layer * R * C, *att = g->att + layer * R * C, *ln2 = g->ln2 + layer * R * C,
+                  *gelu = g->gelu + layer * R * 4 * C;
         stored_t *qkv = g->qkv + layer * R * 3 * C, *fc = g->fc + layer * R * 4 * C, *t;
         Linear f[NLIN];
         for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i);
@@ -1965,7 +2005,8 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     }
     const size_t last = 2 * (size_t)c->L;
     residual_layernorm_forward(g->residual + last * R * C, g->lnf, g->ln_mean + last * R, g->ln_rstd + last * R,
-                               g->residual + (last - 1) * R * C, add, gpt_param(g, g->master, LNFW, 0), gpt_param(g, g->master, LNFB, 0), rows, C);
+                               g->residual + (last - 1) * R * C, add, gpt_param(g, g->master, LNFW, 0),
+                               gpt_param(g, g->master, LNFB, 0), rows, C);
 }
 
 // logits [rows, Vp] = lnf wte^T for rows from `row` on, through FP8 where the head is FP8.
@@ -1973,7 +2014,8 @@ static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
     const size_t C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
     const stored_t *x = g->lnf + row * C;
     if (!g->head_q) {
-        matmul(output(logits, DTYPE_FP32, Vp, 1, NULL, 0), operand(x, STORED, C, 1), operand(g->head_w, STORED, C, 1), rows, Vp, C);
+        matmul(output(logits, DTYPE_FP32, Vp, 1, NULL, 0), operand(x, STORED, C, 1), operand(g->head_w, STORED, C, 1), rows, Vp,
+               C);
         return;
     }
     Fp8Scale *sx = gpt_scale(g, g->config.L, 0, OPERAND_X), *sw = gpt_scale(g, g->config.L, 0, OPERAND_W);
@@ -2012,7 +2054,8 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = rows - row < HEAD_ROWS ? rows - row : HEAD_ROWS;
         head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, grad_scale != 0 ? g->dlogits : NULL, g->logits, targets + row, slab, g->config.V, (int)Vp, grad_scale);
+        classifier(g->losses + row, grad_scale != 0 ? g->dlogits : NULL, g->logits, targets + row, slab, g->config.V, (int)Vp,
+                   grad_scale);
         if (grad_scale != 0) head_backward(g, row, slab);
     }
     double sum = 0;
@@ -2025,24 +2068,31 @@ static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     const Config *c = &g->config;
     const size_t C = (size_t)c->C, R = (size_t)g->B * (size_t)c->T, rows = (size_t)B * (size_t)n, last = 2 * (size_t)c->L;
     memset(g->dresidual, 0, rows * C * sizeof(stored_t));
-    layernorm_backward(g->dresidual, gpt_param(g, g->grad, LNFW, 0), gpt_param(g, g->grad, LNFB, 0), g->dnarrow, g->residual + last * R * C,
-                       g->ln_mean + last * R, g->ln_rstd + last * R, gpt_param(g, g->master, LNFW, 0), g->partial_sums, rows, C);
+    layernorm_backward(g->dresidual, gpt_param(g, g->grad, LNFW, 0), gpt_param(g, g->grad, LNFB, 0), g->dnarrow,
+                       g->residual + last * R * C, g->ln_mean + last * R, g->ln_rstd + last * R,
+                       gpt_param(g, g->master, LNFW, 0), g->partial_sums, rows, C);
     for (int l = c->L - 1; l >= 0; l--) {
         const size_t layer = (size_t)l, i0 = 2 * layer, i1 = i0 + 1;
         const stored_t *x0 = g->residual + i0 * R * C, *x1 = g->residual + i1 * R * C;
         const stored_t *qkv = g->qkv + layer * R * 3 * C, *fc = g->fc + layer * R * 4 * C;
         Linear f[NLIN];
         for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i);
-        linear_backward(&f[LIN_FCPROJ], g->dwide, g->dresidual, g->gelu + layer * R * 4 * C, g->dy_bytes, g->partial_sums, rows, g->record);
+        linear_backward(&f[LIN_FCPROJ], g->dwide, g->dresidual, g->gelu + layer * R * 4 * C, g->dy_bytes, g->partial_sums, rows,
+                        g->record);
         gelu_backward(g->dwide, fc, rows * 4 * C);
-        linear_backward(&f[LIN_FC], g->dnarrow, g->dwide, g->ln2 + layer * R * C, g->dy_bytes, g->partial_sums, rows, g->record);
-        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN2W, l), gpt_param(g, g->grad, LN2B, l), g->dnarrow, x1, g->ln_mean + i1 * R,
-                           g->ln_rstd + i1 * R, gpt_param(g, g->master, LN2W, l), g->partial_sums, rows, C);
-        linear_backward(&f[LIN_ATTPROJ], g->dnarrow, g->dresidual, g->att + layer * R * C, g->dy_bytes, g->partial_sums, rows, g->record);
+        linear_backward(&f[LIN_FC], g->dnarrow, g->dwide, g->ln2 + layer * R * C, g->dy_bytes, g->partial_sums, rows,
+                        g->record);
+        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN2W, l), gpt_param(g, g->grad, LN2B, l), g->dnarrow, x1,
+                           g->ln_mean + i1 * R, g->ln_rstd + i1 * R, gpt_param(g, g->master, LN2W, l), g->partial_sums, rows,
+                           C);
+        linear_backward(&f[LIN_ATTPROJ], g->dnarrow, g->dresidual, g->att + layer * R * C, g->dy_bytes, g->partial_sums, rows,
+                        g->record);
         attention_backward(g->dwide, g->dnarrow, qkv, B, n, c->C, c->NH);
-        linear_backward(&f[LIN_QKV], g->dnarrow, g->dwide, g->ln1 + layer * R * C, g->dy_bytes, g->partial_sums, rows, g->record);
-        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN1W, l), gpt_param(g, g->grad, LN1B, l), g->dnarrow, x0, g->ln_mean + i0 * R,
-                           g->ln_rstd + i0 * R, gpt_param(g, g->master, LN1W, l), g->partial_sums, rows, C);
+        linear_backward(&f[LIN_QKV], g->dnarrow, g->dwide, g->ln1 + layer * R * C, g->dy_bytes, g->partial_sums, rows,
+                        g->record);
+        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN1W, l), gpt_param(g, g->grad, LN1B, l), g->dnarrow, x0,
+                           g->ln_mean + i0 * R, g->ln_rstd + i0 * R, gpt_param(g, g->master, LN1W, l), g->partial_sums, rows,
+                           C);
     }
     encoder_backward(gpt_param(g, g->grad, WTE, 0), gpt_param(g, g->grad, WPE, 0), g->dresidual, tokens, B, n, c->C);
 }
@@ -2084,7 +2134,8 @@ static int sample_token(const float *logits, int V, float temperature, double u)
 
 // Continues context[0 .. *length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
 // context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
-static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed, void (*emit)(int, void *), void *arg) {
+static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed,
+                         void (*emit)(int, void *), void *arg) {
     const int T = g->config.T, record = g->record;
     int pos = 0;
     g->record = 0;
@@ -2132,7 +2183,8 @@ typedef struct {
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
 static void adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
-    const float correct1 = (float)(1.0 / (1.0 - power_int(o->beta1, t))), correct2 = (float)(1.0 / (1.0 - power_int(o->beta2, t)));
+    const float correct1 = (float)(1.0 / (1.0 - power_int(o->beta1, t))),
+                correct2 = (float)(1.0 / (1.0 - power_int(o->beta2, t)));
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         const size_t n = s->layers * s->rows * s->cols;
@@ -2162,7 +2214,8 @@ static float schedule_lr(const char *kind, float lr, float final, long step, lon
         sincos_turns(0.5 * p, &s, &c);
         factor = final + (1 - final) * 0.5 * (1 + c);
     } else if (!strcmp(kind, "linear")) factor = 1 + (final - 1) * p;
-    else if (!strcmp(kind, "wsd") && p > 0.8) factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
+    else if (!strcmp(kind, "wsd") && p > 0.8)
+        factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
     return (float)(lr * factor);
 }
 
@@ -2171,7 +2224,9 @@ static float schedule_lr(const char *kind, float lr, float final, long step, lon
 #define LOSS_SCALE_INIT     65536.0f
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
-static int gpt_scales_loss(const Gpt *g) { return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_NONE); }
+static int gpt_scales_loss(const Gpt *g) {
+    return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_NONE);
+}
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
@@ -2203,7 +2258,9 @@ typedef struct {
     uint64_t hash; // of every token and their order
 } Dataset;
 
-static int shard_token(const Shard *s, size_t i) { return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8; }
+static int shard_token(const Shard *s, size_t i) {
+    return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8;
+}
 
 // Maps a whole file for reading.
 static const unsigned char *file_map(const char *path, size_t *bytes) {
@@ -2235,9 +2292,10 @@ static Shard shard_open(const char *path, int *V) {
            SHARD_MAGIC, header[0]);
     EXPECT(s.map_bytes >= 1024, "%s: truncated: expected a header of 1024 bytes, found %zu", path, s.map_bytes);
     EXPECT(header[1] == 1, "%s: expected shard version 1, found %u", path, header[1]);
-    EXPECT(header[3] != 1 && header[3] <= 65536, "%s: expected a vocabulary of 2 to 65536 (0: %d), found %u", path, GPT2_VOCAB, header[3]);
-    EXPECT(s.map_bytes == 1024 + 2 * (size_t)header[2], "%s: truncated or damaged: %u tokens take %zu bytes, the file has %zu", path,
-           header[2], 1024 + 2 * (size_t)header[2], s.map_bytes);
+    EXPECT(header[3] != 1 && header[3] <= 65536, "%s: expected a vocabulary of 2 to 65536 (0: %d), found %u", path, GPT2_VOCAB,
+           header[3]);
+    EXPECT(s.map_bytes == 1024 + 2 * (size_t)header[2], "%s: truncated or damaged: %u tokens take %zu bytes, the file has %zu",
+           path, header[2], 1024 + 2 * (size_t)header[2], s.map_bytes);
     s.tokens = s.map + 1024, s.count = header[2], s.width = 2, *V = header[3] ? (int)header[3] : GPT2_VOCAB;
     return s;
 }
@@ -2248,17 +2306,20 @@ static Dataset dataset_open(const char *pattern) {
     glob_t found;
     memset(&d, 0, sizeof(d));
     EXPECT(glob(pattern, 0, NULL, &found) == 0, "%s: no such file%s", pattern,
-           strstr(pattern, "tales.d") ? "; `make` writes the embedded corpus" : "; expected a text, a shard, or a quoted glob of shards");
+           strstr(pattern, "tales.d") ? "; `make` writes the embedded corpus"
+                                      : "; expected a text, a shard, or a quoted glob of shards");
     d.shard_count = (int)found.gl_pathc;
     d.shards = (Shard *)memory_allocate((size_t)d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         Shard *s = &d.shards[i];
         *s = shard_open(found.gl_pathv[i], &V);
-        EXPECT(i == 0 || V == d.V, "%s: vocabulary %d, but %s has %d; all files of a set need the same", s->path, V, d.shards[0].path, d.V);
+        EXPECT(i == 0 || V == d.V, "%s: vocabulary %d, but %s has %d; all files of a set need the same", s->path, V,
+               d.shards[0].path, d.V);
         d.V = V, d.tokens += s->count;
         d.hash = checksum(d.hash, s->tokens, s->count * (size_t)s->width);
         for (size_t k = 0; s->width == 2 && k < s->count; k++)
-            EXPECT(shard_token(s, k) < d.V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), d.V);
+            EXPECT(shard_token(s, k) < d.V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k),
+                   d.V);
     }
     globfree(&found);
     return d;
@@ -2290,7 +2351,8 @@ static void dataset_windows(Dataset *d, const char *role, int T) {
         s->slack = s->windows ? s->count - 1 - s->windows * (size_t)T : 0;
         d->windows += s->windows;
     }
-    EXPECT(d->windows > 0, "the %s data have %zu tokens, a window of -t %d needs %d; use more text or a smaller -t", role, d->tokens, T, T + 1);
+    EXPECT(d->windows > 0, "the %s data have %zu tokens, a window of -t %d needs %d; use more text or a smaller -t", role,
+           d->tokens, T, T + 1);
 }
 
 // Window `index`, moved on by `shift` (taken modulo what the shard allows).
@@ -2347,12 +2409,14 @@ static int validation_stories(ValidationSet *v, const Shard *s, const char *path
         stories += isdigit((unsigned char)line[0]) != 0;
     }
     for (size_t i = 0; i < s->count; i++) found = (found ^ s->tokens[i]) * 1099511628211ull;
-    EXPECT(hash == found && stories == expected, "%s: not the sidecar of %s: expected hash %016llx and %ld stories, found %016llx and %ld",
-           path, s->path, hash, expected, found, stories);
+    EXPECT(hash == found && stories == expected,
+           "%s: not the sidecar of %s: expected hash %016llx and %ld stories, found %016llx and %ld", path, s->path, hash,
+           expected, found, stories);
     const long rows = stories < want ? stories : want;
     for (rewind(f); row < rows && fgets(line, sizeof(line), f);) {
         if (sscanf(line, "%ld\t%ld\t%lf", &offset, &bytes, &nats) != 3 || index++ != row * stories / rows) continue;
-        EXPECT(offset >= 0 && bytes > 0 && (size_t)(offset + bytes) <= s->count, "%s: story %ld lies beyond %s", path, index - 1, s->path);
+        EXPECT(offset >= 0 && bytes > 0 && (size_t)(offset + bytes) <= s->count, "%s: story %ld lies beyond %s", path,
+               index - 1, s->path);
         if (bytes > v->T) break;
         for (int t = 0; t < v->T; t++) { // a story starts after a newline
             const long at = row * v->T + t;
@@ -2382,7 +2446,8 @@ static ValidationSet validation_open(const Dataset *d, int T, int want) {
     if (v.rows) return v;
     v.rows = d->windows < (size_t)want ? (int)d->windows : want;
     v.counted = (size_t)v.rows * (size_t)T;
-    for (int i = 0; i < v.rows; i++) dataset_window(d, (size_t)i * d->windows / (size_t)v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
+    for (int i = 0; i < v.rows; i++)
+        dataset_window(d, (size_t)i * d->windows / (size_t)v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
     return v;
 }
 
@@ -2392,7 +2457,8 @@ static double validate(Gpt *g, const ValidationSet *v) {
     double sum = 0;
     g->record = 0;
     for (int row = 0; row < v->rows; row += g->B)
-        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, v->rows - row < g->B ? v->rows - row : g->B, v->T, 0);
+        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, v->rows - row < g->B ? v->rows - row : g->B,
+                           v->T, 0);
     g->record = record;
     return sum / (double)v->counted;
 }
@@ -2429,7 +2495,8 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     t.table = (uint32_t *)memory_allocate(TOKENIZER_SLOTS * 4);
     for (int i = 0; i < V; i++) {
         const int n = fgetc(f);
-        EXPECT(n >= 0 && fread(t.bytes + t.start[i], 1, (size_t)n, f) == (size_t)n, "%s: truncated at token %d of %d", path, i, V);
+        EXPECT(n >= 0 && fread(t.bytes + t.start[i], 1, (size_t)n, f) == (size_t)n, "%s: truncated at token %d of %d", path, i,
+               V);
         t.start[i + 1] = t.start[i] + (uint32_t)n;
         if (i != t.eot) *tokenizer_slot(&t, t.bytes + t.start[i], (size_t)n) = (uint32_t)i + 1;
     }
@@ -2581,9 +2648,11 @@ static Config model_check(const char *path, uint64_t *sum) {
     static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
     static const int limits[6] = {1 << 20, 65536, 1024, 1024, 65536, 65536};
     for (int i = 0; i < 6; i++)
-        EXPECT(h[2 + i] >= 1 && h[2 + i] <= limits[i], "%s: damaged header: %s is %d, expected 1 to %d", path, names[i], h[2 + i], limits[i]);
+        EXPECT(h[2 + i] >= 1 && h[2 + i] <= limits[i], "%s: damaged header: %s is %d, expected 1 to %d", path, names[i],
+               h[2 + i], limits[i]);
     const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
-    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: padded vocabulary is %d, expected a multiple of 128 that holds %d", path, c.Vp, c.V);
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: padded vocabulary is %d, expected a multiple of 128 that holds %d", path, c.Vp,
+           c.V);
     EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", path, c.C, c.NH);
     ParamSpec specs[NPARAM];
     const size_t n = param_specs(specs, &c), width = h[1] == 3 ? 4 : 2;
@@ -2664,13 +2733,16 @@ static void state_check(StateFile *f) {
     EXPECT(bytes >= sizeof(h), "%s: truncated: expected a header of %zu bytes, found a file of %zu", path, sizeof(h), bytes);
     memcpy(&h, map, sizeof(h));
     EXPECT(h.magic == STATE_MAGIC, "%s: not a state file of this program (wrong magic)", path);
-    EXPECT(h.checksum == checksum(0, &h, offsetof(StateHeader, checksum)), "%s: damaged header; resume from an older checkpoint", path);
+    EXPECT(h.checksum == checksum(0, &h, offsetof(StateHeader, checksum)),
+           "%s: damaged header; resume from an older checkpoint", path);
     const uint64_t found[6] = {h.version, h.numerics, h.precision, h.world, h.rank, h.sections};
     static const uint64_t want[6] = {STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
-    static const char *const names[6] = {"state version", "numerics version", "precision (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
-                                         "number of ranks", "rank", "number of sections"};
+    static const char *const names[6] = {
+        "state version", "numerics version",  "precision (0 fp8, 1 fp16, 2 bf16, 3 fp32)", "number of ranks",
+        "rank",          "number of sections"};
     for (int i = 0; i < 6; i++)
-        EXPECT(found[i] == want[i], "%s: %s: expected %d, found %d; this build cannot continue it", path, names[i], (int)want[i], (int)found[i]);
+        EXPECT(found[i] == want[i], "%s: %s: expected %d, found %d; this build cannot continue it", path, names[i],
+               (int)want[i], (int)found[i]);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *s = &f->header[i];
         EXPECT(bytes - at >= sizeof(*s), "%s: truncated in the header of section %d", path, i);
@@ -2680,8 +2752,10 @@ static void state_check(StateFile *f) {
         EXPECT(s->bytes <= bytes - at, "%s: truncated or damaged: section %d wants %llu bytes, %zu are left", path, i,
                (unsigned long long)s->bytes, bytes - at);
         f->data[i] = map + at;
-        EXPECT(section_checksum(s, f->data[i]) == s->checksum,
-               "%s: damaged: the checksum of section %d differs; to resume from an older checkpoint, remove this one's DONE file", path, i);
+        EXPECT(
+            section_checksum(s, f->data[i]) == s->checksum,
+            "%s: damaged: the checksum of section %d differs; to resume from an older checkpoint, remove this one's DONE file",
+            path, i);
         at += s->bytes;
     }
     EXPECT(at == bytes, "%s: damaged: %zu bytes too many at its end", path, bytes - at);
@@ -2697,17 +2771,18 @@ static void state_load(Gpt *g, const StateFile *f) {
     section_specs(g, &progress, NULL, scales, s);
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
         const SectionHeader *h = &f->header[i];
-        EXPECT(!strcmp(h->name, s[i].name) && h->dtype == (uint64_t)s[i].dtype && h->rows == s[i].rows && h->cols == s[i].cols &&
-                   h->bytes == s[i].rows * s[i].cols * s[i].element,
-               "%s: section %d: expected %s [%d, %d], found %s [%d, %d]", f->path, i, s[i].name, (int)s[i].rows, (int)s[i].cols, h->name,
-               (int)h->rows, (int)h->cols);
+        EXPECT(!strcmp(h->name, s[i].name) && h->dtype == (uint64_t)s[i].dtype && h->rows == s[i].rows &&
+                   h->cols == s[i].cols && h->bytes == s[i].rows * s[i].cols * s[i].element,
+               "%s: section %d: expected %s [%d, %d], found %s [%d, %d]", f->path, i, s[i].name, (int)s[i].rows, (int)s[i].cols,
+               h->name, (int)h->rows, (int)h->cols);
         memcpy(s[i].data, f->data[i], h->bytes);
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *x = &g->scales[i];
         x->scale = scales[i].scale, x->history_count = scales[i].history_count, x->history_next = scales[i].history_next;
         EXPECT(x->scale > 0 && x->history_count >= 0 && x->history_count <= AMAX_HISTORY_MAX && x->history_next >= 0 &&
-                   x->history_next < AMAX_HISTORY_MAX, "%s: the scale of operand %d is damaged", f->path, i);
+                   x->history_next < AMAX_HISTORY_MAX,
+               "%s: the scale of operand %d is damaged", f->path, i);
     }
     free(scales);
     g->weights_ready = 0;
@@ -2783,8 +2858,8 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         if (t->count == 0) continue;
         scale_name(g, i, &layer, name, sizeof(name));
         fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, (double)bits_float(t->amax_bits),
-                (double)g->scales[i].logged_scale, (double)t->saturated / (double)t->count, (double)t->flushed / (double)t->count,
-                (unsigned long long)t->nonfinite);
+                (double)g->scales[i].logged_scale, (double)t->saturated / (double)t->count,
+                (double)t->flushed / (double)t->count, (unsigned long long)t->nonfinite);
         if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_exact_order(t->signal / t->noise) / 2.302585092994046);
         else fprintf(f, "-\n");
     }
@@ -2841,8 +2916,9 @@ static const double *baseline_at(const Baseline *b, long step) {
 
 typedef struct {
     char *train, *val, *model, *out, *prompt, *schedule, *scaling, *amax_algo, *formats, *baseline, *tokenizer;
-    long batch, seq_len, total_batch, seed, data_seed, layers, heads, channels, steps, val_every, val_batches, sample_every, sample_len,
-        checkpoint_every, keep, resume, generate, warmup, amax_history, margin, scales_every, fp8_head, eval, help, version;
+    long batch, seq_len, total_batch, seed, data_seed, layers, heads, channels, steps, val_every, val_batches, sample_every,
+        sample_len, checkpoint_every, keep, resume, generate, warmup, amax_history, margin, scales_every, fp8_head, eval, help,
+        version;
     double lr, final_lr, weight_decay, grad_clip, beta1, beta2, eps, temperature;
 } Options;
 
@@ -2864,14 +2940,17 @@ typedef struct {
 // The one table behind parser, --help, the printed configuration, log header and state.
 #define FIELD(name) offsetof(Options, name)
 static const OptionSpec option_specs[] = {
-    {'i', "train", OPT_TEXT, FIELD(train), FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards"},
+    {'i', "train", OPT_TEXT, FIELD(train), FIXED, 0, 0, "data/tales.d/train.txt",
+     "a text file, or a quoted glob of token shards"},
     {'j', "val", OPT_TEXT, FIELD(val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
     {'b', "batch", OPT_LONG, FIELD(batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
     {'t', "seq-len", OPT_LONG, FIELD(seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
-    {'d', "total-batch", OPT_LONG, FIELD(total_batch), FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len"},
+    {'d', "total-batch", OPT_LONG, FIELD(total_batch), FIXED, 0, 1 << 30, "0",
+     "tokens a step, by accumulation; 0: batch x seq-len"},
     {0, "seed", OPT_LONG, FIELD(seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
     {0, "data-seed", OPT_LONG, FIELD(data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
-    {'e', "model", OPT_TEXT, FIELD(model), FIXED, 0, 0, "d6", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
+    {'e', "model", OPT_TEXT, FIELD(model), FIXED, 0, 0, "d6",
+     "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
     {0, "layers", OPT_LONG, FIELD(layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
     {0, "heads", OPT_LONG, FIELD(heads), FIXED, 0, 1024, "0", ""},
     {0, "channels", OPT_LONG, FIELD(channels), FIXED, 0, 65536, "0", ""},
@@ -2880,31 +2959,38 @@ static const OptionSpec option_specs[] = {
     {'m', "val-batches", OPT_LONG, FIELD(val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
     {'s', "sample-every", OPT_LONG, FIELD(sample_every), FREE, 0, 1e8, "200", "steps between printed samples; 0: never"},
     {'g', "sample-len", OPT_LONG, FIELD(sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
-    {'n', "checkpoint-every", OPT_LONG, FIELD(checkpoint_every), FREE, 0, 1e8, "200", "steps between checkpoints; 0: none at all"},
+    {'n', "checkpoint-every", OPT_LONG, FIELD(checkpoint_every), FREE, 0, 1e8, "200",
+     "steps between checkpoints; 0: none at all"},
     {0, "keep", OPT_LONG, FIELD(keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
     {'y', "resume", OPT_MAYBE, FIELD(resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
-    {'o', "out", OPT_TEXT, FIELD(out), CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free name"},
+    {'o', "out", OPT_TEXT, FIELD(out), CALL, 0, 0, "",
+     "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free name"},
     {0, "prompt", OPT_TEXT, FIELD(prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
     {0, "generate", OPT_LONG, FIELD(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
     {0, "temperature", OPT_DOUBLE, FIELD(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
-    {0, "tokenizer", OPT_TEXT, FIELD(tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
+    {0, "tokenizer", OPT_TEXT, FIELD(tokenizer), FREE, 0, 0, "",
+     "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
     {'l', "lr", OPT_DOUBLE, FIELD(lr), FIXED, 0, 1e30, "1e-3", "peak learning rate"},
     {'u', "warmup", OPT_LONG, FIELD(warmup), FIXED, 0, 1e8, "50", "steps of linear warm-up"},
     {'q', "final-lr", OPT_DOUBLE, FIELD(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
     {'c', "weight-decay", OPT_DOUBLE, FIELD(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
-    {'k', "schedule", OPT_TEXT, FIELD(schedule), FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)"},
+    {'k', "schedule", OPT_TEXT, FIELD(schedule), FIXED, 0, 0, "cosine",
+     "cosine, linear, constant or wsd (decays over the last fifth)"},
     {0, "grad-clip", OPT_DOUBLE, FIELD(grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
     {0, "beta1", OPT_DOUBLE, FIELD(beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
     {0, "beta2", OPT_DOUBLE, FIELD(beta2), FIXED, 0, 0.9999999, "0.95", ""},
     {0, "eps", OPT_DOUBLE, FIELD(eps), FIXED, 1e-20, 1, "1e-8", ""},
-    {0, "scaling", OPT_TEXT, FIELD(scaling), FP8_FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)"},
-    {0, "amax-history", OPT_LONG, FIELD(amax_history), FP8_FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers"},
+    {0, "scaling", OPT_TEXT, FIELD(scaling), FP8_FIXED, 0, 0, "delayed",
+     "delayed (history of amax), current (own amax) or none (1)"},
+    {0, "amax-history", OPT_LONG, FIELD(amax_history), FP8_FIXED, 1, AMAX_HISTORY_MAX, "16",
+     "steps that delayed scaling remembers"},
     {0, "amax-algo", OPT_TEXT, FIELD(amax_algo), FP8_FIXED, 0, 0, "max", "max of the history, or the most recent"},
     {0, "margin", OPT_LONG, FIELD(margin), FP8_FIXED, 0, 64, "0", "scales are divided by 2^margin"},
     {0, "formats", OPT_TEXT, FIELD(formats), FP8_FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
     {0, "fp8-head", OPT_FLAG, FIELD(fp8_head), FP8_FIXED, 0, 1, "0", "the tied output head in FP8 too"},
     {0, "scales-every", OPT_LONG, FIELD(scales_every), FP8_FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
-    {0, "baseline", OPT_TEXT, FIELD(baseline), FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)"},
+    {0, "baseline", OPT_TEXT, FIELD(baseline), FREE, 0, 0, "",
+     "another run's directory, for its loss and the gap (default log/fp16)"},
     {0, "eval", OPT_FLAG, FIELD(eval), CALL, 0, 1, "0", "validate the model and stop"},
     {0, "help", OPT_FLAG, FIELD(help), CALL, 0, 1, "0", ""},
     {0, "version", OPT_FLAG, FIELD(version), CALL, 0, 1, "0", ""},
@@ -2930,8 +3016,10 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     }
     const int real = s->kind == OPT_DOUBLE;
     const double value = real ? strtod(text, &end) : (double)strtol(text, &end, 10);
-    EXPECT(end != text && !*end, "%s --%s: expected a %snumber, found '%s'; see --help", where, s->name, real ? "" : "whole ", text);
-    EXPECT(value >= s->min && value <= s->max, "%s --%s: expected %g to %g, found %s; see --help", where, s->name, s->min, s->max, text);
+    EXPECT(end != text && !*end, "%s --%s: expected a %snumber, found '%s'; see --help", where, s->name, real ? "" : "whole ",
+           text);
+    EXPECT(value >= s->min && value <= s->max, "%s --%s: expected %g to %g, found %s; see --help", where, s->name, s->min,
+           s->max, text);
     if (real) *(double *)field = value;
     else *(long *)field = (long)value;
 }
@@ -2946,15 +3034,16 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
 
 static void options_help(void) {
     static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]"};
-    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on this CPU. With no option: a byte-level model on the embedded corpus.\n"
+    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME
+           " on this CPU. With no option: a byte-level model on the embedded corpus.\n"
            "In [brackets] the default; * marks what a resume may change.\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         char name[64], letter[3] = {s->letter ? '-' : ' ', s->letter ? (char)s->letter : ' ', 0};
         snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
         printf(" %c%s %-22s %s%s%s%s%s\n", s->scope == FREE || s->scope == FP8_FREE ? '*' : ' ', letter, name, s->help,
-               s->initial[0] && s->kind != OPT_FLAG ? " [" : "", s->kind != OPT_FLAG ? s->initial : "", s->initial[0] && s->kind != OPT_FLAG ? "]" : "",
-               option_here(s) ? "" : " (FP8 build only)");
+               s->initial[0] && s->kind != OPT_FLAG ? " [" : "", s->kind != OPT_FLAG ? s->initial : "",
+               s->initial[0] && s->kind != OPT_FLAG ? "]" : "", option_here(s) ? "" : " (FP8 build only)");
     }
     printf("\nExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
 }
@@ -2982,7 +3071,8 @@ static Options options_parse(int argc, char **argv, int *given) {
             if (option_specs[k].letter == c) i = k;
         const OptionSpec *s = &option_specs[i];
         const char *value = optarg ? optarg : "1";
-        if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1"))) value = argv[optind++];
+        if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
+            value = argv[optind++];
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
@@ -3011,8 +3101,9 @@ static void options_resume(Options *o, const char *line, const int *given, const
         Options theirs = *o;
         option_set(&theirs, s, value, path);
         if (!given[i]) *o = theirs;
-        else EXPECT(!option_fixed(s) || !strcmp(option_text(&theirs, s, theirs_text), option_text(o, s, mine)),
-                    "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
+        else
+            EXPECT(!option_fixed(s) || !strcmp(option_text(&theirs, s, theirs_text), option_text(o, s, mine)),
+                   "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
     }
 }
 
@@ -3028,7 +3119,8 @@ static int option_choice(const char *name, const char *value, const char *const 
 // The recipe of every role from the options: three rows of one table.
 static void options_recipes(const Options *o, Gpt *g) {
     static const char *const formats[] = {"hybrid", "e4m3", "e5m2"}, *const algos[] = {"max", "recent"};
-    const int rule = option_choice("scaling", o->scaling, scaling_names, SCALING_STATIC), format = option_choice("formats", o->formats, formats, 3);
+    const int rule = option_choice("scaling", o->scaling, scaling_names, SCALING_STATIC),
+              format = option_choice("formats", o->formats, formats, 3);
     const int recent = option_choice("amax-algo", o->amax_algo, algos, 2);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
@@ -3097,9 +3189,10 @@ static MemoryPlan memory_check(Gpt *g) {
     Gpt small = *g;
     while (small.B > 1 && mib(memory_plan(&small).total) > available) small.B /= 2;
     while (small.config.T > 16 && mib(memory_plan(&small).total) > available) small.config.T /= 2;
-    EXPECT(mib(memory_plan(&small).total) > available, "this run needs %.0f MiB, %.0f are available; -b %d -t %d would fit", mib(plan.total),
-           available, small.B, small.config.T);
-    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; choose a smaller model (-e)", mib(plan.total), available);
+    EXPECT(mib(memory_plan(&small).total) > available, "this run needs %.0f MiB, %.0f are available; -b %d -t %d would fit",
+           mib(plan.total), available, small.B, small.config.T);
+    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; choose a smaller model (-e)", mib(plan.total),
+          available);
 }
 
 // Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
@@ -3129,7 +3222,8 @@ static void run_directory(char *dir, const char *out, int resume) {
 
 static int has_nonfinite(const void *data, Role role, size_t n) {
     for (size_t i = 0; i < n; i++)
-        if (!float_is_finite(role == ROLE_FP32 ? ((const float *)data)[i] : float_from_stored(((const stored_t *)data)[i]))) return 1;
+        if (!float_is_finite(role == ROLE_FP32 ? ((const float *)data)[i] : float_from_stored(((const stored_t *)data)[i])))
+            return 1;
     return 0;
 }
 
@@ -3144,7 +3238,8 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
             if (!s->kept || (IS_FP8 && s->role == ROLE_OPERAND) || (size_t)l % each || at >= s->layers) continue;
             if (s->layers == 1 && l < 2 * L && l) continue;
             const size_t size = s->count * role_size(s->role, PRECISION);
-            if (!has_nonfinite((const char *)*s->where + at * size, s->role == ROLE_FP32 ? ROLE_FP32 : ROLE_STORED, s->count)) continue;
+            if (!has_nonfinite((const char *)*s->where + at * size, s->role == ROLE_FP32 ? ROLE_FP32 : ROLE_STORED, s->count))
+                continue;
             snprintf(out, room, "activation %s of layer %d", s->name, l / 2);
             return;
         }
@@ -3182,9 +3277,12 @@ static void scale_table_print(const Gpt *g) {
         shown[best] = 1;
         const Fp8Scale *s = &g->scales[best];
         scale_name(g, best, &layer, name, sizeof(name));
-        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%%s\n", layer, name, (double)bits_float(s->logged.amax_bits), (double)s->logged_scale,
-               100.0 * (double)s->logged.saturated / (double)s->logged.count, 100.0 * (double)s->logged.flushed / (double)s->logged.count,
-               row == 0 ? "   <- most saturated" : row == 4 ? "   <- most flushed to zero" : "");
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%%s\n", layer, name, (double)bits_float(s->logged.amax_bits),
+               (double)s->logged_scale, 100.0 * (double)s->logged.saturated / (double)s->logged.count,
+               100.0 * (double)s->logged.flushed / (double)s->logged.count,
+               row == 0   ? "   <- most saturated"
+               : row == 4 ? "   <- most flushed to zero"
+                          : "");
     }
     free(shown);
 }
@@ -3208,7 +3306,8 @@ typedef struct {
 // Continues `text` (NULL: from a separator, as the training text has between documents) by `count` tokens, onto stdout.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     const int T = r->g.config.T, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
-    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int)), *context = (int *)memory_allocate(((size_t)T + 2) * sizeof(int));
+    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int)),
+        *context = (int *)memory_allocate(((size_t)T + 2) * sizeof(int));
     all[0] = r->tokenizer.V ? r->tokenizer.eot : r->g.config.V == GPT2_VOCAB ? GPT2_VOCAB - 1 : '\n';
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1), used = n < keep ? n : keep;
     memcpy(context, all + n - used, (size_t)used * sizeof(int));
@@ -3232,10 +3331,14 @@ static void run_log_open(Run *r) {
     char cpu[256], *lines = options_lines(&r->o, "# ");
     char *text = (char *)memory_allocate(strlen(lines) + 4096);
     const Config *c = &r->g.config;
-    sprintf(text, "# commit\t%s\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n# machine\t%s\n# instructions\t" ISA_NAME
-            "\n# data_hash\t%016llx\n# val_hash\t%016llx\n# shape\t%d layers, %d heads, %d channels, vocabulary %d\n# parameters\t%zu\n%s" LOG_COLUMNS "\n",
-            COMMIT, IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count(), proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)),
-            (unsigned long long)r->train.hash, (unsigned long long)r->val.hash, c->L, c->NH, c->C, c->V, r->g.param_count, lines);
+    sprintf(text,
+            "# commit\t%s\n# precision\t" PRECISION_NAME
+            "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n# machine\t%s\n# instructions\t" ISA_NAME
+            "\n# data_hash\t%016llx\n# val_hash\t%016llx\n# shape\t%d layers, %d heads, %d channels, vocabulary %d\n# "
+            "parameters\t%zu\n%s" LOG_COLUMNS "\n",
+            COMMIT, IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count(),
+            proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)), (unsigned long long)r->train.hash,
+            (unsigned long long)r->val.hash, c->L, c->NH, c->C, c->V, r->g.param_count, lines);
     const long step = r->o.resume ? (long)r->progress.step : -1;
     r->log = log_open(r->dir, "log.tsv", text, step);
     if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", SCALES_COLUMNS "\n", step);
@@ -3251,11 +3354,13 @@ static void run_baseline_open(Run *r) {
     if (!r->baseline.header) return;
     for (int i = 0; i < OPTION_COUNT && !different; i++)
         if (option_specs[i].scope == FIXED && (!header_value(r->baseline.header, option_specs[i].name, theirs) ||
-                                               strcmp(theirs, option_text(&r->o, &option_specs[i], mine)))) different = option_specs[i].name;
+                                               strcmp(theirs, option_text(&r->o, &option_specs[i], mine))))
+            different = option_specs[i].name;
     const uint64_t values[3] = {r->train.hash, r->val.hash, NUMERICS_VERSION};
     static const char *const keys[3] = {"data_hash", "val_hash", "numerics"};
     for (int i = 0; i < 3; i++)
-        if (!header_value(r->baseline.header, keys[i], theirs) || strtoull(theirs, NULL, i < 2 ? 16 : 10) != values[i]) different = keys[i];
+        if (!header_value(r->baseline.header, keys[i], theirs) || strtoull(theirs, NULL, i < 2 ? 16 : 10) != values[i])
+            different = keys[i];
     EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
     if (different || !strcmp(r->baseline.dir, r->dir)) r->baseline.count = 0;
 }
@@ -3265,13 +3370,15 @@ static void run_configuration_print(const Run *r) {
     const MemoryPlan *p = &r->plan;
     char cpu[256], *lines = options_lines(&r->o, "  ");
     printf("train_gpt_" PRECISION_NAME " %s, numerics %d\n", COMMIT, NUMERICS_VERSION);
-    printf("machine  %s, %d thread%s, %s: measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)), thread_count(),
-           thread_count() > 1 ? "s" : "", ISA_NAME, machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
-    printf("model    %d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d): %.2f million parameters\n", c->L, c->NH, c->C, c->T,
-           c->V, c->Vp, (double)r->g.param_count * 1e-6);
-    printf("data     train %zu tokens in %zu windows, validation %d rows of %zu tokens%s\n", r->train.tokens, r->train.windows, r->validation.rows,
-           r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    printf("memory   %.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), reused buffers %.1f\n",
+    printf("machine  %s, %d thread%s, %s: measured peak %.0f GFLOP/s in %s\n",
+           proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)), thread_count(), thread_count() > 1 ? "s" : "", ISA_NAME,
+           machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
+    printf("model    %d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d): %.2f million parameters\n", c->L,
+           c->NH, c->C, c->T, c->V, c->Vp, (double)r->g.param_count * 1e-6);
+    printf("data     train %zu tokens in %zu windows, validation %d rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
+           r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    printf("memory   %.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
+           "reused buffers %.1f\n",
            mib(p->total), mib(p->parameters), mib(p->kept), mib(p->kept_fp16), mib(p->other));
     printf("options\n%srun      %s\n\n", lines, r->dir[0] ? r->dir : "(nothing is written)");
     free(lines);
@@ -3288,7 +3395,8 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     double loss = 0;
     memset(g->grad, 0, g->param_count * 4);
     for (long micro = 0; micro < micro_steps && loss - loss == 0; micro++) {
-        dataset_batch(&r->train, (uint64_t)o->data_seed, (uint64_t)((step * micro_steps + micro) * B), r->tokens, r->targets, B, T);
+        dataset_batch(&r->train, (uint64_t)o->data_seed, (uint64_t)((step * micro_steps + micro) * B), r->tokens, r->targets, B,
+                      T);
         loss += gpt_forward(g, r->tokens, r->targets, B, T, loss_scale / (float)o->total_batch) / (double)o->total_batch;
         gpt_backward(g, r->tokens, B, T);
     }
@@ -3300,8 +3408,8 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
         const int n = checkpoints_find(r->dir, steps, 256);
         if (n) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, steps[n - 1]);
         nonfinite_find(g, tensor, sizeof(tensor));
-        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s", step + 1,
-              loss - loss != 0 ? "the loss" : "the gradient", tensor, last);
+        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s",
+              step + 1, loss - loss != 0 ? "the loss" : "the gradient", tensor, last);
     }
     uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
     for (int i = 0; i < g->scale_count; i++) {
@@ -3335,11 +3443,14 @@ static void run_summary(const Run *r, double val_loss, double seconds) {
     }
     duration_print(text, sizeof(text), seconds);
     getrusage(RUSAGE_SELF, &usage);
-    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", (long)r->progress.step, text, (double)usage.ru_maxrss / 1024, mib(r->plan.total));
+    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", (long)r->progress.step, text,
+           (double)usage.ru_maxrss / 1024, mib(r->plan.total));
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
-    if (val_loss > 0 && r->validation.floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - r->validation.floor, r->validation.floor);
+    if (val_loss > 0 && r->validation.floor > 0)
+        printf(": %.4f above the floor of %.4f nats a byte", val_loss - r->validation.floor, r->validation.floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir, IS_FP8 ? " and scales.tsv" : "");
-    if (r->o.checkpoint_every) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, (long)r->progress.step, (long)r->progress.step);
+    if (r->o.checkpoint_every)
+        printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, (long)r->progress.step, (long)r->progress.step);
 }
 
 static int run_train(Run *r) {
@@ -3361,15 +3472,16 @@ static int run_train(Run *r) {
         char left[64], val_text[64] = "-";
         duration_print(left, sizeof(left), (seconds_now() - begin) / (double)(step - first) * (double)(o->steps - step));
         const int width = (int)(10 * step / o->steps);
-        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.0f GFLOP/s, %.0f%% of peak%s\n", step, o->steps, width,
-               "##########", 10 - width, "..........", left, loss, (double)lr, norm, (double)o->total_batch / t, flops / t * 1e-9,
-               100 * flops / t * 1e-9 / machine_peak_gflops, norm - norm != 0 ? " | overflow: step skipped" : "");
+        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.0f GFLOP/s, %.0f%% of peak%s\n",
+               step, o->steps, width, "##########", 10 - width, "..........", left, loss, (double)lr, norm,
+               (double)o->total_batch / t, flops / t * 1e-9, 100 * flops / t * 1e-9 / machine_peak_gflops,
+               norm - norm != 0 ? " | overflow: step skipped" : "");
         if (o->val_every && (step % o->val_every == 0 || last)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
         }
-        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, (double)lr, norm,
-                (double)loss_scale, t * 1e3, (double)o->total_batch / t, flops / t * 1e-12);
+        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text,
+                (double)lr, norm, (double)loss_scale, t * 1e3, (double)o->total_batch / t, flops / t * 1e-12);
         fflush(r->log);
         if (log_now) log_scales(r->scales, g, step);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
@@ -3381,7 +3493,8 @@ static int run_train(Run *r) {
             checkpoint_save(g, r->dir, &r->progress, r->option_lines, (int)o->keep);
         fflush(stdout);
         if (interrupted && !last) {
-            printf("\ninterrupted after step %ld; a checkpoint is in %s. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n", step, r->dir, r->dir);
+            printf("\ninterrupted after step %ld; a checkpoint is in %s. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n",
+                   step, r->dir, r->dir);
             return EXIT_INTERRUPTED;
         }
     }
@@ -3398,7 +3511,8 @@ int main(int argc, char **argv) {
     const int *given = r->given;
     *o = options_parse(argc, argv, r->given);
     if (o->help) return options_help(), EXIT_DONE;
-    if (o->version) return printf("train_gpt_" PRECISION_NAME " %s, numerics %d, %s\n", COMMIT, NUMERICS_VERSION, ISA_NAME), EXIT_DONE;
+    if (o->version)
+        return printf("train_gpt_" PRECISION_NAME " %s, numerics %d, %s\n", COMMIT, NUMERICS_VERSION, ISA_NAME), EXIT_DONE;
     const int prompting = given[option_index("prompt")], trains = !prompting && !o->eval;
 
     // A resume takes the newest checkpoint, checked whole, and its options. Data, then the model's shape, then memory: all is
@@ -3415,7 +3529,8 @@ int main(int argc, char **argv) {
         options_resume(o, (const char *)state.data[SECTION_OPTIONS], given, state.path);
         memcpy(&r->progress, state.data[SECTION_PROGRESS], sizeof(r->progress));
         model_check(file, &sum);
-        EXPECT(sum == r->progress.model_checksum, "%s: damaged: it is not the file that %s was written with; resume from an older checkpoint", file, state.path);
+        EXPECT(sum == r->progress.model_checksum,
+               "%s: damaged: it is not the file that %s was written with; resume from an older checkpoint", file, state.path);
     }
     static const char *const schedules[] = {"cosine", "linear", "constant", "wsd"};
     option_choice("schedule", o->schedule, schedules, 4);
@@ -3433,7 +3548,8 @@ int main(int argc, char **argv) {
     EXPECT(file[0] || !prompting, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
     if (file[0]) {
         const Config c = model_check(file, NULL);
-        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: the shape comes from %s", file);
+        EXPECT(depth || !(o->layers || o->heads || o->channels),
+               "option --layers, --heads, --channels: the shape comes from %s", file);
         EXPECT(!V || c.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", file, V, c.V);
         if (!given[option_index("seq-len")] && !o->resume && (prompting || c.T < o->seq_len)) o->seq_len = c.T;
         EXPECT(o->seq_len <= c.T, "option --seq-len: %s has %d positions, found %ld", file, c.T, o->seq_len);
@@ -3443,9 +3559,11 @@ int main(int argc, char **argv) {
     r->g.B = prompting ? 1 : (int)o->batch, r->g.training = trains;
     const long micro_batch = o->batch * o->seq_len;
     if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len = %ld, found %ld", micro_batch, o->total_batch);
+    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len = %ld, found %ld",
+           micro_batch, o->total_batch);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, r->g.config.V);
-    EXPECT(!prompting || r->g.config.V <= 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", r->g.config.V);
+    EXPECT(!prompting || r->g.config.V <= 256 || r->tokenizer.V,
+           "option --prompt: this model's %d tokens need --tokenizer FILE", r->g.config.V);
     if (!prompting) {
         dataset_windows(&r->train, "training", r->g.config.T);
         dataset_windows(&r->val, "validation", r->g.config.T);
