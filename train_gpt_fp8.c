@@ -3093,8 +3093,10 @@ static char *options_lines(const Options *o, const char *prefix) {
 // Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
 static void options_resume(Options *o, const char *line, const int *given, const char *path) {
     for (; *line; line += strcspn(line, "\n"), line += *line == '\n') {
-        char name[64] = "", value[PATH_MAX] = "", theirs_text[PATH_MAX], mine[PATH_MAX];
-        sscanf(line, "%63[^\t]\t%4095[^\n]", name, value);
+        char name[64], value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
+        const size_t n = strcspn(line, "\t\n"), at = n + (line[n] == '\t');
+        snprintf(name, sizeof(name), "%.*s", (int)n, line);
+        path_print(value, "%.*s", (int)strcspn(line + at, "\n"), line + at);
         const int i = option_index(name);
         EXPECT(i >= 0, "%s: holds an unknown option '%s'", path, name);
         const OptionSpec *s = &option_specs[i];
