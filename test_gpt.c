@@ -34,8 +34,10 @@ static int counting_memalign(void **p, size_t align, size_t bytes) {
     return posix_memalign(p, align, bytes);
 }
 #define posix_memalign counting_memalign
-#define TESTING
+// The trainer's main stays, under another name: whole runs are started as children of this program (section J).
+#define main trainer_main
 #include "train_gpt_fp8.c"
+#undef main
 #include <sys/wait.h>
 
 // Unit roundoff of the stored type: the largest relative error of one rounding to nearest.
@@ -1287,4 +1289,284 @@ static void test_fp8_layer(void) {
             snprintf(name, sizeof(name), "fp8 layer: the scale after %s, %s, is usable", cases[k], history ? "with a history" : "with none");
             check(after >= 0x1p-126f && after <= 0x1p126f && (k == 1 || !history || after == x_scale.scale), name, "scale %g was %g", (double)after, (double)x_scale.scale);
         }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// G. model
+
+#define MODEL_T 24
+#define MODEL_B 2
+#define MODEL_V 60
+static int model_tokens[MODEL_B * MODEL_T], model_targets[MODEL_B * MODEL_T];
+
+static void model_make(Gpt *g, int fp8_head) {
+    const Config c = {MODEL_T, MODEL_V, 128, 2, 2, 32};
+    memset(g, 0, sizeof(*g));
+    g->config = c, g->B = MODEL_B, g->training = 1, g->fp8_head = fp8_head;
+    for (int i = 0; i < NOPERAND; i++) {
+        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0};
+        g->recipes[i] = r;
+    }
+    g->head_dy_recipe = g->recipes[OPERAND_DY], g->head_dy_recipe.rule = SCALING_STATIC;
+    workspace_free();
+    gpt_allocate(g);
+    gpt_init(g, 7);
+    g->record = 1;
+    for (int i = 0; i < MODEL_B * MODEL_T; i++) {
+        model_tokens[i] = (int)(random_u64(1, 1, (uint64_t)i) % MODEL_V), model_targets[i] = (int)(random_u64(1, 2, (uint64_t)i) % MODEL_V);
+    }
+}
+
+// Gradients of the mean loss over `micro` micro-batches, each a part of the batch; returns that loss.
+static double model_gradients(Gpt *g, int micro) {
+    const int rows = MODEL_B / micro;
+    const float loss_scale = PRECISION == PRECISION_FP16 ? 1024 : 1;
+    double loss = 0;
+    memset(g->grad, 0, g->param_count * 4);
+    for (int k = 0; k < micro; k++) {
+        const int *tokens = model_tokens + k * rows * MODEL_T, *targets = model_targets + k * rows * MODEL_T;
+        loss += gpt_forward(g, tokens, targets, rows, MODEL_T, loss_scale / (MODEL_B * MODEL_T)) / (MODEL_B * MODEL_T);
+        gpt_backward(g, tokens, rows, MODEL_T);
+    }
+    for (size_t i = 0; i < g->param_count; i++) g->grad[i] /= loss_scale; // a power of two: exact
+    return loss;
+}
+static double model_step(Gpt *g, long t, float lr) {
+    const AdamW adamw = {lr, 0.9f, 0.95f, 1e-8f, 0.1f};
+    const double loss = model_gradients(g, 1);
+    for (int i = 0; i < g->scale_count; i++) scale_advance(&g->scales[i]);
+    adamw_update(g, &adamw, 1, t);
+    return loss;
+}
+
+// Everything a training step leaves behind, as one number.
+static uint64_t fingerprint(const Gpt *g) {
+    uint64_t h = 0;
+    h = checksum(h, g->master, g->param_count * 4), h = checksum(h, g->grad, g->param_count * 4);
+    h = checksum(h, g->m, g->param_count * 4), h = checksum(h, g->v, g->param_count * 4);
+    for (int i = 0; i < g->scale_count; i++) {
+        const Fp8Scale *s = &g->scales[i];
+        h = checksum(h, &s->scale, 4), h = checksum(h, s->amax_history, AMAX_HISTORY_MAX * 4);
+        h = checksum(h, &s->history_count, 4), h = checksum(h, &s->logged.amax_bits, 4), h = checksum(h, &s->logged.count, 8);
+        h = checksum(h, &s->logged.saturated, 8), h = checksum(h, &s->logged.flushed, 8);
+    }
+    return h;
+}
+
+static uint64_t three_steps(int threads, int fp8_head, int disturbed) {
+    Gpt g;
+    omp_set_num_threads(threads);
+    model_make(&g, fp8_head);
+    for (long t = 1; t <= 3; t++) {
+        model_step(&g, t, 1e-2f);
+        if (!disturbed) continue;
+        g.record = 0; // validation on other rows, and a sample
+        gpt_forward(&g, model_targets, model_tokens, MODEL_B, MODEL_T, 0);
+        gpt_decode(&g, model_targets, 5, 0);
+        g.record = 1;
+    }
+    const uint64_t h = fingerprint(&g);
+    gpt_free(&g);
+    return h;
+}
+
+// The losses of the whole model in doubles, straight from the master weights.
+static void model_reference(const Gpt *g, double *losses) {
+    const int B = MODEL_B, T = MODEL_T, C = g->config.C, L = g->config.L, NH = g->config.NH, V = g->config.V, R = B * T;
+    double *w[NPARAM], *x = take_doubles((size_t)(R * C)), *n = take_doubles((size_t)(R * C)), *wide = take_doubles((size_t)(R * 4 * C)), *y = take_doubles((size_t)(R * C)), *logits = take_doubles((size_t)(R * V));
+    for (int id = 0; id < NPARAM; id++) w[id] = doubles_of_floats(g->master + g->params[id].offset, g->params[id].layers * g->params[id].rows * g->params[id].cols);
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) x[r * C + c] = w[WTE][model_tokens[r] * C + c] + w[WPE][r % T * C + c];
+    for (int l = 0; l < L; l++) {
+        layernorm_reference(n, x, w[LN1W] + l * C, w[LN1B] + l * C, R, C, NULL, NULL, NULL, NULL);
+        linear_reference(wide, n, w[QKVW] + l * 3 * C * C, w[QKVB] + l * 3 * C, R, 3 * C, C);
+        attention_reference(n, NULL, NULL, wide, B, T, C, NH);
+        linear_reference(y, n, w[ATTPROJW] + l * C * C, w[ATTPROJB] + l * C, R, C, C);
+        for (int i = 0; i < R * C; i++) x[i] += y[i];
+        layernorm_reference(n, x, w[LN2W] + l * C, w[LN2B] + l * C, R, C, NULL, NULL, NULL, NULL);
+        linear_reference(wide, n, w[FCW] + l * 4 * C * C, w[FCB] + l * 4 * C, R, 4 * C, C);
+        for (int i = 0; i < R * 4 * C; i++) wide[i] = gelu_reference(wide[i]);
+        linear_reference(y, wide, w[FCPROJW] + l * 4 * C * C, w[FCPROJB] + l * C, R, C, 4 * C);
+        for (int i = 0; i < R * C; i++) x[i] += y[i];
+    }
+    layernorm_reference(n, x, w[LNFW], w[LNFB], R, C, NULL, NULL, NULL, NULL);
+    linear_reference(logits, n, w[WTE], NULL, R, V, C);
+    for (int r = 0; r < R; r++) losses[r] = cross_entropy_reference(logits + r * V, V, model_targets[r]);
+}
+
+// Small random initial weights make attention uniform and losses equal; larger ones use every part of the model.
+static void model_enlarge(Gpt *g, float factor) {
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        for (size_t i = 0; i < s->layers * s->rows * s->cols; i++)
+            g->master[s->offset + i] = s->decays ? g->master[s->offset + i] * factor : g->master[s->offset + i] + (float)(id == LN1W || id == LN2W || id == LNFW ? 0.2 : 0.1) * (float)normal(400 + (uint64_t)id, i);
+    }
+    g->weights_ready = 0;
+}
+
+static void test_model_bits(void) {
+    for (int head = 0; head <= IS_FP8; head++) {
+        uint64_t h[3];
+        char name[128];
+        for (int threads = 1; threads <= 3; threads++) h[threads - 1] = three_steps(threads, head, 0);
+        snprintf(name, sizeof(name), "model: 1, 2 and 3 threads give the same bits in three steps%s", head ? " with an FP8 head" : "");
+        check(h[0] == h[1] && h[0] == h[2], name, "%016llx %016llx %016llx", (unsigned long long)h[0], (unsigned long long)h[1], (unsigned long long)h[2]);
+        // From any compiler and instruction set. They change only together with NUMERICS_VERSION.
+        static const uint64_t golden[4][2] = {{1, 2}, {3, 0}, {4, 0}, {5, 0}};
+        snprintf(name, sizeof(name), "model: the bits are those of numerics version 1 on every machine%s", head ? ", FP8 head" : "");
+        check(h[0] == golden[PRECISION][head], name, "%016llx, expected %016llx", (unsigned long long)h[0], (unsigned long long)golden[PRECISION][head]);
+        const uint64_t disturbed = three_steps(2, head, 1);
+        snprintf(name, sizeof(name), "model: validation and sampling between steps change no bit of training%s", head ? ", FP8 head" : "");
+        check(disturbed == h[0], name, "%016llx, expected %016llx", (unsigned long long)disturbed, (unsigned long long)h[0]);
+    }
+#ifdef __AVX512BF16__
+    if (IS_FP8 || PRECISION == PRECISION_BF16) {
+        const int before = product_uses_pairs;
+        product_uses_pairs = 0;
+        const uint64_t single = three_steps(2, 0, 0);
+        product_uses_pairs = 1;
+        const uint64_t pairs = three_steps(2, 0, 0);
+        check(single == pairs, "model: vdpbf16ps and fp32 multiply-adds give the same bits", "%016llx %016llx", (unsigned long long)single, (unsigned long long)pairs);
+        product_uses_pairs = before;
+    }
+#endif
+    omp_set_num_threads(2);
+}
+
+static void test_model(void) {
+    Gpt g;
+    omp_set_num_threads(2);
+    workspace_free();
+    bytes_allocated = 0;
+    model_make(&g, 0);
+    const size_t scales = (size_t)g.scale_count * (sizeof(Fp8Scale) + AMAX_HISTORY_MAX * 4), plan = memory_plan(&g).total;
+    const double beyond = (double)bytes_allocated - (double)scales - (double)plan;
+    // Each of some 35 tensors is rounded up to 64 bytes, each thread's slice to a page.
+    check(fabs(beyond) < 35 * 128 + 3 * 4200, "model: the memory plan is what is allocated", "planned %zu, %.0f more", plan, beyond);
+
+    // The whole forward pass against doubles. UNIT counts for the roundings of a dozen tensors in a row; FP8's operands are
+    // rounded to 4 bits (2^-4), which the many terms of a product average.
+    model_enlarge(&g, 5);
+    double *losses = take_doubles(MODEL_B * MODEL_T);
+    const double tolerance = IS_FP8 ? 0.06 : 6 * UNIT + FP32_WORK;
+    model_reference(&g, losses);
+    gpt_forward(&g, model_tokens, model_targets, MODEL_B, MODEL_T, 0);
+    const Likeness forward = likeness_floats(losses, g.losses, MODEL_B * MODEL_T);
+    check_error("model: the losses of all tokens equal a forward pass in doubles", forward, tolerance);
+    model_targets[5] ^= 1;
+    model_reference(&g, losses);
+    check(likeness_floats(losses, g.losses, MODEL_B * MODEL_T).error > tolerance, "planted fault: one wrong target among 48 is caught", "not caught");
+    model_targets[5] ^= 1;
+
+#if PRECISION == PRECISION_FP32
+    // Directional derivatives of the whole model, one parameter tensor at a time: along the gradient (its length) mixed with
+    // a random direction (its direction). A step of 1e-2 in weights of some 0.1: the difference's own error is about 1e-3.
+    model_gradients(&g, 1);
+    float *gradient = take_floats(g.param_count), *master = take_floats(g.param_count);
+    memcpy(gradient, g.grad, g.param_count * 4), memcpy(master, g.master, g.param_count * 4);
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g.params[id];
+        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? MODEL_V * s->cols : n;
+        float *direction = normal_floats(n, 1, 500 + (uint64_t)id);
+        double gg = 0, rr = 0, want = 0, change[2] = {0, 0};
+        for (size_t i = 0; i < used; i++) gg += (double)gradient[s->offset + i] * (double)gradient[s->offset + i], rr += (double)direction[i] * (double)direction[i];
+        for (size_t i = 0; i < used; i++) {
+            direction[i] = (float)((double)gradient[s->offset + i] / sqrt(gg) + 0.5 * (double)direction[i] / sqrt(rr));
+            want += (double)gradient[s->offset + i] * (double)direction[i];
+        }
+        for (int way = 0; way < 2; way++) {
+            for (size_t i = 0; i < used; i++) g.master[s->offset + i] = master[s->offset + i] + (way ? -0.01f : 0.01f) * direction[i];
+            g.weights_ready = 0;
+            change[way] = gpt_forward(&g, model_tokens, model_targets, MODEL_B, MODEL_T, 0) / (MODEL_B * MODEL_T);
+        }
+        memcpy(g.master + s->offset, master + s->offset, n * 4);
+        const double found = (change[0] - change[1]) / 0.02;
+        char name[64];
+        snprintf(name, sizeof(name), "finite differences: the whole model, %s", s->name);
+        check(fabs(found / want - 1) < 0.01, name, "derivative %.6g, gradient says %.6g", found, want);
+    }
+    g.weights_ready = 0;
+#endif
+
+    // Histories of at least one step, so that scales no longer depend on the tensor; then one batch against two halves.
+    model_step(&g, 1, 1e-3f), model_step(&g, 2, 1e-3f);
+    float *whole = take_floats(g.param_count);
+    gpt_quantise_weights(&g);
+    model_gradients(&g, 1);
+    memcpy(whole, g.grad, g.param_count * 4);
+    Fp8Stats none, *dy_stats = IS_FP8 ? &gpt_scale(&g, 1, LIN_FC, OPERAND_DY)->step : &none;
+    memset(&none, 0, sizeof(none));
+    const Fp8Stats one = *dy_stats;
+    memset(dy_stats, 0, sizeof(*dy_stats));
+    model_gradients(&g, 2);
+    // The same products in two chains instead of one: fp32 rounding of sums, and nothing else.
+    check_error("model: two micro-batches give the gradient of one batch", likeness(doubles_of_floats(whole, g.param_count), doubles_of_floats(g.grad, g.param_count), g.param_count), 10 * FP32_WORK);
+    if (IS_FP8) {
+        Fp8Scale *s = gpt_scale(&g, 1, LIN_FC, OPERAND_DY);
+        check(stats_same(&one, &s->step), "model: and the same FP8 statistics", "count %d, amax %08x; of one batch %d, %08x", (int)s->step.count, s->step.amax_bits, (int)one.count, one.amax_bits);
+        const int before = s->history_count;
+        scale_advance(s);
+        check(before == 2 && s->history_count == 3, "model: a history advances once a step, whatever the micro-batches", "%d, then %d entries", before, s->history_count);
+    }
+
+    // Decoding with a KV cache, token by token, against whole prefixes.
+    float *cached = take_floats(MODEL_T * 128);
+    int wrong = 0;
+    g.record = 0;
+    for (int t = 0; t < MODEL_T; t++) memcpy(cached + t * 128, gpt_decode(&g, model_tokens + t, 1, t), 128 * 4);
+    for (int t = 0; t < MODEL_T; t++) wrong += bits_differ(cached + t * 128, gpt_decode(&g, model_tokens, t + 1, 0), MODEL_V) != 0;
+    check(!wrong, "model: decoding through the KV cache gives the bits of a whole forward pass", "%d of %d positions differ", wrong, MODEL_T);
+    wrong = 0;
+    memcpy(cached + 7 * 128, gpt_decode(&g, model_tokens, 8, 0), 128 * 4);
+    gpt_decode(&g, model_tokens, 3, 0);
+    wrong = bits_differ(cached + 7 * 128, gpt_decode(&g, model_tokens + 3, 5, 3), MODEL_V) != 0;
+    check(!wrong, "model: several tokens may follow a cached prefix", "logits differ");
+    g.record = 1;
+    gpt_free(&g);
+
+    // One batch, learnt by heart.
+    double loss = 0;
+    model_make(&g, IS_FP8);
+    for (long t = 1; t <= 120; t++) loss = model_step(&g, t, t < 100 ? 1e-2f : 2e-3f);
+    check(loss < 0.1, "model: one batch is learnt by heart in 120 steps (loss below 0.1)", "loss %.4f", loss);
+    size_t padded = 0;
+    for (size_t i = MODEL_V * 32; i < 128 * 32; i++) padded += float_bits(g.master[i]) != 0 || g.grad[i] != 0 || g.m[i] != 0 || g.v[i] != 0;
+    check(!padded, "model: rows of the padded vocabulary are exactly zero after training, their gradients too", "%zu elements are not", padded);
+    gpt_free(&g);
+    layers_workspace(1, 16);
+}
+
+// AdamW, clipping's norm and schedules against doubles.
+static void test_optimiser(void) {
+    Gpt g;
+    omp_set_num_threads(2);
+    model_make(&g, 0);
+    const size_t n = g.param_count;
+    double *w = doubles_of_floats(g.master, n), *m = take_doubles(n), *v = take_doubles(n), norm = 0;
+    const AdamW o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f};
+    for (long t = 1; t <= 3; t++) {
+        norm = 0;
+        for (size_t i = 0; i < n; i++) g.grad[i] = (float)(normal(600 + (uint64_t)t, i) * 0.1), norm += 0.25 * (double)g.grad[i] * (double)g.grad[i];
+        adamw_update(&g, &o, 0.5f, t);
+        for (int id = 0; id < NPARAM; id++)
+            for (size_t k = 0; k < g.params[id].layers * g.params[id].rows * g.params[id].cols; k++) {
+                const size_t i = g.params[id].offset + k;
+                const double d = 0.5 * (double)g.grad[i], decay = g.params[id].cols > 1 ? 0.1 : 0; // matrices decay, vectors do not
+                const int vector = id == LN1W || id == LN1B || id == LN2W || id == LN2B || id == LNFW || id == LNFB;
+                m[i] = 0.9 * m[i] + 0.1 * d, v[i] = 0.95 * v[i] + 0.05 * d * d;
+                w[i] -= 0.01 * (m[i] / (1 - pow(0.9, (double)t)) / (sqrt(v[i] / (1 - pow(0.95, (double)t))) + 1e-8) + (vector ? 0 : decay) * w[i]);
+            }
+    }
+    check_error("optimiser: three updates of AdamW equal the equations in doubles", likeness(w, doubles_of_floats(g.master, n), n), 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
+    check(fabs(gradient_norm(g.grad, n, 0.5f) / sqrt(norm) - 1) < 1e-6, "optimiser: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g", gradient_norm(g.grad, n, 0.5f), sqrt(norm));
+    gpt_free(&g);
+    layers_workspace(1, 16);
+    const char *kinds[4] = {"cosine", "linear", "constant", "wsd"};
+    int wrong = 0;
+    for (int k = 0; k < 4; k++) {
+        const float at[4] = {schedule_lr(kinds[k], 1, 0.1f, 0, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 10, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 55, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 100, 10, 101)};
+        const double middle[4] = {0.55, 0.55, 1, 1}, end = k == 2 ? 1 : 0.1;
+        wrong += fabs((double)at[0] - 0.1) > 1e-6 || fabs((double)at[1] - 1) > 1e-6 || fabs((double)at[2] - middle[k]) > 1e-6 || fabs((double)at[3] - end) > 1e-6;
+    }
+    check(!wrong, "optimiser: schedules start at lr / warmup, peak after it and end at the final rate", "%d of 4 differ", wrong);
 }

@@ -3539,7 +3539,7 @@ int main(int argc, char **argv) {
     options_recipes(o, &r->g);
     int V = 0;
     if (!prompting) {
-        if (!given[option_index("train")] && !o->val[0]) o->val = strdup("data/tales.d/val.txt");
+        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
         r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
         V = r->train.V;

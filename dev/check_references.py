@@ -57,11 +57,13 @@ class References:
             for build, (out, result) in zip(wanted, pool.map(lambda b: self.compile(*b), wanted)):
                 self.binaries[build] = out
                 if result.returncode != 0 or result.stderr:
-                    self.check(f"compile {build[0]} {build[1]}", False, result.stderr.strip()[:2000])
+                    self.check(f"compile {build[0]} {build[1]}", False, " | ".join(result.stderr.split("\n"))[:500])
 
     def run(self, source, precision, *args):
         """Runs a compiled helper; anything on stderr, or a status other than 0, is an error."""
-        result = subprocess.run([self.binaries[source, precision], *map(str, args)], capture_output=True, text=True, timeout=120)
+        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}  # tiny models: waiting threads would only be in the way
+        result = subprocess.run([self.binaries[source, precision], *map(str, args)], capture_output=True, text=True, timeout=120,
+                                env=environment)
         if result.returncode != 0 or result.stderr:
             raise RuntimeError(f"{source} {precision}: status {result.returncode}: {result.stderr.strip()}")
 
