@@ -484,27 +484,28 @@ static void scale_step(Fp8Scale *s, float amax) {
 }
 
 static void test_scale_update(void) {
-    const float amaxes[] = {0, -0.0f, 1e-45f, 1e-40f, 1e-38f, 1.2e-38f, 1e-20f, 1, 448, 3e38f, bits_float(0x7f7fffff), INFINITY, NAN};
+    const volatile float amaxes[] = {0, -0.0f, 1e-45f, 1e-40f, 1e-38f, 1.2e-38f, 1e-20f, 1, 448, 3e38f, bits_float(0x7f7fffff), INFINITY, NAN};
     int bad = 0;
     char first[128] = "";
     for (int t = 0; t < 2; t++)
         for (int margin = 0; margin <= 64; margin += 8)
-            for (size_t i = 0; i < sizeof(amaxes) / sizeof(amaxes[0]); i++) {
+            for (size_t i = 0; i < 13; i++) {
+                const float amax = amaxes[i];
                 const ScalingRecipe r = {t ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, margin};
-                const float s = scale_from_amax(amaxes[i], 7, &r);
+                const float s = scale_from_amax(amax, 7, &r);
                 bad += !(s >= 0x1p-126f && s <= 0x1p126f) || !(1 / s >= 0x1p-126f);
-                const int usable = amaxes[i] >= 0x1p-126f && amaxes[i] < INFINITY;
+                const int usable = amax >= 0x1p-126f && amax < INFINITY;
                 if (!usable) bad += s != 7;
                 else {
-                    const double want = fmin(fmax(ldexp((t ? 57344.0 : 448.0) / (double)amaxes[i], -margin), 0x1p-126), 0x1p126);
-                    if (s != (float)want) bad++, snprintf(first, sizeof(first), "amax %g, margin %d: %g, expected %g", (double)amaxes[i], margin, (double)s, want);
+                    const double want = fmin(fmax(ldexp((t ? 57344.0 : 448.0) / (double)amax, -margin), 0x1p-126), 0x1p126);
+                    if (s != (float)want) bad++, snprintf(first, sizeof(first), "amax %g, margin %d: %g, expected %g", (double)amax, margin, (double)s, want);
                 }
             }
     check(!bad, "scale: FP8_MAX / amax / 2^margin in 2^-126 .. 2^126; amax 0, denormal, Inf, NaN keep the old one", "%d cases differ, e.g. %s", bad, first);
 
     const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0}, recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1};
     Fp8Scale s = scale_make(&max3), r = scale_make(&recent);
-    const float unusable[] = {0, 1e-40f, INFINITY, NAN};
+    const volatile float unusable[] = {0, 1e-40f, INFINITY, NAN}; // volatile: a compiler folds 1e-40 > 0 without the flush
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
     check(s.scale == 1 && s.history_count == 0, "scale: with an empty history, an unusable amax changes nothing", "scale %g, %d entries", (double)s.scale, s.history_count);
     const float steps[] = {8, 2, 4, 1, 1, 1}, max_of_3[] = {8, 8, 8, 4, 4, 1};
@@ -1412,7 +1413,7 @@ static void test_model_bits(void) {
         snprintf(name, sizeof(name), "model: 1, 2 and 3 threads give the same bits in three steps%s", head ? " with an FP8 head" : "");
         check(h[0] == h[1] && h[0] == h[2], name, "%016llx %016llx %016llx", (unsigned long long)h[0], (unsigned long long)h[1], (unsigned long long)h[2]);
         // From any compiler and instruction set. They change only together with NUMERICS_VERSION.
-        static const uint64_t golden[4][2] = {{1, 2}, {3, 0}, {4, 0}, {5, 0}};
+        static const uint64_t golden[4][2] = {{0x6b2fff47cf940636, 0x26119ae630f50ee6}, {0x0f86283ff8fa172e, 0}, {0x4aeed06513940c92, 0}, {0x6247bdf6d7bf1a4d, 0}};
         snprintf(name, sizeof(name), "model: the bits are those of numerics version 1 on every machine%s", head ? ", FP8 head" : "");
         check(h[0] == golden[PRECISION][head], name, "%016llx, expected %016llx", (unsigned long long)h[0], (unsigned long long)golden[PRECISION][head]);
         const uint64_t disturbed = three_steps(2, head, 1);
@@ -1444,19 +1445,20 @@ static void test_model(void) {
     // Each of some 35 tensors is rounded up to 64 bytes, each thread's slice to a page.
     check(fabs(beyond) < 35 * 128 + 3 * 4200, "model: the memory plan is what is allocated", "planned %zu, %.0f more", plan, beyond);
 
-    // The whole forward pass against doubles. UNIT counts for the roundings of a dozen tensors in a row; FP8's operands are
-    // rounded to 4 bits (2^-4), which the many terms of a product average.
+    // The whole forward pass against doubles. The losses average the roundings of a dozen tensors in a row to below one UNIT;
+    // FP8's operands have 4 bits, 2.5% an element, of which a product's sum and the residual stream leave less.
     model_enlarge(&g, 5);
     double *losses = take_doubles(MODEL_B * MODEL_T);
-    const double tolerance = IS_FP8 ? 0.06 : 6 * UNIT + FP32_WORK;
+    const double tolerance = IS_FP8 ? 0.02 : UNIT + FP32_WORK;
     model_reference(&g, losses);
     gpt_forward(&g, model_tokens, model_targets, MODEL_B, MODEL_T, 0);
-    const Likeness forward = likeness_floats(losses, g.losses, MODEL_B * MODEL_T);
-    check_error("model: the losses of all tokens equal a forward pass in doubles", forward, tolerance);
-    model_targets[5] ^= 1;
-    model_reference(&g, losses);
-    check(likeness_floats(losses, g.losses, MODEL_B * MODEL_T).error > tolerance, "planted fault: one wrong target among 48 is caught", "not caught");
-    model_targets[5] ^= 1;
+    check_error("model: the losses of all tokens equal a forward pass in doubles", likeness_floats(losses, g.losses, MODEL_B * MODEL_T), tolerance);
+    float *projection = gpt_param(&g, g.master, ATTPROJW, 1);
+    for (int way = 0; way < 2; way++) {
+        for (int i = 0; i < 32 * 32; i++) projection[i] = -projection[i];
+        if (way == 0) model_reference(&g, losses);
+    }
+    check(likeness_floats(losses, g.losses, MODEL_B * MODEL_T).error > tolerance, "planted fault: one projection subtracted instead of added is caught", "not caught");
 
 #if PRECISION == PRECISION_FP32
     // Directional derivatives of the whole model, one parameter tensor at a time: along the gradient (its length) mixed with
@@ -1569,4 +1571,571 @@ static void test_optimiser(void) {
         wrong += fabs((double)at[0] - 0.1) > 1e-6 || fabs((double)at[1] - 1) > 1e-6 || fabs((double)at[2] - middle[k]) > 1e-6 || fabs((double)at[3] - end) > 1e-6;
     }
     check(!wrong, "optimiser: schedules start at lr / warmup, peak after it and end at the final rate", "%d of 4 differ", wrong);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Files and children: sections H to J work in a directory of their own, and start the trainer's main in a child, which is
+// this program executed again (OpenMP does not survive a bare fork). Their threads wait passively: see main.
+
+static char work_dir[128];
+static char self_path[PATH_MAX];
+
+static const char *in_dir(const char *name) { // up to eight results live at once
+    static char paths[8][PATH_MAX];
+    static int next;
+    char *path = paths[next++ % 8];
+    snprintf(path, PATH_MAX, "%.100s/%.200s", work_dir, name);
+    return path;
+}
+static void file_put(const char *path, const void *data, size_t bytes) {
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f) != 0) abort();
+}
+static unsigned char *file_get(const char *path, size_t *bytes) { // NULL if there is none; one byte of room is added
+    struct stat st;
+    FILE *f = fopen(path, "rb");
+    *bytes = 0;
+    if (!f || fstat(fileno(f), &st) != 0) return NULL;
+    unsigned char *data = (unsigned char *)take((size_t)st.st_size + 1);
+    *bytes = fread(data, 1, (size_t)st.st_size, f);
+    fclose(f);
+    return data;
+}
+static int files_same(const char *a, const char *b) {
+    size_t na, nb;
+    const unsigned char *da = file_get(a, &na), *db = file_get(b, &nb);
+    return da && db && na == nb && !memcmp(da, db, na);
+}
+static void shell(const char *command, const char *a, const char *b) { // cp, rm and the like, on paths without blanks
+    char line[3 * PATH_MAX];
+    snprintf(line, sizeof(line), "%s %s %s", command, a, b);
+    if (system(line) != 0) printf("note: '%s' failed\n", line);
+}
+
+typedef struct {
+    int status; // of exit, or 1000 + the signal that ended it
+    char error[2048];
+} Child;
+
+static pid_t child_start(int threads, const char *arguments) {
+    char number[16], *argv[80], *text = strdup(arguments);
+    const char *error = in_dir("stderr.txt");
+    int argc = 0;
+    argv[argc++] = self_path, argv[argc++] = (char *)(uintptr_t) "--as-trainer";
+    for (char *word = strtok(text, " "); word && argc < 79; word = strtok(NULL, " ")) argv[argc++] = word;
+    argv[argc] = NULL;
+    snprintf(number, sizeof(number), "%d", threads);
+    setenv("OMP_NUM_THREADS", number, 1);
+    fflush(stdout);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        const int err = open(error, O_WRONLY | O_CREAT | O_TRUNC, 0666), null = open("/dev/null", O_WRONLY);
+        dup2(err, 2), dup2(null, 1);
+        alarm(60); // survives exec: no child outlives a test
+        execv(self_path, argv);
+        _exit(127);
+    }
+    free(text);
+    return pid;
+}
+static Child child_end(pid_t pid) {
+    Child c;
+    int status = 0;
+    size_t n = 0;
+    memset(&c, 0, sizeof(c));
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+    c.status = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    const unsigned char *text = file_get(in_dir("stderr.txt"), &n);
+    if (text) memcpy(c.error, text, n < sizeof(c.error) - 1 ? n : sizeof(c.error) - 1);
+    return c;
+}
+static Child child_run(const char *arguments) { return child_end(child_start(2, arguments)); }
+
+// The child must end with status 2 and one line that names `word`.
+static int refused(const char *arguments, const char *word, char *why, size_t room) {
+    const Child c = child_run(arguments);
+    const char *newline = strchr(c.error, '\n');
+    if (c.status == EXIT_BAD_INPUT && strstr(c.error, word) && newline && newline[1] == 0) return 1;
+    snprintf(why, room, "'%.120s': expected status 2 and a line with '%.80s', found status %d, '%.300s'", arguments, word, c.status, c.error);
+    return 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// H. data
+
+// A shard whose tokens count up, so that a token tells its position.
+static void shard_put(const char *path, uint32_t count, uint32_t vocabulary, uint32_t first) {
+    uint32_t *shard = (uint32_t *)take(1024 + 2 * (size_t)count + 4);
+    uint16_t *tokens = (uint16_t *)(void *)(shard + 256);
+    shard[0] = 20240520, shard[1] = 1, shard[2] = count, shard[3] = vocabulary;
+    for (uint32_t i = 0; i < count; i++) tokens[i] = (uint16_t)(first + i);
+    file_put(path, shard, 1024 + 2 * (size_t)count);
+}
+
+static void test_data(void) {
+    enum { T = 16, N = 40 };
+    int seen[64], tokens[N * T], targets[N * T], again[N * T], again_targets[N * T], order[3][N], wrong = 0;
+    shard_put(in_dir("count_0.bin"), 400, 65536, 0), shard_put(in_dir("count_1.bin"), 270, 65536, 1000);
+    Dataset d = dataset_open(in_dir("count_*.bin"));
+    dataset_windows(&d, "test", T);
+    check(d.shard_count == 2 && d.tokens == 670 && d.V == 65536 && d.windows == 23 + 15, "data: shards of a glob are opened in order, windows stay inside a shard", "%d shards, %zu tokens, %zu windows", d.shard_count, d.tokens, d.windows);
+    const int windows = (int)d.windows;
+    int content = 0, permutation = 0, same_order = 0, shifted = 0;
+    for (int epoch = 0; epoch < 3; epoch++) {
+        memset(seen, 0, sizeof(seen));
+        dataset_batch(&d, 5, (uint64_t)(epoch * windows), tokens, targets, windows, T);
+        for (int w = 0; w < windows; w++) {
+            const int first = tokens[w * T], index = first >= 1000 ? 23 + (first - 1000) / T : first / T;
+            for (int t = 0; t < T; t++) content += tokens[w * T + t] != first + t || targets[w * T + t] != first + t + 1;
+            content += first + T >= (first >= 1000 ? 1270 : 400);
+            shifted += epoch && first % T != (first >= 1000 ? 1000 % T : 0);
+            content += !epoch && first % T != (first >= 1000 ? 1000 % T : 0);
+            seen[index]++, order[epoch][w] = first;
+        }
+        for (int i = 0; i < windows; i++) permutation += !epoch && seen[i] != 1;
+        if (epoch) same_order += !memcmp(order[epoch], order[0], (size_t)windows * sizeof(int));
+    }
+    check(!content, "data: a window is T consecutive tokens of one shard, and its targets the next ones", "%d wrong", content);
+    check(!permutation, "data: an epoch reads every window exactly once", "%d windows not once", permutation);
+    check(!same_order && shifted > 0, "data: every epoch has another order, and from the second on another offset", "the same");
+    for (int i = 0; i < windows * 2; i++) { // row i, alone and out of order
+        const int row = windows * 2 - 1 - i;
+        dataset_batch(&d, 5, (uint64_t)row, again, again_targets, 1, T);
+        dataset_batch(&d, 5, (uint64_t)(row / 4 * 4), tokens, targets, 4, T);
+        wrong += memcmp(again, tokens + row % 4 * T, T * sizeof(int)) != 0 || memcmp(again_targets, targets + row % 4 * T, T * sizeof(int)) != 0;
+    }
+    check(!wrong, "data: a row depends on seed and number only, not on what was read before or on the batch", "%d rows differ", wrong);
+    dataset_batch(&d, 6, 0, again, again_targets, windows, T), dataset_batch(&d, 5, 0, tokens, targets, windows, T);
+    check(memcmp(again, tokens, (size_t)(windows * T) * sizeof(int)) != 0, "data: another data seed gives another order", "the same");
+    wrong = 0;
+    for (uint64_t n = 1; n < 300; n = n < 40 ? n + 1 : n * 2 - 3)
+        for (uint64_t key = 0; key < 3; key++) {
+            char hit[512] = {0};
+            for (uint64_t i = 0; i < n; i++) {
+                const uint64_t p = permute(i, n, mix64(key));
+                wrong += p >= n || hit[p]++;
+            }
+        }
+    check(!wrong, "data: permute() is one to one for every size", "%d collisions", wrong);
+    Dataset held = dataset_hold_out(&d);
+    check(d.tokens == 603 && held.tokens == 67 && held.shard_count == 1 && shard_token(&held.shards[0], 0) == 1203 && shard_token(&d.shards[1], d.shards[1].count - 1) == 1202,
+          "data: the last tenth is held out, and nothing of it stays", "%zu and %zu tokens", d.tokens, held.tokens);
+
+    const char *text = "no shard, but text\xc3\xa9";
+    file_put(in_dir("text.txt"), text, strlen(text));
+    Dataset bytes = dataset_open(in_dir("text.txt"));
+    check(bytes.V == 256 && bytes.tokens == strlen(text) && shard_token(&bytes.shards[0], 19) == 0xa9, "data: of a text, the bytes are the tokens", "%zu tokens", bytes.tokens);
+
+    // Damaged and foreign shards end the program by name, status 2.
+    shard_put(in_dir("good.bin"), 2000, 4096, 0);
+    size_t n;
+    unsigned char *good = file_get(in_dir("good.bin"), &n), *bad = (unsigned char *)take(n + 2);
+    int let_through = 0, checks = 0;
+    char why[700] = "", arguments[PATH_MAX * 2];
+    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 16 -b 1 -x 1 -n 0 -s 0 -v 0 -o %s -i %s", in_dir("never"), in_dir("bad.bin"));
+    static const struct {
+        size_t at;
+        uint32_t value;
+    } fields[] = {{0, 1}, {0, 20240521}, {4, 0}, {4, 2}, {8, 1999}, {8, 2001}, {8, 0}, {8, 0xffffffff}, {12, 1}, {12, 65537}, {12, 1000}};
+    for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++, checks++) {
+        memcpy(bad, good, n), memcpy(bad + fields[i].at, &fields[i].value, 4);
+        file_put(in_dir("bad.bin"), bad, n);
+        let_through += !refused(arguments, "bad.bin", why, sizeof(why));
+    }
+    const size_t lengths[] = {0, 3, 1023, 1024, 1025, n - 1, n + 1};
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++, checks++) {
+        memcpy(bad, good, n);
+        file_put(in_dir("bad.bin"), bad, lengths[i]);
+        let_through += !refused(arguments, "bad.bin", why, sizeof(why));
+    }
+    check(!let_through, "data: a shard with a damaged header, a token beyond the vocabulary or a wrong length is refused by name", "%d of %d, e.g. %s", let_through, checks, why);
+    snprintf(arguments, sizeof(arguments), "-e d1 -t 16 -x 1 -n 0 -o %s -i %s/*.bin", in_dir("never"), work_dir);
+    const int mixed = refused(arguments, "vocabulary", why, sizeof(why));
+    snprintf(arguments, sizeof(arguments), "-e d1 -t 16 -x 1 -n 0 -o %s -i %s", in_dir("never"), work_dir);
+    const int directory = refused(arguments, work_dir, why, sizeof(why));
+    snprintf(arguments, sizeof(arguments), "-e d1 -t 512 -x 1 -n 0 -o %s -i %s", in_dir("never"), in_dir("count_0.bin"));
+    const int small = refused(arguments, "smaller -t", why, sizeof(why));
+    check(mixed && directory && small, "data: mixed vocabularies, a directory, and too little text are refused", "%s", why);
+    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 16 -b 1 -m 1 -x 1 -n 0 -s 0 -v 0 -o %s -i %s", in_dir("fine"), in_dir("good.bin"));
+    const Child fine = child_run(arguments);
+    check(fine.status == 0, "data: and the undamaged shard trains", "status %d, %s", fine.status, fine.error);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// I. checkpoint
+
+// One more step after a save and a load, against one more step without; what: a field that the load is made to lose.
+static uint64_t step_after_load(int lose) {
+    Gpt g, h;
+    Progress p;
+    static StateFile f;
+    char options[] = "train\tx\n";
+    memset(&p, 0, sizeof(p)), memset(&f, 0, sizeof(f));
+    model_make(&g, IS_FP8);
+    for (long t = 1; t <= 4; t++) model_step(&g, t, 1e-2f);
+    p.step = p.updates = 4;
+    g.loss_scaling[0] = 512;
+    p.model_checksum = model_save(&g, in_dir("model.bin"));
+    state_save(&g, in_dir("state.bin"), &p, options);
+    gpt_free(&g);
+    model_make(&h, IS_FP8);
+    const Config c = model_check(in_dir("model.bin"), NULL);
+    if (memcmp(&c, &h.config, sizeof(c)) != 0) return 1;
+    snprintf(f.path, sizeof(f.path), "%s", in_dir("state.bin"));
+    state_check(&f);
+    model_load(&h, in_dir("model.bin"));
+    state_load(&h, &f);
+    if (h.loss_scaling[0] != 512) return 2;
+    for (int i = 0; lose == 1 && i < h.scale_count; i++) h.scales[i].history_count = 0;
+    if (lose == 2) memset(h.v, 0, h.param_count * 4);
+    model_step(&h, 5, 1e-2f);
+    const uint64_t print = fingerprint(&h);
+    gpt_free(&h);
+    return print;
+}
+
+static void test_checkpoint(void) {
+    Gpt g;
+    omp_set_num_threads(2);
+    model_make(&g, IS_FP8);
+    for (long t = 1; t <= 5; t++) model_step(&g, t, 1e-2f);
+    const uint64_t straight = fingerprint(&g), loaded = step_after_load(0);
+    check(loaded == straight, "checkpoint: a step after save and load has the bits of a step without", "%016llx, expected %016llx", (unsigned long long)loaded, (unsigned long long)straight);
+    if (IS_FP8) check(step_after_load(1) != straight, "planted fault: amax histories lost in a resume are caught", "the same bits");
+    check(step_after_load(2) != straight, "planted fault: AdamW's second moment lost in a resume is caught", "the same bits");
+
+    // llm.c's model format: header and order, and its bf16 version.
+    size_t n;
+    unsigned char *file = file_get(in_dir("model.bin"), &n);
+    const int32_t want[8] = {20240326, 3, MODEL_T, MODEL_V, 2, 2, 32, 128};
+    check(n == 1024 + g.param_count * 4 && !memcmp(file, want, sizeof(want)), "checkpoint: the model file has llm.c's header, then fp32 weights", "%zu bytes", n);
+    memset(file + 4, 0, 4), file[4] = 5;
+    for (size_t i = 0; i < g.param_count; i++) {
+        float w;
+        memcpy(&w, file + 1024 + 4 * i, 4);
+        const uint16_t half = bf16_from_float(w);
+        memcpy(file + 1024 + 2 * i, &half, 2);
+    }
+    gpt_free(&g);
+    file_put(in_dir("bf16.bin"), file, 1024 + (n - 1024) / 2);
+    model_make(&g, 0);
+    model_check(in_dir("bf16.bin"), NULL), model_load(&g, in_dir("bf16.bin"));
+    file = file_get(in_dir("model.bin"), &n);
+    size_t wrong = 0;
+    for (size_t i = 0; i < g.param_count; i++) {
+        float w;
+        memcpy(&w, file + 1024 + 4 * i, 4);
+        wrong += g.master[i] != float_from_bf16(bf16_from_float(w));
+    }
+    check(!wrong, "checkpoint: llm.c's bf16 models are read too", "%zu of %zu weights differ", wrong, g.param_count);
+    gpt_free(&g);
+    layers_workspace(1, 16);
+}
+
+// Byte text that a small model can work on.
+static const char *tiny_text(void) {
+    char text[6000];
+    static const char *const words[8] = {"the", "cat", "sat", "on", "a", "mat", "and", "slept"};
+    size_t n = 0;
+    for (uint64_t i = 0; n < sizeof(text) - 10; i++) n += (size_t)sprintf(text + n, "%s ", words[random_u64(4, 4, i) % 8]);
+    static char path[PATH_MAX]; // in_dir()'s results do not live long enough
+    snprintf(path, sizeof(path), "%s", in_dir("tiny.txt"));
+    file_put(path, text, n);
+    return path;
+}
+#define TINY_RUN "-e d1 --channels 32 --heads 2 -t 16 -b 2 -m 2 -s 0 -u 2 "
+
+static void test_damage(void) {
+    char arguments[PATH_MAX * 2], resume[PATH_MAX], why[700] = "";
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-x 4 -v 0 -n 2 -i %s -o %s", tiny_text(), in_dir("hurt"));
+    const Child made = child_run(arguments);
+    if (!check(made.status == 0, "checkpoint: a small run writes its checkpoints", "status %d, %s", made.status, made.error)) return;
+    snprintf(resume, sizeof(resume), "-y -o %s", in_dir("hurt"));
+    static const char *const files[2] = {"hurt/state_00000004.bin", "hurt/model_00000004.bin"};
+    for (int k = 0; k < 2; k++) {
+        size_t n, at = sizeof(StateHeader);
+        int through = 0, cases = 0;
+        unsigned char *good = file_get(in_dir(files[k]), &n), *bad = (unsigned char *)take(n + 8);
+        size_t flips[64];
+        int flip_count = 0;
+        // Every field of the header; of a state also every field of every section's header, and a byte in its data.
+        for (size_t i = 0; i < (k ? 8 * sizeof(int32_t) : sizeof(StateHeader)); i += k ? 4 : 8) flips[flip_count++] = i;
+        for (int s = 0; k == 0 && s < SECTIONS; s++) {
+            SectionHeader h;
+            memcpy(&h, good + at, sizeof(h));
+            if (s == SECTION_M) // one section's header is enough: all are read alike
+                for (size_t i = 24; i < sizeof(h); i += 8) flips[flip_count++] = at + i;
+            flips[flip_count++] = at, at += sizeof(h);
+            if (h.bytes) flips[flip_count++] = at + h.bytes / 2, flips[flip_count++] = at + h.bytes - 1;
+            at += h.bytes;
+        }
+        if (k) flips[flip_count++] = 1024 + 5, flips[flip_count++] = n - 1, flips[flip_count++] = n / 2;
+        for (int i = 0; i < flip_count; i++, cases++) {
+            memcpy(bad, good, n), bad[flips[i]] ^= 0x41;
+            file_put(in_dir(files[k]), bad, n);
+            through += !refused(resume, strchr(files[k], '/') + 1, why, sizeof(why));
+        }
+        const size_t lengths[] = {0, 1, 63, 64, 100, n / 2, n - 1, n + 1};
+        for (int i = 0; i < 8; i++, cases++) {
+            memset(bad, 0, n + 8), memcpy(bad, good, n);
+            file_put(in_dir(files[k]), bad, lengths[i]);
+            through += !refused(resume, strchr(files[k], '/') + 1, why, sizeof(why));
+        }
+        unlink(in_dir(files[k])), cases++;
+        through += !refused(resume, strchr(files[k], '/') + 1, why, sizeof(why));
+        file_put(in_dir(files[k]), good, n);
+        check(!through, k ? "checkpoint: a damaged model file is refused by name" : "checkpoint: a damaged state file is refused by name: every header field, a byte of every section, any length", "%d of %d were not, e.g. %s", through, cases, why);
+    }
+    // Whole files that are not this run's: an older model under the new name, a model with a NaN.
+    size_t n;
+    unsigned char *model = file_get(in_dir(files[1]), &n), *older = file_get(in_dir("hurt/model_00000002.bin"), &n);
+    file_put(in_dir(files[1]), older, n);
+    const int foreign = refused(resume, "model_00000004.bin", why, sizeof(why));
+    file_put(in_dir(files[1]), model, n);
+    check(foreign, "checkpoint: a whole model file that the state was not written with is refused", "%s", why);
+    const uint32_t nan = 0x7fc00000;
+    memcpy(older + 1024 + 4 * 77, &nan, 4);
+    file_put(in_dir("nan.bin"), older, n);
+    snprintf(arguments, sizeof(arguments), "--eval -t 16 -b 2 -i %s -e %s", in_dir("tiny.txt"), in_dir("nan.bin"));
+    check(refused(arguments, "nan.bin: weight 77", why, sizeof(why)), "checkpoint: a model with a NaN is refused, and the weight named", "%s", why);
+
+    // A directory in use, a directory without a run, and one that holds a run already.
+    const int lock = open(in_dir("hurt/lock"), O_RDWR);
+    const int locked = flock(lock, LOCK_EX | LOCK_NB) == 0 && refused(resume, "another program", why, sizeof(why));
+    close(lock);
+    check(locked, "run: a directory in use is locked", "%s", why);
+    snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir("nowhere"));
+    const int nothing = refused(arguments, "nowhere", why, sizeof(why));
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-x 1 -i %s -o %s", in_dir("tiny.txt"), in_dir("hurt"));
+    check(nothing && refused(arguments, "hurt", why, sizeof(why)), "run: nothing to resume, or a directory that holds a run already, is refused", "%s", why);
+}
+
+static void test_options(void) {
+    static const char *const bad[][2] = {
+        {"--no-such", "--no-such"},      {"-Z", "-Z"},                  {"stray", "stray"},           {"--batch 0", "--batch"},          {"-b 1.5", "--batch"},
+        {"-b x", "--batch"},             {"-b 70000", "--batch"},       {"-l nan", "--lr"},           {"--lr -1", "--lr"},               {"--lr inf", "--lr"},
+        {"--lr 1e-3x", "--lr"},          {"--steps", "--steps"},        {"-x", "-x"},                 {"-x 99999999999999999999", "--steps"}, {"--beta1 1", "--beta1"},
+        {"--schedule sine", "cosine"},   {"--heads 5", "--heads"},      {"-e d0", "d0"},              {"-e d900", "--model"},            {"-e /no/model.bin", "/no/model.bin"},
+        {"-i /no/text", "/no/text"},     {"-j /no/text", "/no/text"},   {"-d 33", "--total-batch"},   {"-t 100000", "smaller -t"},       {"--prompt hello", "--prompt"},
+        {"--tokenizer /no/t.bin", "/no/t.bin"}, {"--baseline /no/run", "/no/run"}, {"-y 2", "2"},     {"--eval=1", "--eval"},            {"--steps=", "--steps"}};
+    static const char *const bad_fp8[][2] = {{"--amax-history 0", "--amax-history"}, {"--amax-history 1025", "--amax-history"}, {"--scaling static", "delayed"}, {"--scaling x", "delayed"},
+                                             {"--formats e3m4", "hybrid"},           {"--amax-algo mean", "recent"},            {"--margin -1", "--margin"},     {"--margin 65", "--margin"}};
+    char arguments[PATH_MAX * 2], why[700] = "";
+    int through = 0;
+    const char *text = tiny_text();
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        snprintf(arguments, sizeof(arguments), "-i %s -t 16 -b 2 -e d1 -n 0 -x 1 -o %s %s", text, in_dir("never"), bad[i][0]);
+        through += !refused(arguments, bad[i][1], why, sizeof(why));
+    }
+    check(!through, "options: bad ones are refused by name, with status 2", "%d of %d were not, e.g. %s", through, (int)(sizeof(bad) / sizeof(bad[0])), why);
+    through = 0;
+    for (size_t i = 0; i < sizeof(bad_fp8) / sizeof(bad_fp8[0]); i++) {
+        snprintf(arguments, sizeof(arguments), "-i %s -t 16 -b 2 -e d1 -n 0 -x 1 -o %s %s", text, in_dir("never"), bad_fp8[i][0]);
+        through += !refused(arguments, IS_FP8 ? bad_fp8[i][1] : "only the FP8 build", why, sizeof(why));
+    }
+    check(!through, IS_FP8 ? "options: bad FP8 options are refused by name" : "options: FP8 options are refused in this build", "%d were not, e.g. %s", through, why);
+    check(access(in_dir("never"), F_OK) != 0, "options: a refused call leaves no directory behind", "it did");
+    const Child help = child_run("--help"), version = child_run("--version");
+    check(help.status == 0 && version.status == 0, "options: --help and --version end with status 0", "%d and %d", help.status, version.status);
+
+    // The lines that a state keeps must be read back to the same options, empty texts included.
+    int given[OPTION_COUNT] = {0};
+    char program[] = "x", *argv[2] = {program, NULL};
+    Options o = options_parse(1, argv, given), back = o;
+    o.batch = 7, o.lr = 0.0123456789, o.val = strdup("a file with blanks.txt"), o.seed = 123456789012345;
+    char *lines = options_lines(&o, "");
+    options_resume(&back, lines, given, "test");
+    char *lines_back = options_lines(&back, "");
+    check(!strcmp(lines, lines_back), "options: what a checkpoint keeps is read back the same", "'%s', expected '%s'", lines_back, lines);
+    Options empty = options_parse(1, argv, given), empty_back = empty;
+    free(lines), free(lines_back);
+    lines = options_lines(&empty, "");
+    empty_back.val = strdup("something"), empty_back.tokenizer = strdup("else");
+    options_resume(&empty_back, lines, given, "test");
+    check(empty_back.val[0] == 0 && empty_back.tokenizer[0] == 0 && empty_back.batch == empty.batch, "options: an empty text is read back as empty", "val '%s', tokenizer '%s'", empty_back.val, empty_back.tokenizer);
+    free(lines);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// J. run
+
+// The log without what may differ: the machine's header lines, and the last three columns (time and speed).
+static char *log_without_time(const char *path) {
+    size_t n, out = 0;
+    const char *text = (const char *)file_get(path, &n);
+    char *kept = (char *)take(n + 2);
+    if (!text) return kept;
+    for (const char *line = text; *line; line += strcspn(line, "\n") + 1) {
+        size_t length = strcspn(line, "\n");
+        if (line[0] == '#' && (!strncmp(line, "# threads", 9) || !strncmp(line, "# machine", 9))) continue;
+        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--) tabs += line[length - 1] == '\t';
+        memcpy(kept + out, line, length), out += length;
+        kept[out++] = '\n';
+        if (!line[strcspn(line, "\n")]) break;
+    }
+    return kept;
+}
+static int rows_of(const char *text) {
+    int rows = 0;
+    for (const char *line = text; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) rows += isdigit((unsigned char)line[0]) != 0;
+    return rows;
+}
+
+// Whether two runs' directories agree in their last checkpoint and in their logs; how: what differed.
+static int runs_same(const char *a, const char *b, int step, char *how, size_t room) {
+    char pa[256], pb[256];
+    static const char *const names[2] = {"model", "state"};
+    how[0] = 0;
+    for (int i = 0; i < 2; i++) {
+        snprintf(pa, sizeof(pa), "%s/%s_%08d.bin", a, names[i], step), snprintf(pb, sizeof(pb), "%s/%s_%08d.bin", b, names[i], step);
+        if (!files_same(in_dir(pa), in_dir(pb))) snprintf(how, room, "%s and %s differ", pa, pb);
+    }
+    snprintf(pa, sizeof(pa), "%s/log.tsv", a), snprintf(pb, sizeof(pb), "%s/log.tsv", b);
+    const char *la = log_without_time(in_dir(pa)), *lb = log_without_time(in_dir(pb));
+    if (strcmp(la, lb) || rows_of(la) != step) snprintf(how, room, "%s (%d rows) and %s (%d) differ", pa, rows_of(la), pb, rows_of(lb));
+    snprintf(pa, sizeof(pa), "%s/scales.tsv", a), snprintf(pb, sizeof(pb), "%s/scales.tsv", b);
+    if (IS_FP8 && !files_same(in_dir(pa), in_dir(pb))) snprintf(how, room, "%s and %s differ", pa, pb);
+    return how[0] == 0;
+}
+
+// Until the file is there, or the child has ended (as a zombie it keeps its number).
+static void wait_for(const char *name, pid_t pid) {
+    siginfo_t ended;
+    memset(&ended, 0, sizeof(ended));
+    for (int i = 0; i < 4000 && access(in_dir(name), F_OK) != 0 && ended.si_pid == 0; i++) {
+        usleep(2000);
+        waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOHANG | WNOWAIT);
+    }
+}
+
+static void test_run(void) {
+    char arguments[PATH_MAX * 2], how[700] = "";
+    const char *text = tiny_text();
+    const char *scales = IS_FP8 ? "--scales-every 1 --fp8-head --amax-history 3" : "";
+#define RUN_OPTIONS TINY_RUN "-d 64 -v 2 -n 2 --keep 0 -x 8 -i %s %s -o "
+    snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s", text, scales, in_dir("straight"));
+    const Child straight = child_run(arguments);
+    if (!check(straight.status == 0, "run: eight steps with validation, checkpoints and a log", "status %d, %s", straight.status, straight.error)) return;
+    for (int threads = 1; threads <= 3; threads += 2) {
+        char name[64], dir[32];
+        snprintf(dir, sizeof(dir), "threads%d", threads), snprintf(name, sizeof(name), "run: %d thread%s the same checkpoint and log", threads, threads == 1 ? " gives" : "s give");
+        snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s", text, scales, in_dir(dir));
+        child_end(child_start(threads, arguments));
+        check(runs_same("straight", dir, 8, how, sizeof(how)), name, "%s", how);
+    }
+    for (int stop = 2; stop <= 6; stop += 4) { // as after a kill: later checkpoints are not there, the log may be further
+        char name[96], path[64];
+        shell("cp -r", in_dir("straight"), in_dir("resumed"));
+        for (int step = stop + 2; step <= 8; step += 2) {
+            snprintf(path, sizeof(path), "resumed/DONE_%08d", step), unlink(in_dir(path));
+            snprintf(path, sizeof(path), "resumed/model_%08d.bin", step), unlink(in_dir(path));
+            snprintf(path, sizeof(path), "resumed/state_%08d.bin", step), unlink(in_dir(path));
+        }
+        FILE *log = fopen(in_dir("resumed/log.tsv"), "a"); // a row that the kill cut short
+        if (log) fputs("9\t12", log), fclose(log);
+        snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir("resumed"));
+        const Child resumed = child_run(arguments);
+        snprintf(name, sizeof(name), "run: stopped after step %d and resumed: the same checkpoint, log and scales", stop);
+        const int same = runs_same("straight", "resumed", 8, how, sizeof(how));
+        check(resumed.status == 0 && same, name, "status %d, %s %s", resumed.status, how, resumed.error);
+        shell("rm -rf", in_dir("resumed"), "");
+    }
+    snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s --data-seed 2", text, scales, in_dir("other"));
+    child_run(arguments);
+    check(!runs_same("straight", "other", 8, how, sizeof(how)), "planted fault: a run on other data is not taken for the same", "it was");
+    snprintf(arguments, sizeof(arguments), "-y -o %s --lr 5", in_dir("other"));
+    check(refused(arguments, "--lr", how, sizeof(how)), "run: a resume may not change the learning rate", "%s", how);
+    snprintf(arguments, sizeof(arguments), "-y -o %s --val-every 1 -t 16", in_dir("other"));
+    const Child free_option = child_run(arguments);
+    check(free_option.status == 0, "run: it may change --val-every, and repeat what it was", "status %d, %s", free_option.status, free_option.error);
+
+    // A kill at an instant nobody chose, and an interrupt.
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-v 5 -n 3 -x 60 -i %s -o %s", text, in_dir("long"));
+    child_run(arguments);
+    for (int k = 0; k < 2; k++) {
+        const char *dir = k ? "interrupted" : "killed";
+        char wait[64], resume[PATH_MAX], name[96];
+        snprintf(arguments, sizeof(arguments), TINY_RUN "-v 5 -n 3 -x 60 -i %s -o %s", text, in_dir(dir));
+        const pid_t pid = child_start(1, arguments);
+        snprintf(wait, sizeof(wait), "%s/DONE_00000003", dir);
+        wait_for(wait, pid);
+        usleep(20000);
+        kill(pid, k ? SIGINT : SIGKILL);
+        const Child first = child_end(pid);
+        snprintf(resume, sizeof(resume), "-y -o %s", in_dir(dir));
+        const Child second = child_run(resume);
+        const int same = runs_same("long", dir, 60, how, sizeof(how));
+        snprintf(name, sizeof(name), k ? "run: interrupted (status 130), resumed: the same end" : "run: killed at any instant, resumed: the same end");
+        check((first.status == (k ? EXIT_INTERRUPTED : 1000 + SIGKILL) || first.status == 0) && second.status == 0 && same, name, "status %d then %d, %s %s", first.status, second.status, how, second.error);
+    }
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-u 0 -l 1e30 -v 0 -x 20 -n 0 -i %s -o %s", text, in_dir("diverges"));
+    const Child diverges = child_run(arguments);
+    check(diverges.status == EXIT_NONFINITE && strstr(diverges.error, "not finite"), "run: a loss that is not finite stops it with status 3", "status %d, %s", diverges.status, diverges.error);
+    snprintf(arguments, sizeof(arguments), "--prompt the --generate 40 -e %s", in_dir("straight/model_00000008.bin"));
+    const Child prompt = child_run(arguments);
+    snprintf(arguments, sizeof(arguments), "--eval -b 2 -m 2 -t 16 -i %s -e %s", text, in_dir("straight/model_00000008.bin"));
+    const Child eval = child_run(arguments);
+    check(prompt.status == 0 && eval.status == 0, "run: a model file can be prompted and evaluated", "status %d and %d, %s%s", prompt.status, eval.status, prompt.error, eval.error);
+    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 1 -b 2 -m 2 -s 1 -g 5 -v 1 -n 0 -x 2 -i %s -o %s", text, in_dir("short"));
+    const Child one = child_run(arguments);
+    check(one.status == 0, "run: a context of one token trains and samples", "status %d, %s", one.status, one.error);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+typedef struct {
+    const char *name;
+    void (*run)(void);
+    int files; // works in a directory of its own
+} Group;
+static const Group groups[] = {
+    {"fp8_codes", test_fp8_codes, 0},     {"fp8_blocks", test_fp8_blocks, 0}, {"fp8_sixteen_bits", test_fp8_sixteen_bits, 0},
+    {"fp8_fma", test_fp8_fma, 0},         {"scale_update", test_scale_update, 0}, {"scale_quantise", test_scale_quantise, 0},
+    {"math", test_math, 0},               {"product", test_product, 0},       {"layers", test_layers, 0},
+    {"gradients", test_gradients, 0},     {"fp8_layer", test_fp8_layer, 0},   {"model_bits", test_model_bits, 0},
+    {"model", test_model, 0},             {"optimiser", test_optimiser, 0},   {"data", test_data, 1},
+    {"checkpoint", test_checkpoint, 1},   {"damage", test_damage, 1},         {"options", test_options, 1},
+    {"run", test_run, 1},
+};
+
+int main(int argc, char **argv) {
+    const char *only = "";
+    int exhaustive = 0;
+    if (argc > 1 && !strcmp(argv[1], "--as-trainer")) return trainer_main(argc - 1, argv + 1);
+    // More threads than cores must not spin at every barrier; libgomp reads this once, at its start.
+    if (!getenv("OMP_WAIT_POLICY")) {
+        setenv("OMP_WAIT_POLICY", "passive", 1);
+        execv("/proc/self/exe", argv);
+    }
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--exhaustive")) exhaustive = 1;
+        else if (!strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
+        else {
+            printf("usage: %s [--exhaustive] [--only NAME]; groups:", argv[0]);
+            for (size_t k = 0; k < sizeof(groups) / sizeof(groups[0]); k++) printf(" %s", groups[k].name);
+            printf("\n");
+            return EXIT_BAD_INPUT;
+        }
+    }
+    const ssize_t n = readlink("/proc/self/exe", self_path, sizeof(self_path) - 1);
+    const char *temporary = getenv("TMPDIR");
+    snprintf(work_dir, sizeof(work_dir), "%.80s/test_gpt_XXXXXX", temporary && temporary[0] ? temporary : "/tmp");
+    if (n < 0 || !mkdtemp(work_dir)) {
+        printf("cannot make a directory %s\n", work_dir);
+        return EXIT_BAD_INPUT;
+    }
+    machine_init();
+    values_init();
+    layers_workspace(1, 16);
+    for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {
+        if (!strstr(groups[i].name, only)) continue;
+        const double begin = seconds_now();
+        groups[i].run();
+        take_end();
+        if (getenv("TEST_TIMES")) printf("     %.2f s in %s\n", seconds_now() - begin, groups[i].name);
+    }
+    if (exhaustive) test_fp8_exhaustive();
+    shell("rm -rf", work_dir, "");
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
 }

@@ -1154,6 +1154,7 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 
 // GFLOP/s of one thread in multiply-adds that touch no memory; pairs: vdpbf16ps.
 static double peak_measure(int pairs) {
+    (void)pairs; // only AVX-512 has them
     const long n = 400000;
     double best = 0;
     for (int repeat = 0; repeat < 3; repeat++) {
