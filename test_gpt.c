@@ -136,9 +136,7 @@ static Likeness likeness_floats(const double *reference, const float *found, siz
 }
 
 // A gradient is right when its length and its direction are: Adam hides a wrong length, a plain sum hides a wrong direction.
-static int gradient_right(Likeness l, double tolerance) {
-    return fabs(l.ratio - 1) < tolerance && l.cosine > 1 - tolerance;
-}
+static int gradient_right(Likeness l, double tolerance) { return fabs(l.ratio - 1) < tolerance && l.cosine > 1 - tolerance; }
 static void check_gradient(const char *name, Likeness l, double tolerance) {
     check(gradient_right(l, tolerance), name, "norm ratio %.6f, cosine %.6f, tolerance %g", l.ratio, l.cosine, tolerance);
 }
@@ -212,7 +210,8 @@ static void test_fp8_codes(void) {
             differ += fp8_encode(f, d) != code_of(f, d);
         }
         for (int c = 0; c <= max_code(d); c++) {
-            const double value = positive_values[t][c], next = c < max_code(d) ? positive_values[t][c + 1] : 2 * value - positive_values[t][c - 1];
+            const double value = positive_values[t][c],
+                         next = c < max_code(d) ? positive_values[t][c + 1] : 2 * value - positive_values[t][c - 1];
             for (int way = 0; way < 3; way++) { // the value, the midpoint, and for the last code where saturation is counted
                 const uint32_t u = float_bits((float)(way == 0 ? value : way == 1 ? (value + next) / 2 : next));
                 for (int k = -3; k <= 3; k++)
@@ -222,13 +221,15 @@ static void test_fp8_codes(void) {
                     }
             }
         }
-        snprintf(name, sizeof(name), "fp8 %s: encode is nearest, ties to even, saturating (a million floats, every midpoint)", dtype_names[d]);
+        snprintf(name, sizeof(name), "fp8 %s: encode is nearest, ties to even, saturating (a million floats, every midpoint)",
+                 dtype_names[d]);
         check(!differ, name, "%ld floats differ, e.g. bits %08x", differ, first);
         const float nan = bits_float(0xffc00001), inf = INFINITY;
         snprintf(name, sizeof(name), "fp8 %s: Inf becomes max, every NaN 0x7F, as CUDA's satfinite", dtype_names[d]);
         check(fp8_encode(inf, d) == max_code(d) && fp8_encode(-inf, d) == (128 | max_code(d)) && fp8_encode(nan, d) == 0x7f &&
-                  fp8_encode(-0.0f, d) == 0x80, name, "Inf %02x, -Inf %02x, NaN %02x, -0 %02x", fp8_encode(inf, d), fp8_encode(-inf, d),
-              fp8_encode(nan, d), fp8_encode(-0.0f, d));
+                  fp8_encode(-0.0f, d) == 0x80,
+              name, "Inf %02x, -Inf %02x, NaN %02x, -0 %02x", fp8_encode(inf, d), fp8_encode(-inf, d), fp8_encode(nan, d),
+              fp8_encode(-0.0f, d));
     }
     // A truncating encoder, which a comparison of decoded values "within one step" would let through.
     long caught = 0;
@@ -252,7 +253,8 @@ static void test_fp8_exhaustive(void) {
                 differ += fp8_encode(f, d) != code_of(f, d);
             }
 #pragma omp critical
-            if (++done % 64 == 0) fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_names[d], done * 100 / 4096), fflush(stderr);
+            if (++done % 64 == 0)
+                fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_names[d], done * 100 / 4096), fflush(stderr);
         }
         fprintf(stderr, "\r%40s\r", "");
         snprintf(name, sizeof(name), "fp8 %s: encode is right for all 2^32 floats", dtype_names[d]);
@@ -275,8 +277,8 @@ static void quantise_slowly(uint8_t *q, const stored_t *x, size_t n, float scale
     }
 }
 static int stats_same(const Fp8Stats *a, const Fp8Stats *b) {
-    return a->amax_bits == b->amax_bits && a->saturated == b->saturated && a->flushed == b->flushed && a->nonfinite == b->nonfinite &&
-           a->count == b->count;
+    return a->amax_bits == b->amax_bits && a->saturated == b->saturated && a->flushed == b->flushed &&
+           a->nonfinite == b->nonfinite && a->count == b->count;
 }
 
 static void test_fp8_blocks(void) {
@@ -306,16 +308,19 @@ static void test_fp8_blocks(void) {
                 stats += !stats_same(&s, &r);
             }
         char name[128];
-        snprintf(name, sizeof(name), "fp8 %s: quantise_block makes the right bytes of 65536 stored values x 7 scales", dtype_names[d]);
+        snprintf(name, sizeof(name), "fp8 %s: quantise_block makes the right bytes of 65536 stored values x 7 scales",
+                 dtype_names[d]);
         check(!bytes, name, "%zu bytes differ", bytes);
-        snprintf(name, sizeof(name), "fp8 %s: amax, saturated, flushed, non-finite and count equal a slow count", dtype_names[d]);
+        snprintf(name, sizeof(name), "fp8 %s: amax, saturated, flushed, non-finite and count equal a slow count",
+                 dtype_names[d]);
         check(!stats, name, "%d of 21 differ", stats);
     }
     Fp8Stats s, r;
     memset(&s, 0, sizeof(s));
     quantise_block_e4m3(q, x, n, 2, &s);
     quantise_slowly(want, x, n, 1, DTYPE_E4M3, &r);
-    check(memcmp(q, want, n) != 0 && !stats_same(&s, &r), "planted fault: a scale off by 2 shows in bytes and in statistics", "nothing differed");
+    check(memcmp(q, want, n) != 0 && !stats_same(&s, &r), "planted fault: a scale off by 2 shows in bytes and in statistics",
+          "nothing differed");
 
     int wrong = 0;
     for (int t = 0; t < 2; t++)
@@ -347,7 +352,8 @@ static uint16_t half_of(float f, int p, int emin) {
     frexp(x, &e); // x = m 2^e, m in [1/2, 1)
     e = e - 1 < emin ? emin : e - 1;
     const double units = nearbyint(ldexp(x, fraction - e)); // of the last bit; below 2^fraction the result is a denormal
-    const uint32_t code = units < ldexp(1, fraction) ? (uint32_t)units : (uint32_t)(((e - emin + 1) << fraction) + (units - ldexp(1, fraction)));
+    const uint32_t code =
+        units < ldexp(1, fraction) ? (uint32_t)units : (uint32_t)(((e - emin + 1) << fraction) + (units - ldexp(1, fraction)));
     return (uint16_t)(sign | (code > infinite ? infinite : code));
 }
 
@@ -374,7 +380,8 @@ static void test_fp8_sixteen_bits(void) {
         }
     }
     check(!bf16, "16 bits: bf16 is rounded to nearest even, denormals flushed first", "%ld of a million floats differ", bf16);
-    check(!fp16, "16 bits: fp16 is rounded to nearest even, denormals kept (F16C's rules)", "%ld of a million floats differ", fp16);
+    check(!fp16, "16 bits: fp16 is rounded to nearest even, denormals kept (F16C's rules)", "%ld of a million floats differ",
+          fp16);
     check(!vectors, "16 bits: v_store_stored makes the bits of stored_from_float", "%ld of a million floats differ", vectors);
     for (uint32_t base = 0; base < 65536; base += 16) {
         stored_t s[16];
@@ -445,8 +452,9 @@ static float fma_by_integers(float a, float b, float c) {
 }
 
 static void test_fp8_fma(void) {
-    const uint32_t nasty[] = {0, 0x80000000, 1, 0x807fffff, 0x00800000, 0x80800001, 0x3f800000, 0xbf800001, 0x3f7fffff, 0x7f7fffff, 0xff7ffffe,
-                              0x7f800000, 0xff800000, 0x7fc00000, 0x20000000, 0x1fffffff, 0x5f7fffff, 0x33800000, 0x4b800001, 0x00ffffff};
+    const uint32_t nasty[] = {0,          0x80000000, 1,          0x807fffff, 0x00800000, 0x80800001, 0x3f800000,
+                              0xbf800001, 0x3f7fffff, 0x7f7fffff, 0xff7ffffe, 0x7f800000, 0xff800000, 0x7fc00000,
+                              0x20000000, 0x1fffffff, 0x5f7fffff, 0x33800000, 0x4b800001, 0x00ffffff};
     const int n = (int)(sizeof(nasty) / sizeof(nasty[0]));
     size_t differ = 0, fused = 0;
     float first[3] = {0, 0, 0};
@@ -464,7 +472,8 @@ static void test_fp8_fma(void) {
         const float twice = product + v[2];
         fused += bits_differ(&twice, &want, 1);
     }
-    check(!differ, "fma: fma_exact rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)", differ, (double)first[0], (double)first[1], (double)first[2]);
+    check(!differ, "fma: fma_exact rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)",
+          differ, (double)first[0], (double)first[1], (double)first[2]);
     check(fused > 0, "planted fault: a multiply and an add instead of fma is caught", "no case differed");
 }
 
@@ -484,7 +493,8 @@ static void scale_step(Fp8Scale *s, float amax) {
 }
 
 static void test_scale_update(void) {
-    const volatile float amaxes[] = {0, -0.0f, 1e-45f, 1e-40f, 1e-38f, 1.2e-38f, 1e-20f, 1, 448, 3e38f, bits_float(0x7f7fffff), INFINITY, NAN};
+    const volatile float amaxes[] = {
+        0, -0.0f, 1e-45f, 1e-40f, 1e-38f, 1.2e-38f, 1e-20f, 1, 448, 3e38f, bits_float(0x7f7fffff), INFINITY, NAN};
     int bad = 0;
     char first[128] = "";
     for (int t = 0; t < 2; t++)
@@ -498,16 +508,20 @@ static void test_scale_update(void) {
                 if (!usable) bad += s != 7;
                 else {
                     const double want = fmin(fmax(ldexp((t ? 57344.0 : 448.0) / (double)amax, -margin), 0x1p-126), 0x1p126);
-                    if (s != (float)want) bad++, snprintf(first, sizeof(first), "amax %g, margin %d: %g, expected %g", (double)amax, margin, (double)s, want);
+                    if (s != (float)want)
+                        bad++, snprintf(first, sizeof(first), "amax %g, margin %d: %g, expected %g", (double)amax, margin,
+                                        (double)s, want);
                 }
             }
-    check(!bad, "scale: FP8_MAX / amax / 2^margin in 2^-126 .. 2^126; amax 0, denormal, Inf, NaN keep the old one", "%d cases differ, e.g. %s", bad, first);
+    check(!bad, "scale: FP8_MAX / amax / 2^margin in 2^-126 .. 2^126; amax 0, denormal, Inf, NaN keep the old one",
+          "%d cases differ, e.g. %s", bad, first);
 
     const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0}, recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1};
     Fp8Scale s = scale_make(&max3), r = scale_make(&recent);
     const volatile float unusable[] = {0, 1e-40f, INFINITY, NAN}; // volatile: a compiler folds 1e-40 > 0 without the flush
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
-    check(s.scale == 1 && s.history_count == 0, "scale: with an empty history, an unusable amax changes nothing", "scale %g, %d entries", (double)s.scale, s.history_count);
+    check(s.scale == 1 && s.history_count == 0, "scale: with an empty history, an unusable amax changes nothing",
+          "scale %g, %d entries", (double)s.scale, s.history_count);
     const float steps[] = {8, 2, 4, 1, 1, 1}, max_of_3[] = {8, 8, 8, 4, 4, 1};
     int max_wrong = 0, recent_wrong = 0;
     for (int i = 0; i < 6; i++) {
@@ -516,17 +530,20 @@ static void test_scale_update(void) {
         recent_wrong += r.scale != 57344 / steps[i] / 2;
     }
     check(!max_wrong, "scale: a history of 3 rolls, and its maximum makes the scale", "%d of 6 steps differ", max_wrong);
-    check(!recent_wrong, "scale: the most recent amax, with its own format's maximum and a margin of 1", "%d of 6 steps differ", recent_wrong);
+    check(!recent_wrong, "scale: the most recent amax, with its own format's maximum and a margin of 1", "%d of 6 steps differ",
+          recent_wrong);
     const Fp8Scale before = s;
     float history[3];
     memcpy(history, s.amax_history, sizeof(history));
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
-    check(s.scale == before.scale && s.history_count == before.history_count && s.history_next == before.history_next && !memcmp(history, s.amax_history, sizeof(history)),
+    check(s.scale == before.scale && s.history_count == before.history_count && s.history_next == before.history_next &&
+              !memcmp(history, s.amax_history, sizeof(history)),
           "scale: an unusable amax never enters a history", "scale %g was %g", (double)s.scale, (double)before.scale);
     s.step.count = 9, s.step.saturated = 3;
     scale_advance(&s);
     check(s.logged.count == 9 && s.logged.saturated == 3 && s.step.count == 0 && s.logged_scale == before.scale,
-          "scale: an advance moves the step's statistics to the log and starts again from zero", "count %d", (int)s.logged.count);
+          "scale: an advance moves the step's statistics to the log and starts again from zero", "count %d",
+          (int)s.logged.count);
 }
 
 static void test_scale_quantise(void) {
@@ -543,32 +560,41 @@ static void test_scale_quantise(void) {
     s.scale = 1e-3f; // stale, as after a change of recipe
     float inv = quantise(q, x, n, &s, 1);
     quantise_slowly(want, x, n, own_x, DTYPE_E4M3, &sx);
-    check(inv == 1 / own_x && s.scale == own_x && !memcmp(q, want, n), "quantise: with an empty history the tensor's own amax makes the scale", "scale %g, expected %g", 1 / (double)inv, (double)own_x);
+    check(inv == 1 / own_x && s.scale == own_x && !memcmp(q, want, n),
+          "quantise: with an empty history the tensor's own amax makes the scale", "scale %g, expected %g", 1 / (double)inv,
+          (double)own_x);
     inv = quantise(q, y, n, &s, 1);
-    check(inv == 1 / own_y, "quantise: so it does in every micro-batch of the first step", "scale %g, expected %g", 1 / (double)inv, (double)own_y);
+    check(inv == 1 / own_y, "quantise: so it does in every micro-batch of the first step", "scale %g, expected %g",
+          1 / (double)inv, (double)own_y);
     quantise_slowly(want, y, n, own_y, DTYPE_E4M3, &sy);
     Fp8Stats both = sx;
     stats_merge(&both, &sy);
-    check(stats_same(&s.step, &both) && s.step.count == 2 * n, "quantise: the statistics of a step's micro-batches are merged", "count %d of %d", (int)s.step.count, (int)(2 * n));
+    check(stats_same(&s.step, &both) && s.step.count == 2 * n, "quantise: the statistics of a step's micro-batches are merged",
+          "count %d of %d", (int)s.step.count, (int)(2 * n));
     scale_advance(&s);
     inv = quantise(q, x, n, &s, 1);
     quantise_slowly(want, x, n, s.scale, DTYPE_E4M3, &sx);
-    check(s.scale == 448 / bits_float(both.amax_bits) && inv == 1 / s.scale && !memcmp(q, want, n), "quantise: later the scale comes from the history, not from the tensor", "scale %g", (double)s.scale);
+    check(s.scale == 448 / bits_float(both.amax_bits) && inv == 1 / s.scale && !memcmp(q, want, n),
+          "quantise: later the scale comes from the history, not from the tensor", "scale %g", (double)s.scale);
 
     Fp8Scale before = s;
     quantise(q, y, n, &s, 0);
-    check(!memcmp(&before, &s, sizeof(s)), "quantise: without recording (validation, sampling) nothing of the scale changes", "it changed");
+    check(!memcmp(&before, &s, sizeof(s)), "quantise: without recording (validation, sampling) nothing of the scale changes",
+          "it changed");
     Fp8Scale empty = scale_make(&delayed), untouched = empty;
     inv = quantise(q, x, n, &empty, 0);
-    check(!memcmp(&untouched, &empty, sizeof(empty)) && inv == 1 / own_x, "quantise: nor with an empty history, where the own amax is used", "scale %g", 1 / (double)inv);
+    check(!memcmp(&untouched, &empty, sizeof(empty)) && inv == 1 / own_x,
+          "quantise: nor with an empty history, where the own amax is used", "scale %g", 1 / (double)inv);
     Fp8Scale c = scale_make(&current);
     const float i1 = quantise(q, x, n, &c, 1);
     scale_advance(&c);
     const float i2 = quantise(q, y, n, &c, 1);
-    check(i1 == 1 / own_x && i2 == 1 / own_y, "quantise: current scaling takes each tensor's own amax", "scales %g %g", 1 / (double)i1, 1 / (double)i2);
+    check(i1 == 1 / own_x && i2 == 1 / own_y, "quantise: current scaling takes each tensor's own amax", "scales %g %g",
+          1 / (double)i1, 1 / (double)i2);
     Fp8Scale u = scale_make(&none), f = scale_make(&fixed);
     u.scale = 5, f.scale = 32;
-    check(quantise(q, x, n, &u, 1) == 1 && quantise(q, x, n, &f, 1) == 0x1p-5f, "quantise: none is scale 1, static is the scale given", "they are not");
+    check(quantise(q, x, n, &u, 1) == 1 && quantise(q, x, n, &f, 1) == 0x1p-5f,
+          "quantise: none is scale 1, static is the scale given", "they are not");
 
     // SQNR: the same sums, chunk by chunk, from independent decoding.
     int sqnr_wrong = 0;
@@ -619,7 +645,8 @@ static void test_math(void) {
     float special[16] = {-INFINITY, NAN, 0, -200, 88.3f, INFINITY}, out[16];
     v_store(out, v_exp(v_load(special)));
     check(out[0] == 0 && out[1] != out[1] && out[2] == 1 && out[3] == 0 && out[5] == out[4] && float_is_finite(out[5]),
-          "math: exp(-Inf) is 0, exp(NaN) NaN, exp(0) 1, and above 88.3 it saturates", "%g %g %g %g %g", (double)out[0], (double)out[1], (double)out[2], (double)out[3], (double)out[5]);
+          "math: exp(-Inf) is 0, exp(NaN) NaN, exp(0) 1, and above 88.3 it saturates", "%g %g %g %g %g", (double)out[0],
+          (double)out[1], (double)out[2], (double)out[3], (double)out[5]);
     for (int i = 1; i < 100000; i++) {
         const double x = ldexp(1 + (double)(i % 997) / 997, i % 300 - 150);
         if (fabs(log(x)) > 1e-3) worst_log = fmax(worst_log, fabs(log_exact_order(x) / log(x) - 1));
@@ -629,18 +656,21 @@ static void test_math(void) {
         worst_sin = fmax(worst_sin, fmax(fabs(s - sin(6.283185307179586 * u)), fabs(c - cos(6.283185307179586 * u))));
         worst_power = fmax(worst_power, fabs(power_int(0.9997, i) / pow(0.9997, i) - 1));
     }
-    check(worst_log < 1e-14, "math: log_exact_order equals log() to 1e-14", "%.3g", worst_log);     // 11 terms: 6e-19, some roundings
+    check(worst_log < 1e-14, "math: log_exact_order equals log() to 1e-14", "%.3g",
+          worst_log); // 11 terms: 6e-19, some roundings
     check(worst_sin < 2e-15, "math: sincos_turns equals sin() and cos() to 2e-15", "%.3g", worst_sin); // of numbers below 1
-    check(worst_power < 1e-11, "math: power_int equals pow() to 1e-11", "%.3g", worst_power);       // errors add up to n 2^-53
+    check(worst_power < 1e-11, "math: power_int equals pow() to 1e-11", "%.3g", worst_power); // errors add up to n 2^-53
     double s, c;
     sincos_turns(0.25, &s, &c);
-    check(s == 1 && c == 0 && log_exact_order(1) == 0 && power_int(3, 0) == 1, "math: exact at a quarter turn, ln 1 and x^0", "%g %g", s, c);
+    check(s == 1 && c == 0 && log_exact_order(1) == 0 && power_int(3, 0) == 1, "math: exact at a quarter turn, ln 1 and x^0",
+          "%g %g", s, c);
 
     float t[16], tail[16];
     int tree_wrong = 0, ascending_differs = 0;
     for (uint64_t k = 0; k < 100; k++) {
         for (uint64_t l = 0; l < 16; l++) t[l] = (float)normal(3 + k, l);
-        const float q0 = (t[0] + t[8]) + (t[4] + t[12]), q1 = (t[1] + t[9]) + (t[5] + t[13]), q2 = (t[2] + t[10]) + (t[6] + t[14]), q3 = (t[3] + t[11]) + (t[7] + t[15]);
+        const float q0 = (t[0] + t[8]) + (t[4] + t[12]), q1 = (t[1] + t[9]) + (t[5] + t[13]),
+                    q2 = (t[2] + t[10]) + (t[6] + t[14]), q3 = (t[3] + t[11]) + (t[7] + t[15]);
         float ascending = 0;
         for (int l = 0; l < 16; l++) ascending += t[l];
         tree_wrong += v_sum(v_load(t)) != (q0 + q2) + (q1 + q3);
@@ -662,7 +692,8 @@ static void test_math(void) {
         v_store_stored_n(stored, v_load(tail), n);
         for (size_t l = 0; l < 20; l++) wrong += float_from_stored(stored[l]) != (l < n ? (float)(l + 1) : 77);
     }
-    check(!wrong, "math: vectors of 0 .. 16 elements read zeros beyond the end and write nothing there", "%d elements differ", wrong);
+    check(!wrong, "math: vectors of 0 .. 16 elements read zeros beyond the end and write nothing there", "%d elements differ",
+          wrong);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -685,12 +716,17 @@ static void dtype_put(void *data, Dtype d, size_t i, uint32_t bits) {
     else ((uint8_t *)data)[i] = (uint8_t)bits;
 }
 static float dtype_value(Dtype d, uint32_t bits) { // denormal floats read as zeros
-    const float f = d == DTYPE_FP32 ? bits_float(bits) : d == DTYPE_BF16 ? float_from_bf16((uint16_t)bits) : d == DTYPE_FP16 ? float_from_fp16((uint16_t)bits)
-                                                                                                               : fp8_decode((uint8_t)bits, d);
+    const float f = d == DTYPE_FP32   ? bits_float(bits)
+                    : d == DTYPE_BF16 ? float_from_bf16((uint16_t)bits)
+                    : d == DTYPE_FP16 ? float_from_fp16((uint16_t)bits)
+                                      : fp8_decode((uint8_t)bits, d);
     return (float_bits(f) & 0x7f800000) ? f : bits_float(float_bits(f) & 0x80000000);
 }
 static uint32_t dtype_bits(Dtype d, float f) {
-    return d == DTYPE_FP32 ? float_bits(f) : d == DTYPE_BF16 ? bf16_from_float(f) : d == DTYPE_FP16 ? fp16_from_float(f) : fp8_encode(f, d);
+    return d == DTYPE_FP32   ? float_bits(f)
+           : d == DTYPE_BF16 ? bf16_from_float(f)
+           : d == DTYPE_FP16 ? fp16_from_float(f)
+                             : fp8_encode(f, d);
 }
 
 // ordinary: numbers around 1. tiny: products around 2^-126, every eighth element a denormal. special: a few Inf and NaN.
@@ -699,8 +735,12 @@ static uint32_t random_element(Dtype d, int mode, uint64_t i) {
     const uint64_t r = random_u64(77, (uint64_t)mode, i);
     const float f = (float)((random_unit(r) - 0.5) * 4);
     if (mode == TINY) {
-        if (r % 8 == 0) return dtype_size[d] == 1 ? (uint32_t)(r >> 8 & 0x83) : dtype_size[d] == 2 ? (uint32_t)(r >> 8 & 0x807f) : (uint32_t)(r >> 8 & 0x807fffff);
-        return d == DTYPE_FP32 || d == DTYPE_BF16 ? dtype_bits(d, f * bits_float((uint32_t)(52 + r % 25) << 23)) : dtype_bits(d, f * 0x1p-10f);
+        if (r % 8 == 0)
+            return dtype_size[d] == 1   ? (uint32_t)(r >> 8 & 0x83)
+                   : dtype_size[d] == 2 ? (uint32_t)(r >> 8 & 0x807f)
+                                        : (uint32_t)(r >> 8 & 0x807fffff);
+        return d == DTYPE_FP32 || d == DTYPE_BF16 ? dtype_bits(d, f * bits_float((uint32_t)(52 + r % 25) << 23))
+                                                  : dtype_bits(d, f * 0x1p-10f);
     }
     if (mode == SPECIAL && r % 701 == 0) return dtype_bits(d, r & 1024 ? NAN : INFINITY);
     return dtype_bits(d, f);
@@ -714,7 +754,8 @@ typedef struct {
 // One shape, in every layout, epilogue, instruction and number of threads, against chains made once.
 static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, size_t N, size_t K, int mode) {
     const size_t pad = 3, stride = N + 5, first_block = (size_t)block_count;
-    float *va = take_floats(M * K), *vb = take_floats(N * K), *acc = take_floats(M * N), *bias = take_floats(N), *old = take_floats(M * stride);
+    float *va = take_floats(M * K), *vb = take_floats(N * K), *acc = take_floats(M * N), *bias = take_floats(N),
+          *old = take_floats(M * stride);
     float *want = take_floats(M * N), *got = take_floats(M * N), *out32 = take_floats(M * stride);
     stored_t *out16 = take_stored(M * stride);
     char *data[2][2]; // [a or b][layout], padded with 0xff: NaN in every type, so that a read too far is seen
@@ -742,7 +783,9 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
     for (size_t i = 0; i < M * stride; i++) old[i] = (float)normal(9, i);
     for (int form = 0; form < 4; form++) { // fp32, fp32 accumulated, stored with bias, stored
         for (size_t i = 0; i < M * N; i++) {
-            const float v = form == 1 ? fma_exact(acc[i], scale, old[i / N * stride + i % N]) : form == 2 ? fma_exact(acc[i], scale, bias[i % N]) : acc[i] * scale;
+            const float v = form == 1   ? fma_exact(acc[i], scale, old[i / N * stride + i % N])
+                            : form == 2 ? fma_exact(acc[i], scale, bias[i % N])
+                                        : acc[i] * scale;
             want[i] = form < 2 ? v : float_from_stored(stored_from_float(v));
         }
         for (int variant = 0; variant < 4 * 3 * 2; variant++) { // several threads: not in every combination, for time
@@ -757,18 +800,23 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
             workspace.threads = threads;
             memcpy(out32, old, M * stride * 4);
             for (size_t i = 0; i < M * stride; i++) out16[i] = stored_from_float(old[i]);
-            matmul(output(form < 2 ? (void *)out32 : (void *)out16, form < 2 ? DTYPE_FP32 : STORED, stride, scale, form == 2 ? bias : NULL, form == 1),
-                   operand(data[0][la], da, la ? 1 : K + pad, la ? M + pad : 1), operand(data[1][lb], db, lb ? 1 : K + pad, lb ? N + pad : 1), M, N, K);
+            matmul(output(form < 2 ? (void *)out32 : (void *)out16, form < 2 ? DTYPE_FP32 : STORED, stride, scale,
+                          form == 2 ? bias : NULL, form == 1),
+                   operand(data[0][la], da, la ? 1 : K + pad, la ? M + pad : 1),
+                   operand(data[1][lb], db, lb ? 1 : K + pad, lb ? N + pad : 1), M, N, K);
             for (size_t i = 0; i < M; i++)
                 for (size_t j = 0; j < stride; j++) {
                     const float v = form < 2 ? out32[i * stride + j] : float_from_stored(out16[i * stride + j]);
-                    const float was = form < 2 ? old[i * stride + j] : float_from_stored(stored_from_float(old[i * stride + j]));
+                    const float was =
+                        form < 2 ? old[i * stride + j] : float_from_stored(stored_from_float(old[i * stride + j]));
                     if (j < N) got[i * N + j] = v;
                     else result->touched += float_bits(v) != float_bits(was);
                 }
             const size_t differ = bits_differ(want, got, M * N);
             if (differ && !result->differ)
-                snprintf(result->first, sizeof(result->first), "%zu x %zu x %zu, layouts %d %d, form %d, %d threads, pairs %d: %zu elements", M, N, K, la, lb, form, threads, pairs, differ);
+                snprintf(result->first, sizeof(result->first),
+                         "%zu x %zu x %zu, layouts %d %d, form %d, %d threads, pairs %d: %zu elements", M, N, K, la, lb, form,
+                         threads, pairs, differ);
             result->cases++, result->differ += differ != 0;
         }
     }
@@ -777,8 +825,9 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
 
 static void test_product(void) {
     const int pairs_before = product_uses_pairs;
-    const size_t shapes[][3] = {{1, 1, 1},     {2, 3, 7},     {7, 17, 2},     {17, 64, 65},   {65, 130, 64}, {130, 65, 17},
-                                {3, 64, 1},    {64, 7, 130},  {13, 129, 127}, {61, 33, 128},  {6, 5, 1025},  {64, 65, 2100}, {9, 17, 4100}, {1600, 20, 65}};
+    const size_t shapes[][3] = {{1, 1, 1},     {2, 3, 7},      {7, 17, 2},    {17, 64, 65},   {65, 130, 64},
+                                {130, 65, 17}, {3, 64, 1},     {64, 7, 130},  {13, 129, 127}, {61, 33, 128},
+                                {6, 5, 1025},  {64, 65, 2100}, {9, 17, 4100}, {1600, 20, 65}};
     const Dtype kinds[4][2] = {{STORED, STORED}, {DTYPE_E4M3, DTYPE_E4M3}, {DTYPE_E5M2, DTYPE_E4M3}, {DTYPE_E4M3, DTYPE_E5M2}};
     workspace_free();
     omp_set_num_threads(3);
@@ -790,19 +839,27 @@ static void test_product(void) {
             ProductResult r;
             memset(&r, 0, sizeof(r));
             for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
-                if (mode == ORDINARY || i % 3 == 0 || i == 10) product_shape(&r, kinds[kind][0], kinds[kind][1], shapes[i][0], shapes[i][1], shapes[i][2], mode);
-            snprintf(name, sizeof(name), "product %s x %s: the bits of the chain in every layout, epilogue and thread count; %s", dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], modes[mode]);
-            check(!r.differ && !r.touched, name, "%zu of %zu cases differ, first: %s; %zu elements beyond a row were written", r.differ, r.cases, r.first, r.touched);
+                if (mode == ORDINARY || i % 3 == 0 || i == 10)
+                    product_shape(&r, kinds[kind][0], kinds[kind][1], shapes[i][0], shapes[i][1], shapes[i][2], mode);
+            snprintf(name, sizeof(name),
+                     "product %s x %s: the bits of the chain in every layout, epilogue and thread count; %s",
+                     dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], modes[mode]);
+            check(!r.differ && !r.touched, name, "%zu of %zu cases differ, first: %s; %zu elements beyond a row were written",
+                  r.differ, r.cases, r.first, r.touched);
         }
     const size_t n = 64;
     stored_t *a = normal_stored(n * n, 1, 1), *b = normal_stored(n * n, 1, 2);
-    float *fa = take_floats(n * n), *fb = take_floats(n * n), *want = take_floats(n * n), *swapped = take_floats(n * n), *out = take_floats(n * n);
+    float *fa = take_floats(n * n), *fb = take_floats(n * n), *want = take_floats(n * n), *swapped = take_floats(n * n),
+          *out = take_floats(n * n);
     for (size_t i = 0; i < n * n; i++) fa[i] = float_from_stored(a[i]), fb[i] = float_from_stored(b[i]);
-    for (size_t i = 0; i < n * n; i++) want[i] = chain(fa + i / n * n, fb + i % n * n, n, 0), swapped[i] = chain(fa + i / n * n, fb + i % n * n, n, 1);
+    for (size_t i = 0; i < n * n; i++)
+        want[i] = chain(fa + i / n * n, fb + i % n * n, n, 0), swapped[i] = chain(fa + i / n * n, fb + i % n * n, n, 1);
     matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), operand(a, STORED, n, 1), operand(b, STORED, n, 1), n, n, n);
-    check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0, "planted fault: a chain with the even element first is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
+    check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0,
+          "planted fault: a chain with the even element first is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
     matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), operand(a, STORED, n, 1), operand(b, STORED, 1, n), n, n, n);
-    check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught", "no bit differs");
+    check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught",
+          "no bit differs");
     product_uses_pairs = pairs_before;
 }
 
@@ -840,7 +897,8 @@ static void attention_reference(double *out, double *dqkv, const double *dout, c
                 double *dbase = dqkv + b * T * S + h * hs;
                 for (int j = 0; j <= i; j++) {
                     dp[j] = 0;
-                    for (int c = 0; c < hs; c++) dp[j] += g[c] * base[j * S + 2 * C + c], dbase[j * S + 2 * C + c] += p[j] * g[c];
+                    for (int c = 0; c < hs; c++)
+                        dp[j] += g[c] * base[j * S + 2 * C + c], dbase[j * S + 2 * C + c] += p[j] * g[c];
                     dot += p[j] * dp[j];
                 }
                 for (int j = 0; j <= i; j++)
@@ -853,7 +911,8 @@ static void attention_reference(double *out, double *dqkv, const double *dout, c
 }
 
 // y = layernorm(x); with dy: dx +=, dweight +=, dbias +=.
-static void layernorm_reference(double *y, const double *x, const double *w, const double *b, int rows, int C, const double *dy, double *dx, double *dw, double *db) {
+static void layernorm_reference(double *y, const double *x, const double *w, const double *b, int rows, int C, const double *dy,
+                                double *dx, double *dw, double *db) {
     for (int r = 0; r < rows; r++, x += C) {
         double mean = 0, variance = 0, m1 = 0, m2 = 0;
         for (int c = 0; c < C; c++) mean += x[c] / C;
@@ -863,7 +922,8 @@ static void layernorm_reference(double *y, const double *x, const double *w, con
         for (int c = 0; dy && c < C; c++) m1 += dy[r * C + c] * w[c] / C, m2 += dy[r * C + c] * w[c] * (x[c] - mean) * rstd / C;
         for (int c = 0; dy && c < C; c++) {
             const double norm = (x[c] - mean) * rstd;
-            dx[r * C + c] += rstd * (dy[r * C + c] * w[c] - m1 - norm * m2), dw[c] += dy[r * C + c] * norm, db[c] += dy[r * C + c];
+            dx[r * C + c] += rstd * (dy[r * C + c] * w[c] - m1 - norm * m2), dw[c] += dy[r * C + c] * norm,
+                db[c] += dy[r * C + c];
         }
     }
 }
@@ -896,7 +956,8 @@ static void test_layers(void) {
         const int B = shapes[k][0], T = shapes[k][1], C = shapes[k][2], NH = shapes[k][3];
         const size_t n = (size_t)(B * T * C);
         layers_workspace(T, C / NH);
-        stored_t *qkv = normal_stored(3 * n, 1, 21 + k), *dout = normal_stored(n, 1, 31 + k), *out = take_stored(n), *dqkv = take_stored(3 * n);
+        stored_t *qkv = normal_stored(3 * n, 1, 21 + k), *dout = normal_stored(n, 1, 31 + k), *out = take_stored(n),
+                 *dqkv = take_stored(3 * n);
         double *want = take_doubles(n), *dwant = take_doubles(3 * n), *g = doubles_of_stored(dout, n);
         attention_reference(want, dwant, g, doubles_of_stored(qkv, 3 * n), B, T, C, NH);
         attention_forward(out, qkv, B, T, 0, C, NH);
@@ -910,25 +971,33 @@ static void test_layers(void) {
         double *later = take_doubles(n); // sees one key too many: what a wrong causal mask would do
         memcpy(later, want, n * sizeof(double));
         for (int t = 0; t + 1 < T; t++) memcpy(later + t * C, want + (t + 1) * C, (size_t)C * sizeof(double));
-        check(likeness_stored(later, out, n).error > 2 * UNIT + FP32_WORK, "planted fault: attention shifted by one position is caught", "not caught");
+        check(likeness_stored(later, out, n).error > 2 * UNIT + FP32_WORK,
+              "planted fault: attention shifted by one position is caught", "not caught");
     }
 
     // Layernorm, with the residual addition; C is no multiple of 16, rows are no multiple of a block.
     const int rows = 75, C = 100;
     const size_t n = (size_t)(rows * C);
-    stored_t *a = normal_stored(n, 1, 41), *b = normal_stored(n, 1, 42), *res = take_stored(n), *normed = take_stored(n), *dout = normal_stored(n, 1, 43), *dres = normal_stored(n, 1, 44);
-    float *w = normal_floats((size_t)C, 1, 45), *bias = normal_floats((size_t)C, 1, 46), *mean = take_floats((size_t)rows), *rstd = take_floats((size_t)rows);
-    float *dw = normal_floats((size_t)C, 1, 47), *db = normal_floats((size_t)C, 1, 48), *partial = take_floats(2 * 3 * (size_t)C);
-    double *da = doubles_of_stored(a, n), *bd = doubles_of_stored(b, n), *dx = doubles_of_stored(dres, n), *dwant = doubles_of_floats(dw, (size_t)C), *dbwant = doubles_of_floats(db, (size_t)C);
+    stored_t *a = normal_stored(n, 1, 41), *b = normal_stored(n, 1, 42), *res = take_stored(n), *normed = take_stored(n),
+             *dout = normal_stored(n, 1, 43), *dres = normal_stored(n, 1, 44);
+    float *w = normal_floats((size_t)C, 1, 45), *bias = normal_floats((size_t)C, 1, 46), *mean = take_floats((size_t)rows),
+          *rstd = take_floats((size_t)rows);
+    float *dw = normal_floats((size_t)C, 1, 47), *db = normal_floats((size_t)C, 1, 48),
+          *partial = take_floats(2 * 3 * (size_t)C);
+    double *da = doubles_of_stored(a, n), *bd = doubles_of_stored(b, n), *dx = doubles_of_stored(dres, n),
+           *dwant = doubles_of_floats(dw, (size_t)C), *dbwant = doubles_of_floats(db, (size_t)C);
     residual_layernorm_forward(res, normed, mean, rstd, a, b, w, bias, (size_t)rows, (size_t)C);
     int sum_wrong = 0;
-    for (size_t i = 0; i < n; i++) sum_wrong += float_from_stored(res[i]) != float_from_stored(stored_from_float((float)(da[i] + bd[i])));
+    for (size_t i = 0; i < n; i++)
+        sum_wrong += float_from_stored(res[i]) != float_from_stored(stored_from_float((float)(da[i] + bd[i])));
     check(!sum_wrong, "layernorm: the residual sum is rounded once", "%d of %zu differ", sum_wrong, n);
-    double *y = take_doubles(n), *xr = doubles_of_stored(res, n), *wd = doubles_of_floats(w, (size_t)C), *biasd = doubles_of_floats(bias, (size_t)C);
+    double *y = take_doubles(n), *xr = doubles_of_stored(res, n), *wd = doubles_of_floats(w, (size_t)C),
+           *biasd = doubles_of_floats(bias, (size_t)C);
     layernorm_reference(y, xr, wd, biasd, rows, C, doubles_of_stored(dout, n), dx, dwant, dbwant);
     check_error("layernorm: forward equals the definition in doubles", likeness_stored(y, normed, n), UNIT + FP32_WORK);
     layernorm_backward(dres, dw, db, dout, res, mean, rstd, w, partial, (size_t)rows, (size_t)C);
-    check_error("layernorm: backward adds to the gradient of the residual stream", likeness_stored(dx, dres, n), UNIT + FP32_WORK);
+    check_error("layernorm: backward adds to the gradient of the residual stream", likeness_stored(dx, dres, n),
+                UNIT + FP32_WORK);
     check_error("layernorm: backward adds to dweight", likeness_floats(dwant, dw, (size_t)C), FP32_WORK);
     check_error("layernorm: backward adds to dbias", likeness_floats(dbwant, db, (size_t)C), FP32_WORK);
 
@@ -938,7 +1007,8 @@ static void test_layers(void) {
     memcpy(dgelu, dout, n * sizeof(stored_t));
     for (size_t i = 0; i < n; i++) {
         const double v = (double)float_from_stored(x[i]), h = 1e-5;
-        gw[i] = gelu_reference(v), dgw[i] = (gelu_reference(v + h) - gelu_reference(v - h)) / (2 * h) * (double)float_from_stored(dout[i]);
+        gw[i] = gelu_reference(v),
+        dgw[i] = (gelu_reference(v + h) - gelu_reference(v - h)) / (2 * h) * (double)float_from_stored(dout[i]);
     }
     gelu_forward(gelu, x, n), gelu_backward(dgelu, x, n);
     check_error("gelu: forward equals tanh's formula in doubles", likeness_stored(gw, gelu, n), UNIT + FP32_WORK);
@@ -946,40 +1016,50 @@ static void test_layers(void) {
     const stored_t far[4] = {stored_from_float(-60), stored_from_float(60), stored_from_float(-1e4f), stored_from_float(0)};
     stored_t at_far[4];
     gelu_forward(at_far, far, 4);
-    check(float_from_stored(at_far[0]) == 0 && float_from_stored(at_far[1]) == float_from_stored(far[1]) && float_from_stored(at_far[2]) == 0 && float_from_stored(at_far[3]) == 0,
+    check(float_from_stored(at_far[0]) == 0 && float_from_stored(at_far[1]) == float_from_stored(far[1]) &&
+              float_from_stored(at_far[2]) == 0 && float_from_stored(at_far[3]) == 0,
           "gelu: far out it is 0 and x", "%g %g", (double)float_from_stored(at_far[0]), (double)float_from_stored(at_far[1]));
 
     // Classifier: padded columns hold nonsense that must not matter; a target of -1 counts nothing.
     const int R = 37, V = 75, Vp = 128;
     float *logits = normal_floats((size_t)(R * Vp), 3, 61), *losses = take_floats((size_t)R);
     stored_t *dl = take_stored((size_t)(R * Vp));
-    double *z = doubles_of_floats(logits, (size_t)(R * Vp)), *lw = take_doubles((size_t)R), *dlw = take_doubles((size_t)(R * Vp));
+    double *z = doubles_of_floats(logits, (size_t)(R * Vp)), *lw = take_doubles((size_t)R),
+           *dlw = take_doubles((size_t)(R * Vp));
     int targets[37], padding = 0;
     const float dscale = 0.25f;
     for (int r = 0; r < R; r++) {
         targets[r] = r % 7 == 3 ? -1 : (r * 31) % V;
         if (targets[r] < 0) continue;
         lw[r] = cross_entropy_reference(z + r * Vp, V, targets[r]);
-        for (int j = 0; j < V; j++) dlw[r * Vp + j] = (double)dscale * (exp(-cross_entropy_reference(z + r * Vp, V, j)) - (j == targets[r]));
+        for (int j = 0; j < V; j++)
+            dlw[r * Vp + j] = (double)dscale * (exp(-cross_entropy_reference(z + r * Vp, V, j)) - (j == targets[r]));
     }
     classifier(losses, dl, logits, targets, (size_t)R, V, Vp, dscale);
     for (int r = 0; r < R; r++)
         for (int j = V; j < Vp; j++) padding += float_from_stored(dl[r * Vp + j]) != 0;
     check_error("classifier: losses equal the definition in doubles", likeness_floats(lw, losses, (size_t)R), FP32_WORK);
     check_error("classifier: dlogits equal (p - onehot) * scale", likeness_stored(dlw, dl, (size_t)(R * Vp)), UNIT + FP32_WORK);
-    check(!padding && losses[3] == 0, "classifier: the padded vocabulary gets exactly zero, a target of -1 no loss", "%d not zero", padding);
+    check(!padding && losses[3] == 0, "classifier: the padded vocabulary gets exactly zero, a target of -1 no loss",
+          "%d not zero", padding);
 
     // Linear, against doubles, in the builds whose operands are exact.
     if (IS_FP8) return;
     const int M = 45, in = 70, out_n = 33;
     layers_workspace(1, 16);
-    stored_t *lx = normal_stored((size_t)(M * in), 1, 71), *ldy = normal_stored((size_t)(M * out_n), 1, 72), *ly = take_stored((size_t)(M * out_n)), *ldx = take_stored((size_t)(M * in)), *lwt = normal_stored((size_t)(out_n * in), 1, 73);
-    float *ldw = normal_floats((size_t)(out_n * in), 1, 74), *ldb = normal_floats((size_t)out_n, 1, 75), *lb = normal_floats((size_t)out_n, 1, 76), *lpartial = take_floats(2 * (size_t)out_n);
+    stored_t *lx = normal_stored((size_t)(M * in), 1, 71), *ldy = normal_stored((size_t)(M * out_n), 1, 72),
+             *ly = take_stored((size_t)(M * out_n)), *ldx = take_stored((size_t)(M * in)),
+             *lwt = normal_stored((size_t)(out_n * in), 1, 73);
+    float *ldw = normal_floats((size_t)(out_n * in), 1, 74), *ldb = normal_floats((size_t)out_n, 1, 75),
+          *lb = normal_floats((size_t)out_n, 1, 76), *lpartial = take_floats(2 * (size_t)out_n);
     Linear f;
     memset(&f, 0, sizeof(f));
-    f.w = (const operand_t *)(const void *)lwt, f.bias = lb, f.dw = ldw, f.dbias = ldb, f.in = (size_t)in, f.out = (size_t)out_n;
-    double *xd = doubles_of_stored(lx, (size_t)(M * in)), *dyd = doubles_of_stored(ldy, (size_t)(M * out_n)), *lwd = doubles_of_stored(lwt, (size_t)(out_n * in));
-    double *yw = take_doubles((size_t)(M * out_n)), *dxw = take_doubles((size_t)(M * in)), *dww = doubles_of_floats(ldw, (size_t)(out_n * in)), *dbw = doubles_of_floats(ldb, (size_t)out_n);
+    f.w = (const operand_t *)(const void *)lwt, f.bias = lb, f.dw = ldw, f.dbias = ldb, f.in = (size_t)in,
+    f.out = (size_t)out_n;
+    double *xd = doubles_of_stored(lx, (size_t)(M * in)), *dyd = doubles_of_stored(ldy, (size_t)(M * out_n)),
+           *lwd = doubles_of_stored(lwt, (size_t)(out_n * in));
+    double *yw = take_doubles((size_t)(M * out_n)), *dxw = take_doubles((size_t)(M * in)),
+           *dww = doubles_of_floats(ldw, (size_t)(out_n * in)), *dbw = doubles_of_floats(ldb, (size_t)out_n);
     linear_reference(yw, xd, lwd, doubles_of_floats(lb, (size_t)out_n), M, out_n, in);
     for (int i = 0; i < M; i++)
         for (int o = 0; o < out_n; o++) {
@@ -989,7 +1069,8 @@ static void test_layers(void) {
         }
     linear_forward(&f, ly, lx, (operand_t *)(void *)lx, (size_t)M, 0);
     linear_backward(&f, ldx, ldy, (operand_t *)(void *)lx, NULL, lpartial, (size_t)M, 0);
-    check_error("linear: forward equals x w^T + bias in doubles", likeness_stored(yw, ly, (size_t)(M * out_n)), UNIT + FP32_WORK);
+    check_error("linear: forward equals x w^T + bias in doubles", likeness_stored(yw, ly, (size_t)(M * out_n)),
+                UNIT + FP32_WORK);
     check_error("linear: dgrad equals dy w", likeness_stored(dxw, ldx, (size_t)(M * in)), UNIT + FP32_WORK);
     check_error("linear: wgrad adds dy^T x", likeness_floats(dww, ldw, (size_t)(out_n * in)), FP32_WORK);
     check_error("linear: the bias gradient adds the column sums of dy", likeness_floats(dbw, ldb, (size_t)out_n), FP32_WORK);
@@ -1012,7 +1093,8 @@ static double weighted_loss(const stored_t *y, size_t n) {
     return sum;
 }
 static void weighted_gradient(stored_t *dy, const stored_t *y, size_t n) {
-    for (size_t i = 0; i < n; i++) dy[i] = stored_from_float((float)(normal(101, i) + normal(102, i) * (double)float_from_stored(y[i])));
+    for (size_t i = 0; i < n; i++)
+        dy[i] = stored_from_float((float)(normal(101, i) + normal(102, i) * (double)float_from_stored(y[i])));
 }
 
 // The derivative at up to 96 elements of x; what the trainer says of the same elements lies in `gradient`.
@@ -1099,23 +1181,28 @@ static void test_gradients(void) {
         snprintf(name, sizeof(name), "finite differences: attention, T %d, head %d", l.T, l.C / l.NH);
         check_gradient(name, finite_difference(o, l.in, 3 * n, dqkv, 0), FD_TOLERANCE);
         if (k) continue;
-        check(!gradient_right(finite_difference(o, l.in, 3 * n, dqkv, 1), FD_TOLERANCE), "planted fault: a gradient of ones is caught", "it passed");
+        check(!gradient_right(finite_difference(o, l.in, 3 * n, dqkv, 1), FD_TOLERANCE),
+              "planted fault: a gradient of ones is caught", "it passed");
         for (size_t i = 0; i < 3 * n; i++) dqkv[i] *= 2;
-        check(!gradient_right(finite_difference(o, l.in, 3 * n, dqkv, 0), FD_TOLERANCE), "planted fault: a gradient of twice the length is caught", "it passed");
+        check(!gradient_right(finite_difference(o, l.in, 3 * n, dqkv, 0), FD_TOLERANCE),
+              "planted fault: a gradient of twice the length is caught", "it passed");
     }
     Layer l;
     memset(&l, 0, sizeof(l));
     l.T = 70, l.C = 50; // rows over three blocks of 32
     size_t n = (size_t)(l.T * l.C), C = (size_t)l.C;
-    l.in = normal_floats(n, 1, 211), l.more = normal_floats(n, 1, 212), l.weight = normal_floats(C, 1, 213), l.bias = normal_floats(C, 1, 214);
+    l.in = normal_floats(n, 1, 211), l.more = normal_floats(n, 1, 212), l.weight = normal_floats(C, 1, 213),
+    l.bias = normal_floats(C, 1, 214);
     l.out = take_floats(n), l.mean = take_floats((size_t)l.T), l.rstd = take_floats((size_t)l.T);
-    float *d = take_floats(n), *dx = take_floats(n), *dw = take_floats(C), *db = take_floats(C), *sum = take_floats(n), *partial = take_floats(8 * C);
+    float *d = take_floats(n), *dx = take_floats(n), *dw = take_floats(C), *db = take_floats(C), *sum = take_floats(n),
+          *partial = take_floats(8 * C);
     Objective layernorm = {loss_layernorm, &l};
     for (size_t i = 0; i < n; i++) sum[i] = l.in[i] + l.more[i];
     loss_layernorm(&l);
     weighted_gradient(d, l.out, n);
     layernorm_backward(dx, dw, db, d, sum, l.mean, l.rstd, l.weight, partial, (size_t)l.T, C);
-    check_gradient("finite differences: layernorm, left term of the residual sum", finite_difference(layernorm, l.in, n, dx, 0), FD_TOLERANCE);
+    check_gradient("finite differences: layernorm, left term of the residual sum", finite_difference(layernorm, l.in, n, dx, 0),
+                   FD_TOLERANCE);
     check_gradient("finite differences: layernorm, right term", finite_difference(layernorm, l.more, n, dx, 0), FD_TOLERANCE);
     check_gradient("finite differences: layernorm, weight", finite_difference(layernorm, l.weight, C, dw, 0), FD_TOLERANCE);
     check_gradient("finite differences: layernorm, bias", finite_difference(layernorm, l.bias, C, db, 0), FD_TOLERANCE);
@@ -1150,8 +1237,10 @@ static void test_gradients(void) {
     loss_encoder(&l);
     weighted_gradient(d, l.out, 960);
     encoder_backward(dwte, dwpe, d, tokens, 2, 20, 24);
-    check_gradient("finite differences: encoder, token embeddings", finite_difference(encoder, l.in, 11 * 24, dwte, 0), FD_TOLERANCE);
-    check_gradient("finite differences: encoder, position embeddings", finite_difference(encoder, l.more, 20 * 24, dwpe, 0), FD_TOLERANCE);
+    check_gradient("finite differences: encoder, token embeddings", finite_difference(encoder, l.in, 11 * 24, dwte, 0),
+                   FD_TOLERANCE);
+    check_gradient("finite differences: encoder, position embeddings", finite_difference(encoder, l.more, 20 * 24, dwpe, 0),
+                   FD_TOLERANCE);
 
     Objective cross_entropy = {loss_classifier, &l};
     l.T = 9, l.C = 128, l.NH = 100; // rows, padded vocabulary, vocabulary
@@ -1187,7 +1276,8 @@ static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
     }
     l->rows = rows, l->f.in = in, l->f.out = out;
     l->w = (uint8_t *)take(in * out), l->kept = (uint8_t *)take(rows * in), l->dy_bytes = (uint8_t *)take(rows * out);
-    l->x = normal_stored(rows * in, 1, 301), l->dy = normal_stored(rows * out, 1e-5, 302), l->w16 = normal_stored(in * out, 0.02, 303);
+    l->x = normal_stored(rows * in, 1, 301), l->dy = normal_stored(rows * out, 1e-5, 302),
+    l->w16 = normal_stored(in * out, 0.02, 303);
     l->y = take_stored(rows * out), l->dx = take_stored(rows * in), l->partial = take_floats((rows + ROWS - 1) / ROWS * out);
     l->f.w = (const operand_t *)(const void *)l->w, l->f.dw = take_floats(in * out), l->f.dbias = take_floats(out);
     l->f.x = &l->scale[OPERAND_X], l->f.weight = &l->scale[OPERAND_W], l->f.dy = &l->scale[OPERAND_DY];
@@ -1218,11 +1308,15 @@ static void test_fp8_layer(void) {
     fp8_layer_run(&l);
     // torchao's floors: 25 dB for a cast and a product, 18 dB for a layer's output, 17 dB for its weight gradient. A cast to m
     // mantissa bits of normal numbers leaves about 6 (m + 1) + 7 dB: 31 for E4M3, 25 for E5M2.
-    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.f.x->kept_inv), cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.f.weight->kept_inv);
+    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.f.x->kept_inv),
+                 cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.f.weight->kept_inv);
     const double cdy = cast_sqnr(l.dy, l.dy_bytes, rows * out, DTYPE_E5M2, 1 / l.f.dy->scale);
-    check(cx >= 25 && cw >= 25 && cdy >= 25, "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB", "%.1f, %.1f, %.1f dB", cx, cw, cdy);
-    double *x = doubles_of_stored(l.x, rows * in), *w = doubles_of_stored(l.w16, in * out), *dy = doubles_of_stored(l.dy, rows * out);
-    double *y = take_doubles(rows * out), *dx = take_doubles(rows * in), *dw = take_doubles(in * out), *wt = take_doubles(in * out), *dyt = take_doubles(rows * out), *xt = take_doubles(rows * in);
+    check(cx >= 25 && cw >= 25 && cdy >= 25, "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB",
+          "%.1f, %.1f, %.1f dB", cx, cw, cdy);
+    double *x = doubles_of_stored(l.x, rows * in), *w = doubles_of_stored(l.w16, in * out),
+           *dy = doubles_of_stored(l.dy, rows * out);
+    double *y = take_doubles(rows * out), *dx = take_doubles(rows * in), *dw = take_doubles(in * out),
+           *wt = take_doubles(in * out), *dyt = take_doubles(rows * out), *xt = take_doubles(rows * in);
     for (size_t o = 0; o < out; o++)
         for (size_t i = 0; i < in; i++) wt[i * out + o] = w[o * in + i];
     for (size_t r = 0; r < rows; r++) {
@@ -1232,12 +1326,14 @@ static void test_fp8_layer(void) {
     linear_reference(y, x, w, NULL, (int)rows, (int)out, (int)in);
     linear_reference(dx, dy, wt, NULL, (int)rows, (int)in, (int)out);
     linear_reference(dw, dyt, xt, NULL, (int)out, (int)in, (int)rows);
-    const Likeness ly = likeness_stored(y, l.y, rows * out), ldx = likeness_stored(dx, l.dx, rows * in), ldw = likeness_floats(dw, l.f.dw, in * out);
+    const Likeness ly = likeness_stored(y, l.y, rows * out), ldx = likeness_stored(dx, l.dx, rows * in),
+                   ldw = likeness_floats(dw, l.f.dw, in * out);
     check(ly.sqnr >= 25, "fp8 layer: SQNR of the forward product is at least 25 dB", "%.1f dB", ly.sqnr);
     // E4M3 times E5M2: the E5M2 operand decides, 25 dB less the 1 dB that the other adds
     check(ldx.sqnr >= 18, "fp8 layer: SQNR of dgrad is at least 18 dB", "%.1f dB", ldx.sqnr);
     check(ldw.sqnr >= 17, "fp8 layer: SQNR of wgrad is at least 17 dB", "%.1f dB", ldw.sqnr);
-    check(fabs(ly.ratio - 1) < 0.02 && fabs(ldx.ratio - 1) < 0.02 && fabs(ldw.ratio - 1) < 0.02, "fp8 layer: all three products have the right length", "norm ratios %.4f %.4f %.4f", ly.ratio, ldx.ratio, ldw.ratio);
+    check(fabs(ly.ratio - 1) < 0.02 && fabs(ldx.ratio - 1) < 0.02 && fabs(ldw.ratio - 1) < 0.02,
+          "fp8 layer: all three products have the right length", "norm ratios %.4f %.4f %.4f", ly.ratio, ldx.ratio, ldw.ratio);
     float *bias = take_floats(out);
     size_t bias_wrong = 0;
     for (size_t o = 0; o < out; o++) // blocks of ROWS rows, each ascending, the blocks then ascending
@@ -1247,12 +1343,16 @@ static void test_fp8_layer(void) {
             bias[o] += sum;
         }
     bias_wrong = bits_differ(bias, l.f.dbias, out);
-    check(!bias_wrong, "fp8 layer: the bias gradient is the column sum of dy before it is quantised, to the bit", "%zu differ", bias_wrong);
+    check(!bias_wrong, "fp8 layer: the bias gradient is the column sum of dy before it is quantised, to the bit", "%zu differ",
+          bias_wrong);
     for (size_t i = 0; i < rows * out; i++) y[i] *= 2;
-    check(!gradient_right(likeness_stored(y, l.y, rows * out), 0.02), "planted fault: a product whose scale is off by 2 is caught", "it passed");
+    check(!gradient_right(likeness_stored(y, l.y, rows * out), 0.02),
+          "planted fault: a product whose scale is off by 2 is caught", "it passed");
 
     // What the statistics say of a pass, and a second forward pass with the history that the first one made.
-    check(l.f.x->step.count == rows * in && l.f.dy->step.count == rows * out && l.f.x->step.saturated == 0 && l.f.dy->step.nonfinite == 0, "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.f.x->step.count);
+    check(l.f.x->step.count == rows * in && l.f.dy->step.count == rows * out && l.f.x->step.saturated == 0 &&
+              l.f.dy->step.nonfinite == 0,
+          "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.f.x->step.count);
     for (int i = 0; i < NOPERAND; i++) scale_advance(&l.scale[i]);
     const Fp8Scale x_scale = l.scale[OPERAND_X];
 
@@ -1264,16 +1364,19 @@ static void test_fp8_layer(void) {
             for (int i = 0; i < NOPERAND; i++) {
                 if (!history) s.scale[i] = scale_make(&l.recipe[i]);
                 memset(&s.scale[i].step, 0, sizeof(Fp8Stats));
-                s.scale[i].amax_history = take_floats(AMAX_HISTORY_MAX), s.scale[i].amax_history[0] = l.scale[i].amax_history[0];
+                s.scale[i].amax_history = take_floats(AMAX_HISTORY_MAX),
+                s.scale[i].amax_history[0] = l.scale[i].amax_history[0];
             }
-            s.f.x = &s.scale[OPERAND_X], s.f.dy = &s.scale[OPERAND_DY], s.x = take_stored(rows * in), s.dy = take_stored(rows * out);
+            s.f.x = &s.scale[OPERAND_X], s.f.dy = &s.scale[OPERAND_DY], s.x = take_stored(rows * in),
+            s.dy = take_stored(rows * out);
             if (k) memcpy(s.x, l.x, rows * in * sizeof(stored_t)), memcpy(s.dy, l.dy, rows * out * sizeof(stored_t));
             const float odd = k == 1 ? 1e38f : k == 2 ? INFINITY : NAN;
             if (k) s.x[7 * in + 3] = s.dy[9 * out + 5] = stored_from_float(odd);
             fp8_layer_run(&s);
             const size_t ny = nan_count(s.y, rows * out), ndx = nan_count(s.dx, rows * in), row = nan_count(s.y + 7 * out, out);
             const Fp8Stats *sx = &s.scale[OPERAND_X].step, *sy = &s.scale[OPERAND_DY].step;
-            snprintf(name, sizeof(name), "fp8 layer: x and dy with %s, %s", cases[k], history ? "scaled by their history" : "no history yet");
+            snprintf(name, sizeof(name), "fp8 layer: x and dy with %s, %s", cases[k],
+                     history ? "scaled by their history" : "no history yet");
             int ok = 1;
             if (k == 0) { // zero in, zero out
                 for (size_t i = 0; i < rows * out; i++) ok &= float_from_stored(s.y[i]) == 0;
@@ -1281,14 +1384,22 @@ static void test_fp8_layer(void) {
                 for (size_t i = 0; i < in * out; i++) ok &= s.f.dw[i] == 0;
                 ok &= sx->amax_bits == 0 && sx->nonfinite == 0;
             }
-            if (k == 1) ok = ny == 0 && ndx == 0 && sx->nonfinite == 0 && (history ? sx->saturated == 1 && sy->saturated == 1 : sx->saturated == 0);
-            if (k == 2) ok = ny == 0 && ndx == 0 && sx->nonfinite == 1 && sy->nonfinite == 1 && sx->saturated == 1 && sy->saturated == 1;
-            if (k == 3) ok = row == out && ny == out && ndx == in && sx->nonfinite == 1 && sy->nonfinite == 1; // its own row, no other
-            check(ok, name, "%zu and %zu NaN, saturated %d %d, nonfinite %d %d", ny, ndx, (int)sx->saturated, (int)sy->saturated, (int)sx->nonfinite, (int)sy->nonfinite);
+            if (k == 1)
+                ok = ny == 0 && ndx == 0 && sx->nonfinite == 0 &&
+                     (history ? sx->saturated == 1 && sy->saturated == 1 : sx->saturated == 0);
+            if (k == 2)
+                ok =
+                    ny == 0 && ndx == 0 && sx->nonfinite == 1 && sy->nonfinite == 1 && sx->saturated == 1 && sy->saturated == 1;
+            if (k == 3)
+                ok = row == out && ny == out && ndx == in && sx->nonfinite == 1 && sy->nonfinite == 1; // its own row, no other
+            check(ok, name, "%zu and %zu NaN, saturated %d %d, nonfinite %d %d", ny, ndx, (int)sx->saturated,
+                  (int)sy->saturated, (int)sx->nonfinite, (int)sy->nonfinite);
             scale_advance(&s.scale[OPERAND_X]);
             const float after = s.scale[OPERAND_X].scale;
-            snprintf(name, sizeof(name), "fp8 layer: the scale after %s, %s, is usable", cases[k], history ? "with a history" : "with none");
-            check(after >= 0x1p-126f && after <= 0x1p126f && (k == 1 || !history || after == x_scale.scale), name, "scale %g was %g", (double)after, (double)x_scale.scale);
+            snprintf(name, sizeof(name), "fp8 layer: the scale after %s, %s, is usable", cases[k],
+                     history ? "with a history" : "with none");
+            check(after >= 0x1p-126f && after <= 0x1p126f && (k == 1 || !history || after == x_scale.scale), name,
+                  "scale %g was %g", (double)after, (double)x_scale.scale);
         }
 }
 
@@ -1314,7 +1425,8 @@ static void model_make(Gpt *g, int fp8_head) {
     gpt_init(g, 7);
     g->record = 1;
     for (int i = 0; i < MODEL_B * MODEL_T; i++) {
-        model_tokens[i] = (int)(random_u64(1, 1, (uint64_t)i) % MODEL_V), model_targets[i] = (int)(random_u64(1, 2, (uint64_t)i) % MODEL_V);
+        model_tokens[i] = (int)(random_u64(1, 1, (uint64_t)i) % MODEL_V),
+        model_targets[i] = (int)(random_u64(1, 2, (uint64_t)i) % MODEL_V);
     }
 }
 
@@ -1374,8 +1486,12 @@ static uint64_t three_steps(int threads, int fp8_head, int disturbed) {
 // The losses of the whole model in doubles, straight from the master weights.
 static void model_reference(const Gpt *g, double *losses) {
     const int B = MODEL_B, T = MODEL_T, C = g->config.C, L = g->config.L, NH = g->config.NH, V = g->config.V, R = B * T;
-    double *w[NPARAM], *x = take_doubles((size_t)(R * C)), *n = take_doubles((size_t)(R * C)), *wide = take_doubles((size_t)(R * 4 * C)), *y = take_doubles((size_t)(R * C)), *logits = take_doubles((size_t)(R * V));
-    for (int id = 0; id < NPARAM; id++) w[id] = doubles_of_floats(g->master + g->params[id].offset, g->params[id].layers * g->params[id].rows * g->params[id].cols);
+    double *w[NPARAM], *x = take_doubles((size_t)(R * C)), *n = take_doubles((size_t)(R * C)),
+                       *wide = take_doubles((size_t)(R * 4 * C)), *y = take_doubles((size_t)(R * C)),
+                       *logits = take_doubles((size_t)(R * V));
+    for (int id = 0; id < NPARAM; id++)
+        w[id] =
+            doubles_of_floats(g->master + g->params[id].offset, g->params[id].layers * g->params[id].rows * g->params[id].cols);
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) x[r * C + c] = w[WTE][model_tokens[r] * C + c] + w[WPE][r % T * C + c];
     for (int l = 0; l < L; l++) {
@@ -1400,7 +1516,10 @@ static void model_enlarge(Gpt *g, float factor) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         for (size_t i = 0; i < s->layers * s->rows * s->cols; i++)
-            g->master[s->offset + i] = s->decays ? g->master[s->offset + i] * factor : g->master[s->offset + i] + (float)(id == LN1W || id == LN2W || id == LNFW ? 0.2 : 0.1) * (float)normal(400 + (uint64_t)id, i);
+            g->master[s->offset + i] =
+                s->decays ? g->master[s->offset + i] * factor
+                          : g->master[s->offset + i] + (float)(id == LN1W || id == LN2W || id == LNFW ? 0.2 : 0.1) *
+                                                           (float)normal(400 + (uint64_t)id, i);
     }
     g->weights_ready = 0;
 }
@@ -1410,14 +1529,22 @@ static void test_model_bits(void) {
         uint64_t h[3];
         char name[128];
         for (int threads = 1; threads <= 3; threads++) h[threads - 1] = three_steps(threads, head, 0);
-        snprintf(name, sizeof(name), "model: 1, 2 and 3 threads give the same bits in three steps%s", head ? " with an FP8 head" : "");
-        check(h[0] == h[1] && h[0] == h[2], name, "%016llx %016llx %016llx", (unsigned long long)h[0], (unsigned long long)h[1], (unsigned long long)h[2]);
+        snprintf(name, sizeof(name), "model: 1, 2 and 3 threads give the same bits in three steps%s",
+                 head ? " with an FP8 head" : "");
+        check(h[0] == h[1] && h[0] == h[2], name, "%016llx %016llx %016llx", (unsigned long long)h[0], (unsigned long long)h[1],
+              (unsigned long long)h[2]);
         // From any compiler and instruction set. They change only together with NUMERICS_VERSION.
-        static const uint64_t golden[4][2] = {{0x6b2fff47cf940636, 0x26119ae630f50ee6}, {0x0f86283ff8fa172e, 0}, {0x4aeed06513940c92, 0}, {0x6247bdf6d7bf1a4d, 0}};
-        snprintf(name, sizeof(name), "model: the bits are those of numerics version 1 on every machine%s", head ? ", FP8 head" : "");
-        check(h[0] == golden[PRECISION][head], name, "%016llx, expected %016llx", (unsigned long long)h[0], (unsigned long long)golden[PRECISION][head]);
+        static const uint64_t golden[4][2] = {{0x6b2fff47cf940636, 0x26119ae630f50ee6},
+                                              {0x0f86283ff8fa172e, 0},
+                                              {0x4aeed06513940c92, 0},
+                                              {0x6247bdf6d7bf1a4d, 0}};
+        snprintf(name, sizeof(name), "model: the bits are those of numerics version 1 on every machine%s",
+                 head ? ", FP8 head" : "");
+        check(h[0] == golden[PRECISION][head], name, "%016llx, expected %016llx", (unsigned long long)h[0],
+              (unsigned long long)golden[PRECISION][head]);
         const uint64_t disturbed = three_steps(2, head, 1);
-        snprintf(name, sizeof(name), "model: validation and sampling between steps change no bit of training%s", head ? ", FP8 head" : "");
+        snprintf(name, sizeof(name), "model: validation and sampling between steps change no bit of training%s",
+                 head ? ", FP8 head" : "");
         check(disturbed == h[0], name, "%016llx, expected %016llx", (unsigned long long)disturbed, (unsigned long long)h[0]);
     }
 #ifdef __AVX512BF16__
@@ -1427,7 +1554,8 @@ static void test_model_bits(void) {
         const uint64_t single = three_steps(2, 0, 0);
         product_uses_pairs = 1;
         const uint64_t pairs = three_steps(2, 0, 0);
-        check(single == pairs, "model: vdpbf16ps and fp32 multiply-adds give the same bits", "%016llx %016llx", (unsigned long long)single, (unsigned long long)pairs);
+        check(single == pairs, "model: vdpbf16ps and fp32 multiply-adds give the same bits", "%016llx %016llx",
+              (unsigned long long)single, (unsigned long long)pairs);
         product_uses_pairs = before;
     }
 #endif
@@ -1443,7 +1571,8 @@ static void test_model(void) {
     const size_t scales = (size_t)g.scale_count * (sizeof(Fp8Scale) + AMAX_HISTORY_MAX * 4), plan = memory_plan(&g).total;
     const double beyond = (double)bytes_allocated - (double)scales - (double)plan;
     // Each of some 35 tensors is rounded up to 64 bytes, each thread's slice to a page.
-    check(fabs(beyond) < 35 * 128 + 3 * 4200, "model: the memory plan is what is allocated", "planned %zu, %.0f more", plan, beyond);
+    check(fabs(beyond) < 35 * 128 + 3 * 4200, "model: the memory plan is what is allocated", "planned %zu, %.0f more", plan,
+          beyond);
 
     // The whole forward pass against doubles. The losses average the roundings of a dozen tensors in a row to below one UNIT;
     // FP8's operands have 4 bits, 2.5% an element, of which a product's sum and the residual stream leave less.
@@ -1452,13 +1581,15 @@ static void test_model(void) {
     const double tolerance = IS_FP8 ? 0.02 : UNIT + FP32_WORK;
     model_reference(&g, losses);
     gpt_forward(&g, model_tokens, model_targets, MODEL_B, MODEL_T, 0);
-    check_error("model: the losses of all tokens equal a forward pass in doubles", likeness_floats(losses, g.losses, MODEL_B * MODEL_T), tolerance);
+    check_error("model: the losses of all tokens equal a forward pass in doubles",
+                likeness_floats(losses, g.losses, MODEL_B * MODEL_T), tolerance);
     float *projection = gpt_param(&g, g.master, ATTPROJW, 1);
     for (int way = 0; way < 2; way++) {
         for (int i = 0; i < 32 * 32; i++) projection[i] = -projection[i];
         if (way == 0) model_reference(&g, losses);
     }
-    check(likeness_floats(losses, g.losses, MODEL_B * MODEL_T).error > tolerance, "planted fault: one projection subtracted instead of added is caught", "not caught");
+    check(likeness_floats(losses, g.losses, MODEL_B * MODEL_T).error > tolerance,
+          "planted fault: one projection subtracted instead of added is caught", "not caught");
 
 #if PRECISION == PRECISION_FP32
     // Directional derivatives of the whole model, one parameter tensor at a time: along the gradient (its length) mixed with
@@ -1471,13 +1602,16 @@ static void test_model(void) {
         const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? MODEL_V * s->cols : n;
         float *direction = normal_floats(n, 1, 500 + (uint64_t)id);
         double gg = 0, rr = 0, want = 0, change[2] = {0, 0};
-        for (size_t i = 0; i < used; i++) gg += (double)gradient[s->offset + i] * (double)gradient[s->offset + i], rr += (double)direction[i] * (double)direction[i];
+        for (size_t i = 0; i < used; i++)
+            gg += (double)gradient[s->offset + i] * (double)gradient[s->offset + i],
+                rr += (double)direction[i] * (double)direction[i];
         for (size_t i = 0; i < used; i++) {
             direction[i] = (float)((double)gradient[s->offset + i] / sqrt(gg) + 0.5 * (double)direction[i] / sqrt(rr));
             want += (double)gradient[s->offset + i] * (double)direction[i];
         }
         for (int way = 0; way < 2; way++) {
-            for (size_t i = 0; i < used; i++) g.master[s->offset + i] = master[s->offset + i] + (way ? -0.01f : 0.01f) * direction[i];
+            for (size_t i = 0; i < used; i++)
+                g.master[s->offset + i] = master[s->offset + i] + (way ? -0.01f : 0.01f) * direction[i];
             g.weights_ready = 0;
             change[way] = gpt_forward(&g, model_tokens, model_targets, MODEL_B, MODEL_T, 0) / (MODEL_B * MODEL_T);
         }
@@ -1502,13 +1636,17 @@ static void test_model(void) {
     memset(dy_stats, 0, sizeof(*dy_stats));
     model_gradients(&g, 2);
     // The same products in two chains instead of one: fp32 rounding of sums, and nothing else.
-    check_error("model: two micro-batches give the gradient of one batch", likeness(doubles_of_floats(whole, g.param_count), doubles_of_floats(g.grad, g.param_count), g.param_count), 10 * FP32_WORK);
+    check_error("model: two micro-batches give the gradient of one batch",
+                likeness(doubles_of_floats(whole, g.param_count), doubles_of_floats(g.grad, g.param_count), g.param_count),
+                10 * FP32_WORK);
     if (IS_FP8) {
         Fp8Scale *s = gpt_scale(&g, 1, LIN_FC, OPERAND_DY);
-        check(stats_same(&one, &s->step), "model: and the same FP8 statistics", "count %d, amax %08x; of one batch %d, %08x", (int)s->step.count, s->step.amax_bits, (int)one.count, one.amax_bits);
+        check(stats_same(&one, &s->step), "model: and the same FP8 statistics", "count %d, amax %08x; of one batch %d, %08x",
+              (int)s->step.count, s->step.amax_bits, (int)one.count, one.amax_bits);
         const int before = s->history_count;
         scale_advance(s);
-        check(before == 2 && s->history_count == 3, "model: a history advances once a step, whatever the micro-batches", "%d, then %d entries", before, s->history_count);
+        check(before == 2 && s->history_count == 3, "model: a history advances once a step, whatever the micro-batches",
+              "%d, then %d entries", before, s->history_count);
     }
 
     // Decoding with a KV cache, token by token, against whole prefixes.
@@ -1516,8 +1654,10 @@ static void test_model(void) {
     int wrong = 0;
     g.record = 0;
     for (int t = 0; t < MODEL_T; t++) memcpy(cached + t * 128, gpt_decode(&g, model_tokens + t, 1, t), 128 * 4);
-    for (int t = 0; t < MODEL_T; t++) wrong += bits_differ(cached + t * 128, gpt_decode(&g, model_tokens, t + 1, 0), MODEL_V) != 0;
-    check(!wrong, "model: decoding through the KV cache gives the bits of a whole forward pass", "%d of %d positions differ", wrong, MODEL_T);
+    for (int t = 0; t < MODEL_T; t++)
+        wrong += bits_differ(cached + t * 128, gpt_decode(&g, model_tokens, t + 1, 0), MODEL_V) != 0;
+    check(!wrong, "model: decoding through the KV cache gives the bits of a whole forward pass", "%d of %d positions differ",
+          wrong, MODEL_T);
     wrong = 0;
     memcpy(cached + 7 * 128, gpt_decode(&g, model_tokens, 8, 0), 128 * 4);
     gpt_decode(&g, model_tokens, 3, 0);
@@ -1532,8 +1672,10 @@ static void test_model(void) {
     for (long t = 1; t <= 120; t++) loss = model_step(&g, t, t < 100 ? 1e-2f : 2e-3f);
     check(loss < 0.1, "model: one batch is learnt by heart in 120 steps (loss below 0.1)", "loss %.4f", loss);
     size_t padded = 0;
-    for (size_t i = MODEL_V * 32; i < 128 * 32; i++) padded += float_bits(g.master[i]) != 0 || g.grad[i] != 0 || g.m[i] != 0 || g.v[i] != 0;
-    check(!padded, "model: rows of the padded vocabulary are exactly zero after training, their gradients too", "%zu elements are not", padded);
+    for (size_t i = MODEL_V * 32; i < 128 * 32; i++)
+        padded += float_bits(g.master[i]) != 0 || g.grad[i] != 0 || g.m[i] != 0 || g.v[i] != 0;
+    check(!padded, "model: rows of the padded vocabulary are exactly zero after training, their gradients too",
+          "%zu elements are not", padded);
     gpt_free(&g);
     layers_workspace(1, 16);
 }
@@ -1548,29 +1690,38 @@ static void test_optimiser(void) {
     const AdamW o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f};
     for (long t = 1; t <= 3; t++) {
         norm = 0;
-        for (size_t i = 0; i < n; i++) g.grad[i] = (float)(normal(600 + (uint64_t)t, i) * 0.1), norm += 0.25 * (double)g.grad[i] * (double)g.grad[i];
+        for (size_t i = 0; i < n; i++)
+            g.grad[i] = (float)(normal(600 + (uint64_t)t, i) * 0.1), norm += 0.25 * (double)g.grad[i] * (double)g.grad[i];
         adamw_update(&g, &o, 0.5f, t);
         for (int id = 0; id < NPARAM; id++)
             for (size_t k = 0; k < g.params[id].layers * g.params[id].rows * g.params[id].cols; k++) {
                 const size_t i = g.params[id].offset + k;
-                const double d = 0.5 * (double)g.grad[i], decay = g.params[id].cols > 1 ? 0.1 : 0; // matrices decay, vectors do not
+                const double d = 0.5 * (double)g.grad[i],
+                             decay = g.params[id].cols > 1 ? 0.1 : 0; // matrices decay, vectors do not
                 const int vector = id == LN1W || id == LN1B || id == LN2W || id == LN2B || id == LNFW || id == LNFB;
                 m[i] = 0.9 * m[i] + 0.1 * d, v[i] = 0.95 * v[i] + 0.05 * d * d;
-                w[i] -= 0.01 * (m[i] / (1 - pow(0.9, (double)t)) / (sqrt(v[i] / (1 - pow(0.95, (double)t))) + 1e-8) + (vector ? 0 : decay) * w[i]);
+                w[i] -= 0.01 * (m[i] / (1 - pow(0.9, (double)t)) / (sqrt(v[i] / (1 - pow(0.95, (double)t))) + 1e-8) +
+                                (vector ? 0 : decay) * w[i]);
             }
     }
-    check_error("optimiser: three updates of AdamW equal the equations in doubles", likeness(w, doubles_of_floats(g.master, n), n), 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
-    check(fabs(gradient_norm(g.grad, n, 0.5f) / sqrt(norm) - 1) < 1e-6, "optimiser: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g", gradient_norm(g.grad, n, 0.5f), sqrt(norm));
+    check_error("optimiser: three updates of AdamW equal the equations in doubles",
+                likeness(w, doubles_of_floats(g.master, n), n), 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
+    check(fabs(gradient_norm(g.grad, n, 0.5f) / sqrt(norm) - 1) < 1e-6,
+          "optimiser: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g", gradient_norm(g.grad, n, 0.5f),
+          sqrt(norm));
     gpt_free(&g);
     layers_workspace(1, 16);
     const char *kinds[4] = {"cosine", "linear", "constant", "wsd"};
     int wrong = 0;
     for (int k = 0; k < 4; k++) {
-        const float at[4] = {schedule_lr(kinds[k], 1, 0.1f, 0, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 10, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 55, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 100, 10, 101)};
+        const float at[4] = {schedule_lr(kinds[k], 1, 0.1f, 0, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 10, 10, 101),
+                             schedule_lr(kinds[k], 1, 0.1f, 55, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 100, 10, 101)};
         const double middle[4] = {0.55, 0.55, 1, 1}, end = k == 2 ? 1 : 0.1;
-        wrong += fabs((double)at[0] - 0.1) > 1e-6 || fabs((double)at[1] - 1) > 1e-6 || fabs((double)at[2] - middle[k]) > 1e-6 || fabs((double)at[3] - end) > 1e-6;
+        wrong += fabs((double)at[0] - 0.1) > 1e-6 || fabs((double)at[1] - 1) > 1e-6 || fabs((double)at[2] - middle[k]) > 1e-6 ||
+                 fabs((double)at[3] - end) > 1e-6;
     }
-    check(!wrong, "optimiser: schedules start at lr / warmup, peak after it and end at the final rate", "%d of 4 differ", wrong);
+    check(!wrong, "optimiser: schedules start at lr / warmup, peak after it and end at the final rate", "%d of 4 differ",
+          wrong);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1656,7 +1807,8 @@ static int refused(const char *arguments, const char *word, char *why, size_t ro
     const Child c = child_run(arguments);
     const char *newline = strchr(c.error, '\n');
     if (c.status == EXIT_BAD_INPUT && strstr(c.error, word) && newline && newline[1] == 0) return 1;
-    snprintf(why, room, "'%.120s': expected status 2 and a line with '%.80s', found status %d, '%.300s'", arguments, word, c.status, c.error);
+    snprintf(why, room, "'%.120s': expected status 2 and a line with '%.80s', found status %d, '%.300s'", arguments, word,
+             c.status, c.error);
     return 0;
 }
 
@@ -1678,7 +1830,9 @@ static void test_data(void) {
     shard_put(in_dir("count_0.bin"), 400, 65536, 0), shard_put(in_dir("count_1.bin"), 270, 65536, 1000);
     Dataset d = dataset_open(in_dir("count_*.bin"));
     dataset_windows(&d, "test", T);
-    check(d.shard_count == 2 && d.tokens == 670 && d.V == 65536 && d.windows == 23 + 15, "data: shards of a glob are opened in order, windows stay inside a shard", "%d shards, %zu tokens, %zu windows", d.shard_count, d.tokens, d.windows);
+    check(d.shard_count == 2 && d.tokens == 670 && d.V == 65536 && d.windows == 23 + 15,
+          "data: shards of a glob are opened in order, windows stay inside a shard", "%d shards, %zu tokens, %zu windows",
+          d.shard_count, d.tokens, d.windows);
     const int windows = (int)d.windows;
     int content = 0, permutation = 0, same_order = 0, shifted = 0;
     for (int epoch = 0; epoch < 3; epoch++) {
@@ -1702,11 +1856,14 @@ static void test_data(void) {
         const int row = windows * 2 - 1 - i;
         dataset_batch(&d, 5, (uint64_t)row, again, again_targets, 1, T);
         dataset_batch(&d, 5, (uint64_t)(row / 4 * 4), tokens, targets, 4, T);
-        wrong += memcmp(again, tokens + row % 4 * T, T * sizeof(int)) != 0 || memcmp(again_targets, targets + row % 4 * T, T * sizeof(int)) != 0;
+        wrong += memcmp(again, tokens + row % 4 * T, T * sizeof(int)) != 0 ||
+                 memcmp(again_targets, targets + row % 4 * T, T * sizeof(int)) != 0;
     }
-    check(!wrong, "data: a row depends on seed and number only, not on what was read before or on the batch", "%d rows differ", wrong);
+    check(!wrong, "data: a row depends on seed and number only, not on what was read before or on the batch", "%d rows differ",
+          wrong);
     dataset_batch(&d, 6, 0, again, again_targets, windows, T), dataset_batch(&d, 5, 0, tokens, targets, windows, T);
-    check(memcmp(again, tokens, (size_t)(windows * T) * sizeof(int)) != 0, "data: another data seed gives another order", "the same");
+    check(memcmp(again, tokens, (size_t)(windows * T) * sizeof(int)) != 0, "data: another data seed gives another order",
+          "the same");
     wrong = 0;
     for (uint64_t n = 1; n < 300; n = n < 40 ? n + 1 : n * 2 - 3)
         for (uint64_t key = 0; key < 3; key++) {
@@ -1718,13 +1875,15 @@ static void test_data(void) {
         }
     check(!wrong, "data: permute() is one to one for every size", "%d collisions", wrong);
     Dataset held = dataset_hold_out(&d);
-    check(d.tokens == 603 && held.tokens == 67 && held.shard_count == 1 && shard_token(&held.shards[0], 0) == 1203 && shard_token(&d.shards[1], d.shards[1].count - 1) == 1202,
+    check(d.tokens == 603 && held.tokens == 67 && held.shard_count == 1 && shard_token(&held.shards[0], 0) == 1203 &&
+              shard_token(&d.shards[1], d.shards[1].count - 1) == 1202,
           "data: the last tenth is held out, and nothing of it stays", "%zu and %zu tokens", d.tokens, held.tokens);
 
     const char *text = "no shard, but text\xc3\xa9";
     file_put(in_dir("text.txt"), text, strlen(text));
     Dataset bytes = dataset_open(in_dir("text.txt"));
-    check(bytes.V == 256 && bytes.tokens == strlen(text) && shard_token(&bytes.shards[0], 19) == 0xa9, "data: of a text, the bytes are the tokens", "%zu tokens", bytes.tokens);
+    check(bytes.V == 256 && bytes.tokens == strlen(text) && shard_token(&bytes.shards[0], 19) == 0xa9,
+          "data: of a text, the bytes are the tokens", "%zu tokens", bytes.tokens);
 
     // Damaged and foreign shards end the program by name, status 2.
     shard_put(in_dir("good.bin"), 2000, 4096, 0);
@@ -1732,11 +1891,13 @@ static void test_data(void) {
     unsigned char *good = file_get(in_dir("good.bin"), &n), *bad = (unsigned char *)take(n + 2);
     int let_through = 0, checks = 0;
     char why[700] = "", arguments[PATH_MAX * 2];
-    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 16 -b 1 -x 1 -n 0 -s 0 -v 0 -o %s -i %s", in_dir("never"), in_dir("bad.bin"));
+    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 16 -b 1 -x 1 -n 0 -s 0 -v 0 -o %s -i %s",
+             in_dir("never"), in_dir("bad.bin"));
     static const struct {
         size_t at;
         uint32_t value;
-    } fields[] = {{0, 1}, {0, 20240521}, {4, 0}, {4, 2}, {8, 1999}, {8, 2001}, {8, 0}, {8, 0xffffffff}, {12, 1}, {12, 65537}, {12, 1000}};
+    } fields[] = {{0, 1}, {0, 20240521},   {4, 0},  {4, 2},      {8, 1999}, {8, 2001},
+                  {8, 0}, {8, 0xffffffff}, {12, 1}, {12, 65537}, {12, 1000}};
     for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++, checks++) {
         memcpy(bad, good, n), memcpy(bad + fields[i].at, &fields[i].value, 4);
         file_put(in_dir("bad.bin"), bad, n);
@@ -1748,7 +1909,10 @@ static void test_data(void) {
         file_put(in_dir("bad.bin"), bad, lengths[i]);
         let_through += !refused(arguments, "bad.bin", why, sizeof(why));
     }
-    check(!let_through, "data: a shard with a damaged header, a token beyond the vocabulary or a wrong length is refused by name", "%d of %d, e.g. %s", let_through, checks, why);
+    check(!let_through,
+          "data: a shard with a damaged header, a token beyond the vocabulary or a wrong length is refused by name",
+          "%d of %d, e.g. %s", let_through, checks, why);
+    unlink(in_dir("bad.bin"));
     snprintf(arguments, sizeof(arguments), "-e d1 -t 16 -x 1 -n 0 -o %s -i %s/*.bin", in_dir("never"), work_dir);
     const int mixed = refused(arguments, "vocabulary", why, sizeof(why));
     snprintf(arguments, sizeof(arguments), "-e d1 -t 16 -x 1 -n 0 -o %s -i %s", in_dir("never"), work_dir);
@@ -1756,7 +1920,8 @@ static void test_data(void) {
     snprintf(arguments, sizeof(arguments), "-e d1 -t 512 -x 1 -n 0 -o %s -i %s", in_dir("never"), in_dir("count_0.bin"));
     const int small = refused(arguments, "smaller -t", why, sizeof(why));
     check(mixed && directory && small, "data: mixed vocabularies, a directory, and too little text are refused", "%s", why);
-    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 16 -b 1 -m 1 -x 1 -n 0 -s 0 -v 0 -o %s -i %s", in_dir("fine"), in_dir("good.bin"));
+    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 16 -b 1 -m 1 -x 1 -n 0 -s 0 -v 0 -o %s -i %s",
+             in_dir("fine"), in_dir("good.bin"));
     const Child fine = child_run(arguments);
     check(fine.status == 0, "data: and the undamaged shard trains", "status %d, %s", fine.status, fine.error);
 }
@@ -1800,15 +1965,18 @@ static void test_checkpoint(void) {
     model_make(&g, IS_FP8);
     for (long t = 1; t <= 5; t++) model_step(&g, t, 1e-2f);
     const uint64_t straight = fingerprint(&g), loaded = step_after_load(0);
-    check(loaded == straight, "checkpoint: a step after save and load has the bits of a step without", "%016llx, expected %016llx", (unsigned long long)loaded, (unsigned long long)straight);
-    if (IS_FP8) check(step_after_load(1) != straight, "planted fault: amax histories lost in a resume are caught", "the same bits");
+    check(loaded == straight, "checkpoint: a step after save and load has the bits of a step without",
+          "%016llx, expected %016llx", (unsigned long long)loaded, (unsigned long long)straight);
+    if (IS_FP8)
+        check(step_after_load(1) != straight, "planted fault: amax histories lost in a resume are caught", "the same bits");
     check(step_after_load(2) != straight, "planted fault: AdamW's second moment lost in a resume is caught", "the same bits");
 
     // llm.c's model format: header and order, and its bf16 version.
     size_t n;
     unsigned char *file = file_get(in_dir("model.bin"), &n);
     const int32_t want[8] = {20240326, 3, MODEL_T, MODEL_V, 2, 2, 32, 128};
-    check(n == 1024 + g.param_count * 4 && !memcmp(file, want, sizeof(want)), "checkpoint: the model file has llm.c's header, then fp32 weights", "%zu bytes", n);
+    check(n == 1024 + g.param_count * 4 && !memcmp(file, want, sizeof(want)),
+          "checkpoint: the model file has llm.c's header, then fp32 weights", "%zu bytes", n);
     memset(file + 4, 0, 4), file[4] = 5;
     for (size_t i = 0; i < g.param_count; i++) {
         float w;
@@ -1849,7 +2017,8 @@ static void test_damage(void) {
     char arguments[PATH_MAX * 2], resume[PATH_MAX], why[700] = "";
     snprintf(arguments, sizeof(arguments), TINY_RUN "-x 4 -v 0 -n 2 -i %s -o %s", tiny_text(), in_dir("hurt"));
     const Child made = child_run(arguments);
-    if (!check(made.status == 0, "checkpoint: a small run writes its checkpoints", "status %d, %s", made.status, made.error)) return;
+    if (!check(made.status == 0, "checkpoint: a small run writes its checkpoints", "status %d, %s", made.status, made.error))
+        return;
     snprintf(resume, sizeof(resume), "-y -o %s", in_dir("hurt"));
     static const char *const files[2] = {"hurt/state_00000004.bin", "hurt/model_00000004.bin"};
     for (int k = 0; k < 2; k++) {
@@ -1884,7 +2053,11 @@ static void test_damage(void) {
         unlink(in_dir(files[k])), cases++;
         through += !refused(resume, strchr(files[k], '/') + 1, why, sizeof(why));
         file_put(in_dir(files[k]), good, n);
-        check(!through, k ? "checkpoint: a damaged model file is refused by name" : "checkpoint: a damaged state file is refused by name: every header field, a byte of every section, any length", "%d of %d were not, e.g. %s", through, cases, why);
+        check(
+            !through,
+            k ? "checkpoint: a damaged model file is refused by name"
+              : "checkpoint: a damaged state file is refused by name: every header field, a byte of every section, any length",
+            "%d of %d were not, e.g. %s", through, cases, why);
     }
     // Whole files that are not this run's: an older model under the new name, a model with a NaN.
     size_t n;
@@ -1897,7 +2070,8 @@ static void test_damage(void) {
     memcpy(older + 1024 + 4 * 77, &nan, 4);
     file_put(in_dir("nan.bin"), older, n);
     snprintf(arguments, sizeof(arguments), "--eval -t 16 -b 2 -i %s -e %s", in_dir("tiny.txt"), in_dir("nan.bin"));
-    check(refused(arguments, "nan.bin: weight 77", why, sizeof(why)), "checkpoint: a model with a NaN is refused, and the weight named", "%s", why);
+    check(refused(arguments, "nan.bin: weight 77", why, sizeof(why)),
+          "checkpoint: a model with a NaN is refused, and the weight named", "%s", why);
 
     // A directory in use, a directory without a run, and one that holds a run already.
     const int lock = open(in_dir("hurt/lock"), O_RDWR);
@@ -1907,19 +2081,49 @@ static void test_damage(void) {
     snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir("nowhere"));
     const int nothing = refused(arguments, "nowhere", why, sizeof(why));
     snprintf(arguments, sizeof(arguments), TINY_RUN "-x 1 -i %s -o %s", in_dir("tiny.txt"), in_dir("hurt"));
-    check(nothing && refused(arguments, "hurt", why, sizeof(why)), "run: nothing to resume, or a directory that holds a run already, is refused", "%s", why);
+    check(nothing && refused(arguments, "hurt", why, sizeof(why)),
+          "run: nothing to resume, or a directory that holds a run already, is refused", "%s", why);
 }
 
 static void test_options(void) {
-    static const char *const bad[][2] = {
-        {"--no-such", "--no-such"},      {"-Z", "-Z"},                  {"stray", "stray"},           {"--batch 0", "--batch"},          {"-b 1.5", "--batch"},
-        {"-b x", "--batch"},             {"-b 70000", "--batch"},       {"-l nan", "--lr"},           {"--lr -1", "--lr"},               {"--lr inf", "--lr"},
-        {"--lr 1e-3x", "--lr"},          {"--steps", "--steps"},        {"-x", "-x"},                 {"-x 99999999999999999999", "--steps"}, {"--beta1 1", "--beta1"},
-        {"--schedule sine", "cosine"},   {"--heads 5", "--heads"},      {"-e d0", "d0"},              {"-e d900", "--model"},            {"-e /no/model.bin", "/no/model.bin"},
-        {"-i /no/text", "/no/text"},     {"-j /no/text", "/no/text"},   {"-d 33", "--total-batch"},   {"-t 100000", "smaller -t"},       {"--prompt hello", "--prompt"},
-        {"--tokenizer /no/t.bin", "/no/t.bin"}, {"--baseline /no/run", "/no/run"}, {"-y 2", "2"},     {"--eval=1", "--eval"},            {"--steps=", "--steps"}};
-    static const char *const bad_fp8[][2] = {{"--amax-history 0", "--amax-history"}, {"--amax-history 1025", "--amax-history"}, {"--scaling static", "delayed"}, {"--scaling x", "delayed"},
-                                             {"--formats e3m4", "hybrid"},           {"--amax-algo mean", "recent"},            {"--margin -1", "--margin"},     {"--margin 65", "--margin"}};
+    static const char *const bad[][2] = {{"--no-such", "--no-such"},
+                                         {"-Z", "-Z"},
+                                         {"stray", "stray"},
+                                         {"--batch 0", "--batch"},
+                                         {"-b 1.5", "--batch"},
+                                         {"-b x", "--batch"},
+                                         {"-b 70000", "--batch"},
+                                         {"-l nan", "--lr"},
+                                         {"--lr -1", "--lr"},
+                                         {"--lr inf", "--lr"},
+                                         {"--lr 1e-3x", "--lr"},
+                                         {"--steps", "--steps"},
+                                         {"-x", "-x"},
+                                         {"-x 99999999999999999999", "--steps"},
+                                         {"--beta1 1", "--beta1"},
+                                         {"--schedule sine", "cosine"},
+                                         {"--heads 5", "--heads"},
+                                         {"-e d0", "d0"},
+                                         {"-e d900", "--model"},
+                                         {"-e /no/model.bin", "/no/model.bin"},
+                                         {"-i /no/text", "/no/text"},
+                                         {"-j /no/text", "/no/text"},
+                                         {"-d 33", "--total-batch"},
+                                         {"-t 100000", "smaller -t"},
+                                         {"--prompt hello", "--prompt"},
+                                         {"--tokenizer /no/t.bin", "/no/t.bin"},
+                                         {"--baseline /no/run", "/no/run"},
+                                         {"-y 2", "2"},
+                                         {"--eval=1", "--eval"},
+                                         {"--steps=", "--steps"}};
+    static const char *const bad_fp8[][2] = {{"--amax-history 0", "--amax-history"},
+                                             {"--amax-history 1025", "--amax-history"},
+                                             {"--scaling static", "delayed"},
+                                             {"--scaling x", "delayed"},
+                                             {"--formats e3m4", "hybrid"},
+                                             {"--amax-algo mean", "recent"},
+                                             {"--margin -1", "--margin"},
+                                             {"--margin 65", "--margin"}};
     char arguments[PATH_MAX * 2], why[700] = "";
     int through = 0;
     const char *text = tiny_text();
@@ -1927,16 +2131,20 @@ static void test_options(void) {
         snprintf(arguments, sizeof(arguments), "-i %s -t 16 -b 2 -e d1 -n 0 -x 1 -o %s %s", text, in_dir("never"), bad[i][0]);
         through += !refused(arguments, bad[i][1], why, sizeof(why));
     }
-    check(!through, "options: bad ones are refused by name, with status 2", "%d of %d were not, e.g. %s", through, (int)(sizeof(bad) / sizeof(bad[0])), why);
+    check(!through, "options: bad ones are refused by name, with status 2", "%d of %d were not, e.g. %s", through,
+          (int)(sizeof(bad) / sizeof(bad[0])), why);
     through = 0;
     for (size_t i = 0; i < sizeof(bad_fp8) / sizeof(bad_fp8[0]); i++) {
-        snprintf(arguments, sizeof(arguments), "-i %s -t 16 -b 2 -e d1 -n 0 -x 1 -o %s %s", text, in_dir("never"), bad_fp8[i][0]);
+        snprintf(arguments, sizeof(arguments), "-i %s -t 16 -b 2 -e d1 -n 0 -x 1 -o %s %s", text, in_dir("never"),
+                 bad_fp8[i][0]);
         through += !refused(arguments, IS_FP8 ? bad_fp8[i][1] : "only the FP8 build", why, sizeof(why));
     }
-    check(!through, IS_FP8 ? "options: bad FP8 options are refused by name" : "options: FP8 options are refused in this build", "%d were not, e.g. %s", through, why);
-    check(access(in_dir("never"), F_OK) != 0, "options: a refused call leaves no directory behind", "it did");
+    check(!through, IS_FP8 ? "options: bad FP8 options are refused by name" : "options: FP8 options are refused in this build",
+          "%d were not, e.g. %s", through, why);
+    check(access(in_dir("never/log.tsv"), F_OK) != 0, "options: a refused call begins no run", "there is a log");
     const Child help = child_run("--help"), version = child_run("--version");
-    check(help.status == 0 && version.status == 0, "options: --help and --version end with status 0", "%d and %d", help.status, version.status);
+    check(help.status == 0 && version.status == 0, "options: --help and --version end with status 0", "%d and %d", help.status,
+          version.status);
 
     // The lines that a state keeps must be read back to the same options, empty texts included.
     int given[OPTION_COUNT] = {0};
@@ -1946,13 +2154,15 @@ static void test_options(void) {
     char *lines = options_lines(&o, "");
     options_resume(&back, lines, given, "test");
     char *lines_back = options_lines(&back, "");
-    check(!strcmp(lines, lines_back), "options: what a checkpoint keeps is read back the same", "'%s', expected '%s'", lines_back, lines);
+    check(!strcmp(lines, lines_back), "options: what a checkpoint keeps is read back the same", "'%s', expected '%s'",
+          lines_back, lines);
     Options empty = options_parse(1, argv, given), empty_back = empty;
     free(lines), free(lines_back);
     lines = options_lines(&empty, "");
     empty_back.val = strdup("something"), empty_back.tokenizer = strdup("else");
     options_resume(&empty_back, lines, given, "test");
-    check(empty_back.val[0] == 0 && empty_back.tokenizer[0] == 0 && empty_back.batch == empty.batch, "options: an empty text is read back as empty", "val '%s', tokenizer '%s'", empty_back.val, empty_back.tokenizer);
+    check(empty_back.val[0] == 0 && empty_back.tokenizer[0] == 0 && empty_back.batch == empty.batch,
+          "options: an empty text is read back as empty", "val '%s', tokenizer '%s'", empty_back.val, empty_back.tokenizer);
     free(lines);
 }
 
@@ -1968,7 +2178,8 @@ static char *log_without_time(const char *path) {
     for (const char *line = text; *line; line += strcspn(line, "\n") + 1) {
         size_t length = strcspn(line, "\n");
         if (line[0] == '#' && (!strncmp(line, "# threads", 9) || !strncmp(line, "# machine", 9))) continue;
-        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--) tabs += line[length - 1] == '\t';
+        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--)
+            tabs += line[length - 1] == '\t';
         memcpy(kept + out, line, length), out += length;
         kept[out++] = '\n';
         if (!line[strcspn(line, "\n")]) break;
@@ -1977,7 +2188,8 @@ static char *log_without_time(const char *path) {
 }
 static int rows_of(const char *text) {
     int rows = 0;
-    for (const char *line = text; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) rows += isdigit((unsigned char)line[0]) != 0;
+    for (const char *line = text; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+        rows += isdigit((unsigned char)line[0]) != 0;
     return rows;
 }
 
@@ -1987,12 +2199,14 @@ static int runs_same(const char *a, const char *b, int step, char *how, size_t r
     static const char *const names[2] = {"model", "state"};
     how[0] = 0;
     for (int i = 0; i < 2; i++) {
-        snprintf(pa, sizeof(pa), "%s/%s_%08d.bin", a, names[i], step), snprintf(pb, sizeof(pb), "%s/%s_%08d.bin", b, names[i], step);
+        snprintf(pa, sizeof(pa), "%s/%s_%08d.bin", a, names[i], step),
+            snprintf(pb, sizeof(pb), "%s/%s_%08d.bin", b, names[i], step);
         if (!files_same(in_dir(pa), in_dir(pb))) snprintf(how, room, "%s and %s differ", pa, pb);
     }
     snprintf(pa, sizeof(pa), "%s/log.tsv", a), snprintf(pb, sizeof(pb), "%s/log.tsv", b);
     const char *la = log_without_time(in_dir(pa)), *lb = log_without_time(in_dir(pb));
-    if (strcmp(la, lb) || rows_of(la) != step) snprintf(how, room, "%s (%d rows) and %s (%d) differ", pa, rows_of(la), pb, rows_of(lb));
+    if (strcmp(la, lb) || rows_of(la) != step)
+        snprintf(how, room, "%s (%d rows) and %s (%d) differ", pa, rows_of(la), pb, rows_of(lb));
     snprintf(pa, sizeof(pa), "%s/scales.tsv", a), snprintf(pb, sizeof(pb), "%s/scales.tsv", b);
     if (IS_FP8 && !files_same(in_dir(pa), in_dir(pb))) snprintf(how, room, "%s and %s differ", pa, pb);
     return how[0] == 0;
@@ -2015,10 +2229,14 @@ static void test_run(void) {
 #define RUN_OPTIONS TINY_RUN "-d 64 -v 2 -n 2 --keep 0 -x 8 -i %s %s -o "
     snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s", text, scales, in_dir("straight"));
     const Child straight = child_run(arguments);
-    if (!check(straight.status == 0, "run: eight steps with validation, checkpoints and a log", "status %d, %s", straight.status, straight.error)) return;
+    if (!check(straight.status == 0, "run: eight steps with validation, checkpoints and a log", "status %d, %s",
+               straight.status, straight.error))
+        return;
     for (int threads = 1; threads <= 3; threads += 2) {
         char name[64], dir[32];
-        snprintf(dir, sizeof(dir), "threads%d", threads), snprintf(name, sizeof(name), "run: %d thread%s the same checkpoint and log", threads, threads == 1 ? " gives" : "s give");
+        snprintf(dir, sizeof(dir), "threads%d", threads),
+            snprintf(name, sizeof(name), "run: %d thread%s the same checkpoint and log", threads,
+                     threads == 1 ? " gives" : "s give");
         snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s", text, scales, in_dir(dir));
         child_end(child_start(threads, arguments));
         check(runs_same("straight", dir, 8, how, sizeof(how)), name, "%s", how);
@@ -2042,12 +2260,14 @@ static void test_run(void) {
     }
     snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s --data-seed 2", text, scales, in_dir("other"));
     child_run(arguments);
-    check(!runs_same("straight", "other", 8, how, sizeof(how)), "planted fault: a run on other data is not taken for the same", "it was");
+    check(!runs_same("straight", "other", 8, how, sizeof(how)), "planted fault: a run on other data is not taken for the same",
+          "it was");
     snprintf(arguments, sizeof(arguments), "-y -o %s --lr 5", in_dir("other"));
     check(refused(arguments, "--lr", how, sizeof(how)), "run: a resume may not change the learning rate", "%s", how);
     snprintf(arguments, sizeof(arguments), "-y -o %s --val-every 1 -t 16", in_dir("other"));
     const Child free_option = child_run(arguments);
-    check(free_option.status == 0, "run: it may change --val-every, and repeat what it was", "status %d, %s", free_option.status, free_option.error);
+    check(free_option.status == 0, "run: it may change --val-every, and repeat what it was", "status %d, %s",
+          free_option.status, free_option.error);
 
     // A kill at an instant nobody chose, and an interrupt.
     snprintf(arguments, sizeof(arguments), TINY_RUN "-v 5 -n 3 -x 60 -i %s -o %s", text, in_dir("long"));
@@ -2065,18 +2285,24 @@ static void test_run(void) {
         snprintf(resume, sizeof(resume), "-y -o %s", in_dir(dir));
         const Child second = child_run(resume);
         const int same = runs_same("long", dir, 60, how, sizeof(how));
-        snprintf(name, sizeof(name), k ? "run: interrupted (status 130), resumed: the same end" : "run: killed at any instant, resumed: the same end");
-        check((first.status == (k ? EXIT_INTERRUPTED : 1000 + SIGKILL) || first.status == 0) && second.status == 0 && same, name, "status %d then %d, %s %s", first.status, second.status, how, second.error);
+        snprintf(name, sizeof(name),
+                 k ? "run: interrupted (status 130), resumed: the same end"
+                   : "run: killed at any instant, resumed: the same end");
+        check((first.status == (k ? EXIT_INTERRUPTED : 1000 + SIGKILL) || first.status == 0) && second.status == 0 && same,
+              name, "status %d then %d, %s %s", first.status, second.status, how, second.error);
     }
     snprintf(arguments, sizeof(arguments), TINY_RUN "-u 0 -l 1e30 -v 0 -x 20 -n 0 -i %s -o %s", text, in_dir("diverges"));
     const Child diverges = child_run(arguments);
-    check(diverges.status == EXIT_NONFINITE && strstr(diverges.error, "not finite"), "run: a loss that is not finite stops it with status 3", "status %d, %s", diverges.status, diverges.error);
+    check(diverges.status == EXIT_NONFINITE && strstr(diverges.error, "not finite"),
+          "run: a loss that is not finite stops it with status 3", "status %d, %s", diverges.status, diverges.error);
     snprintf(arguments, sizeof(arguments), "--prompt the --generate 40 -e %s", in_dir("straight/model_00000008.bin"));
     const Child prompt = child_run(arguments);
     snprintf(arguments, sizeof(arguments), "--eval -b 2 -m 2 -t 16 -i %s -e %s", text, in_dir("straight/model_00000008.bin"));
     const Child eval = child_run(arguments);
-    check(prompt.status == 0 && eval.status == 0, "run: a model file can be prompted and evaluated", "status %d and %d, %s%s", prompt.status, eval.status, prompt.error, eval.error);
-    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 1 -b 2 -m 2 -s 1 -g 5 -v 1 -n 0 -x 2 -i %s -o %s", text, in_dir("short"));
+    check(prompt.status == 0 && eval.status == 0, "run: a model file can be prompted and evaluated", "status %d and %d, %s%s",
+          prompt.status, eval.status, prompt.error, eval.error);
+    snprintf(arguments, sizeof(arguments), "-e d1 --channels 32 --heads 2 -t 1 -b 2 -m 2 -s 1 -g 5 -v 1 -n 0 -x 2 -i %s -o %s",
+             text, in_dir("short"));
     const Child one = child_run(arguments);
     check(one.status == 0, "run: a context of one token trains and samples", "status %d, %s", one.status, one.error);
 }
@@ -2089,12 +2315,24 @@ typedef struct {
     int files; // works in a directory of its own
 } Group;
 static const Group groups[] = {
-    {"fp8_codes", test_fp8_codes, 0},     {"fp8_blocks", test_fp8_blocks, 0}, {"fp8_sixteen_bits", test_fp8_sixteen_bits, 0},
-    {"fp8_fma", test_fp8_fma, 0},         {"scale_update", test_scale_update, 0}, {"scale_quantise", test_scale_quantise, 0},
-    {"math", test_math, 0},               {"product", test_product, 0},       {"layers", test_layers, 0},
-    {"gradients", test_gradients, 0},     {"fp8_layer", test_fp8_layer, 0},   {"model_bits", test_model_bits, 0},
-    {"model", test_model, 0},             {"optimiser", test_optimiser, 0},   {"data", test_data, 1},
-    {"checkpoint", test_checkpoint, 1},   {"damage", test_damage, 1},         {"options", test_options, 1},
+    {"fp8_codes", test_fp8_codes, 0},
+    {"fp8_blocks", test_fp8_blocks, 0},
+    {"fp8_sixteen_bits", test_fp8_sixteen_bits, 0},
+    {"fp8_fma", test_fp8_fma, 0},
+    {"scale_update", test_scale_update, 0},
+    {"scale_quantise", test_scale_quantise, 0},
+    {"math", test_math, 0},
+    {"product", test_product, 0},
+    {"layers", test_layers, 0},
+    {"gradients", test_gradients, 0},
+    {"fp8_layer", test_fp8_layer, 0},
+    {"model_bits", test_model_bits, 0},
+    {"model", test_model, 0},
+    {"optimiser", test_optimiser, 0},
+    {"data", test_data, 1},
+    {"checkpoint", test_checkpoint, 1},
+    {"damage", test_damage, 1},
+    {"options", test_options, 1},
     {"run", test_run, 1},
 };
 
