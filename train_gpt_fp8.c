@@ -380,6 +380,19 @@ static inline void v_store_n(float *p, V16 a, size_t n) {
     memcpy(p, t, n * sizeof(float));
 }
 
+#if defined(ISA_AVX2) && PRECISION != PRECISION_FP16
+static inline __m256i v8_bf16_from_float(__m256 f) { // in the low half of each 32-bit lane
+    const __m256i u = _mm256_castps_si256(f), a = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff)),
+                  high = _mm256_srli_epi32(u, 16);
+    const __m256i half = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(high, _mm256_set1_epi32(1)));
+    const __m256i flushed = _mm256_and_si256(high, _mm256_set1_epi32(0x8000)),
+                  nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, half), 16);
+    r = _mm256_blendv_epi8(r, flushed, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), a));
+    return _mm256_blendv_epi8(r, nan, _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f800000)));
+}
+#endif
+
 // Stored tensors to and from fp32.
 static inline V16 v_load_stored(const stored_t *p) {
 #if PRECISION == PRECISION_FP32
@@ -391,6 +404,11 @@ static inline V16 v_load_stored(const stored_t *p) {
     return r;
 #elif defined(ISA_AVX512)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+#elif defined(ISA_AVX2)
+    const __m128i l = _mm_loadu_si128((const __m128i *)p), h = _mm_loadu_si128((const __m128i *)(p + 8));
+    V16 r = {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(l), 16)),
+             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
+    return r;
 #else
     float t[16];
     for (int i = 0; i < 16; i++) t[i] = float_from_stored(p[i]);
@@ -407,6 +425,9 @@ static inline void v_store_stored(stored_t *p, V16 a) {
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(ISA_AVX512) && defined(__AVX512BF16__)
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(a));
+#elif defined(ISA_AVX2)
+    const __m256i packed = _mm256_packus_epi32(v8_bf16_from_float(a.l), v8_bf16_from_float(a.h)); // quadwords l0 h0 l1 h1
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
 #else
     float t[16];
     v_store(t, a);
@@ -634,8 +655,9 @@ typedef struct {
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
 static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!(amax > 0) || !float_is_finite(amax)) return keep;
-    float scale = fp8_format(r->format)->max / amax;
+    float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
+    scale /= amax;
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
@@ -786,18 +808,19 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
 }
 
 #if defined(ISA_AVX512)
-#define MR 6
-#define NR 64 // 6 rows x 4 vectors: 24 accumulators, 4 vectors of b, 1 broadcast
+#define MR 12
+#define NR 32 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast; the fewest bytes of b for its arithmetic
 #elif defined(ISA_AVX2) || defined(__aarch64__)
 #define MR 6
 #define NR 16
 #else
-#define MR 2
+#define MR 4
 #define NR 16
 #endif
-#define NB       64   // columns of b that one task packs
+#define NB       192  // columns of b that one task packs; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
+#define STRIP    96   // rows that one call packs: a multiple of MR, NR and 16
 #define KU_CHUNK 64   // units that are decoded before they are laid out, small enough for L1
 
 #if defined(__clang__)
@@ -810,64 +833,94 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
 // the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures it.
 static int product_uses_pairs = 0;
 
-// tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1.
+// tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels are not inlined, and a
+// fence keeps the loads of one unit from moving into another: compilers that do either run out of registers, and spilled
+// accumulators cost a quarter of the speed.
+#define KERNEL     __attribute__((noinline)) static void
+#define UNIT_FENCE __asm__ volatile("" : : : "memory")
+#if defined(ISA_AVX512) || defined(ISA_AVX2)
 #if defined(ISA_AVX512)
+#define LANES 16
+typedef __m512 Vector;
+#define vector_load         _mm512_load_ps
+#define vector_store        _mm512_store_ps
+#define vector_broadcast(p) _mm512_set1_ps(*(p))
+#define vector_fma          _mm512_fmadd_ps
+#else
+#define LANES            8
+typedef __m256 Vector;
+#define vector_load      _mm256_load_ps
+#define vector_store     _mm256_store_ps
+#define vector_broadcast _mm256_broadcast_ss
+#define vector_fma       _mm256_fmadd_ps
+#endif
+#define EACH_ROW         UNROLL for (int i = 0; i < MR; i++)
+#define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
+#define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) _mm_prefetch((const char *)((line) + 8 * NR + j), _MM_HINT_T0)
 #ifdef __AVX512BF16__
-static void kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    __m512 c[MR][4];
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_load_ps(tile + i * NR + j * 16);
+KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    __m512 c[MR][NR / LANES];
+    EACH_ROW EACH_VECTOR c[i][j] = _mm512_load_ps(tile + i * NR + j * LANES);
     for (int u = 0; u < units; u++, a += MR, b += NR) {
-        __m512i v[4];
-        UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_load_si512(b + j * 16);
-        UNROLL for (int i = 0; i < MR; i++) {
+        __m512i v[NR / LANES];
+        UNIT_FENCE;
+        FETCH_LINE(b);
+        EACH_VECTOR v[j] = _mm512_load_si512(b + j * LANES);
+        EACH_ROW {
             __m512i s = _mm512_set1_epi32((int)a[i]);
-            UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)s, (__m512bh)v[j]);
+            EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)s, (__m512bh)v[j]);
         }
     }
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) _mm512_store_ps(tile + i * NR + j * 16, c[i][j]);
+    EACH_ROW EACH_VECTOR _mm512_store_ps(tile + i * NR + j * LANES, c[i][j]);
 }
 #endif
-static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    __m512 c[MR][4];
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_load_ps(tile + i * NR + j * 16);
+KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    Vector c[MR][NR / LANES];
+    EACH_ROW EACH_VECTOR c[i][j] = vector_load(tile + i * NR + j * LANES);
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
-            __m512 v[4];
-            UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_load_ps(b + odd * NR + j * 16);
-            UNROLL for (int i = 0; i < MR; i++) {
-                __m512 s = _mm512_castsi512_ps(_mm512_set1_epi32((int)a[odd * MR + i]));
-                UNROLL for (int j = 0; j < 4; j++) c[i][j] = _mm512_fmadd_ps(s, v[j], c[i][j]);
+            const float *rows = (const float *)a + odd * MR, *line = (const float *)b + odd * NR;
+            Vector v[NR / LANES];
+            UNIT_FENCE;
+            FETCH_LINE(line);
+            EACH_VECTOR v[j] = vector_load(line + j * LANES);
+            EACH_ROW {
+                Vector s = vector_broadcast(rows + i);
+                EACH_VECTOR c[i][j] = vector_fma(s, v[j], c[i][j]);
             }
         }
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) _mm512_store_ps(tile + i * NR + j * 16, c[i][j]);
+    EACH_ROW EACH_VECTOR vector_store(tile + i * NR + j * LANES, c[i][j]);
 }
-#elif defined(ISA_AVX2)
-static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    __m256 c[MR][2];
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 2; j++) c[i][j] = _mm256_load_ps(tile + i * NR + j * 8);
-    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
-            __m256 v0 = _mm256_load_ps((const float *)b + odd * NR), v1 = _mm256_load_ps((const float *)b + odd * NR + 8);
-            UNROLL for (int i = 0; i < MR; i++) {
-                __m256 s = _mm256_broadcast_ss((const float *)a + odd * MR + i);
-                c[i][0] = _mm256_fmadd_ps(s, v0, c[i][0]);
-                c[i][1] = _mm256_fmadd_ps(s, v1, c[i][1]);
+#elif defined(__SSE2__) && PRECISION != PRECISION_FP32
+// The product of two 16-bit operands is a float, and the sum of two floats rounded to double and then to float is rounded
+// as if once (53 >= 2 * 24 + 2 bits): no FMA instruction is needed. The chains stay in the tile, because converting from
+// memory takes no shuffle; the instruction is written out, because gcc has no intrinsic for two floats in memory.
+typedef struct {
+    float f[2];
+} Float2;
+static inline __m128d float2_to_double(const void *p) {
+    __m128d d;
+    __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const Float2 *)p));
+    return d;
+}
+KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
+        for (int odd = 1; odd >= 0; odd--) {
+            __m128d v[NR / 2];
+            UNROLL for (int j = 0; j < NR / 2; j++) v[j] = float2_to_double(b + odd * NR + j * 2);
+            for (int i = 0; i < MR; i++) {
+                const __m128d s = _mm_set1_pd((double)bits_float(a[odd * MR + i]));
+                UNROLL for (int j = 0; j < NR / 2; j++) {
+                    float *c = tile + i * NR + j * 2;
+                    _mm_storel_pi((__m64 *)(void *)c, _mm_cvtpd_ps(_mm_add_pd(_mm_mul_pd(s, v[j]), float2_to_double(c))));
+                }
             }
         }
-    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 2; j++) _mm256_store_ps(tile + i * NR + j * 8, c[i][j]);
 }
 #else
 // Four lanes of acc = fma(a, b, acc), one rounding.
 #if defined(__ARM_NEON)
 typedef float32x4_t F4;
 static inline F4 f4_fma(float a, F4 b, F4 c) { return vfmaq_n_f32(c, b, a); }
-#elif defined(__SSE2__) && PRECISION != PRECISION_FP32
-// The product of two 16-bit operands is a float, and the sum of two floats rounded to double and then to float is rounded
-// as if once (53 >= 2 * 24 + 2 bits): no FMA instruction is needed.
-typedef __m128 F4;
-static inline F4 f4_fma(float a, F4 b, F4 c) {
-    __m128d s = _mm_set1_pd((double)a), b1 = _mm_cvtps_pd(_mm_movehl_ps(b, b)), c1 = _mm_cvtps_pd(_mm_movehl_ps(c, c));
-    __m128d lo = _mm_add_pd(_mm_mul_pd(s, _mm_cvtps_pd(b)), _mm_cvtps_pd(c)), hi = _mm_add_pd(_mm_mul_pd(s, b1), c1);
-    return _mm_movelh_ps(_mm_cvtpd_ps(lo), _mm_cvtpd_ps(hi));
-}
 #else
 typedef struct {
     float f[4];
@@ -877,7 +930,7 @@ static inline F4 f4_fma(float a, F4 b, F4 c) {
     return c;
 }
 #endif
-static void kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     F4 c[MR][NR / 4], v[NR / 4];
     memcpy(c, tile, sizeof(c));
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
@@ -912,15 +965,41 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
     const __m512i h0 = _mm512_loadu_si512(fp8_high[t]), h1 = _mm512_loadu_si512(fp8_high[t] + 64);
     const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), top = _mm512_set1_epi8((char)0x80);
-    for (; i + 64 <= n; i += 64) {
-        __m512i c = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i));
+    for (; i < n; i += 64) {
+        const __mmask64 valid = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
+        __m512i c = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(valid, codes + i));
         __m512i low = _mm512_permutex2var_epi8(l0, c, l1), high = _mm512_permutex2var_epi8(h0, c, h1);
         high = _mm512_ternarylogic_epi64(high, c, top, 0xf8); // high | (c & 0x80)
-        _mm512_storeu_si512(out + i, _mm512_unpacklo_epi8(low, high));
-        _mm512_storeu_si512(out + i + 32, _mm512_unpackhi_epi8(low, high));
+        _mm512_mask_storeu_epi16(out + i, (__mmask32)valid, _mm512_unpacklo_epi8(low, high));
+        _mm512_mask_storeu_epi16(out + i + 32, (__mmask32)(valid >> 32), _mm512_unpackhi_epi8(low, high));
     }
 #endif
     for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
+}
+
+// n FP8 codes to fp32. The vector code goes by way of fp16, which holds E5M2 as it is and E4M3 divided by 2^8.
+static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
+    const int e5m2 = d == DTYPE_E5M2;
+    int i = 0;
+#if defined(ISA_AVX512) || defined(ISA_AVX2)
+    const __m256i unsign = _mm256_set1_epi16((short)0xbfff), nan = _mm256_set1_epi16(0x3f80);
+    const V16 scale = v_set1(e5m2 ? 1.0f : 256.0f);
+    for (; i + 16 <= n; i += 16) {
+        const __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i))); // the sign fills the upper byte
+        __m256i h = _mm256_slli_epi16(c, 8);
+        if (!e5m2) {
+            h = _mm256_and_si256(_mm256_slli_epi16(c, 7), unsign);
+            h = _mm256_or_si256(h, _mm256_cmpeq_epi16(_mm256_and_si256(h, nan), nan));
+        }
+#if defined(ISA_AVX512)
+        V16 v = _mm512_cvtph_ps(h);
+#else
+        V16 v = {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+#endif
+        v_store(out + i, v_mul(v, scale));
+    }
+#endif
+    for (; i < n; i++) out[i] = float_from_bf16(fp8_to_bf16[e5m2][codes[i]]);
 }
 
 // n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32. n <= 2 * KU_CHUNK.
@@ -955,43 +1034,15 @@ static void decode_row(void *out, const Operand *s, size_t offset, int n) {
         memcpy(t, p, (size_t)n * 2);
         for (int i = 0; i < n; i++) f[i] = float_from_bf16(t[i]);
         break;
-    default:
-        decode_bf16(t, p, n, s->dtype);
-        for (int i = 0; i < n; i++) f[i] = float_from_bf16(t[i]);
+    default: decode_fp32(f, p, n, s->dtype);
     }
 }
-
-#if defined(ISA_AVX512)
-// dst[c][r] = src[r][c] for a 16 x 16 block of units.
-static void transpose_16x16(uint32_t *dst, size_t dst_stride, const uint32_t *src, size_t src_stride) {
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(src + (size_t)i * src_stride);
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) { // r[i + j]: columns j, j+4, j+8, j+12 of rows i .. i+3
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; j++) {
-        __m512i ab02 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88), ab13 = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-        __m512i cd02 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88), cd13 = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-        _mm512_storeu_si512(dst + (size_t)j * dst_stride, _mm512_shuffle_i32x4(ab02, cd02, 0x88));
-        _mm512_storeu_si512(dst + (size_t)(j + 8) * dst_stride, _mm512_shuffle_i32x4(ab02, cd02, 0xdd));
-        _mm512_storeu_si512(dst + (size_t)(j + 4) * dst_stride, _mm512_shuffle_i32x4(ab13, cd13, 0x88));
-        _mm512_storeu_si512(dst + (size_t)(j + 12) * dst_stride, _mm512_shuffle_i32x4(ab13, cd13, 0xdd));
-    }
-}
-#endif
 
 // Units that nk elements of K take: K is padded with zeros to an even number, and no further.
 static int units_of(int nk) { return product_uses_pairs ? (nk + 1) / 2 : (nk + 1) / 2 * 2; }
 
-// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows, ni <= NB per call when rows
-// are contiguous. Rows beyond ni are zeros. dst: [ceil(ni / width)][units][width].
+// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows. Rows
+// beyond ni are zeros. dst: [ceil(ni / width)][units][width].
 static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk, const int width) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
     uint32_t rows[NR > MR ? NR : MR][KU_CHUNK] __attribute__((aligned(64)));
@@ -1008,11 +1059,18 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
                 }
                 uint32_t *to = dst + (size_t)u0 * (size_t)width;
                 int u = 0;
-#if defined(ISA_AVX512)
-                if (width % 16 == 0)
-                    for (; u + 16 <= nu; u += 16)
-                        for (int i = 0; i < width; i += 16)
-                            transpose_16x16(to + u * width + i, (size_t)width, &rows[i][u], KU_CHUNK);
+#if defined(__SSE2__)
+                for (; u + 4 <= nu; u += 4)
+                    for (int i = 0; i < width; i += 4) { // 4 x 4 blocks; the last of a panel may overlap the one before
+                        const int r = i + 4 <= width ? i : width - 4;
+                        const float *from = (const float *)&rows[r][u];
+                        float *turned = (float *)to + u * width + r;
+                        __m128 r0 = _mm_load_ps(from), r1 = _mm_load_ps(from + KU_CHUNK);
+                        __m128 r2 = _mm_load_ps(from + 2 * KU_CHUNK), r3 = _mm_load_ps(from + 3 * KU_CHUNK);
+                        _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+                        _mm_storeu_ps(turned, r0), _mm_storeu_ps(turned + width, r1);
+                        _mm_storeu_ps(turned + 2 * width, r2), _mm_storeu_ps(turned + 3 * width, r3);
+                    }
 #endif
                 for (; u < nu; u++)
                     for (int i = 0; i < width; i++) to[u * width + i] = rows[i][u];
@@ -1020,21 +1078,21 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
         }
         return;
     }
-    // Across K: decode rows k and k+1 of the source, NB elements at a time, and interleave (pairs) or copy (fp32).
-    for (int j = 0; j < ni; j += NB / width * width) {
-        const int n = ni - j < NB / width * width ? ni - j : NB / width * width, panels = (n + width - 1) / width;
+    // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave (pairs) or copy (fp32).
+    for (int j = 0; j < ni; j += STRIP) {
+        const int n = ni - j < STRIP ? ni - j : STRIP, panels = (n + width - 1) / width;
         uint32_t *line = &rows[0][0]; // one unit of every panel
-        uint16_t even[NB] = {0}, odd[NB] = {0};
-        memset(line, 0, NB * sizeof(uint32_t));
+        uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
+        memset(line, 0, STRIP * sizeof(uint32_t));
         for (int u = 0; u < units; u++) {
             const size_t k = k0 + (size_t)(u * per_unit), from = i0 + (size_t)j;
             if (product_uses_pairs) {
                 decode_row(even, s, k * s->k_stride + from, n);
                 if (u * 2 + 1 < nk) decode_row(odd, s, (k + 1) * s->k_stride + from, n);
                 else memset(odd, 0, sizeof(odd));
-                for (int i = 0; i < NB; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
+                for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
             } else if (u < nk) decode_row(line, s, k * s->k_stride + from, n);
-            else memset(line, 0, NB * sizeof(uint32_t));
+            else memset(line, 0, STRIP * sizeof(uint32_t));
             for (int p = 0; p < panels; p++)
                 memcpy(dst + ((size_t)p * (size_t)units + (size_t)u) * (size_t)width, line + p * width, (size_t)width * 4);
         }
@@ -1050,17 +1108,17 @@ static void pack_b(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0
 
 // ---- the product of packed panels
 
-// Turns rows x cols of a finished tile into output elements at out + (m, n).
-static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
+// Turns rows x cols of a finished tile into output elements at out + (m, n). Inlined for each kind of output, so that the
+// inner loop has no branches.
+static inline void epilogue_kind(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols, int adds,
+                                 int is_fp32) {
     const V16 scale = v_set1(out->scale);
-    for (int i = 0; i < rows; i++) {
-        const size_t at = (m + (size_t)i) * out->row_stride + n;
+    for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j += 16) {
-            const size_t left = (size_t)(cols - j);
+            const size_t at = (m + (size_t)i) * out->row_stride + n + (size_t)j, left = (size_t)(cols - j);
             V16 acc = v_load(tile + i * NR + j), value;
-            if (out->bias || out->accumulate) {
-                const float *add = out->bias ? out->bias + n + j : (const float *)out->data + at + j;
-                value = v_load_n(add, left);
+            if (adds) {
+                value = v_load_n(out->bias ? out->bias + n + j : (const float *)out->data + at, left);
 #if defined(ISA_AVX512)
                 value = _mm512_fmadd_ps(acc, scale, value);
 #elif defined(ISA_AVX2)
@@ -1069,10 +1127,22 @@ static void epilogue(const Output *out, size_t m, size_t n, const float *tile, i
                 for (int l = 0; l < 16; l++) value.f[l] = fma_exact(acc.f[l], out->scale, value.f[l]);
 #endif
             } else value = v_mul(acc, scale);
-            if (out->dtype == DTYPE_FP32) v_store_n((float *)out->data + at + j, value, left);
-            else v_store_stored_n((stored_t *)out->data + at + j, value, left);
+            if (is_fp32) v_store_n((float *)out->data + at, value, left);
+            else v_store_stored_n((stored_t *)out->data + at, value, left);
         }
-    }
+}
+static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
+    const int adds = out->bias || out->accumulate;
+    if (out->dtype == DTYPE_FP32) epilogue_kind(out, m, n, tile, rows, cols, adds, 1);
+    else if (rows == MR && cols == NR) epilogue_kind(out, m, n, tile, MR, NR, adds, 0);
+    else epilogue_kind(out, m, n, tile, rows, cols, adds, 0);
+}
+
+// rows x cols floats between the tile and memory; whole lines, the usual case, are copied without a loop.
+static void tile_copy(float *to, size_t to_stride, const float *from, size_t from_stride, int rows, int cols) {
+    for (int r = 0; r < rows; r++, to += to_stride, from += from_stride)
+        if (cols == NR) memcpy(to, from, NR * 4);
+        else memcpy(to, from, (size_t)cols * 4);
 }
 
 // Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first `units` are used).
@@ -1087,13 +1157,17 @@ static void product_panels(const Output *out, size_t m0, size_t n0, const uint32
         for (int j = 0; j < n; j += NR, panel += (size_t)b_units * NR) {
             const int cols = n - j < NR ? n - j : NR;
             float *part = partial ? partial + (m0 + (size_t)i) * partial_stride + n0 + (size_t)j : NULL;
+            if (last) { // the output's lines come while the kernel runs
+                const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
+                const char *to = (const char *)out->data + (m0 + (size_t)i) * line + (n0 + (size_t)j) * size;
+                for (int r = 0; r < rows; r++, to += line)
+                    for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
+            }
             if (first || rows < MR || cols < NR) memset(tile, 0, sizeof(tile));
-            if (!first)
-                for (int r = 0; r < rows; r++) memcpy(tile + r * NR, part + (size_t)r * partial_stride, (size_t)cols * 4);
+            if (!first) tile_copy(tile, NR, part, partial_stride, rows, cols);
             kernel(units, a, panel, tile);
             if (last) epilogue(out, m0 + (size_t)i, n0 + (size_t)j, tile, rows, cols);
-            else
-                for (int r = 0; r < rows; r++) memcpy(part + (size_t)r * partial_stride, tile + r * NR, (size_t)cols * 4);
+            else tile_copy(part, partial_stride, tile, NR, rows, cols);
         }
     }
 }
@@ -1130,7 +1204,7 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 #pragma omp parallel
         for (size_t k0 = 0; k0 < K; k0 += step) {
             const int nk = (int)(K - k0 < step ? K - k0 : step), units = units_of(nk);
-            const long group = NB / MR; // panels packed by one call
+            const long group = STRIP / MR; // panels packed by one call
 #pragma omp for schedule(static)
             for (long p = 0; p < panels; p += group) {
                 size_t i = (size_t)p * MR, n = rows - i < (size_t)(group * MR) ? rows - i : (size_t)(group * MR);
@@ -1619,8 +1693,10 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
             if (dlogits) memset(dlogits + row * (size_t)Vp, 0, (size_t)Vp * sizeof(stored_t));
             continue;
         }
-        float max = z[0];
-        for (int j = 0; j < V; j++) max = z[j] > max || z[j] != z[j] ? z[j] : max;
+        V16 top = v_set1(-INFINITY); // a NaN may be lost here, but not in the sum
+        for (int j = 0; j + 16 <= V; j += 16) top = v_max(top, v_load(z + j));
+        float max = v_hmax(top);
+        for (int j = V / 16 * 16; j < V; j++) max = z[j] > max ? z[j] : max;
         const float at_target = z[target];
         const float sum = softmax_row(z, V, Vp);
         losses[row] = (float)(log_exact_order(sum) - ((double)at_target - (double)max));
@@ -3540,7 +3616,8 @@ int main(int argc, char **argv) {
     options_recipes(o, &r->g);
     int V = 0;
     if (!prompting) {
-        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
+        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
+            o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
         r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
         V = r->train.V;
