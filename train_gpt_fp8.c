@@ -62,6 +62,9 @@ Sections
 #include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
+#else
+#define omp_get_max_threads() 1
+#define omp_get_thread_num()  0
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -92,26 +95,40 @@ static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1};
 
 #if PRECISION == PRECISION_FP8
 #define PRECISION_NAME "fp8"
-#define STORED         DTYPE_BF16
 typedef uint16_t stored_t;
 typedef uint8_t operand_t;
 #elif PRECISION == PRECISION_FP16
 #define PRECISION_NAME "fp16"
-#define STORED         DTYPE_FP16
-typedef uint16_t stored_t;
-typedef uint16_t operand_t;
+typedef uint16_t stored_t, operand_t;
 #elif PRECISION == PRECISION_BF16
 #define PRECISION_NAME "bf16"
-#define STORED         DTYPE_BF16
-typedef uint16_t stored_t;
-typedef uint16_t operand_t;
+typedef uint16_t stored_t, operand_t;
 #else
 #define PRECISION_NAME "fp32"
-#define STORED         DTYPE_FP32
-typedef float stored_t;
-typedef float operand_t;
+typedef float stored_t, operand_t;
 #endif
 #define IS_FP8 (PRECISION == PRECISION_FP8)
+
+// The stored type, and its conversions among those of section 2: of one number, and of 16.
+#if PRECISION == PRECISION_FP32
+#define STORED               DTYPE_FP32
+#define float_from_stored(s) (s)
+#define stored_from_float(f) (f)
+#define v_load_stored        v_load
+#define v_store_stored       v_store
+#elif PRECISION == PRECISION_FP16
+#define STORED            DTYPE_FP16
+#define float_from_stored float_from_fp16
+#define stored_from_float fp16_from_float
+#define v_load_stored     v_load_fp16
+#define v_store_stored    v_store_fp16
+#else
+#define STORED            DTYPE_BF16
+#define float_from_stored float_from_bf16
+#define stored_from_float bf16_from_float
+#define v_load_stored     v_load_bf16
+#define v_store_stored    v_store_bf16
+#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 2. utilities
@@ -151,50 +168,40 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static size_t size_max(size_t a, size_t b) { return a > b ? a : b; }
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
+static size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
 // Zeroed memory on a huge-page boundary; ends the program if there is none (the plan was checked before).
 static void *memory_allocate(size_t bytes) {
     void *p = NULL;
     bytes = round_up(bytes + 1, 64);
-    if (posix_memalign(&p, bytes >= ((size_t)1 << 22) ? (size_t)1 << 21 : 64, bytes) != 0)
-        fatal(EXIT_BAD_INPUT, "out of memory: %.1f MiB more were needed", (double)bytes / 1048576.0);
-    if (bytes >= ((size_t)1 << 22)) madvise(p, bytes, MADV_HUGEPAGE);
+    const int huge = bytes >= (size_t)1 << 22;
+    EXPECT(!posix_memalign(&p, huge ? 1 << 21 : 64, bytes), "out of memory: %.1f MiB more were needed", bytes / 1048576.0);
+    if (huge) madvise(p, bytes, MADV_HUGEPAGE);
     memset(p, 0, bytes);
     return p;
 }
 
-static int thread_count(void) {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-static int thread_index(void) {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
+// The iterations of the loop that follows go to all threads.
+#define PRAGMA(...) _Pragma(#__VA_ARGS__)
+#define PARALLEL(kind) PRAGMA(omp parallel for schedule(kind))
+static int thread_count(void) { return omp_get_max_threads(); }
 
-// Flushes denormal results (FTZ) and inputs (DAZ) on this thread. vdpbf16ps does so whatever the mode is; every other
+// Flushes denormal results (FTZ) and inputs (DAZ) on every thread. vdpbf16ps does so whatever the mode is; every other
 // path has to be told, or bits would depend on the instruction set.
-static void fp_mode_set_thread(void) {
-#if defined(__x86_64__)
-    _mm_setcsr(_mm_getcsr() | 0x8040);
-#elif defined(__aarch64__)
-    uint64_t fpcr;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
-    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
-#endif
-}
 static void fp_mode_set(void) {
-    fp_mode_set_thread();
 #pragma omp parallel
-    fp_mode_set_thread();
+    {
+#if defined(__x86_64__)
+        _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__)
+        uint64_t fpcr;
+        __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+        __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
+#endif
+    }
 }
 
 static uint32_t float_bits(float f) {
@@ -252,27 +259,9 @@ static inline float float_from_fp16(uint16_t h) {
     return bits_float(sign | ((e + 112) << 23) | (m << 13));
 }
 
-static inline float float_from_stored(stored_t s) {
-#if PRECISION == PRECISION_FP32
-    return s;
-#elif PRECISION == PRECISION_FP16
-    return float_from_fp16(s);
-#else
-    return float_from_bf16(s);
-#endif
-}
-static inline stored_t stored_from_float(float f) {
-#if PRECISION == PRECISION_FP32
-    return f;
-#elif PRECISION == PRECISION_FP16
-    return fp16_from_float(f);
-#else
-    return bf16_from_float(f);
-#endif
-}
-
 // ---- V16: 16 floats, on every instruction set. Element-wise code is written once on it; each lane's operations are IEEE
-// and in program order, so lanes have the same bits everywhere. No fused multiply-add here: some machines lack it.
+// and in program order, so lanes have the same bits everywhere. v_fma is for the products' epilogue only: it is slow where
+// the instruction is missing. v_pow2 takes whole numbers in -126 .. 127.
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define ISA_AVX512 1
@@ -287,54 +276,73 @@ static inline stored_t stored_from_float(float f) {
 #define ISA_NAME "AVX-512"
 #endif
 typedef __m512 V16;
+#define V16_BINARY(name, op, lane)                                                                                             \
+    static inline V16 name(V16 a, V16 b) { return _mm512_##op##_ps(a, b); }
 static inline V16 v_set1(float x) { return _mm512_set1_ps(x); }
 static inline V16 v_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(float *p, V16 a) { _mm512_storeu_ps(p, a); }
-static inline V16 v_add(V16 a, V16 b) { return _mm512_add_ps(a, b); }
-static inline V16 v_sub(V16 a, V16 b) { return _mm512_sub_ps(a, b); }
-static inline V16 v_mul(V16 a, V16 b) { return _mm512_mul_ps(a, b); }
-static inline V16 v_div(V16 a, V16 b) { return _mm512_div_ps(a, b); }
-static inline V16 v_max(V16 a, V16 b) { return _mm512_max_ps(a, b); } // b where either is NaN, on every path
-static inline V16 v_min(V16 a, V16 b) { return _mm512_min_ps(a, b); }
 static inline V16 v_sqrt(V16 a) { return _mm512_sqrt_ps(a); }
-static inline V16 v_pow2(V16 n) { // 2^n for whole n in -126 .. 127
+static inline V16 v_fma(V16 a, V16 b, V16 c) { return _mm512_fmadd_ps(a, b, c); }
+static inline V16 v_pow2(V16 n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+static inline V16 v_load_fp16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline void v_store_fp16(uint16_t *p, V16 a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline V16 v_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static inline void v_store_bf16(uint16_t *p, V16 a) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(a));
+#else
+    float t[16];
+    v_store(t, a);
+    for (int i = 0; i < 16; i++) p[i] = bf16_from_float(t[i]);
+#endif
 }
 #elif defined(ISA_AVX2)
 #define ISA_NAME "AVX2 + FMA"
 typedef struct {
     __m256 l, h;
 } V16;
-#define V16_UNARY(name, x)                                                                                                     \
-    static inline V16 name(V16 a) {                                                                                            \
-        V16 r = {x(a.l), x(a.h)};                                                                                              \
-        return r;                                                                                                              \
-    }
-#define V16_BINARY(name, op)                                                                                                   \
-    static inline V16 name(V16 a, V16 b) {                                                                                     \
-        V16 r = {op(a.l, b.l), op(a.h, b.h)};                                                                                  \
-        return r;                                                                                                              \
-    }
-static inline V16 v_set1(float x) {
-    V16 r = {_mm256_set1_ps(x), _mm256_set1_ps(x)};
-    return r;
-}
-static inline V16 v_load(const float *p) {
-    V16 r = {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
-    return r;
-}
+#define V16_BINARY(name, op, lane)                                                                                             \
+    static inline V16 name(V16 a, V16 b) { return (V16){_mm256_##op##_ps(a.l, b.l), _mm256_##op##_ps(a.h, b.h)}; }
+static inline V16 v_set1(float x) { return (V16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+static inline V16 v_load(const float *p) { return (V16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 static inline void v_store(float *p, V16 a) { _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h); }
+static inline V16 v_sqrt(V16 a) { return (V16){_mm256_sqrt_ps(a.l), _mm256_sqrt_ps(a.h)}; }
+static inline V16 v_fma(V16 a, V16 b, V16 c) { return (V16){_mm256_fmadd_ps(a.l, b.l, c.l), _mm256_fmadd_ps(a.h, b.h, c.h)}; }
 static inline __m256 v8_pow2(__m256 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-V16_BINARY(v_add, _mm256_add_ps)
-V16_BINARY(v_sub, _mm256_sub_ps)
-V16_BINARY(v_mul, _mm256_mul_ps)
-V16_BINARY(v_div, _mm256_div_ps)
-V16_BINARY(v_max, _mm256_max_ps)
-V16_BINARY(v_min, _mm256_min_ps)
-V16_UNARY(v_sqrt, _mm256_sqrt_ps)
-V16_UNARY(v_pow2, v8_pow2)
+static inline V16 v_pow2(V16 n) { return (V16){v8_pow2(n.l), v8_pow2(n.h)}; }
+static inline __m128i v8_halves(const uint16_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+static inline V16 v_load_fp16(const uint16_t *p) {
+    return (V16){_mm256_cvtph_ps(v8_halves(p)), _mm256_cvtph_ps(v8_halves(p + 8))};
+}
+static inline void v_store_fp16(uint16_t *p, V16 a) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.l, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline __m256 v8_load_bf16(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v8_halves(p)), 16));
+}
+static inline V16 v_load_bf16(const uint16_t *p) { return (V16){v8_load_bf16(p), v8_load_bf16(p + 8)}; }
+static inline __m256i v8_bf16_from_float(__m256 f) { // in the low half of each 32-bit lane; bf16_from_float's rules
+    const __m256i u = _mm256_castps_si256(f), a = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+    const __m256i high = _mm256_srli_epi32(u, 16), odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i sign = _mm256_and_si256(high, _mm256_set1_epi32(0x8000)),
+                  nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd)), 16);
+    r = _mm256_blendv_epi8(r, sign, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), a));
+    return _mm256_blendv_epi8(r, nan, _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f800000)));
+}
+static inline void v_store_bf16(uint16_t *p, V16 a) {
+    const __m256i packed = _mm256_packus_epi32(v8_bf16_from_float(a.l), v8_bf16_from_float(a.h)); // quadwords l0 h0 l1 h1
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
+}
 #else
 #if defined(__aarch64__)
 #define ISA_NAME "portable C, NEON"
@@ -344,111 +352,56 @@ V16_UNARY(v_pow2, v8_pow2)
 typedef struct {
     float f[16];
 } V16;
-#define V16_EACH(name, signature, expression)                                                                                  \
+#define V16_EACH(name, signature, lane)                                                                                        \
     static inline V16 name signature {                                                                                         \
         V16 r;                                                                                                                 \
-        for (int i = 0; i < 16; i++) r.f[i] = (expression);                                                                    \
+        for (int i = 0; i < 16; i++) r.f[i] = (lane);                                                                          \
         return r;                                                                                                              \
     }
+#define V16_STORE(name, type, lane)                                                                                            \
+    static inline void name(type *p, V16 a) {                                                                                  \
+        for (int i = 0; i < 16; i++) p[i] = (lane);                                                                            \
+    }
+#define V16_BINARY(name, op, lane) V16_EACH(name, (V16 a, V16 b), lane)
 V16_EACH(v_set1, (float x), x)
 V16_EACH(v_load, (const float *p), p[i])
-static inline void v_store(float *p, V16 a) { memcpy(p, a.f, 64); }
-V16_EACH(v_add, (V16 a, V16 b), a.f[i] + b.f[i])
-V16_EACH(v_sub, (V16 a, V16 b), a.f[i] - b.f[i])
-V16_EACH(v_mul, (V16 a, V16 b), a.f[i] * b.f[i])
-V16_EACH(v_div, (V16 a, V16 b), a.f[i] / b.f[i])
-V16_EACH(v_max, (V16 a, V16 b), a.f[i] > b.f[i] ? a.f[i] : b.f[i])
-V16_EACH(v_min, (V16 a, V16 b), a.f[i] < b.f[i] ? a.f[i] : b.f[i])
+V16_STORE(v_store, float, a.f[i])
 V16_EACH(v_sqrt, (V16 a), sqrtf(a.f[i]))
-V16_EACH(v_pow2, (V16 a), bits_float((uint32_t)((a.f[i] == a.f[i] ? (int)a.f[i] : 0) + 127) << 23))
+V16_EACH(v_fma, (V16 a, V16 b, V16 c), fma_exact(a.f[i], b.f[i], c.f[i]))
+V16_EACH(v_pow2, (V16 n), bits_float((uint32_t)((n.f[i] == n.f[i] ? (int)n.f[i] : 0) + 127) << 23))
+V16_EACH(v_load_fp16, (const uint16_t *p), float_from_fp16(p[i]))
+V16_STORE(v_store_fp16, uint16_t, fp16_from_float(a.f[i]))
+V16_EACH(v_load_bf16, (const uint16_t *p), float_from_bf16(p[i]))
+V16_STORE(v_store_bf16, uint16_t, bf16_from_float(a.f[i]))
 #endif
 
-// The first n of 16 floats; the lanes beyond are 0.
-static inline V16 v_load_n(const float *p, size_t n) {
-    if (n >= 16) return v_load(p);
-    float t[16] = {0};
-    memcpy(t, p, n * sizeof(float));
-    return v_load(t);
-}
-static inline void v_store_n(float *p, V16 a, size_t n) {
-    if (n >= 16) {
-        v_store(p, a);
-        return;
+// Name, name of the instruction, and what portable C does in its place. max and min: b where either is NaN, on every path.
+V16_BINARY(v_add, add, a.f[i] + b.f[i])
+V16_BINARY(v_sub, sub, a.f[i] - b.f[i])
+V16_BINARY(v_mul, mul, a.f[i] * b.f[i])
+V16_BINARY(v_div, div, a.f[i] / b.f[i])
+V16_BINARY(v_max, max, a.f[i] > b.f[i] ? a.f[i] : b.f[i])
+V16_BINARY(v_min, min, a.f[i] < b.f[i] ? a.f[i] : b.f[i])
+
+// v_load_n, v_load_stored_n: the first n of 16 numbers, zeros in the lanes beyond. v_store_n, v_store_stored_n: only those.
+#define V16_FIRST_N(kind, type)                                                                                                \
+    static inline V16 v_load##kind##_n(const type *p, size_t n) {                                                              \
+        if (n >= 16) return v_load##kind(p);                                                                                   \
+        type t[16] = {0};                                                                                                      \
+        memcpy(t, p, n * sizeof(type));                                                                                        \
+        return v_load##kind(t);                                                                                                \
+    }                                                                                                                          \
+    static inline void v_store##kind##_n(type *p, V16 a, size_t n) {                                                           \
+        if (n >= 16) {                                                                                                         \
+            v_store##kind(p, a);                                                                                               \
+            return;                                                                                                            \
+        }                                                                                                                      \
+        type t[16];                                                                                                            \
+        v_store##kind(t, a);                                                                                                   \
+        memcpy(p, t, n * sizeof(type));                                                                                        \
     }
-    float t[16];
-    v_store(t, a);
-    memcpy(p, t, n * sizeof(float));
-}
-
-#if defined(ISA_AVX2) && PRECISION != PRECISION_FP16
-static inline __m256i v8_bf16_from_float(__m256 f) { // in the low half of each 32-bit lane
-    const __m256i u = _mm256_castps_si256(f), a = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff)),
-                  high = _mm256_srli_epi32(u, 16);
-    const __m256i half = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(high, _mm256_set1_epi32(1)));
-    const __m256i flushed = _mm256_and_si256(high, _mm256_set1_epi32(0x8000)),
-                  nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, half), 16);
-    r = _mm256_blendv_epi8(r, flushed, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), a));
-    return _mm256_blendv_epi8(r, nan, _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f800000)));
-}
-#endif
-
-// Stored tensors to and from fp32.
-static inline V16 v_load_stored(const stored_t *p) {
-#if PRECISION == PRECISION_FP32
-    return v_load(p);
-#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX512)
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX2)
-    V16 r = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
-    return r;
-#elif defined(ISA_AVX512)
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-#elif defined(ISA_AVX2)
-    const __m128i l = _mm_loadu_si128((const __m128i *)p), h = _mm_loadu_si128((const __m128i *)(p + 8));
-    V16 r = {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(l), 16)),
-             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
-    return r;
-#else
-    float t[16];
-    for (int i = 0; i < 16; i++) t[i] = float_from_stored(p[i]);
-    return v_load(t);
-#endif
-}
-static inline void v_store_stored(stored_t *p, V16 a) {
-#if PRECISION == PRECISION_FP32
-    v_store(p, a);
-#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX512)
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif PRECISION == PRECISION_FP16 && defined(ISA_AVX2)
-    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.l, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif defined(ISA_AVX512) && defined(__AVX512BF16__)
-    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(a));
-#elif defined(ISA_AVX2)
-    const __m256i packed = _mm256_packus_epi32(v8_bf16_from_float(a.l), v8_bf16_from_float(a.h)); // quadwords l0 h0 l1 h1
-    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
-#else
-    float t[16];
-    v_store(t, a);
-    for (int i = 0; i < 16; i++) p[i] = stored_from_float(t[i]);
-#endif
-}
-static inline V16 v_load_stored_n(const stored_t *p, size_t n) {
-    if (n >= 16) return v_load_stored(p);
-    stored_t t[16] = {0};
-    memcpy(t, p, n * sizeof(stored_t));
-    return v_load_stored(t);
-}
-static inline void v_store_stored_n(stored_t *p, V16 a, size_t n) {
-    if (n >= 16) {
-        v_store_stored(p, a);
-        return;
-    }
-    stored_t t[16];
-    v_store_stored(t, a);
-    memcpy(p, t, n * sizeof(stored_t));
-}
+V16_FIRST_N(, float)
+V16_FIRST_N(_stored, stored_t)
 
 // The fixed tree by which 16 striped lanes become one number: distance 8, 4, 2, 1.
 static inline float v_sum(V16 a) {
@@ -459,9 +412,9 @@ static inline float v_sum(V16 a) {
     return t[0];
 }
 static inline float v_hmax(V16 a) {
-    float t[16], m;
+    float t[16];
     v_store(t, a);
-    m = t[0];
+    float m = t[0];
     for (int i = 1; i < 16; i++) m = t[i] > m || t[i] != t[i] ? t[i] : m; // a NaN wins, so that it is seen
     return m;
 }
@@ -473,14 +426,9 @@ static inline V16 v_exp(V16 x) {
     x = v_max(v_set1(-104.0f), v_min(v_set1(88.3f), x));
     V16 n = v_sub(v_add(v_mul(x, v_set1(1.44269504f)), magic), magic);
     V16 r = v_sub(v_sub(x, v_mul(n, v_set1(0.693359375f))), v_mul(n, v_set1(-2.12194440e-4f)));
-    V16 p = v_set1(1.0f / 5040);
-    p = v_add(v_mul(p, r), v_set1(1.0f / 720));
-    p = v_add(v_mul(p, r), v_set1(1.0f / 120));
-    p = v_add(v_mul(p, r), v_set1(1.0f / 24));
-    p = v_add(v_mul(p, r), v_set1(1.0f / 6));
-    p = v_add(v_mul(p, r), v_set1(0.5f));
-    p = v_add(v_mul(p, r), v_set1(1.0f));
-    p = v_add(v_mul(p, r), v_set1(1.0f));
+    static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
+    V16 p = v_set1(taylor[0]);
+    for (int k = 1; k < 8; k++) p = v_add(v_mul(p, r), v_set1(taylor[k]));
     V16 half = v_sub(v_add(v_mul(n, v_set1(0.5f)), magic), magic);
     return v_mul(v_mul(p, v_pow2(half)), v_pow2(v_sub(n, half)));
 }
@@ -505,12 +453,8 @@ static void sincos_turns(double u, double *sine, double *cosine) {
     double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
     for (int k = 17; k >= 1; k -= 2) s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
     s *= x;
-    switch (q & 3) {
-    case 0: *sine = s, *cosine = c; break;
-    case 1: *sine = c, *cosine = -s; break;
-    case 2: *sine = -s, *cosine = -c; break;
-    default: *sine = -c, *cosine = s; break;
-    }
+    const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
+    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
 }
 
 static double power_int(double x, long n) { // x^n by squaring, n >= 0
@@ -535,16 +479,14 @@ static double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53
 
 // A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single changed byte always shows.
 static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
-    const unsigned char *p = (const unsigned char *)data;
-    for (; bytes >= 8; bytes -= 8, p += 8) {
-        uint64_t w;
-        memcpy(&w, p, 8);
+    const unsigned char *p = data;
+    while (bytes > 0) {
+        const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
+        uint64_t w = *p;
+        if (n == 8) memcpy(&w, p, 8);
         h = (h ^ w) * 0x9fb21c651e98df25ull;
         h ^= h >> 32;
-    }
-    for (; bytes > 0; bytes--, p++) {
-        h = (h ^ *p) * 0x9fb21c651e98df25ull;
-        h ^= h >> 32;
+        p += n, bytes -= n;
     }
     return h;
 }
@@ -568,30 +510,26 @@ static const Fp8Format fp8_formats[2] = {
 static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
 
 // Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
-// Branch-free, so that the compiler vectorises the loop in quantise_block.
-static inline uint32_t fp8_encode_bits(uint32_t u, int mantissa_bits, int bias, uint32_t max_code) {
-    const int shift = 23 - mantissa_bits;
+// Branch-free, so that the compiler vectorises the loop in quantise_block, where it also knows the format.
+static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
+    const int shift = 23 - f->mantissa_bits;
     uint32_t sign = (u >> 24) & 0x80, a = u & 0x7fffffff;
     // normal results: round at the last kept bit and move the exponent's bias
-    uint32_t normal =
-        ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - (uint32_t)bias) << mantissa_bits);
+    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - f->bias) << f->mantissa_bits);
     // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
-    uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - bias - mantissa_bits) << 23;
+    uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - f->bias - f->mantissa_bits) << 23;
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
-    uint32_t code = a < ((uint32_t)(128 - bias) << 23) ? denormal : normal;
-    code = code > max_code ? max_code : code;
+    uint32_t code = a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
+    code = code > f->max_code ? f->max_code : code;
     return a > 0x7f800000 ? 0x7f : code | sign;
 }
-static inline uint8_t fp8_encode(float f, Dtype d) {
-    return (uint8_t)(d == DTYPE_E4M3 ? fp8_encode_bits(float_bits(f), 3, 7, 0x7e)
-                                     : fp8_encode_bits(float_bits(f), 2, 15, 0x7b));
-}
+static inline uint8_t fp8_encode(float f, Dtype d) { return fp8_encode_bits(float_bits(f), fp8_format(d)); }
 
 // The value of a code by the format's definition (paper, table 1).
 static float fp8_decode(uint8_t code, Dtype d) {
     const Fp8Format *f = fp8_format(d);
     uint32_t sign = (uint32_t)(code & 0x80) << 24, a = code & 0x7f;
-    int e = (int)(a >> f->mantissa_bits), m = (int)(a & ((1u << f->mantissa_bits) - 1));
+    int e = a >> f->mantissa_bits, m = a & ((1u << f->mantissa_bits) - 1);
     if (a > f->max_code) return bits_float(sign | (d == DTYPE_E5M2 && m == 0 ? 0x7f800000 : 0x7fc00000));
     uint32_t ulp = (uint32_t)(127 + (e ? e : 1) - f->bias - f->mantissa_bits) << 23; // the value of the last bit
     return bits_float(sign | float_bits((float)(e ? m + (1 << f->mantissa_bits) : m) * bits_float(ulp)));
@@ -603,9 +541,9 @@ static uint8_t fp8_low[2][128], fp8_high[2][128];
 static void fp8_tables_init(void) {
     for (int d = 0; d < 2; d++)
         for (int c = 0; c < 256; c++) {
-            uint16_t h = (uint16_t)(float_bits(fp8_decode((uint8_t)c, d ? DTYPE_E5M2 : DTYPE_E4M3)) >> 16);
+            uint16_t h = float_bits(fp8_decode(c, d ? DTYPE_E5M2 : DTYPE_E4M3)) >> 16;
             fp8_to_bf16[d][c] = h;
-            if (c < 128) fp8_low[d][c] = (uint8_t)h, fp8_high[d][c] = (uint8_t)(h >> 8);
+            if (c < 128) fp8_low[d][c] = h & 0xff, fp8_high[d][c] = h >> 8;
         }
 }
 
@@ -618,7 +556,7 @@ typedef struct {
 } Fp8Stats;
 
 static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
-    if (s->amax_bits > into->amax_bits) into->amax_bits = s->amax_bits;
+    into->amax_bits = MAX(into->amax_bits, s->amax_bits);
     into->saturated += s->saturated, into->flushed += s->flushed;
     into->nonfinite += s->nonfinite, into->count += s->count;
     into->signal += s->signal, into->noise += s->noise;
@@ -674,8 +612,7 @@ static void scale_advance(Fp8Scale *s) {
     s->history_next = (s->history_next + 1) % r->history_len;
     if (s->history_count < r->history_len) s->history_count++;
     if (r->use_max)
-        for (int i = 0; i < s->history_count; i++)
-            if (s->amax_history[i] > amax) amax = s->amax_history[i];
+        for (int i = 0; i < s->history_count; i++) amax = MAX(amax, s->amax_history[i]);
     s->scale = scale_from_amax(amax, s->scale, r);
 }
 
@@ -683,47 +620,42 @@ static void scale_advance(Fp8Scale *s) {
 
 #define CHUNK 8192 // elements: the unit in which sums over a whole tensor are split, whatever the thread count
 
-static uint32_t amax_block(const stored_t *x, size_t n) {
-    uint32_t amax = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t a = float_bits(float_from_stored(x[i])) & 0x7fffffff;
-        amax = a > amax ? a : amax;
-    }
-    return amax;
-}
-
 // q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order does not matter.
-#define QUANTISE_BLOCK(NAME, MANTISSA_BITS, BIAS, MAX_CODE, SATURATED_ABOVE)                                                   \
-    static void NAME(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {                                  \
-        uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;                                                          \
-        for (size_t i = 0; i < n; i++) {                                                                                       \
-            float f = float_from_stored(x[i]), y = f * scale;                                                                  \
-            uint32_t a = float_bits(f) & 0x7fffffff, b = float_bits(y) & 0x7fffffff;                                           \
-            uint32_t code = fp8_encode_bits(float_bits(y), MANTISSA_BITS, BIAS, MAX_CODE);                                     \
-            amax = a > amax ? a : amax;                                                                                        \
-            saturated += (b > SATURATED_ABOVE) & (b <= 0x7f800000);                                                            \
-            flushed += ((code & 0x7f) == 0) & (a != 0);                                                                        \
-            nonfinite += a >= 0x7f800000;                                                                                      \
-            q[i] = (uint8_t)code;                                                                                              \
-        }                                                                                                                      \
-        if (amax > stats->amax_bits) stats->amax_bits = amax;                                                                  \
-        stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;            \
+// Inlined for each format, whose numbers are then constants.
+static inline void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats, const Fp8Format *f8) {
+    uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
+    for (size_t i = 0; i < n; i++) {
+        float f = float_from_stored(x[i]), y = f * scale;
+        uint32_t a = float_bits(f) & 0x7fffffff, b = float_bits(y) & 0x7fffffff;
+        uint32_t code = fp8_encode_bits(float_bits(y), f8);
+        amax = MAX(a, amax);
+        saturated += (b > f8->saturated_above) & (b <= 0x7f800000);
+        flushed += ((code & 0x7f) == 0) & (a != 0);
+        nonfinite += a >= 0x7f800000;
+        q[i] = (uint8_t)code;
     }
-QUANTISE_BLOCK(quantise_block_e4m3, 3, 7, 0x7e, 0x43e80000)
-QUANTISE_BLOCK(quantise_block_e5m2, 2, 15, 0x7b, 0x476fffff)
+    stats->amax_bits = MAX(stats->amax_bits, amax);
+    stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
+}
+static void quantise_block_e4m3(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {
+    quantise_block(q, x, n, scale, stats, &fp8_formats[0]);
+}
+static void quantise_block_e5m2(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {
+    quantise_block(q, x, n, scale, stats, &fp8_formats[1]);
+}
 
 // Signal and noise for the SQNR: one pair of double sums a chunk, added in ascending order.
 static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_t n, Dtype format, float scale_inv) {
-    const long chunks = (long)((n + CHUNK - 1) / CHUNK);
-    double *sums = (double *)memory_allocate((size_t)chunks * 2 * sizeof(double));
-#pragma omp parallel for schedule(static)
-    for (long c = 0; c < chunks; c++)
-        for (size_t i = (size_t)c * CHUNK; i < n && i < (size_t)(c + 1) * CHUNK; i++) {
+    const size_t chunks = ceil_div(n, CHUNK);
+    double(*sums)[2] = memory_allocate(chunks * sizeof(*sums));
+    PARALLEL(static) for (size_t c = 0; c < chunks; c++) {
+        for (size_t i = c * CHUNK; i < MIN(n, (c + 1) * CHUNK); i++) {
             double f = float_from_stored(x[i]);
             double e = f - (double)float_from_bf16(fp8_to_bf16[format == DTYPE_E5M2][q[i]]) * scale_inv;
-            sums[2 * c] += f * f, sums[2 * c + 1] += e * e;
+            sums[c][0] += f * f, sums[c][1] += e * e;
         }
-    for (long c = 0; c < chunks; c++) stats->signal += sums[2 * c], stats->noise += sums[2 * c + 1];
+    }
+    for (size_t c = 0; c < chunks; c++) stats->signal += sums[c][0], stats->noise += sums[c][1];
     free(sums);
 }
 
@@ -732,33 +664,26 @@ static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_
 // `record`: whether the statistics count for this step (not while validating or sampling); 2 also sums SQNR.
 static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int record) {
     const ScalingRecipe *r = s->recipe;
-    const long chunks = (long)((n + CHUNK - 1) / CHUNK);
-    float scale = s->scale;
-    if (r->rule == SCALING_NONE) scale = 1.0f;
+    float scale = r->rule == SCALING_NONE ? 1.0f : s->scale;
     if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
         uint32_t amax = 0;
-#pragma omp parallel for schedule(static) reduction(max : amax) if (chunks > 1)
-        for (long c = 0; c < chunks; c++) {
-            size_t begin = (size_t)c * CHUNK, len = n - begin < CHUNK ? n - begin : CHUNK;
-            uint32_t a = amax_block(x + begin, len);
-            amax = a > amax ? a : amax;
+#pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
+        for (size_t i = 0; i < n; i++) {
+            uint32_t a = float_bits(float_from_stored(x[i])) & 0x7fffffff;
+            amax = MAX(a, amax);
         }
         scale = scale_from_amax(bits_float(amax), scale, r);
         if (record) s->scale = scale;
     }
     float scale_inv = 1.0f / scale;
-    Fp8Stats total;
-    memset(&total, 0, sizeof(total));
-#pragma omp parallel if (chunks > 1)
+    Fp8Stats total = {0};
+#pragma omp parallel if (n > CHUNK)
     {
-        Fp8Stats mine;
-        memset(&mine, 0, sizeof(mine));
+        Fp8Stats mine = {0};
 #pragma omp for schedule(static)
-        for (long c = 0; c < chunks; c++) {
-            size_t begin = (size_t)c * CHUNK, len = n - begin < CHUNK ? n - begin : CHUNK;
-            if (r->format == DTYPE_E4M3) quantise_block_e4m3(q + begin, x + begin, len, scale, &mine);
-            else quantise_block_e5m2(q + begin, x + begin, len, scale, &mine);
-        }
+        for (size_t at = 0; at < n; at += CHUNK)
+            if (r->format == DTYPE_E4M3) quantise_block_e4m3(q + at, x + at, MIN(n - at, CHUNK), scale, &mine);
+            else quantise_block_e5m2(q + at, x + at, MIN(n - at, CHUNK), scale, &mine);
 #pragma omp critical
         stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
     }
@@ -788,8 +713,7 @@ typedef struct {
 } Operand;
 
 static Operand operand(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
-    Operand o = {data, dtype, row_stride, k_stride};
-    return o;
+    return (Operand){data, dtype, row_stride, k_stride};
 }
 
 // What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
@@ -803,8 +727,7 @@ typedef struct {
 } Output;
 
 static Output output(void *data, Dtype dtype, size_t row_stride, float scale, const float *bias, int accumulate) {
-    Output o = {data, dtype, row_stride, scale, bias, accumulate};
-    return o;
+    return (Output){data, dtype, row_stride, scale, bias, accumulate};
 }
 
 #if defined(ISA_AVX512)
@@ -842,25 +765,19 @@ static int product_uses_pairs = 0;
 #if defined(ISA_AVX512)
 #define LANES 16
 typedef __m512 Vector;
-#define vector_load         _mm512_load_ps
-#define vector_store        _mm512_store_ps
-#define vector_broadcast(p) _mm512_set1_ps(*(p))
-#define vector_fma          _mm512_fmadd_ps
+#define VECTOR(op) _mm512_##op
 #else
-#define LANES            8
+#define LANES      8
 typedef __m256 Vector;
-#define vector_load      _mm256_load_ps
-#define vector_store     _mm256_store_ps
-#define vector_broadcast _mm256_broadcast_ss
-#define vector_fma       _mm256_fmadd_ps
+#define VECTOR(op) _mm256_##op
 #endif
 #define EACH_ROW         UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
 #define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) _mm_prefetch((const char *)((line) + 8 * NR + j), _MM_HINT_T0)
 #ifdef __AVX512BF16__
 KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    __m512 c[MR][NR / LANES];
-    EACH_ROW EACH_VECTOR c[i][j] = _mm512_load_ps(tile + i * NR + j * LANES);
+    Vector c[MR][NR / LANES];
+    EACH_ROW EACH_VECTOR c[i][j] = VECTOR(load_ps)(tile + i * NR + j * LANES);
     for (int u = 0; u < units; u++, a += MR, b += NR) {
         __m512i v[NR / LANES];
         UNIT_FENCE;
@@ -871,35 +788,32 @@ KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile
             EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)s, (__m512bh)v[j]);
         }
     }
-    EACH_ROW EACH_VECTOR _mm512_store_ps(tile + i * NR + j * LANES, c[i][j]);
+    EACH_ROW EACH_VECTOR VECTOR(store_ps)(tile + i * NR + j * LANES, c[i][j]);
 }
 #endif
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     Vector c[MR][NR / LANES];
-    EACH_ROW EACH_VECTOR c[i][j] = vector_load(tile + i * NR + j * LANES);
+    EACH_ROW EACH_VECTOR c[i][j] = VECTOR(load_ps)(tile + i * NR + j * LANES);
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
             const float *rows = (const float *)a + odd * MR, *line = (const float *)b + odd * NR;
             Vector v[NR / LANES];
             UNIT_FENCE;
             FETCH_LINE(line);
-            EACH_VECTOR v[j] = vector_load(line + j * LANES);
+            EACH_VECTOR v[j] = VECTOR(load_ps)(line + j * LANES);
             EACH_ROW {
-                Vector s = vector_broadcast(rows + i);
-                EACH_VECTOR c[i][j] = vector_fma(s, v[j], c[i][j]);
+                Vector s = VECTOR(set1_ps)(rows[i]);
+                EACH_VECTOR c[i][j] = VECTOR(fmadd_ps)(s, v[j], c[i][j]);
             }
         }
-    EACH_ROW EACH_VECTOR vector_store(tile + i * NR + j * LANES, c[i][j]);
+    EACH_ROW EACH_VECTOR VECTOR(store_ps)(tile + i * NR + j * LANES, c[i][j]);
 }
 #elif defined(__SSE2__) && PRECISION != PRECISION_FP32
 // The product of two 16-bit operands is a float, and the sum of two floats rounded to double and then to float is rounded
 // as if once (53 >= 2 * 24 + 2 bits): no FMA instruction is needed. The chains stay in the tile, because converting from
 // memory takes no shuffle; the instruction is written out, because gcc has no intrinsic for two floats in memory.
-typedef struct {
-    float f[2];
-} Float2;
 static inline __m128d float2_to_double(const void *p) {
     __m128d d;
-    __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const Float2 *)p));
+    __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
     return d;
 }
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
@@ -945,12 +859,10 @@ KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile)
 
 static void kernel(int units, const uint32_t *a, const uint32_t *b, float *tile) {
 #ifdef __AVX512BF16__
-    if (product_uses_pairs) {
-        kernel_pairs(units, a, b, tile);
-        return;
-    }
+    if (product_uses_pairs) kernel_pairs(units, a, b, tile);
+    else
 #endif
-    kernel_fp32(units, a, b, tile);
+        kernel_fp32(units, a, b, tile);
 }
 
 // ---- packing
@@ -1002,67 +914,40 @@ static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     for (; i < n; i++) out[i] = float_from_bf16(fp8_to_bf16[e5m2][codes[i]]);
 }
 
-// n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32. n <= 2 * KU_CHUNK.
+// n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32.
 static void decode_row(void *out, const Operand *s, size_t offset, int n) {
-    const uint8_t *p = (const uint8_t *)s->data + offset * dtype_size[s->dtype];
-    uint16_t t[2 * KU_CHUNK];
-    if (product_uses_pairs) {
-        if (s->dtype == DTYPE_BF16) memcpy(out, p, (size_t)n * 2);
-        else decode_bf16((uint16_t *)out, p, n, s->dtype);
-        return;
-    }
-    float *f = (float *)out;
-    switch (s->dtype) {
-    case DTYPE_FP32: memcpy(out, p, (size_t)n * 4); break;
-    case DTYPE_FP16: memcpy(t, p, (size_t)n * 2);
-#if defined(ISA_AVX512)
-        for (int i = 0; i < n; i += 16)
-            _mm512_mask_storeu_ps(f + i, n - i >= 16 ? 0xffff : (__mmask16)((1 << (n - i)) - 1),
-                                  _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(t + i))));
-#elif defined(ISA_AVX2)
-        for (int i = 0; i < n; i += 8) {
-            __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(t + i)));
-            if (n - i >= 8) _mm256_storeu_ps(f + i, x);
-            else
-                for (int l = 0; l < n - i; l++) f[i + l] = float_from_fp16(t[i + l]);
-        }
-#else
-        for (int i = 0; i < n; i++) f[i] = float_from_fp16(t[i]);
-#endif
-        break;
-    case DTYPE_BF16:
-        memcpy(t, p, (size_t)n * 2);
-        for (int i = 0; i < n; i++) f[i] = float_from_bf16(t[i]);
-        break;
-    default: decode_fp32(f, p, n, s->dtype);
-    }
+    const void *from = (const char *)s->data + offset * dtype_size[s->dtype];
+    if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
+    else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
+    else if (s->dtype != STORED) decode_fp32(out, from, n, s->dtype);
+    else
+        for (int i = 0; i < n; i += 16) v_store_n((float *)out + i, v_load_stored_n((const stored_t *)from + i, n - i), n - i);
 }
 
 // Units that nk elements of K take: K is padded with zeros to an even number, and no further.
 static int units_of(int nk) { return product_uses_pairs ? (nk + 1) / 2 : (nk + 1) / 2 * 2; }
 
-// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows. Rows
-// beyond ni are zeros. dst: [ceil(ni / width)][units][width].
+// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows. Rows beyond ni are zeros.
+// dst: [ceil(ni / width)][units][width].
 static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk, const int width) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
-    uint32_t rows[NR > MR ? NR : MR][KU_CHUNK] __attribute__((aligned(64)));
+    uint32_t rows[MAX(MR, NR)][KU_CHUNK] __attribute__((aligned(64)));
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
-        for (int p = 0; p < ni; p += width, dst += (size_t)units * (size_t)width) {
-            const int n = ni - p < width ? ni - p : width;
+        for (int p = 0; p < ni; p += width, dst += units * width) {
+            const int n = MIN(ni - p, width);
             if (n < width) memset(rows, 0, sizeof(rows));
             for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
-                const int nu = units - u0 < KU_CHUNK ? units - u0 : KU_CHUNK;
-                const int left = nk - u0 * per_unit, len = left < nu * per_unit ? left : nu * per_unit;
+                const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);
                 for (int i = 0; i < n; i++) {
                     if (len < nu * per_unit) rows[i][nu - 1] = 0;
-                    decode_row(rows[i], s, (i0 + (size_t)(p + i)) * s->row_stride + k0 + (size_t)(u0 * per_unit), len);
+                    decode_row(rows[i], s, (i0 + p + i) * s->row_stride + k0 + k, len);
                 }
-                uint32_t *to = dst + (size_t)u0 * (size_t)width;
+                uint32_t *to = dst + u0 * width;
                 int u = 0;
 #if defined(__SSE2__)
                 for (; u + 4 <= nu; u += 4)
                     for (int i = 0; i < width; i += 4) { // 4 x 4 blocks; the last of a panel may overlap the one before
-                        const int r = i + 4 <= width ? i : width - 4;
+                        const int r = MIN(i, width - 4);
                         const float *from = (const float *)&rows[r][u];
                         float *turned = (float *)to + u * width + r;
                         __m128 r0 = _mm_load_ps(from), r1 = _mm_load_ps(from + KU_CHUNK);
@@ -1080,31 +965,26 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
     }
     // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
-        const int n = ni - j < STRIP ? ni - j : STRIP, panels = (n + width - 1) / width;
+        const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
         uint32_t *line = &rows[0][0]; // one unit of every panel
         uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
         memset(line, 0, STRIP * sizeof(uint32_t));
         for (int u = 0; u < units; u++) {
-            const size_t k = k0 + (size_t)(u * per_unit), from = i0 + (size_t)j;
+            const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
             if (product_uses_pairs) {
-                decode_row(even, s, k * s->k_stride + from, n);
-                if (u * 2 + 1 < nk) decode_row(odd, s, (k + 1) * s->k_stride + from, n);
+                decode_row(even, s, from, n);
+                if (u * 2 + 1 < nk) decode_row(odd, s, from + s->k_stride, n);
                 else memset(odd, 0, sizeof(odd));
                 for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
-            } else if (u < nk) decode_row(line, s, k * s->k_stride + from, n);
+            } else if (u < nk) decode_row(line, s, from, n);
             else memset(line, 0, STRIP * sizeof(uint32_t));
-            for (int p = 0; p < panels; p++)
-                memcpy(dst + ((size_t)p * (size_t)units + (size_t)u) * (size_t)width, line + p * width, (size_t)width * 4);
+            for (int p = 0; p < panels; p++) memcpy(dst + (p * units + u) * width, line + p * width, width * 4);
         }
-        dst += (size_t)panels * (size_t)units * (size_t)width;
+        dst += panels * units * width;
     }
 }
-static void pack_a(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) {
-    pack_width(dst, s, i0, ni, k0, nk, MR);
-}
-static void pack_b(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk) {
-    pack_width(dst, s, i0, ni, k0, nk, NR);
-}
+static void pack_a(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, MR); }
+static void pack_b(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
 
 // ---- the product of packed panels
 
@@ -1115,18 +995,12 @@ static inline void epilogue_kind(const Output *out, size_t m, size_t n, const fl
     const V16 scale = v_set1(out->scale);
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j += 16) {
-            const size_t at = (m + (size_t)i) * out->row_stride + n + (size_t)j, left = (size_t)(cols - j);
-            V16 acc = v_load(tile + i * NR + j), value;
+            const size_t at = (m + i) * out->row_stride + n + j, left = cols - j;
+            V16 value = v_load(tile + i * NR + j);
             if (adds) {
-                value = v_load_n(out->bias ? out->bias + n + j : (const float *)out->data + at, left);
-#if defined(ISA_AVX512)
-                value = _mm512_fmadd_ps(acc, scale, value);
-#elif defined(ISA_AVX2)
-                value.l = _mm256_fmadd_ps(acc.l, scale.l, value.l), value.h = _mm256_fmadd_ps(acc.h, scale.h, value.h);
-#else
-                for (int l = 0; l < 16; l++) value.f[l] = fma_exact(acc.f[l], out->scale, value.f[l]);
-#endif
-            } else value = v_mul(acc, scale);
+                const float *add = out->bias ? out->bias + n + j : (const float *)out->data + at;
+                value = v_fma(value, scale, v_load_n(add, left));
+            } else value = v_mul(value, scale);
             if (is_fp32) v_store_n((float *)out->data + at, value, left);
             else v_store_stored_n((stored_t *)out->data + at, value, left);
         }
@@ -1142,31 +1016,30 @@ static void epilogue(const Output *out, size_t m, size_t n, const float *tile, i
 static void tile_copy(float *to, size_t to_stride, const float *from, size_t from_stride, int rows, int cols) {
     for (int r = 0; r < rows; r++, to += to_stride, from += from_stride)
         if (cols == NR) memcpy(to, from, NR * 4);
-        else memcpy(to, from, (size_t)cols * 4);
+        else memcpy(to, from, cols * 4);
 }
 
-// Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first `units` are used).
-// `partial`, where given, holds the raw chains of unfinished products, [m][partial_stride]: loaded unless `first`, stored
-// unless `last`.
+// Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first `units` are used). `partial`,
+// where given, holds the raw chains of unfinished products, [m][partial_stride]: loaded unless `first`, stored unless `last`.
 static void product_panels(const Output *out, size_t m0, size_t n0, const uint32_t *a, const uint32_t *b, int m, int n,
                            int units, int b_units, float *partial, size_t partial_stride, int first, int last) {
     float tile[MR * NR] __attribute__((aligned(64)));
-    for (int i = 0; i < m; i += MR, a += (size_t)units * MR) {
-        const int rows = m - i < MR ? m - i : MR;
+    for (int i = 0; i < m; i += MR, a += units * MR) {
+        const int rows = MIN(m - i, MR);
         const uint32_t *panel = b;
-        for (int j = 0; j < n; j += NR, panel += (size_t)b_units * NR) {
-            const int cols = n - j < NR ? n - j : NR;
-            float *part = partial ? partial + (m0 + (size_t)i) * partial_stride + n0 + (size_t)j : NULL;
+        for (int j = 0; j < n; j += NR, panel += b_units * NR) {
+            const int cols = MIN(n - j, NR);
+            float *part = partial ? partial + (m0 + i) * partial_stride + n0 + j : NULL;
             if (last) { // the output's lines come while the kernel runs
                 const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
-                const char *to = (const char *)out->data + (m0 + (size_t)i) * line + (n0 + (size_t)j) * size;
+                const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
                 for (int r = 0; r < rows; r++, to += line)
                     for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
             }
             if (first || rows < MR || cols < NR) memset(tile, 0, sizeof(tile));
             if (!first) tile_copy(tile, NR, part, partial_stride, rows, cols);
             kernel(units, a, panel, tile);
-            if (last) epilogue(out, m0 + (size_t)i, n0 + (size_t)j, tile, rows, cols);
+            if (last) epilogue(out, m0 + i, n0 + j, tile, rows, cols);
             else tile_copy(part, partial_stride, tile, NR, rows, cols);
         }
     }
@@ -1182,43 +1055,37 @@ static struct {
     size_t thread_bytes;
 } workspace;
 
-static void *workspace_thread(void) { return workspace.thread + (size_t)thread_index() * workspace.thread_bytes; }
+static void *workspace_thread(void) { return workspace.thread + omp_get_thread_num() * workspace.thread_bytes; }
 
 // out[M, N] from a[M, K] and b[N, K]. A task is a block of NB columns of b and a range of rows of a.
 static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t K) {
-    const size_t block = product_uses_pairs ? 2 * KU : KU, blocks = (K + block - 1) / block;
-    const size_t step = round_up((K + blocks - 1) / blocks, 2); // K in equal blocks
+    const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
+    const size_t step = round_up(ceil_div(K, blocks), 2); // K in equal blocks
     // Raw chains between blocks of K lie in the output itself where it has room for them.
-    float *partial = blocks == 1 ? NULL : workspace.partial;
-    size_t partial_stride = N;
     const int in_place = out.dtype == DTYPE_FP32 && !out.accumulate;
-    if (blocks > 1 && in_place) partial = (float *)out.data, partial_stride = out.row_stride;
-    else if (blocks > 1 && M * N > workspace.partial_count)
+    float *partial = blocks == 1 ? NULL : in_place ? out.data : workspace.partial;
+    const size_t partial_stride = in_place ? out.row_stride : N;
+    if (blocks > 1 && !in_place && M * N > workspace.partial_count)
         fatal(EXIT_BAD_INPUT, "matmul: %zu x %zu x %zu needs more workspace than was planned", M, N, K);
-    const long columns = (long)((N + NB - 1) / NB);
+    const size_t columns = ceil_div(N, NB);
     for (size_t m0 = 0; m0 < M; m0 += MC) {
-        const size_t rows = M - m0 < MC ? M - m0 : MC;
-        const long panels = (long)((rows + MR - 1) / MR);
-        long splits = 1; // of the rows, so that every thread gets several tasks
-        while (splits < panels / 8 && columns * splits < 3L * workspace.threads && workspace.threads > 1) splits++;
+        const size_t rows = MIN(M - m0, MC), panels = ceil_div(rows, MR);
+        size_t splits = 1; // of the rows, so that every thread gets several tasks
+        while (splits < panels / 8 && columns * splits < 3u * workspace.threads && workspace.threads > 1) splits++;
 #pragma omp parallel
         for (size_t k0 = 0; k0 < K; k0 += step) {
-            const int nk = (int)(K - k0 < step ? K - k0 : step), units = units_of(nk);
-            const long group = STRIP / MR; // panels packed by one call
+            const int nk = MIN(K - k0, step), units = units_of(nk);
 #pragma omp for schedule(static)
-            for (long p = 0; p < panels; p += group) {
-                size_t i = (size_t)p * MR, n = rows - i < (size_t)(group * MR) ? rows - i : (size_t)(group * MR);
-                pack_a(workspace.packed_a + i * (size_t)units, &a, m0 + i, (int)n, k0, nk);
-            }
+            for (size_t i = 0; i < rows; i += STRIP)
+                pack_a(workspace.packed_a + i * units, a, m0 + i, MIN(rows - i, STRIP), k0, nk);
 #pragma omp for schedule(dynamic)
-            for (long task = 0; task < columns * splits; task++) {
-                uint32_t *packed_b = (uint32_t *)workspace_thread();
-                const size_t n0 = (size_t)(task % columns) * NB, n = N - n0 < NB ? N - n0 : NB;
-                const long part = task / columns, p0 = panels * part / splits, p1 = panels * (part + 1) / splits;
-                const size_t i0 = (size_t)p0 * MR, i1 = (size_t)p1 * MR < rows ? (size_t)p1 * MR : rows;
-                pack_b(packed_b, &b, n0, (int)n, k0, nk);
-                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * (size_t)units, packed_b, (int)(i1 - i0), (int)n,
-                               units, units, partial, partial_stride, k0 == 0, k0 + step >= K);
+            for (size_t task = 0; task < columns * splits; task++) {
+                uint32_t *packed_b = workspace_thread();
+                const size_t n0 = task % columns * NB, n = MIN(N - n0, NB), part = task / columns;
+                const size_t i0 = panels * part / splits * MR, i1 = MIN(panels * (part + 1) / splits * MR, rows);
+                pack_b(packed_b, b, n0, n, k0, nk);
+                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * units, packed_b, i1 - i0, n, units, units, partial,
+                               partial_stride, k0 == 0, k0 + step >= K);
             }
         }
     }
@@ -1226,58 +1093,40 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 
 // ---- the machine's peak
 
-// GFLOP/s of one thread in multiply-adds that touch no memory; pairs: vdpbf16ps.
+// GFLOP/s of one thread in multiply-adds that touch no memory, in as many chains as a kernel has; pairs: vdpbf16ps.
 static double peak_measure(int pairs) {
     (void)pairs; // only AVX-512 has them
-    const long n = 400000;
+    const int n = 400000;
     double best = 0;
     for (int repeat = 0; repeat < 3; repeat++) {
         double t = seconds_now(), flops = 0;
-        float sink[16] = {0};
-#if defined(ISA_AVX512)
-        __m512 c[24], x = _mm512_setzero_ps();
-        UNROLL for (int i = 0; i < 24; i++) {
-            c[i] = x;
-            __asm__ volatile("" : "+v"(c[i])); // unknown to the compiler: nothing is folded, no two chains are one
+#if defined(ISA_AVX512) || defined(ISA_AVX2)
+#define UNKNOWN(vector) __asm__ volatile("" : "+v"(vector)) // to the compiler: nothing is folded, no two chains are one
+        Vector c[MR][NR / LANES], x = {0};
+        EACH_ROW EACH_VECTOR {
+            c[i][j] = x;
+            UNKNOWN(c[i][j]);
         }
-        for (long k = 0; k < n; k++) {
-            __asm__ volatile("" : "+v"(x));
+        for (int k = 0; k < n; k++) {
+            UNKNOWN(x);
 #ifdef __AVX512BF16__
             if (pairs) {
-                UNROLL for (int i = 0; i < 12; i++) c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)x, (__m512bh)x);
-                UNROLL for (int i = 12; i < 24; i++) c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)x, (__m512bh)x);
+                EACH_ROW EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)x, (__m512bh)x);
                 continue;
             }
 #endif
-            UNROLL for (int i = 0; i < 12; i++) c[i] = _mm512_fmadd_ps(x, x, c[i]);
-            UNROLL for (int i = 12; i < 24; i++) c[i] = _mm512_fmadd_ps(x, x, c[i]);
+            EACH_ROW EACH_VECTOR c[i][j] = VECTOR(fmadd_ps)(x, x, c[i][j]);
         }
-        for (int i = 0; i < 24; i++) x = _mm512_add_ps(x, c[i]);
-        _mm512_storeu_ps(sink, x);
-        flops = (double)n * 24 * (pairs ? 64 : 32);
-#elif defined(ISA_AVX2)
-        __m256 c[12], x = _mm256_setzero_ps();
-        UNROLL for (int i = 0; i < 12; i++) {
-            c[i] = x;
-            __asm__ volatile("" : "+x"(c[i])); // unknown to the compiler: nothing is folded, no two chains are one
-        }
-        for (long k = 0; k < n; k++) {
-            __asm__ volatile("" : "+x"(x));
-            UNROLL for (int i = 0; i < 12; i++) c[i] = _mm256_fmadd_ps(x, x, c[i]);
-        }
-        for (int i = 0; i < 12; i++) x = _mm256_add_ps(x, c[i]);
-        _mm256_storeu_ps(sink, x);
-        flops = (double)n * 12 * 16;
+        EACH_ROW EACH_VECTOR UNKNOWN(c[i][j]);
+        flops = 2.0 * n * MR * NR * (pairs ? 2 : 1);
 #else
         uint32_t a[2 * MR] = {0}, b[2 * NR] = {0};
         float tile[MR * NR] = {0};
-        for (long k = 0; k < n / 40; k++) kernel_fp32(2, a, b, tile);
-        sink[0] = tile[0];
-        flops = (double)(n / 40) * 4 * MR * NR;
+        for (int k = 0; k < n / 40; k++) kernel_fp32(2, a, b, tile);
+        __asm__ volatile("" : : "r"(tile) : "memory");
+        flops = n / 40 * 4.0 * MR * NR;
 #endif
-        t = seconds_now() - t;
-        __asm__ volatile("" : : "r"(sink) : "memory");
-        if (flops / t > best) best = flops / t;
+        best = MAX(best, flops / (seconds_now() - t));
     }
     return best * 1e-9;
 }
@@ -1304,11 +1153,11 @@ static void machine_init(void) {
 // partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
 static void workspace_init(size_t partial_count, size_t attention_bytes) {
     workspace.threads = thread_count();
-    workspace.packed_a = (uint32_t *)memory_allocate(round_up(MC, MR) * KU * 4);
-    workspace.partial = (float *)memory_allocate(partial_count * 4);
+    workspace.packed_a = memory_allocate(round_up(MC, MR) * KU * 4);
+    workspace.partial = memory_allocate(partial_count * 4);
     workspace.partial_count = partial_count;
-    workspace.thread_bytes = round_up(size_max(attention_bytes, NB * KU * 4), 4096) + 64;
-    workspace.thread = (char *)memory_allocate((size_t)workspace.threads * workspace.thread_bytes);
+    workspace.thread_bytes = round_up(MAX(attention_bytes, NB * KU * 4), 4096) + 64;
+    workspace.thread = memory_allocate(workspace.threads * workspace.thread_bytes);
 }
 static void workspace_free(void) {
     free(workspace.packed_a), free(workspace.partial), free(workspace.thread);
@@ -1323,39 +1172,33 @@ static void workspace_free(void) {
 
 #define ROWS 32
 
-// Column sums over rows of `terms` tensors at once, in a fixed order whatever the thread count: out[t][c] += sum over rows
-// of row_terms(row)[t][c]. The rows' blocks leave their sums in `partial` [blocks][width].
-static void column_sums_finish(float *out, const float *partial, long blocks, size_t width) {
-#pragma omp parallel for schedule(static)
-    for (long c = 0; c < (long)((width + 15) / 16); c++) {
-        size_t at = (size_t)c * 16, left = width - at;
+static inline void v_add_to(float *p, V16 a, size_t n) { v_store_n(p, v_add(v_load_n(p, n), a), n); } // p += a, n of 16
+
+// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of ROWS rows made `partial`.
+static void column_sums_finish(float *out, const float *partial, size_t blocks, size_t width) {
+    PARALLEL(static) for (size_t c = 0; c < width; c += 16) {
         V16 sum = v_set1(0);
-        for (long k = 0; k < blocks; k++) sum = v_add(sum, v_load_n(partial + (size_t)k * width + at, left));
-        v_store_n(out + at, v_add(v_load_n(out + at, left), sum), left);
+        for (size_t k = 0; k < blocks; k++) sum = v_add(sum, v_load_n(partial + k * width + c, width - c));
+        v_add_to(out + c, sum, width - c);
     }
 }
 
 // x[b, i] = wte[token] + wpe[pos + i], rounded once to the stored type.
 static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
-#pragma omp parallel for schedule(static)
-    for (int row = 0; row < B * n; row++) {
-        const float *e = wte + (size_t)tokens[row] * (size_t)C, *p = wpe + (size_t)(pos + row % n) * (size_t)C;
-        for (size_t c = 0; c < (size_t)C; c += 16)
-            v_store_stored_n(x + (size_t)row * (size_t)C + c,
-                             v_add(v_load_n(e + c, (size_t)C - c), v_load_n(p + c, (size_t)C - c)), (size_t)C - c);
+    PARALLEL(static) for (int row = 0; row < B * n; row++) {
+        const float *e = wte + (size_t)tokens[row] * C, *p = wpe + (size_t)(pos + row % n) * C;
+        for (int c = 0; c < C; c += 16)
+            v_store_stored_n(x + (size_t)row * C + c, v_add(v_load_n(e + c, C - c), v_load_n(p + c, C - c)), C - c);
     }
 }
 
 // dwte[token] += dx, dwpe[position] += dx. A thread owns a range of channels and walks the rows in ascending order.
 static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, int B, int T, int C) {
-#pragma omp parallel for schedule(static)
-    for (long block = 0; block < (C + 15) / 16; block++) {
-        const size_t c = (size_t)block * 16, left = (size_t)C - c;
+    PARALLEL(static) for (int c = 0; c < C; c += 16) {
         for (int row = 0; row < B * T; row++) {
-            V16 d = v_load_stored_n(dx + (size_t)row * (size_t)C + c, left);
-            float *e = dwte + (size_t)tokens[row] * (size_t)C + c, *p = dwpe + (size_t)(row % T) * (size_t)C + c;
-            v_store_n(e, v_add(v_load_n(e, left), d), left);
-            v_store_n(p, v_add(v_load_n(p, left), d), left);
+            V16 d = v_load_stored_n(dx + (size_t)row * C + c, C - c);
+            v_add_to(dwte + (size_t)tokens[row] * C + c, d, C - c);
+            v_add_to(dwpe + (size_t)(row % T) * C + c, d, C - c);
         }
     }
 }
@@ -1364,68 +1207,66 @@ static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const
 // residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
 static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean, float *rstd, const stored_t *a,
                                        const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t row = 0; row < rows; row++) {
+    PARALLEL(static) for (size_t row = 0; row < rows; row++) {
         stored_t *x = residual + row * C;
-        V16 sum = v_set1(0);
+        V16 sum = v_set1(0), squares = v_set1(0);
         for (size_t c = 0; c < C; c += 16) {
             V16 v = v_load_stored_n(a + row * C + c, C - c);
             if (b) v = v_add(v, v_load_stored_n(b + row * C + c, C - c));
             v_store_stored_n(x + c, v, C - c);
             sum = v_add(sum, v_load_stored_n(x + c, C - c)); // what is normalised is the stored value
         }
-        const float m = v_sum(sum) / (float)C;
-        V16 squares = v_set1(0);
+        mean[row] = v_sum(sum) / (float)C;
+        const V16 m = v_set1(mean[row]);
         for (size_t c = 0; c < C; c += 16) {
             float t[16];
-            v_store(t, v_sub(v_load_stored_n(x + c, C - c), v_set1(m)));
-            for (size_t l = C - c; l < 16; l++) t[l] = 0;
-            squares = v_add(squares, v_mul(v_load(t), v_load(t)));
+            v_store(t, v_sub(v_load_stored_n(x + c, C - c), m));
+            V16 v = v_load_n(t, C - c); // 0 beyond C, where -mean stands
+            squares = v_add(squares, v_mul(v, v));
         }
-        const float r = 1.0f / sqrtf(v_sum(squares) / (float)C + 1e-5f);
+        rstd[row] = 1.0f / sqrtf(v_sum(squares) / (float)C + 1e-5f);
+        const V16 r = v_set1(rstd[row]);
         for (size_t c = 0; c < C; c += 16) {
-            V16 norm = v_mul(v_sub(v_load_stored_n(x + c, C - c), v_set1(m)), v_set1(r));
-            v_store_stored_n(normed + row * C + c, v_add(v_mul(norm, v_load_n(weight + c, C - c)), v_load_n(bias + c, C - c)),
-                             C - c);
+            V16 norm = v_mul(v_sub(v_load_stored_n(x + c, C - c), m), r);
+            V16 y = v_add(v_mul(norm, v_load_n(weight + c, C - c)), v_load_n(bias + c, C - c));
+            v_store_stored_n(normed + row * C + c, y, C - c);
         }
-        mean[row] = m, rstd[row] = r;
     }
 }
 
 // norm = (x - mean) rstd, dnorm = dout * weight
 //   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
-// partial: [ceil(rows / ROWS)][2 C]; dweight and dbias lie side by side as dparams [2 C].
+// partial: [2][ceil(rows / ROWS)][C], of dweight and of dbias.
 static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
                                const float *mean, const float *rstd, const float *weight, float *partial, size_t rows,
                                size_t C) {
-    const long blocks = (long)((rows + ROWS - 1) / ROWS);
-#pragma omp parallel for schedule(static)
-    for (long k = 0; k < blocks; k++) {
-        float *dw = partial + (size_t)k * C, *db = partial + ((size_t)blocks + (size_t)k) * C;
+    const size_t blocks = ceil_div(rows, ROWS);
+    PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
+        float *dw = partial + k * C, *db = partial + (blocks + k) * C;
         memset(dw, 0, C * 4), memset(db, 0, C * 4);
-        for (size_t row = (size_t)k * ROWS; row < rows && row < (size_t)(k + 1) * ROWS; row++) {
+        for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++) {
+            const stored_t *dy = dout + row * C, *in = x + row * C;
+            stored_t *dx = dresidual + row * C;
             const V16 m = v_set1(mean[row]), r = v_set1(rstd[row]);
             V16 sum = v_set1(0), sum_norm = v_set1(0);
             for (size_t c = 0; c < C; c += 16) { // lanes beyond C hold zeros in dout, so they add nothing
-                V16 d = v_load_stored_n(dout + row * C + c, C - c);
-                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r),
-                    dn = v_mul(d, v_load_n(weight + c, C - c));
-                sum = v_add(sum, dn), sum_norm = v_add(sum_norm, v_mul(dn, norm));
-                v_store_n(dw + c, v_add(v_load_n(dw + c, C - c), v_mul(d, norm)), C - c);
-                v_store_n(db + c, v_add(v_load_n(db + c, C - c), d), C - c);
+                V16 d = v_load_stored_n(dy + c, C - c), norm = v_mul(v_sub(v_load_stored_n(in + c, C - c), m), r);
+                V16 dnorm = v_mul(d, v_load_n(weight + c, C - c));
+                sum = v_add(sum, dnorm), sum_norm = v_add(sum_norm, v_mul(dnorm, norm));
+                v_add_to(dw + c, v_mul(d, norm), C - c);
+                v_add_to(db + c, d, C - c);
             }
             const V16 mean_dn = v_set1(v_sum(sum) / (float)C), mean_dnn = v_set1(v_sum(sum_norm) / (float)C);
             for (size_t c = 0; c < C; c += 16) {
-                V16 d = v_load_stored_n(dout + row * C + c, C - c);
-                V16 norm = v_mul(v_sub(v_load_stored_n(x + row * C + c, C - c), m), r),
-                    dn = v_mul(d, v_load_n(weight + c, C - c));
-                V16 dx = v_mul(v_sub(v_sub(dn, mean_dn), v_mul(norm, mean_dnn)), r);
-                v_store_stored_n(dresidual + row * C + c, v_add(v_load_stored_n(dresidual + row * C + c, C - c), dx), C - c);
+                V16 d = v_load_stored_n(dy + c, C - c), norm = v_mul(v_sub(v_load_stored_n(in + c, C - c), m), r);
+                V16 dnorm = v_mul(d, v_load_n(weight + c, C - c));
+                V16 add = v_mul(v_sub(v_sub(dnorm, mean_dn), v_mul(norm, mean_dnn)), r);
+                v_store_stored_n(dx + c, v_add(v_load_stored_n(dx + c, C - c), add), C - c);
             }
         }
     }
     column_sums_finish(dweight, partial, blocks, C);
-    column_sums_finish(dbias, partial + (size_t)blocks * C, blocks, C);
+    column_sums_finish(dbias, partial + blocks * C, blocks, C);
 }
 
 // tanh GELU: 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); the right side needs no tanh.
@@ -1436,22 +1277,18 @@ static inline V16 gelu_sigmoid(V16 x, V16 *du) {
     return v_div(v_set1(1), v_add(v_set1(1), v_exp(v_mul(v_set1(-2), u))));
 }
 static void gelu_forward(stored_t *out, const stored_t *x, size_t n) {
-#pragma omp parallel for schedule(static)
-    for (size_t begin = 0; begin < n; begin += CHUNK)
-        for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) {
-            V16 v = v_load_stored_n(x + i, n - i);
-            v_store_stored_n(out + i, v_mul(v, gelu_sigmoid(v, NULL)), n - i);
-        }
+    PARALLEL(static) for (size_t i = 0; i < n; i += 16) {
+        V16 v = v_load_stored_n(x + i, n - i);
+        v_store_stored_n(out + i, v_mul(v, gelu_sigmoid(v, NULL)), n - i);
+    }
 }
 // dx = dout (s + x s (1 - s) 2 u'), in place: d is dout, then dx.
 static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
-#pragma omp parallel for schedule(static)
-    for (size_t begin = 0; begin < n; begin += CHUNK)
-        for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) {
-            V16 v = v_load_stored_n(x + i, n - i), du, s = gelu_sigmoid(v, &du);
-            V16 slope = v_mul(v_mul(v, v_mul(s, v_sub(v_set1(1), s))), v_mul(v_set1(2), du));
-            v_store_stored_n(d + i, v_mul(v_load_stored_n(d + i, n - i), v_add(s, slope)), n - i);
-        }
+    PARALLEL(static) for (size_t i = 0; i < n; i += 16) {
+        V16 v = v_load_stored_n(x + i, n - i), du, s = gelu_sigmoid(v, &du);
+        V16 slope = v_mul(v_mul(v, v_mul(s, v_sub(v_set1(1), s))), v_mul(v_set1(2), du));
+        v_store_stored_n(d + i, v_mul(v_load_stored_n(d + i, n - i), v_add(s, slope)), n - i);
+    }
 }
 
 // ---- attention
@@ -1472,86 +1309,82 @@ typedef struct {
     uint32_t *q_out, *do_out;                      // packed q and dout of a block: [hs, QROWS]
 } AttentionBuffers;
 
+static void *carve(char *base, size_t *at, size_t bytes) {
+    void *p = base + *at;
+    *at += round_up(bytes + 64, 64);
+    return p;
+}
 static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) {
-    const size_t Tp = round_up(T, 64), hp = round_up(hs, 64), rows = round_up(round_up(QROWS, MR) * Tp, 64), q = QROWS;
-    const size_t bytes[13] = {q * Tp * 4,
-                              q * Tp * 4,
-                              q * Tp * sizeof(stored_t),
-                              q * Tp * sizeof(stored_t),
-                              q * hp * 4,
-                              Tp * hp * 4,
-                              Tp * hp * 4,
-                              size_max(rows, round_up(Tp, MR) * q + Tp * MR) * 4 + round_up(QROWS, MR) * hp * 4,
-                              Tp * hp * 4,
-                              Tp * hp * 4,
-                              Tp * hp * 4,
-                              Tp * hp * 4,
-                              0};
-    void **fields[12] = {(void **)&w->scores,   (void **)&w->dp,       (void **)&w->p,     (void **)&w->ds,
-                         (void **)&w->o,        (void **)&w->dk,       (void **)&w->dv,    (void **)&w->a,
-                         (void **)&w->k_scores, (void **)&w->v_scores, (void **)&w->k_out, (void **)&w->v_out};
+    const size_t Tp = round_up(T, 64), hp = round_up(hs, 64), q = QROWS, q_up = round_up(QROWS, MR), keys = Tp * hp * 4;
     size_t at = 0;
-    for (int i = 0; i < 12; i++) {
-        *fields[i] = base + at;
-        at += round_up(bytes[i] + 64, 64);
-    }
-    w->q_out = (uint32_t *)(void *)(base + at), at += q * hp * 4;
-    w->do_out = (uint32_t *)(void *)(base + at), at += q * hp * 4;
+    w->scores = carve(base, &at, q * Tp * 4);
+    w->dp = carve(base, &at, q * Tp * 4);
+    w->p = carve(base, &at, q * Tp * sizeof(stored_t));
+    w->ds = carve(base, &at, q * Tp * sizeof(stored_t));
+    w->o = carve(base, &at, q * hp * 4);
+    w->dk = carve(base, &at, keys);
+    w->dv = carve(base, &at, keys);
+    w->a = carve(base, &at, MAX(round_up(q_up * Tp, 64), round_up(Tp, MR) * q + Tp * MR) * 4 + q_up * hp * 4);
+    w->k_scores = carve(base, &at, keys);
+    w->v_scores = carve(base, &at, keys);
+    w->k_out = carve(base, &at, keys);
+    w->v_out = carve(base, &at, keys);
+    w->q_out = carve(base, &at, q * hp * 4);
+    w->do_out = carve(base, &at, q * hp * 4);
     return at;
 }
 
 // Row i of `scores` holds `valid` scores, then anything up to `keys` rounded up to 16. Makes e^(s - max) of it, zeros
-// beyond; returns the sum of the row.
-static float softmax_row(float *s, int valid, int keys) {
+// beyond; returns the sum of the row, and in *top the max (a NaN may be lost there, but not in the sum).
+static float softmax_row(float *s, int valid, int keys, float *top) {
     const int end = (valid + 15) / 16 * 16, all = (keys + 15) / 16 * 16;
     for (int j = valid; j < end; j++) s[j] = -INFINITY;
     V16 max = v_set1(-INFINITY), sum = v_set1(0);
     for (int j = 0; j < end; j += 16) max = v_max(max, v_load(s + j));
-    max = v_set1(v_hmax(max));
+    *top = v_hmax(max);
+    max = v_set1(*top);
     for (int j = 0; j < end; j += 16) {
         V16 e = v_exp(v_sub(v_load(s + j), max));
         v_store(s + j, e);
         sum = v_add(sum, e);
     }
-    memset(s + end, 0, (size_t)(all - end) * 4);
+    memset(s + end, 0, (all - end) * 4);
     return v_sum(sum);
 }
 
 // out[b, i] = softmax(q k^T / sqrt(hs)) v for n queries at positions pos .. pos+n, keys 0 .. pos+n (causal).
 // qkv: [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1). out: [B, n, C].
 static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, int pos, int C, int NH) {
-    const int hs = C / NH, T = pos + n, Tp = (T + 63) / 64 * 64;
-    const size_t stride = 3 * (size_t)C;
+    const int hs = C / NH, T = pos + n, hu = units_of(hs), Tu = units_of(T);
+    const size_t stride = 3 * (size_t)C, Tp = round_up(T, 64);
     const float scale = 1.0f / sqrtf((float)hs);
-#pragma omp parallel for schedule(dynamic)
-    for (int task = 0; task < B * NH; task++) {
+    PARALLEL(dynamic) for (int task = 0; task < B * NH; task++) {
         const int b = task / NH, h = task % NH;
         AttentionBuffers w;
-        attention_buffers(&w, (char *)workspace_thread(), (size_t)T, (size_t)hs);
-        const stored_t *base = qkv + (size_t)b * (size_t)T * stride + (size_t)h * (size_t)hs;
-        const Operand q = operand(base + (size_t)pos * stride, STORED, stride, 1), k = operand(base + C, STORED, stride, 1);
-        const Operand v_t = operand(base + 2 * C, STORED, 1, stride), p = operand(w.p, STORED, (size_t)Tp, 1);
-        const int hu = units_of(hs), Tu = units_of(T);
-        pack_b(w.k_scores, &k, 0, T, 0, hs);
-        pack_b(w.v_out, &v_t, 0, hs, 0, T);
+        attention_buffers(&w, workspace_thread(), T, hs);
+        const stored_t *base = qkv + b * T * stride + h * hs;
+        const Operand q = operand(base + pos * stride, STORED, stride, 1), k = operand(base + C, STORED, stride, 1);
+        const Operand v_t = operand(base + 2 * C, STORED, 1, stride), p = operand(w.p, STORED, Tp, 1);
+        const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), o = output(w.o, DTYPE_FP32, hs, 1, NULL, 0);
+        pack_b(w.k_scores, k, 0, T, 0, hs);
+        pack_b(w.v_out, v_t, 0, hs, 0, T);
         for (int i0 = 0; i0 < n; i0 += QROWS) {
-            const int rows = n - i0 < QROWS ? n - i0 : QROWS, keys = pos + i0 + rows;
-            float inverse[QROWS];
-            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0),
-                   o = output(w.o, DTYPE_FP32, (size_t)hs, 1, NULL, 0);
-            pack_a(w.a, &q, (size_t)i0, rows, 0, hs);
+            const int rows = MIN(n - i0, QROWS), keys = pos + i0 + rows;
+            float inverse[QROWS], max;
+            pack_a(w.a, q, i0, rows, 0, hs);
             product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
             for (int i = 0; i < rows; i++) {
-                float *s = w.scores + (size_t)i * (size_t)Tp;
-                inverse[i] = 1.0f / softmax_row(s, pos + i0 + i + 1, keys);
-                for (int j = 0; j < keys; j += 16) v_store_stored(w.p + (size_t)i * (size_t)Tp + j, v_load(s + j));
+                float *s = w.scores + i * Tp;
+                inverse[i] = 1.0f / softmax_row(s, pos + i0 + i + 1, keys, &max);
+                for (int j = 0; j < keys; j += 16) v_store_stored(w.p + i * Tp + j, v_load(s + j));
             }
-            pack_a(w.a, &p, 0, rows, 0, keys);
+            pack_a(w.a, p, 0, rows, 0, keys);
             product_panels(&o, 0, 0, w.a, w.v_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
-            for (int i = 0; i < rows; i++)
+            for (int i = 0; i < rows; i++) {
+                stored_t *to = out + (size_t)(b * n + i0 + i) * C + h * hs;
                 for (int c = 0; c < hs; c += 16)
-                    v_store_stored_n(out + ((size_t)b * (size_t)n + (size_t)(i0 + i)) * (size_t)C + (size_t)(h * hs + c),
-                                     v_mul(v_load_n(w.o + i * hs + c, (size_t)(hs - c)), v_set1(inverse[i])), (size_t)(hs - c));
+                    v_store_stored_n(to + c, v_mul(v_load_n(w.o + i * hs + c, hs - c), v_set1(inverse[i])), hs - c);
+            }
         }
     }
 }
@@ -1559,65 +1392,61 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
 // dv = p^T dout;  dp = dout v^T;  ds = p (dp - sum_j p dp);  dq = ds k / sqrt(hs);  dk = ds^T q / sqrt(hs)
 // dqkv: [B, T, 3C]; dout: [B, T, C]. dk and dv are one chain over all queries, kept raw in fp32 between blocks.
 static void attention_backward(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, int B, int T, int C, int NH) {
-    const int hs = C / NH, Tp = (T + 63) / 64 * 64;
-    const size_t stride = 3 * (size_t)C;
+    const int hs = C / NH, hu = units_of(hs), Tu = units_of(T);
+    const size_t stride = 3 * (size_t)C, Tp = round_up(T, 64);
     const float scale = 1.0f / sqrtf((float)hs);
-#pragma omp parallel for schedule(dynamic)
-    for (int task = 0; task < B * NH; task++) {
+    PARALLEL(dynamic) for (int task = 0; task < B * NH; task++) {
         const int b = task / NH, h = task % NH;
         AttentionBuffers w;
-        attention_buffers(&w, (char *)workspace_thread(), (size_t)T, (size_t)hs);
-        const size_t at = (size_t)b * (size_t)T * stride + (size_t)h * (size_t)hs;
-        const stored_t *base = qkv + at, *dbase = dout + (size_t)b * (size_t)T * (size_t)C + (size_t)h * (size_t)hs;
+        attention_buffers(&w, workspace_thread(), T, hs);
+        const stored_t *base = qkv + b * T * stride + h * hs, *dbase = dout + (size_t)b * T * C + h * hs;
+        stored_t *dqkv_base = dqkv + b * T * stride + h * hs;
         const Operand q = operand(base, STORED, stride, 1), q_t = operand(base, STORED, 1, stride);
         const Operand k = operand(base + C, STORED, stride, 1), k_t = operand(base + C, STORED, 1, stride);
-        const Operand v = operand(base + 2 * C, STORED, stride, 1);
-        const Operand dO = operand(dbase, STORED, (size_t)C, 1), dO_t = operand(dbase, STORED, 1, (size_t)C);
-        const Operand ds = operand(w.ds, STORED, (size_t)Tp, 1), ds_t = operand(w.ds, STORED, 1, (size_t)Tp);
-        const Operand p_t = operand(w.p, STORED, 1, (size_t)Tp);
-        const int hu = units_of(hs), Tu = units_of(T);
-        pack_b(w.k_scores, &k, 0, T, 0, hs);
-        pack_b(w.v_scores, &v, 0, T, 0, hs);
-        pack_b(w.k_out, &k_t, 0, hs, 0, T);
-        memset(w.dk, 0, (size_t)T * (size_t)hs * 4), memset(w.dv, 0, (size_t)T * (size_t)hs * 4);
+        const Operand v = operand(base + 2 * C, STORED, stride, 1), p_t = operand(w.p, STORED, 1, Tp);
+        const Operand dO = operand(dbase, STORED, C, 1), dO_t = operand(dbase, STORED, 1, C);
+        const Operand ds = operand(w.ds, STORED, Tp, 1), ds_t = operand(w.ds, STORED, 1, Tp);
+        const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), dp = output(w.dp, DTYPE_FP32, Tp, 1, NULL, 0);
+        pack_b(w.k_scores, k, 0, T, 0, hs);
+        pack_b(w.v_scores, v, 0, T, 0, hs);
+        pack_b(w.k_out, k_t, 0, hs, 0, T);
+        memset(w.dk, 0, (size_t)T * hs * 4), memset(w.dv, 0, (size_t)T * hs * 4);
         for (int i0 = 0; i0 < T; i0 += QROWS) {
-            const int rows = T - i0 < QROWS ? T - i0 : QROWS, keys = i0 + rows, ru = units_of(rows);
-            Output scores = output(w.scores, DTYPE_FP32, (size_t)Tp, scale, NULL, 0),
-                   dp = output(w.dp, DTYPE_FP32, (size_t)Tp, 1, NULL, 0);
-            pack_a(w.a, &q, (size_t)i0, rows, 0, hs);
+            const int rows = MIN(T - i0, QROWS), keys = i0 + rows, ru = units_of(rows);
+            pack_a(w.a, q, i0, rows, 0, hs);
             product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
-            pack_a(w.a, &dO, (size_t)i0, rows, 0, hs);
+            pack_a(w.a, dO, i0, rows, 0, hs);
             product_panels(&dp, 0, 0, w.a, w.v_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
             for (int i = 0; i < rows; i++) {
-                float *s = w.scores + (size_t)i * (size_t)Tp, *d = w.dp + (size_t)i * (size_t)Tp;
-                const V16 inverse = v_set1(1.0f / softmax_row(s, i0 + i + 1, keys));
-                for (int j = keys; j < (keys + 15) / 16 * 16; j++) d[j] = 0;
+                float *s = w.scores + i * Tp, *d = w.dp + i * Tp, max;
+                const V16 inverse = v_set1(1.0f / softmax_row(s, i0 + i + 1, keys, &max));
+                for (int j = keys; j % 16; j++) d[j] = 0;
                 V16 sum = v_set1(0);
                 for (int j = 0; j < keys; j += 16) {
                     V16 e = v_mul(v_load(s + j), inverse);
                     v_store(s + j, e);
-                    v_store_stored(w.p + (size_t)i * (size_t)Tp + j, e);
+                    v_store_stored(w.p + i * Tp + j, e);
                     sum = v_add(sum, v_mul(e, v_load(d + j)));
                 }
                 const V16 dot = v_set1(v_sum(sum));
                 for (int j = 0; j < keys; j += 16)
-                    v_store_stored(w.ds + (size_t)i * (size_t)Tp + j, v_mul(v_load(s + j), v_sub(v_load(d + j), dot)));
+                    v_store_stored(w.ds + i * Tp + j, v_mul(v_load(s + j), v_sub(v_load(d + j), dot)));
             }
-            Output dq = output(dqkv + at + (size_t)i0 * stride, STORED, stride, scale, NULL, 0);
-            pack_a(w.a, &ds, 0, rows, 0, keys);
+            const Output dq = output(dqkv_base + i0 * stride, STORED, stride, scale, NULL, 0);
+            pack_a(w.a, ds, 0, rows, 0, keys);
             product_panels(&dq, 0, 0, w.a, w.k_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
-            pack_b(w.q_out, &q_t, 0, hs, (size_t)i0, rows);
-            pack_a(w.a, &ds_t, 0, keys, 0, rows);
-            product_panels(NULL, 0, 0, w.a, w.q_out, keys, hs, ru, ru, w.dk, (size_t)hs, 0, 0);
-            pack_b(w.do_out, &dO_t, 0, hs, (size_t)i0, rows);
-            pack_a(w.a, &p_t, 0, keys, 0, rows);
-            product_panels(NULL, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, (size_t)hs, 0, 0);
+            pack_b(w.q_out, q_t, 0, hs, i0, rows);
+            pack_a(w.a, ds_t, 0, keys, 0, rows);
+            product_panels(NULL, 0, 0, w.a, w.q_out, keys, hs, ru, ru, w.dk, hs, 0, 0);
+            pack_b(w.do_out, dO_t, 0, hs, i0, rows);
+            pack_a(w.a, p_t, 0, keys, 0, rows);
+            product_panels(NULL, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, hs, 0, 0);
         }
         for (int t = 0; t < T; t++)
             for (int c = 0; c < hs; c += 16) {
-                stored_t *to = dqkv + at + (size_t)t * stride + c;
-                v_store_stored_n(to + C, v_mul(v_load_n(w.dk + t * hs + c, (size_t)(hs - c)), v_set1(scale)), (size_t)(hs - c));
-                v_store_stored_n(to + 2 * C, v_load_n(w.dv + t * hs + c, (size_t)(hs - c)), (size_t)(hs - c));
+                stored_t *to = dqkv_base + t * stride + c;
+                v_store_stored_n(to + C, v_mul(v_load_n(w.dk + t * hs + c, hs - c), v_set1(scale)), hs - c);
+                v_store_stored_n(to + 2 * C, v_load_n(w.dv + t * hs + c, hs - c), hs - c);
             }
     }
 }
@@ -1626,83 +1455,73 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
 
 // One linear layer of the model, y = x w^T + bias, with all that its three products need.
 typedef struct {
-    const operand_t *w; // [out, in]: FP8 bytes, the 16-bit copy, or the fp32 master itself
-    const float *bias;  // [out] or NULL
-    float *dw, *dbias;  // [out, in], [out]
+    const void *w;     // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
+    const float *bias; // [out] or NULL
+    float *dw, *dbias; // [out, in], [out] or NULL
     size_t in, out;
-    Fp8Scale *x, *weight, *dy; // FP8 only
+    Fp8Scale *x, *weight, *dy; // of a layer whose products are FP8, else NULL
 } Linear;
 
-static const Dtype operand_dtype = IS_FP8 ? DTYPE_E4M3 : STORED;
+static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe->format : STORED; }
 
-// y[rows, out] = x w^T + bias. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes made here, or,
-// in the other builds, x itself.
-static void linear_forward(const Linear *f, stored_t *y, const stored_t *x, operand_t *kept, size_t rows, int record) {
-    Dtype x_dtype = operand_dtype, w_dtype = operand_dtype;
+// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
+// made here, or, where the layer is not FP8, x itself.
+static void linear_forward_to(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, int record) {
     float scale = 1;
-    if (IS_FP8) {
-        f->x->kept_inv = quantise((uint8_t *)kept, x, rows * f->in, f->x, record);
+    if (f->x) {
+        f->x->kept_inv = quantise(kept, x, rows * f->in, f->x, record);
         scale = f->x->kept_inv * f->weight->kept_inv;
-        x_dtype = f->x->recipe->format, w_dtype = f->weight->recipe->format;
     }
-    matmul(output(y, STORED, f->out, scale, f->bias, 0), operand(kept, x_dtype, f->in, 1), operand(f->w, w_dtype, f->in, 1),
-           rows, f->out, f->in);
+    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), operand(kept, operand_dtype(f->x), f->in, 1),
+           operand(f->w, operand_dtype(f->weight), f->in, 1), rows, f->out, f->in);
+}
+static void linear_forward(const Linear *f, stored_t *y, const stored_t *x, operand_t *kept, size_t rows, int record) {
+    linear_forward_to(f, y, STORED, x, kept, rows, record);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy. dy_bytes: room for dy's FP8 bytes.
 // partial: [ceil(rows / ROWS)][out].
-static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const operand_t *kept, uint8_t *dy_bytes,
+static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes,
                             float *partial, size_t rows, int record) {
-    Dtype x_dtype = operand_dtype, w_dtype = operand_dtype, dy_dtype = STORED;
     float scale_dx = 1, scale_dw = 1;
     const void *g = dy;
-    if (IS_FP8) {
+    if (f->dy) {
         float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->dy, record);
         g = dy_bytes;
         scale_dx = dy_inv * f->weight->kept_inv, scale_dw = dy_inv * f->x->kept_inv;
-        x_dtype = f->x->recipe->format, w_dtype = f->weight->recipe->format, dy_dtype = f->dy->recipe->format;
     }
-    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, dy_dtype, f->out, 1), operand(f->w, w_dtype, 1, f->in),
-           rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, dy_dtype, 1, f->out),
-           operand(kept, x_dtype, 1, f->in), f->out, f->in, rows);
+    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, operand_dtype(f->dy), f->out, 1),
+           operand(f->w, operand_dtype(f->weight), 1, f->in), rows, f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, operand_dtype(f->dy), 1, f->out),
+           operand(kept, operand_dtype(f->x), 1, f->in), f->out, f->in, rows);
     if (!f->dbias) return;
-    const long blocks = (long)((rows + ROWS - 1) / ROWS);
-#pragma omp parallel for schedule(static)
-    for (long k = 0; k < blocks; k++) {
-        float *sum = partial + (size_t)k * f->out;
-        memset(sum, 0, f->out * 4);
-        for (size_t row = (size_t)k * ROWS; row < rows && row < (size_t)(k + 1) * ROWS; row++)
-            for (size_t c = 0; c < f->out; c += 16)
-                v_store_n(sum + c, v_add(v_load_n(sum + c, f->out - c), v_load_stored_n(dy + row * f->out + c, f->out - c)),
-                          f->out - c);
+    const size_t blocks = ceil_div(rows, ROWS), out = f->out;
+    PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
+        float *sum = partial + k * out;
+        memset(sum, 0, out * 4);
+        for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++)
+            for (size_t c = 0; c < out; c += 16) v_add_to(sum + c, v_load_stored_n(dy + row * out + c, out - c), out - c);
     }
-    column_sums_finish(f->dbias, partial, blocks, f->out);
+    column_sums_finish(f->dbias, partial, blocks, out);
 }
 
 // Softmax cross entropy of `rows` rows of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where
 // target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
 static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, size_t rows, int V, int Vp,
                        float dscale) {
-#pragma omp parallel for schedule(static)
-    for (size_t row = 0; row < rows; row++) {
-        float *z = logits + row * (size_t)Vp;
+    PARALLEL(static) for (size_t row = 0; row < rows; row++) {
+        float *z = logits + row * Vp;
+        stored_t *d = dlogits ? dlogits + row * Vp : NULL;
         const int target = targets[row];
         losses[row] = 0;
         if (target < 0) {
-            if (dlogits) memset(dlogits + row * (size_t)Vp, 0, (size_t)Vp * sizeof(stored_t));
+            if (d) memset(d, 0, Vp * sizeof(stored_t));
             continue;
         }
-        V16 top = v_set1(-INFINITY); // a NaN may be lost here, but not in the sum
-        for (int j = 0; j + 16 <= V; j += 16) top = v_max(top, v_load(z + j));
-        float max = v_hmax(top);
-        for (int j = V / 16 * 16; j < V; j++) max = z[j] > max ? z[j] : max;
-        const float at_target = z[target];
-        const float sum = softmax_row(z, V, Vp);
-        losses[row] = (float)(log_exact_order(sum) - ((double)at_target - (double)max));
-        if (sum != sum) losses[row] = sum;
-        if (!dlogits) continue;
-        stored_t *d = dlogits + row * (size_t)Vp;
+        float max;
+        const float at_target = z[target], sum = softmax_row(z, V, Vp, &max);
+        losses[row] = sum != sum ? sum : (float)(log_exact_order(sum) - ((double)at_target - (double)max));
+        if (!d) continue;
         const V16 inverse = v_set1(1.0f / sum), s = v_set1(dscale);
         const float p = z[target] * (1.0f / sum);
         for (int j = 0; j < Vp; j += 16) v_store_stored(d + j, v_mul(v_mul(v_load(z + j), inverse), s));
@@ -1729,20 +1548,20 @@ typedef struct {
 
 // Fills specs[NPARAM]; returns the number of parameters.
 static size_t param_specs(ParamSpec *specs, const Config *c) {
-    const size_t C = (size_t)c->C, L = (size_t)c->L;
-    const float residual_std = 0.02f / sqrtf(2.0f * (float)c->L); // GPT-2: scaled by the number of residual additions
+    const size_t C = c->C, L = c->L, Vp = c->Vp, T = c->T;
+    const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
     const ParamSpec table[NPARAM] = {
-        {"wte", 1, (size_t)c->Vp, C, 1, 0.02f, 0, 0},
-        {"wpe", 1, (size_t)c->T, C, 1, 0.02f, 0, 0},
+        {"wte", 1, Vp, C, 1, std, 0, 0},
+        {"wpe", 1, T, C, 1, std, 0, 0},
         {"ln1w", L, C, 1, 0, 0, 1, 0},
         {"ln1b", L, C, 1, 0, 0, 0, 0},
-        {"qkvw", L, 3 * C, C, 1, 0.02f, 0, 0},
+        {"qkvw", L, 3 * C, C, 1, std, 0, 0},
         {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
         {"attprojw", L, C, C, 1, residual_std, 0, 0},
         {"attprojb", L, C, 1, 0, 0, 0, 0},
         {"ln2w", L, C, 1, 0, 0, 1, 0},
         {"ln2b", L, C, 1, 0, 0, 0, 0},
-        {"fcw", L, 4 * C, C, 1, 0.02f, 0, 0},
+        {"fcw", L, 4 * C, C, 1, std, 0, 0},
         {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
         {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0},
         {"fcprojb", L, C, 1, 0, 0, 0, 0},
@@ -1768,11 +1587,8 @@ static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 
 typedef enum { ROLE_FP32, ROLE_STORED, ROLE_OPERAND, ROLE_BYTE } Role;
 static size_t role_size(Role role, int precision) { // bytes an element in a build of the given precision
-    const size_t stored = precision == PRECISION_FP32 ? 4 : 2;
-    return role == ROLE_FP32                                    ? 4
-           : role == ROLE_STORED                                ? stored
-           : role == ROLE_OPERAND && precision != PRECISION_FP8 ? stored
-                                                                : 1;
+    if (role == ROLE_BYTE || (role == ROLE_OPERAND && precision == PRECISION_FP8)) return 1;
+    return role == ROLE_FP32 || precision == PRECISION_FP32 ? 4 : 2;
 }
 
 typedef struct {
@@ -1834,47 +1650,53 @@ typedef struct {
 // precision: whose table; the plan also asks for another build's.
 static int tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
     const Config *c = &g->config;
-    const size_t R = (size_t)g->B * (size_t)c->T, C = (size_t)c->C, L = (size_t)c->L, Vp = (size_t)c->Vp;
-    const size_t slab = R < HEAD_ROWS ? R : HEAD_ROWS, blocks = (R + ROWS - 1) / ROWS, t = (size_t)(g->training != 0);
-    const size_t fp8 = precision == PRECISION_FP8, fp32 = precision == PRECISION_FP32, head8 = fp8 && g->fp8_head;
+    const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
+    const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
+    // Those of 0 elements are not allocated: what only training (t), one build or --fp8-head needs.
+#define TENSOR(field, role, layers, count, kept)                                                                               \
+    { #field, role, layers, count, (void **)&g->field, kept }
     const TensorSpec table[] = {
-        {"weights", ROLE_OPERAND, L, fp32 ? 0 : 12 * C * C, (void **)&g->weights, 0},
-        {"head_w", ROLE_STORED, 1, fp32 ? 0 : Vp * C, (void **)&g->head_w, 0},
-        {"head_q", ROLE_BYTE, 1, head8 ? Vp * C : 0, (void **)&g->head_q, 0},
-        {"residual", ROLE_STORED, 2 * L + 1, R * C, (void **)&g->residual, 1},
-        {"ln_mean", ROLE_FP32, 2 * L + 1, R, (void **)&g->ln_mean, 1},
-        {"ln_rstd", ROLE_FP32, 2 * L + 1, R, (void **)&g->ln_rstd, 1},
-        {"ln1", ROLE_OPERAND, L, R * C, (void **)&g->ln1, 1},
-        {"qkv", ROLE_STORED, L, R * 3 * C, (void **)&g->qkv, 1},
-        {"att", ROLE_OPERAND, L, R * C, (void **)&g->att, 1},
-        {"ln2", ROLE_OPERAND, L, R * C, (void **)&g->ln2, 1},
-        {"fc", ROLE_STORED, L, R * 4 * C, (void **)&g->fc, 1},
-        {"gelu", ROLE_OPERAND, L, R * 4 * C, (void **)&g->gelu, 1},
-        {"lnf", ROLE_STORED, 1, R * C, (void **)&g->lnf, 1},
-        {"lnf_q", ROLE_BYTE, 1, head8 ? slab * C : 0, (void **)&g->lnf_q, 0},
-        {"x", ROLE_STORED, 1, fp8 ? R * 4 * C : 0, (void **)&g->x, 0},
-        {"y", ROLE_STORED, 1, R * C, (void **)&g->y, 0},
-        {"logits", ROLE_FP32, 1, slab * Vp, (void **)&g->logits, 0},
-        {"dlogits", ROLE_STORED, 1, t * slab * Vp, (void **)&g->dlogits, 0},
-        {"dy_bytes", ROLE_BYTE, 1, fp8 * t * size_max(R * 4 * C, head8 ? slab * Vp : 0), (void **)&g->dy_bytes, 0},
-        {"dresidual", ROLE_STORED, 1, t * R * C, (void **)&g->dresidual, 0},
-        {"dwide", ROLE_STORED, 1, t * R * 4 * C, (void **)&g->dwide, 0},
-        {"dnarrow", ROLE_STORED, 1, t * R * C, (void **)&g->dnarrow, 0},
-        {"partial_sums", ROLE_FP32, 1, t * blocks * 4 * C, (void **)&g->partial_sums, 0},
-        {"losses", ROLE_FP32, 1, R, (void **)&g->losses, 0},
+        TENSOR(weights, ROLE_OPERAND, L, copies * 12 * C * C, 0),
+        TENSOR(head_w, ROLE_STORED, 1, copies * Vp * C, 0),
+        TENSOR(head_q, ROLE_BYTE, 1, head8 * Vp * C, 0),
+        TENSOR(residual, ROLE_STORED, 2 * L + 1, R * C, 1),
+        TENSOR(ln_mean, ROLE_FP32, 2 * L + 1, R, 1),
+        TENSOR(ln_rstd, ROLE_FP32, 2 * L + 1, R, 1),
+        TENSOR(ln1, ROLE_OPERAND, L, R * C, 1),
+        TENSOR(qkv, ROLE_STORED, L, R * 3 * C, 1),
+        TENSOR(att, ROLE_OPERAND, L, R * C, 1),
+        TENSOR(ln2, ROLE_OPERAND, L, R * C, 1),
+        TENSOR(fc, ROLE_STORED, L, R * 4 * C, 1),
+        TENSOR(gelu, ROLE_OPERAND, L, R * 4 * C, 1),
+        TENSOR(lnf, ROLE_STORED, 1, R * C, 1),
+        TENSOR(lnf_q, ROLE_BYTE, 1, head8 * slab * C, 0),
+        TENSOR(x, ROLE_STORED, 1, fp8 * R * 4 * C, 0),
+        TENSOR(y, ROLE_STORED, 1, R * C, 0),
+        TENSOR(logits, ROLE_FP32, 1, slab * Vp, 0),
+        TENSOR(dlogits, ROLE_STORED, 1, t * slab * Vp, 0),
+        TENSOR(dy_bytes, ROLE_BYTE, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), 0),
+        TENSOR(dresidual, ROLE_STORED, 1, t * R * C, 0),
+        TENSOR(dwide, ROLE_STORED, 1, t * R * 4 * C, 0),
+        TENSOR(dnarrow, ROLE_STORED, 1, t * R * C, 0),
+        TENSOR(partial_sums, ROLE_FP32, 1, t * ceil_div(R, ROWS) * 4 * C, 0),
+        TENSOR(losses, ROLE_FP32, 1, R, 0),
     };
-    const int n = (int)(sizeof(table) / sizeof(table[0]));
     memcpy(specs, table, sizeof(table));
-    return n;
+    return sizeof(table) / sizeof(table[0]);
 }
+static size_t tensor_bytes(const TensorSpec *s, int precision) { return s->layers * s->count * role_size(s->role, precision); }
 
 // Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
 static size_t partial_count(const Gpt *g) {
-    const size_t R = (size_t)g->B * (size_t)g->config.T, C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
-    const size_t slab = R < HEAD_ROWS ? R : HEAD_ROWS;
-    size_t n = R * 4 * C; // fprop and dgrad
-    if (g->training) n = size_max(n, size_max(R > KU ? 4 * C * C : 0, size_max(slab * C, slab > KU ? Vp * C : 0)));
-    return size_max(n, size_max(C > KU ? slab * Vp : 0, 1));
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, Vp = g->config.Vp, slab = MIN(R, HEAD_ROWS);
+    size_t n = MAX(R * 4 * C, C > KU ? slab * Vp : 0); // fprop and dgrad
+    if (g->training) n = MAX(n, MAX(R > KU ? 4 * C * C : 0, MAX(slab * C, slab > KU ? Vp * C : 0)));
+    return n;
+}
+
+static size_t attention_bytes(const Gpt *g) {
+    AttentionBuffers w;
+    return attention_buffers(&w, NULL, g->config.T, g->config.C / g->config.NH);
 }
 
 typedef struct {
@@ -1882,52 +1704,39 @@ typedef struct {
 } MemoryPlan;
 
 static MemoryPlan memory_plan(Gpt *g) {
-    MemoryPlan plan = {0, 0, 0, 0, 0};
+    MemoryPlan plan = {0};
     TensorSpec t[TENSORS];
-    AttentionBuffers w;
     plan.parameters = param_specs(g->params, &g->config) * 4 * (g->training ? 4 : 1);
     for (int i = 0, n = tensor_specs(g, t, PRECISION_FP16); i < n; i++)
-        if (t[i].kept) plan.kept_fp16 += t[i].layers * t[i].count * role_size(t[i].role, PRECISION_FP16);
+        if (t[i].kept) plan.kept_fp16 += tensor_bytes(&t[i], PRECISION_FP16);
     for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
-        *(t[i].kept ? &plan.kept : &plan.other) += t[i].layers * t[i].count * role_size(t[i].role, PRECISION);
-    size_t slice =
-        size_max(attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)), NB * KU * 4);
-    plan.other += partial_count(g) * 4 + (size_t)MC * KU * 4 + slice * (size_t)thread_count();
+        *(t[i].kept ? &plan.kept : &plan.other) += tensor_bytes(&t[i], PRECISION);
+    plan.other += partial_count(g) * 4 + MC * KU * 4 + MAX(attention_bytes(g), NB * KU * 4) * thread_count();
     plan.total = plan.parameters + plan.kept + plan.other;
     return plan;
 }
 
 static void gpt_allocate(Gpt *g) {
     TensorSpec t[TENSORS];
-    AttentionBuffers w;
     g->param_count = param_specs(g->params, &g->config);
-    g->master = (float *)memory_allocate(g->param_count * 4);
-    if (g->training) {
-        g->grad = (float *)memory_allocate(g->param_count * 4);
-        g->m = (float *)memory_allocate(g->param_count * 4);
-        g->v = (float *)memory_allocate(g->param_count * 4);
-    }
-    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++) {
-        size_t bytes = t[i].layers * t[i].count * role_size(t[i].role, PRECISION);
-        *t[i].where = bytes ? memory_allocate(bytes) : NULL;
-    }
+    float **const arenas[4] = {&g->master, &g->grad, &g->m, &g->v};
+    for (int i = 0; i < (g->training ? 4 : 1); i++) *arenas[i] = memory_allocate(g->param_count * 4);
+    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
+        *t[i].where = t[i].count ? memory_allocate(tensor_bytes(&t[i], PRECISION)) : NULL;
 #if PRECISION == PRECISION_FP32
     g->head_w = g->master; // wte is first
-#elif !IS_FP8
-    g->x = NULL;
 #endif
     g->scale_count = IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0;
-    g->scales = (Fp8Scale *)memory_allocate((size_t)g->scale_count * sizeof(Fp8Scale));
-    g->history = (float *)memory_allocate((size_t)g->scale_count * AMAX_HISTORY_MAX * 4);
+    g->scales = memory_allocate(g->scale_count * sizeof(Fp8Scale));
+    g->history = memory_allocate(g->scale_count * AMAX_HISTORY_MAX * sizeof(float));
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
-        s->recipe = &g->recipes[i % NOPERAND];
+        s->recipe = i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
         s->scale = s->kept_inv = s->logged_scale = 1;
-        s->amax_history = g->history + (size_t)i * AMAX_HISTORY_MAX;
+        s->amax_history = g->history + i * AMAX_HISTORY_MAX;
     }
-    if (IS_FP8) g->scales[g->scale_count - 1].recipe = &g->head_dy_recipe;
     g->loss_scaling[0] = 1;
-    workspace_init(partial_count(g), attention_buffers(&w, NULL, (size_t)g->config.T, (size_t)(g->config.C / g->config.NH)));
+    workspace_init(partial_count(g), attention_bytes(g));
 }
 
 static void gpt_free(Gpt *g) {
@@ -1942,11 +1751,11 @@ static void gpt_free(Gpt *g) {
 // Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
 static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
-    return arena ? arena + s->offset + (size_t)l * s->rows * s->cols : NULL;
+    return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
 }
 
 static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = L: the head
-    return g->scales + ((size_t)l * NLIN + (size_t)linear) * NOPERAND + which;
+    return &g->scales[(l * NLIN + linear) * NOPERAND + which];
 }
 
 // GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases 0, layernorm 1.
@@ -1955,13 +1764,11 @@ static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         float *w = g->master + s->offset;
-        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? (size_t)g->config.V * s->cols : n;
-#pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < n; i += 2) {
+        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? g->config.V * s->cols : n;
+        PARALLEL(static) for (size_t i = 0; i < n; i += 2) {
             double a = 0, b = 0;
             if (s->init_std > 0) {
-                double u = 1.0 - random_unit(random_u64(seed, (uint64_t)id, i)),
-                       turn = random_unit(random_u64(seed, (uint64_t)id, i + 1));
+                double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
                 double radius = sqrt(-2.0 * log_exact_order(u)) * s->init_std;
                 sincos_turns(turn, &b, &a);
                 a *= radius, b *= radius;
@@ -1973,21 +1780,37 @@ static void gpt_init(Gpt *g, uint64_t seed) {
     g->weights_ready = 0;
 }
 
-// Where layer l of a linear weight lies among the operand weights; layers have 12 C^2 elements: qkv 3, attproj 1, fc 4,
-// fcproj 4.
-static operand_t *gpt_weight(const Gpt *g, int l, int linear) {
-#if PRECISION == PRECISION_FP32
-    return gpt_param(g, g->master, linear_param[linear], l);
-#else
-    static const size_t start[NLIN] = {0, 3, 4, 8};
-    return g->weights + ((size_t)l * 12 + start[linear]) * (size_t)g->config.C * (size_t)g->config.C;
-#endif
+static void stored_from_floats(stored_t *out, const float *x, size_t n) {
+    PARALLEL(static) for (size_t i = 0; i < n; i += 16) v_store_stored_n(out + i, v_load_n(x + i, n - i), n - i);
 }
 
-static void stored_from_floats(stored_t *out, const float *x, size_t n) {
-#pragma omp parallel for schedule(static)
-    for (size_t begin = 0; begin < n; begin += CHUNK)
-        for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) v_store_stored_n(out + i, v_load_n(x + i, n - i), n - i);
+static void linear_set_scales(Linear *f, Fp8Scale *s) {
+    f->x = &s[OPERAND_X], f->weight = &s[OPERAND_W], f->dy = &s[OPERAND_DY];
+}
+
+// One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
+// fc 4, fcproj 4; the fp32 build reads the master.
+static Linear gpt_linear(const Gpt *g, int l, int i) {
+    static const size_t start[NLIN] = {0, 3, 4, 8};
+    const size_t CC = (size_t)g->config.C * g->config.C;
+    const int id = linear_param[i]; // of the weight; its bias is next
+    Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
+    f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l) : g->weights + (l * 12 + start[i]) * CC;
+    f.bias = gpt_param(g, g->master, id + 1, l);
+    f.dw = gpt_param(g, g->grad, id, l);
+    f.dbias = gpt_param(g, g->grad, id + 1, l);
+    if (IS_FP8) linear_set_scales(&f, gpt_scale(g, l, i, 0));
+    return f;
+}
+
+// The head, logits = lnf wte^T, as a linear layer: FP8 with --fp8-head only.
+static Linear gpt_head(const Gpt *g) {
+    Linear f = {.w = g->head_w, .dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
+    if (g->head_q) {
+        f.w = g->head_q;
+        linear_set_scales(&f, gpt_scale(g, g->config.L, 0, 0));
+    }
+    return f;
 }
 
 // Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
@@ -1996,144 +1819,113 @@ static void gpt_quantise_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
     if (PRECISION == PRECISION_FP32) return;
-    const size_t head = (size_t)g->config.Vp * (size_t)g->config.C;
+    const size_t C = g->config.C, head = g->config.Vp * C;
     stored_from_floats(g->head_w, g->master, head);
-    if (g->head_q) {
-        Fp8Scale *s = gpt_scale(g, g->config.L, 0, OPERAND_W);
-        s->kept_inv = quantise(g->head_q, g->head_w, head, s, 1);
-    }
-    // One matrix at a time is rounded into scratch and from there to bytes.
-    const size_t C = (size_t)g->config.C;
-    stored_t *rounded = IS_FP8 ? (stored_t *)memory_allocate(4 * C * C * sizeof(stored_t)) : NULL;
+    Fp8Scale *s = gpt_head(g).weight;
+    if (s) s->kept_inv = quantise(g->head_q, g->head_w, head, s, 1);
+    // FP8: one matrix at a time is rounded into scratch and from there to bytes.
+    stored_t *rounded = IS_FP8 ? memory_allocate(4 * C * C * sizeof(stored_t)) : NULL;
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
-            const ParamSpec *spec = &g->params[linear_param[i]];
-            const float *w = gpt_param(g, g->master, linear_param[i], l);
-            if (!IS_FP8) {
-                stored_from_floats((stored_t *)(void *)gpt_weight(g, l, i), w, spec->rows * spec->cols);
-                continue;
-            }
-            Fp8Scale *s = gpt_scale(g, l, i, OPERAND_W);
-            stored_from_floats(rounded, w, spec->rows * spec->cols);
-            s->kept_inv = quantise((uint8_t *)gpt_weight(g, l, i), rounded, spec->rows * spec->cols, s, 1);
+            const Linear f = gpt_linear(g, l, i);
+            stored_t *to = IS_FP8 ? rounded : (stored_t *)f.w;
+            stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
+            if (IS_FP8) f.weight->kept_inv = quantise((uint8_t *)f.w, rounded, f.in * f.out, f.weight, 1);
         }
     free(rounded);
 }
 
-static Linear gpt_linear(const Gpt *g, int l, int i) {
-    const ParamSpec *s = &g->params[linear_param[i]];
-    Linear f;
-    memset(&f, 0, sizeof(f));
-    f.w = gpt_weight(g, l, i);
-    f.bias = gpt_param(g, g->master, linear_param[i] + 1, l);
-    f.dw = gpt_param(g, g->grad, linear_param[i], l);
-    f.dbias = gpt_param(g, g->grad, linear_param[i] + 1, l);
-    f.in = s->cols, f.out = s->rows;
-    if (IS_FP8)
-        f.x = gpt_scale(g, l, i, OPERAND_X), f.weight = gpt_scale(g, l, i, OPERAND_W), f.dy = gpt_scale(g, l, i, OPERAND_DY);
-    return f;
+// What linear layer i of layer l keeps for wgrad.
+static operand_t *gpt_kept(const Gpt *g, int l, int i) {
+    operand_t *const kept[NLIN] = {g->ln1, g->att, g->ln2, g->gelu};
+    return kept[i] + (size_t)l * g->B * g->config.T * g->params[linear_param[i]].cols;
 }
 
-// Where an operand is written before linear_forward() keeps it: the shared scratch in the FP8 build, else its own place.
-static stored_t *before_kept(const Gpt *g, operand_t *kept) {
-#if IS_FP8
-    (void)kept;
-    return g->x;
-#else
-    (void)g;
-    return kept;
-#endif
+// Where that layer's input is written: to the shared scratch in the FP8 build, which keeps bytes, else to its own place.
+static stored_t *gpt_input(const Gpt *g, int l, int i) { return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i); }
+
+static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
+    const Linear f = gpt_linear(g, l, i);
+    linear_forward(&f, y, gpt_input(g, l, i), gpt_kept(g, l, i), rows, g->record);
+}
+static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored_t *dy, size_t rows) {
+    const Linear f = gpt_linear(g, l, i);
+    linear_backward(&f, dx, dy, gpt_kept(g, l, i), g->dy_bytes, g->partial_sums, rows, g->record);
+}
+
+// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention and before the MLP, and
+// 2L at the end. The bias is the parameter after the weight.
+static int layernorm_param(const Gpt *g, int norm) { return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W; }
+
+// residual[norm] = residual[norm - 1] + y, the output of the block between them; normed = layernorm of it.
+static void gpt_layernorm_forward(Gpt *g, int norm, stored_t *normed, size_t rows) {
+    const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
+    stored_t *residual = g->residual + norm * R * C; // the encoder wrote the first
+    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R,
+                               norm ? residual - R * C : residual, norm ? g->y : NULL, gpt_param(g, g->master, id, l),
+                               gpt_param(g, g->master, id + 1, l), rows, C);
+}
+
+// dresidual += the gradient through the layernorm, whose output's is in dnarrow.
+static void gpt_layernorm_backward(Gpt *g, int norm, size_t rows) {
+    const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
+    layernorm_backward(g->dresidual, gpt_param(g, g->grad, id, l), gpt_param(g, g->grad, id + 1, l), g->dnarrow,
+                       g->residual + norm * R * C, g->ln_mean + norm * R, g->ln_rstd + norm * R, gpt_param(g, g->master, id, l),
+                       g->partial_sums, rows, C);
 }
 
 // The transformer up to the last layernorm: tokens [B, n] at positions pos .. pos+n give lnf [B n, C]. pos > 0 (B = 1)
 // continues a sequence whose keys and values lie in qkv. Rows beyond B n of every activation are left alone.
 static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos) {
     const Config *c = &g->config;
-    const size_t C = (size_t)c->C, R = (size_t)g->B * (size_t)c->T, rows = (size_t)B * (size_t)n;
+    const size_t C = c->C, R = (size_t)g->B * c->T, rows = (size_t)B * n;
     gpt_quantise_weights(g);
-    stored_t *x = g->residual;
-    encoder_forward(x, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
-    const stored_t *add = NULL; // what the next layernorm adds to the residual stream first
+    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
     for (int l = 0; l < c->L; l++) {
-        const size_t layer = (size_t)l;
-        operand_t *ln1 = g->ln1 + layer * R * C, *att = g->att + layer * R * C, *ln2 = g->ln2 + layer * R * C,
-                  *gelu = g->gelu + layer * R * 4 * C;
-        stored_t *qkv = g->qkv + layer * R * 3 * C, *fc = g->fc + layer * R * 4 * C, *t;
-        Linear f[NLIN];
-        for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i);
-
-        // residual[2l] = residual[2l - 1] + MLP of the layer before
-        stored_t *x0 = g->residual + 2 * layer * R * C, *x1 = x0 + R * C;
-        t = before_kept(g, ln1);
-        residual_layernorm_forward(x0, t, g->ln_mean + 2 * layer * R, g->ln_rstd + 2 * layer * R, l ? x0 - R * C : x0, add,
-                                   gpt_param(g, g->master, LN1W, l), gpt_param(g, g->master, LN1B, l), rows, C);
-        linear_forward(&f[LIN_QKV], qkv + (size_t)pos * 3 * C, t, ln1, rows, g->record);
-        t = before_kept(g, att);
-        attention_forward(t, qkv, B, n, pos, c->C, c->NH);
-        linear_forward(&f[LIN_ATTPROJ], g->y, t, att, rows, g->record);
-        t = before_kept(g, ln2);
-        residual_layernorm_forward(x1, t, g->ln_mean + (2 * layer + 1) * R, g->ln_rstd + (2 * layer + 1) * R, x0, g->y,
-                                   gpt_param(g, g->master, LN2W, l), gpt_param(g, g->master, LN2B, l), rows, C);
-        linear_forward(&f[LIN_FC], fc, t, ln2, rows, g->record);
-        t = before_kept(g, gelu);
-        gelu_forward(t, fc, rows * 4 * C);
-        linear_forward(&f[LIN_FCPROJ], g->y, t, gelu, rows, g->record);
-        add = g->y;
+        stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C;
+        gpt_layernorm_forward(g, 2 * l, gpt_input(g, l, LIN_QKV), rows);
+        gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
+        attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, B, n, pos, c->C, c->NH);
+        gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, rows);
+        gpt_layernorm_forward(g, 2 * l + 1, gpt_input(g, l, LIN_FC), rows);
+        gpt_linear_forward(g, l, LIN_FC, fc, rows);
+        gelu_forward(gpt_input(g, l, LIN_FCPROJ), fc, rows * 4 * C);
+        gpt_linear_forward(g, l, LIN_FCPROJ, g->y, rows);
     }
-    const size_t last = 2 * (size_t)c->L;
-    residual_layernorm_forward(g->residual + last * R * C, g->lnf, g->ln_mean + last * R, g->ln_rstd + last * R,
-                               g->residual + (last - 1) * R * C, add, gpt_param(g, g->master, LNFW, 0),
-                               gpt_param(g, g->master, LNFB, 0), rows, C);
+    gpt_layernorm_forward(g, 2 * c->L, g->lnf, rows);
 }
 
-// logits [rows, Vp] = lnf wte^T for rows from `row` on, through FP8 where the head is FP8.
+// What the head keeps of a slab: its rows of lnf, or their bytes.
+static void *head_kept(const Gpt *g, size_t row) { return g->head_q ? (void *)g->lnf_q : g->lnf + row * g->config.C; }
+
+// logits [rows, Vp] = lnf wte^T for rows from `row` on.
 static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
-    const size_t C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
-    const stored_t *x = g->lnf + row * C;
-    if (!g->head_q) {
-        matmul(output(logits, DTYPE_FP32, Vp, 1, NULL, 0), operand(x, STORED, C, 1), operand(g->head_w, STORED, C, 1), rows, Vp,
-               C);
-        return;
-    }
-    Fp8Scale *sx = gpt_scale(g, g->config.L, 0, OPERAND_X), *sw = gpt_scale(g, g->config.L, 0, OPERAND_W);
-    sx->kept_inv = quantise(g->lnf_q, x, rows * C, sx, g->record);
-    matmul(output(logits, DTYPE_FP32, Vp, sx->kept_inv * sw->kept_inv, NULL, 0), operand(g->lnf_q, sx->recipe->format, C, 1),
-           operand(g->head_q, sw->recipe->format, C, 1), rows, Vp, C);
+    const Linear f = gpt_head(g);
+    linear_forward_to(&f, logits, DTYPE_FP32, g->lnf + row * f.in, head_kept(g, row), rows, g->record);
 }
 
 // dlogits of a slab -> dlnf (into dnarrow) and dwte +=.
 static void head_backward(Gpt *g, size_t row, size_t rows) {
-    const size_t C = (size_t)g->config.C, Vp = (size_t)g->config.Vp;
-    stored_t *dx = g->dnarrow + row * C;
-    Output out_dx = output(dx, STORED, C, 1, NULL, 0), out_dw = output(g->grad, DTYPE_FP32, C, 1, NULL, 1);
-    if (!g->head_q) {
-        matmul(out_dx, operand(g->dlogits, STORED, Vp, 1), operand(g->head_w, STORED, 1, C), rows, C, Vp);
-        matmul(out_dw, operand(g->dlogits, STORED, 1, Vp), operand(g->lnf + row * C, STORED, 1, C), Vp, C, rows);
-        return;
-    }
-    Fp8Scale *s = gpt_scale(g, g->config.L, 0, 0);
-    float dy_inv = quantise(g->dy_bytes, g->dlogits, rows * Vp, &s[OPERAND_DY], g->record);
-    const Dtype dy = s[OPERAND_DY].recipe->format;
-    out_dx.scale = dy_inv * s[OPERAND_W].kept_inv, out_dw.scale = dy_inv * s[OPERAND_X].kept_inv;
-    matmul(out_dx, operand(g->dy_bytes, dy, Vp, 1), operand(g->head_q, s[OPERAND_W].recipe->format, 1, C), rows, C, Vp);
-    matmul(out_dw, operand(g->dy_bytes, dy, 1, Vp), operand(g->lnf_q, s[OPERAND_X].recipe->format, 1, C), Vp, C, rows);
+    const Linear f = gpt_head(g);
+    linear_backward(&f, g->dnarrow + row * f.in, g->dlogits, head_kept(g, row), g->dy_bytes, NULL, rows, g->record);
 }
 
 // Sum of the losses, in nats, of tokens [B, n] against targets [B, n] (-1: not counted). With grad_scale != 0 the head's
 // backward pass runs slab by slab, so that logits never exist whole; grad_scale is d(objective) / d(loss of a token).
 static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n, float grad_scale) {
-    const size_t rows = (size_t)B * (size_t)n, Vp = (size_t)g->config.Vp;
+    const size_t rows = (size_t)B * n;
+    stored_t *dlogits = grad_scale != 0 ? g->dlogits : NULL;
     gpt_forward_blocks(g, tokens, B, n, 0);
-    if (IS_FP8 && g->head_q && grad_scale != 0) { // dlogits are bounded by grad_scale: a static power-of-two scale
-        Fp8Scale *s = gpt_scale(g, g->config.L, 0, OPERAND_DY);
+    Fp8Scale *s = gpt_head(g).dy;
+    if (s && dlogits) // dlogits are bounded by grad_scale: a static power-of-two scale
         for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe->format)->max;) s->scale *= 2;
-    }
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
-        const size_t slab = rows - row < HEAD_ROWS ? rows - row : HEAD_ROWS;
+        const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, grad_scale != 0 ? g->dlogits : NULL, g->logits, targets + row, slab, g->config.V, (int)Vp,
-                   grad_scale);
-        if (grad_scale != 0) head_backward(g, row, slab);
+        classifier(g->losses + row, dlogits, g->logits, targets + row, slab, g->config.V, g->config.Vp, grad_scale);
+        if (dlogits) head_backward(g, row, slab);
     }
     double sum = 0;
     for (size_t row = 0; row < rows; row++) sum += g->losses[row];
@@ -2143,35 +1935,20 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
 // Gradients of everything below the head, added to g->grad. Runs after gpt_forward() with grad_scale != 0.
 static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     const Config *c = &g->config;
-    const size_t C = (size_t)c->C, R = (size_t)g->B * (size_t)c->T, rows = (size_t)B * (size_t)n, last = 2 * (size_t)c->L;
+    const size_t C = c->C, R = (size_t)g->B * c->T, rows = (size_t)B * n;
     memset(g->dresidual, 0, rows * C * sizeof(stored_t));
-    layernorm_backward(g->dresidual, gpt_param(g, g->grad, LNFW, 0), gpt_param(g, g->grad, LNFB, 0), g->dnarrow,
-                       g->residual + last * R * C, g->ln_mean + last * R, g->ln_rstd + last * R,
-                       gpt_param(g, g->master, LNFW, 0), g->partial_sums, rows, C);
+    gpt_layernorm_backward(g, 2 * c->L, rows);
     for (int l = c->L - 1; l >= 0; l--) {
-        const size_t layer = (size_t)l, i0 = 2 * layer, i1 = i0 + 1;
-        const stored_t *x0 = g->residual + i0 * R * C, *x1 = g->residual + i1 * R * C;
-        const stored_t *qkv = g->qkv + layer * R * 3 * C, *fc = g->fc + layer * R * 4 * C;
-        Linear f[NLIN];
-        for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i);
-        linear_backward(&f[LIN_FCPROJ], g->dwide, g->dresidual, g->gelu + layer * R * 4 * C, g->dy_bytes, g->partial_sums, rows,
-                        g->record);
-        gelu_backward(g->dwide, fc, rows * 4 * C);
-        linear_backward(&f[LIN_FC], g->dnarrow, g->dwide, g->ln2 + layer * R * C, g->dy_bytes, g->partial_sums, rows,
-                        g->record);
-        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN2W, l), gpt_param(g, g->grad, LN2B, l), g->dnarrow, x1,
-                           g->ln_mean + i1 * R, g->ln_rstd + i1 * R, gpt_param(g, g->master, LN2W, l), g->partial_sums, rows,
-                           C);
-        linear_backward(&f[LIN_ATTPROJ], g->dnarrow, g->dresidual, g->att + layer * R * C, g->dy_bytes, g->partial_sums, rows,
-                        g->record);
-        attention_backward(g->dwide, g->dnarrow, qkv, B, n, c->C, c->NH);
-        linear_backward(&f[LIN_QKV], g->dnarrow, g->dwide, g->ln1 + layer * R * C, g->dy_bytes, g->partial_sums, rows,
-                        g->record);
-        layernorm_backward(g->dresidual, gpt_param(g, g->grad, LN1W, l), gpt_param(g, g->grad, LN1B, l), g->dnarrow, x0,
-                           g->ln_mean + i0 * R, g->ln_rstd + i0 * R, gpt_param(g, g->master, LN1W, l), g->partial_sums, rows,
-                           C);
+        gpt_linear_backward(g, l, LIN_FCPROJ, g->dwide, g->dresidual, rows);
+        gelu_backward(g->dwide, g->fc + l * R * 4 * C, rows * 4 * C);
+        gpt_linear_backward(g, l, LIN_FC, g->dnarrow, g->dwide, rows);
+        gpt_layernorm_backward(g, 2 * l + 1, rows);
+        gpt_linear_backward(g, l, LIN_ATTPROJ, g->dnarrow, g->dresidual, rows);
+        attention_backward(g->dwide, g->dnarrow, g->qkv + l * R * 3 * C, B, n, c->C, c->NH);
+        gpt_linear_backward(g, l, LIN_QKV, g->dnarrow, g->dwide, rows);
+        gpt_layernorm_backward(g, 2 * l, rows);
     }
-    encoder_backward(gpt_param(g, g->grad, WTE, 0), gpt_param(g, g->grad, WPE, 0), g->dresidual, tokens, B, n, c->C);
+    encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, tokens, B, n, c->C);
 }
 
 // Multiply-add work of one training step on `tokens` positions, in FLOPs: 6 N a token for the matrices (head included,
@@ -2184,8 +1961,7 @@ static double gpt_step_flops(const Config *c, double tokens, int T) {
 // The next-token distribution after `tokens` (n of them at position pos), as logits of the last one [Vp].
 static const float *gpt_decode(Gpt *g, const int *tokens, int n, int pos) {
     gpt_forward_blocks(g, tokens, 1, n, pos);
-    if (n > 1) memcpy(g->lnf, g->lnf + (size_t)(n - 1) * (size_t)g->config.C, (size_t)g->config.C * sizeof(stored_t));
-    head_forward(g, g->logits, 0, 1);
+    head_forward(g, g->logits, n - 1, 1);
     return g->logits;
 }
 
@@ -2218,13 +1994,13 @@ static void gpt_generate(Gpt *g, int *context, int length, int count, float temp
     g->record = 0;
     for (int i = 0; i < count; i++) {
         if (length > T) {
-            memmove(context, context + length - T / 2, (size_t)(T / 2) * sizeof(int));
+            memmove(context, context + length - T / 2, T / 2 * sizeof(int));
             length = T / 2, pos = 0;
         }
         if (length > T) context += length - T, length = T; // T is 1
         const float *logits = gpt_decode(g, context + pos, length - pos, pos);
         pos = length;
-        int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, (uint64_t)i)));
+        int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
         emit(token, arg);
         context[length++] = token;
     }
@@ -2236,19 +2012,18 @@ static void gpt_generate(Gpt *g, int *context, int length, int count, float temp
 
 // Sum of squares of all gradients: 16 lanes a chunk, chunks ascending in double. scale: what the gradients are multiplied by.
 static double gradient_norm(const float *grad, size_t n, float scale) {
-    const long chunks = (long)((n + CHUNK - 1) / CHUNK);
-    float *sums = (float *)memory_allocate((size_t)chunks * 4);
-#pragma omp parallel for schedule(static)
-    for (long k = 0; k < chunks; k++) {
+    const size_t chunks = ceil_div(n, CHUNK);
+    float *sums = memory_allocate(chunks * sizeof(float));
+    PARALLEL(static) for (size_t k = 0; k < chunks; k++) {
         V16 sum = v_set1(0);
-        for (size_t i = (size_t)k * CHUNK; i < n && i < (size_t)(k + 1) * CHUNK; i += 16) {
+        for (size_t i = k * CHUNK; i < MIN(n, (k + 1) * CHUNK); i += 16) {
             V16 g = v_mul(v_load_n(grad + i, n - i), v_set1(scale));
             sum = v_add(sum, v_mul(g, g));
         }
         sums[k] = v_sum(sum);
     }
     double total = 0;
-    for (long k = 0; k < chunks; k++) total += sums[k];
+    for (size_t k = 0; k < chunks; k++) total += sums[k];
     free(sums);
     return sqrt(total);
 }
@@ -2260,24 +2035,21 @@ typedef struct {
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
 static void adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
-    const float correct1 = (float)(1.0 / (1.0 - power_int(o->beta1, t))),
-                correct2 = (float)(1.0 / (1.0 - power_int(o->beta2, t)));
+    const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)), correct2 = 1.0 / (1.0 - power_int(o->beta2, t));
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         const size_t n = s->layers * s->rows * s->cols;
         float *w = g->master + s->offset, *m = g->m + s->offset, *v = g->v + s->offset;
         const float *grad = g->grad + s->offset, decay = s->decays ? o->weight_decay : 0;
-#pragma omp parallel for schedule(static)
-        for (size_t begin = 0; begin < n; begin += CHUNK)
-            for (size_t i = begin; i < n && i < begin + CHUNK; i += 16) {
-                const size_t left = n - i;
-                V16 d = v_mul(v_load_n(grad + i, left), v_set1(grad_scale)), x = v_load_n(w + i, left);
-                V16 m1 = v_add(v_mul(v_set1(o->beta1), v_load_n(m + i, left)), v_mul(v_set1(1 - o->beta1), d));
-                V16 v1 = v_add(v_mul(v_set1(o->beta2), v_load_n(v + i, left)), v_mul(v_set1(1 - o->beta2), v_mul(d, d)));
-                V16 step = v_div(v_mul(m1, v_set1(correct1)), v_add(v_sqrt(v_mul(v1, v_set1(correct2))), v_set1(o->eps)));
-                v_store_n(m + i, m1, left), v_store_n(v + i, v1, left);
-                v_store_n(w + i, v_sub(x, v_mul(v_set1(o->lr), v_add(step, v_mul(v_set1(decay), x)))), left);
-            }
+        PARALLEL(static) for (size_t i = 0; i < n; i += 16) {
+            const size_t left = n - i;
+            V16 d = v_mul(v_load_n(grad + i, left), v_set1(grad_scale)), x = v_load_n(w + i, left);
+            V16 m1 = v_add(v_mul(v_set1(o->beta1), v_load_n(m + i, left)), v_mul(v_set1(1 - o->beta1), d));
+            V16 v1 = v_add(v_mul(v_set1(o->beta2), v_load_n(v + i, left)), v_mul(v_set1(1 - o->beta2), v_mul(d, d)));
+            V16 step = v_div(v_mul(m1, v_set1(correct1)), v_add(v_sqrt(v_mul(v1, v_set1(correct2))), v_set1(o->eps)));
+            v_store_n(m + i, m1, left), v_store_n(v + i, v1, left);
+            v_store_n(w + i, v_sub(x, v_mul(v_set1(o->lr), v_add(step, v_mul(v_set1(decay), x)))), left);
+        }
     }
     g->weights_ready = 0;
 }
