@@ -2089,15 +2089,79 @@ static void loss_scale_update(Gpt *g, int overflow) {
 // A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
 // T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
 
-#define SHARD_MAGIC 20240520
-#define GPT2_VOCAB  50257
+#define SHARD_MAGIC     20240520
+#define TOKENIZER_MAGIC 20240328
+#define GPT2_VOCAB      50257
+
+typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
+
+// Maps a whole file for reading, and copies its header; what a short file lacks of it is 0.
+static unsigned char *file_map(const char *path, size_t *bytes, void *header, size_t header_bytes) {
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_NONBLOCK); // or a pipe would be waited for
+    EXPECT(fd >= 0 && fstat(fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
+    EXPECT(S_ISREG(st.st_mode), "%s: expected a file, found a directory or device", path);
+    EXPECT(st.st_size > 0, "%s: the file is empty", path);
+    *bytes = st.st_size;
+    unsigned char *map = (unsigned char *)mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    EXPECT(map != MAP_FAILED, "%s: cannot map %zu bytes: %s", path, *bytes, strerror(errno));
+    close(fd);
+    memset(header, 0, header_bytes);
+    memcpy(header, map, *bytes < header_bytes ? *bytes : header_bytes);
+    return map;
+}
+
+// A number found in a file, or its size, must lie in min .. max.
+static void file_expect(const char *path, const char *what, long found, long min, long max) {
+    EXPECT(min < max || found == min, "%s: expected %s %ld, found %ld", path, what, min, found);
+    EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what, min, max, found);
+}
+
+// ---- tables of text: `# key<TAB>value` lines, then rows of tab-separated columns
+
+// A whole text, ended by a 0; NULL if there is no such file.
+static char *text_read(const char *path) {
+    struct stat st;
+    FILE *f = fopen(path, "r");
+    if (!f || fstat(fileno(f), &st) != 0) return NULL;
+    char *text = (char *)memory_allocate(st.st_size + 1);
+    text[fread(text, 1, st.st_size, f)] = 0;
+    fclose(f);
+    return text;
+}
+
+// The value of a header line, copied to out[PATH_MAX]; empty if there is none.
+static const char *text_value(const char *text, const char *key, char *out) {
+    char line[128];
+    snprintf(line, sizeof(line), "# %s\t", key);
+    const char *at = strstr(text, line);
+    at = at ? at + strlen(line) : "";
+    path_print(out, "%.*s", (int)strcspn(at, "\n"), at);
+    return out;
+}
+
+// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many there are before a column
+// that is no number or is cut off.
+static int text_row(const char **at, double *row, int n) {
+    int found = 0;
+    for (const char *p = *at; found < n && !isspace((unsigned char)*p); found++) {
+        char *end;
+        row[found] = strtod(p, &end);
+        if (end == p || (*end != '\t' && *end != '\n')) break;
+        p = *end == '\t' ? end + 1 : end;
+    }
+    *at += strcspn(*at, "\n");
+    *at += **at == '\n';
+    return found;
+}
+
+// ---- token shards and texts
 
 typedef struct {
     const char *path;
     const unsigned char *map, *tokens; // the file; the first token of this set in it
-    size_t map_bytes, count;           // count: tokens
     int width;                         // bytes a token, 1 or 2
-    size_t windows, slack;             // windows of an epoch, and by how many tokens they may shift
+    size_t count, windows, slack;      // tokens, windows of an epoch, and by how many tokens they may shift
 } Shard;
 
 typedef struct {
@@ -2111,41 +2175,25 @@ static int shard_token(const Shard *s, size_t i) {
     return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8;
 }
 
-// Maps a whole file for reading.
-static const unsigned char *file_map(const char *path, size_t *bytes) {
-    struct stat st;
-    const int fd = open(path, O_RDONLY);
-    EXPECT(fd >= 0 && fstat(fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
-    EXPECT(S_ISREG(st.st_mode), "%s: expected a file, found a directory or device", path);
-    *bytes = (size_t)st.st_size;
-    EXPECT(*bytes > 0, "%s: the file is empty", path);
-    const unsigned char *map = (const unsigned char *)mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-    EXPECT(map != MAP_FAILED, "%s: cannot map %zu bytes: %s", path, *bytes, strerror(errno));
-    close(fd);
-    return map;
-}
-
 static Shard shard_open(const char *path, int *V) {
     Shard s;
-    uint32_t header[256] = {0};
+    FileHeader header;
+    size_t found;
     const char *dot = strrchr(path, '.');
     memset(&s, 0, sizeof(s));
     s.path = strdup(path);
-    s.map = file_map(path, &s.map_bytes);
-    memcpy(header, s.map, s.map_bytes < 1024 ? s.map_bytes : 1024);
+    s.map = file_map(path, &found, header, sizeof(FileHeader));
     if (header[0] != SHARD_MAGIC && !(dot && !strcmp(dot, ".bin"))) { // a text
-        s.tokens = s.map, s.count = s.map_bytes, s.width = 1, *V = 256;
+        s.tokens = s.map, s.count = found, s.width = 1, *V = 256;
         return s;
     }
-    EXPECT(header[0] == SHARD_MAGIC, "%s: not a token shard: expected magic %d, found %u; data/tokenize.py writes shards", path,
-           SHARD_MAGIC, header[0]);
-    EXPECT(s.map_bytes >= 1024, "%s: truncated: expected a header of 1024 bytes, found %zu", path, s.map_bytes);
-    EXPECT(header[1] == 1, "%s: expected shard version 1, found %u", path, header[1]);
-    EXPECT(header[3] != 1 && header[3] <= 65536, "%s: expected a vocabulary of 2 to 65536 (0: %d), found %u", path, GPT2_VOCAB,
-           header[3]);
-    EXPECT(s.map_bytes == 1024 + 2 * (size_t)header[2], "%s: truncated or damaged: %u tokens take %zu bytes, the file has %zu",
-           path, header[2], 1024 + 2 * (size_t)header[2], s.map_bytes);
-    s.tokens = s.map + 1024, s.count = header[2], s.width = 2, *V = header[3] ? (int)header[3] : GPT2_VOCAB;
+    s.tokens = s.map + sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
+    *V = header[3] ? header[3] : GPT2_VOCAB;
+    const long bytes = sizeof(FileHeader) + 2 * s.count;
+    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC, SHARD_MAGIC);
+    file_expect(path, "shard version", header[1], 1, 1);
+    file_expect(path, "a vocabulary", *V, 2, 65536);
+    file_expect(path, "size in bytes, by its token count,", found, bytes, bytes);
     return s;
 }
 
@@ -2154,21 +2202,19 @@ static Dataset dataset_open(const char *pattern) {
     Dataset d;
     glob_t found;
     memset(&d, 0, sizeof(d));
-    EXPECT(glob(pattern, 0, NULL, &found) == 0, "%s: no such file%s", pattern,
-           strstr(pattern, "tales.d") ? "; `make` writes the embedded corpus"
-                                      : "; expected a text, a shard, or a quoted glob of shards");
-    d.shard_count = (int)found.gl_pathc;
-    d.shards = (Shard *)memory_allocate((size_t)d.shard_count * sizeof(Shard));
+    // a pattern without a match may still be the name of a file
+    EXPECT(!glob(pattern, GLOB_NOCHECK, NULL, &found) && !access(found.gl_pathv[0], F_OK),
+           "%s: no such file; expected a text or a glob of shards (`make` writes data/tales.d)", pattern);
+    d.shard_count = found.gl_pathc;
+    d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         Shard *s = &d.shards[i];
         *s = shard_open(found.gl_pathv[i], &V);
-        EXPECT(i == 0 || V == d.V, "%s: vocabulary %d, but %s has %d; all files of a set need the same", s->path, V,
-               d.shards[0].path, d.V);
+        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
         d.V = V, d.tokens += s->count;
-        d.hash = checksum(d.hash, s->tokens, s->count * (size_t)s->width);
+        d.hash = checksum(d.hash, s->tokens, s->count * s->width);
         for (size_t k = 0; s->width == 2 && k < s->count; k++)
-            EXPECT(shard_token(s, k) < d.V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k),
-                   d.V);
+            EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
     }
     globfree(&found);
     return d;
@@ -2178,13 +2224,13 @@ static Dataset dataset_open(const char *pattern) {
 static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
-    val.shards = (Shard *)memory_allocate((size_t)train->shard_count * sizeof(Shard));
+    val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
     val.shard_count = 0, val.tokens = 0;
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
         s->count = s->count < keep ? s->count : keep;
         keep -= s->count;
-        rest.tokens += s->count * (size_t)s->width, rest.count -= s->count;
+        rest.tokens += s->count * s->width, rest.count -= s->count;
         if (rest.count) val.shards[val.shard_count++] = rest, val.tokens += rest.count;
     }
     train->tokens -= val.tokens;
@@ -2195,21 +2241,21 @@ static void dataset_windows(Dataset *d, const char *role, int T) {
     d->windows = 0;
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
-        s->windows = s->count > 0 ? (s->count - 1) / (size_t)T : 0;
+        s->windows = s->count > 0 ? (s->count - 1) / T : 0;
         if (s->windows > 8) s->windows--; // leaves room for the shift of an epoch
-        s->slack = s->windows ? s->count - 1 - s->windows * (size_t)T : 0;
+        s->slack = s->windows ? s->count - 1 - s->windows * T : 0;
         d->windows += s->windows;
     }
-    EXPECT(d->windows > 0, "the %s data have %zu tokens, a window of -t %d needs %d; use more text or a smaller -t", role,
-           d->tokens, T, T + 1);
+    EXPECT(d->windows > 0, "no file of the %s data (%zu tokens) fills a window of %d; use more text or a smaller -t", role,
+           d->tokens, T + 1);
 }
 
 // Window `index`, moved on by `shift` (taken modulo what the shard allows).
 static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens, int *targets, int T) {
     const Shard *s = d->shards;
     while (index >= s->windows) index -= s->windows, s++;
-    const size_t at = index * (size_t)T + (size_t)(shift % (s->slack + 1));
-    for (int t = 0; t < T; t++) tokens[t] = shard_token(s, at + (size_t)t), targets[t] = shard_token(s, at + (size_t)t + 1);
+    const size_t at = index * T + shift % (s->slack + 1);
+    for (int t = 0; t < T; t++) tokens[t] = shard_token(s, at + t), targets[t] = shard_token(s, at + t + 1);
 }
 
 // A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the value is below n.
@@ -2231,72 +2277,71 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
 // Rows `first` .. first + B of the endless shuffled sequence of windows; from the second epoch on they are shifted.
 static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens, int *targets, int B, int T) {
     for (int b = 0; b < B; b++) {
-        const uint64_t i = first + (uint64_t)b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
+        const uint64_t i = first + b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
         dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0, tokens + b * T, targets + b * T, T);
     }
 }
 
-// The validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv gives
-// the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
+// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv
+// gives the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
+
 typedef struct {
-    int rows, T;
+    int T;
+    long rows;
     int *tokens, *targets; // [rows, T]; target -1: not counted
     double floor;          // nats a token below which no model can be on these rows; 0: unknown
     size_t counted;        // targets that count
 } ValidationSet;
 
-// Fills the set with at most `want` stories; returns their number, 0 if there is no sidecar or one is longer than T.
-static int validation_stories(ValidationSet *v, const Shard *s, const char *path, int want) {
-    char line[256];
-    long stories = 0, expected = -1, row = 0, index = 0, offset, bytes;
-    unsigned long long hash = 0, found = 14695981039346656037ull; // FNV-1a
-    double nats, sum = 0;
-    FILE *f = fopen(path, "r");
-    if (!f) return 0;
-    while (fgets(line, sizeof(line), f)) {
-        sscanf(line, "# stories\t%ld", &expected), sscanf(line, "# fnv1a64\t%llx", &hash);
-        stories += isdigit((unsigned char)line[0]) != 0;
-    }
-    for (size_t i = 0; i < s->count; i++) found = (found ^ s->tokens[i]) * 1099511628211ull;
-    EXPECT(hash == found && stories == expected,
-           "%s: not the sidecar of %s: expected hash %016llx and %ld stories, found %016llx and %ld", path, s->path, hash,
-           expected, found, stories);
-    const long rows = stories < want ? stories : want;
-    for (rewind(f); row < rows && fgets(line, sizeof(line), f);) {
-        if (sscanf(line, "%ld\t%ld\t%lf", &offset, &bytes, &nats) != 3 || index++ != row * stories / rows) continue;
-        EXPECT(offset >= 0 && bytes > 0 && (size_t)(offset + bytes) <= s->count, "%s: story %ld lies beyond %s", path,
-               index - 1, s->path);
-        if (bytes > v->T) break;
-        for (int t = 0; t < v->T; t++) { // a story starts after a newline
-            const long at = row * v->T + t;
-            v->tokens[at] = t == 0 || t >= bytes ? '\n' : shard_token(s, (size_t)(offset + t - 1));
-            v->targets[at] = t < bytes ? shard_token(s, (size_t)(offset + t)) : -1;
-        }
-        v->counted += (size_t)bytes, sum += nats, row++;
-    }
-    fclose(f);
-    v->floor = row == rows ? sum / (double)v->counted : 0;
-    return row == rows ? (int)rows : 0;
+static void validation_allocate(ValidationSet *v, long rows) {
+    v->rows = rows;
+    v->tokens = (int *)memory_allocate(rows * v->T * sizeof(int));
+    v->targets = (int *)memory_allocate(rows * v->T * sizeof(int));
 }
 
-static ValidationSet validation_open(const Dataset *d, int T, int want) {
+// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of them is longer than T.
+static int validation_stories(ValidationSet *v, const Shard *s, const char *path, long want) {
+    char *text = text_read(path), value[PATH_MAX];
+    uint64_t hash = 14695981039346656037ull; // FNV-1a
+    long stories = 0, index = 0, row = 0;
+    double x[3], nats = 0; // x: offset, bytes and nats of a story
+    if (!text) return 0;
+    for (size_t i = 0; i < s->count; i++) hash = (hash ^ s->tokens[i]) * 1099511628211ull;
+    EXPECT(strtoull(text_value(text, "fnv1a64", value), NULL, 16) == hash,
+           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, s->path, (unsigned long long)hash, value);
+    for (const char *at = text; *at;) stories += text_row(&at, x, 3) == 3;
+    EXPECT(atol(text_value(text, "stories", value)) == stories, "%s: expected %s stories, found %ld", path, value, stories);
+    validation_allocate(v, stories < want ? stories : want);
+    for (const char *at = text; *at && row < v->rows;) {
+        if (text_row(&at, x, 3) != 3 || index++ != row * stories / v->rows) continue;
+        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= s->count, "%s: story %ld lies beyond %s", path, index - 1, s->path);
+        const long offset = x[0], bytes = x[1];
+        if (bytes > v->T) break;
+        for (int t = 0; t < v->T; t++) { // a story starts after a newline
+            v->tokens[row * v->T + t] = t == 0 || t >= bytes ? '\n' : shard_token(s, offset + t - 1);
+            v->targets[row * v->T + t] = t < bytes ? shard_token(s, offset + t) : -1;
+        }
+        v->counted += bytes, nats += x[2], row++;
+    }
+    free(text);
+    v->floor = row == v->rows ? nats / v->counted : 0;
+    return row > 0 && row == v->rows;
+}
+
+static ValidationSet validation_open(const Dataset *d, int T, long want) {
     ValidationSet v;
     const Shard *s = d->shards;
     memset(&v, 0, sizeof(v));
     v.T = T;
-    v.tokens = (int *)memory_allocate((size_t)want * (size_t)T * sizeof(int));
-    v.targets = (int *)memory_allocate((size_t)want * (size_t)T * sizeof(int));
     if (d->shard_count == 1 && s->width == 1 && s->tokens == s->map) {
         char path[PATH_MAX];
         const char *dot = strrchr(s->path, '.');
         path_print(path, "%.*s.floor.tsv", dot ? (int)(dot - s->path) : (int)strlen(s->path), s->path);
-        v.rows = validation_stories(&v, s, path, want);
+        if (validation_stories(&v, s, path, want)) return v;
     }
-    if (v.rows) return v;
-    v.rows = d->windows < (size_t)want ? (int)d->windows : want;
-    v.counted = (size_t)v.rows * (size_t)T;
-    for (int i = 0; i < v.rows; i++)
-        dataset_window(d, (size_t)i * d->windows / (size_t)v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
+    validation_allocate(&v, want < (long)d->windows ? want : (long)d->windows);
+    v.counted = v.rows * T;
+    for (long i = 0; i < v.rows; i++) dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
     return v;
 }
 
@@ -2305,51 +2350,50 @@ static double validate(Gpt *g, const ValidationSet *v) {
     const int record = g->record;
     double sum = 0;
     g->record = 0;
-    for (int row = 0; row < v->rows; row += g->B)
-        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, v->rows - row < g->B ? v->rows - row : g->B,
-                           v->T, 0);
+    for (long row = 0; row < v->rows; row += g->B) {
+        const int B = row + g->B < v->rows ? g->B : v->rows - row;
+        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, B, v->T, 0);
+    }
     g->record = record;
-    return sum / (double)v->counted;
+    return sum / v->counted;
 }
 
 // ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
 
 typedef struct {
-    int V, eot;
-    unsigned char *bytes;
-    uint32_t *start; // [V + 1] token i is bytes[start[i]] .. bytes[start[i + 1]]
-    uint32_t *table; // hash table of token + 1, for encoding
+    int V, eot;                 // V is 0 without a file: bytes
+    const unsigned char **text; // [V] a token's bytes; the byte before them is their number
+    uint32_t *table;            // hash table of token + 1, for encoding
 } Tokenizer;
 #define TOKENIZER_SLOTS 262144
 
 static uint32_t *tokenizer_slot(const Tokenizer *t, const unsigned char *text, size_t n) {
     for (uint64_t h = checksum(n, text, n);; h++) {
         uint32_t *slot = &t->table[h % TOKENIZER_SLOTS];
-        const uint32_t *at = t->start + *slot;
-        if (*slot == 0 || (at[0] - at[-1] == n && !memcmp(t->bytes + at[-1], text, n))) return slot;
+        if (*slot == 0) return slot;
+        const unsigned char *found = t->text[*slot - 1];
+        if (found[-1] == n && !memcmp(found, text, n)) return slot;
     }
 }
 
 static Tokenizer tokenizer_open(const char *path, int V) {
     Tokenizer t;
-    uint32_t header[256];
-    FILE *f = fopen(path, "rb");
-    EXPECT(f, "%s: cannot open the tokenizer: %s", path, strerror(errno));
-    EXPECT(fread(header, 4, 256, f) == 256 && header[0] == 20240328 && header[1] == 2,
-           "%s: not a tokenizer file: expected magic 20240328 version 2; data/tokenize.py writes one", path);
-    EXPECT(header[2] == (uint32_t)V, "%s: expected %d tokens, as the model has, found %u", path, V, header[2]);
-    t.V = V, t.eot = (int)header[3];
-    t.bytes = (unsigned char *)memory_allocate((size_t)V * 256);
-    t.start = (uint32_t *)memory_allocate(((size_t)V + 1) * 4);
-    t.table = (uint32_t *)memory_allocate(TOKENIZER_SLOTS * 4);
+    FileHeader header;
+    size_t bytes, at = sizeof(FileHeader);
+    const unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)); // stays mapped
+    file_expect(path, "a tokenizer with magic number", header[0], TOKENIZER_MAGIC, TOKENIZER_MAGIC);
+    file_expect(path, "tokenizer version", header[1], 2, 2);
+    file_expect(path, "the model's vocabulary,", header[2], V, V);
+    file_expect(path, "an end-of-text token", header[3], 0, V - 1);
+    t.V = V, t.eot = header[3];
+    t.text = (const unsigned char **)memory_allocate(V * sizeof(*t.text));
+    t.table = (uint32_t *)memory_allocate(TOKENIZER_SLOTS * sizeof(*t.table));
     for (int i = 0; i < V; i++) {
-        const int n = fgetc(f);
-        EXPECT(n >= 0 && fread(t.bytes + t.start[i], 1, (size_t)n, f) == (size_t)n, "%s: truncated at token %d of %d", path, i,
-               V);
-        t.start[i + 1] = t.start[i] + (uint32_t)n;
-        if (i != t.eot) *tokenizer_slot(&t, t.bytes + t.start[i], (size_t)n) = (uint32_t)i + 1;
+        EXPECT(at < bytes && at + map[at] < bytes, "%s: truncated at token %d of %d", path, i, V);
+        t.text[i] = map + at + 1;
+        if (i != t.eot) *tokenizer_slot(&t, t.text[i], map[at]) = i + 1;
+        at += 1 + map[at];
     }
-    fclose(f);
     return t;
 }
 
@@ -2368,25 +2412,27 @@ static const unsigned char *tokenizer_piece(const unsigned char *p) {
 // Tokens of a text: bytes, or byte pair encoding, where merges of lower token number come first. out has room for its bytes.
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
-    for (const unsigned char *p = (const unsigned char *)text, *end; *p; p = end) {
-        end = t->V ? tokenizer_piece(p) : p + 1;
-        int *length = out + n, parts = (int)(end - p); // lengths of the parts, in the place of their tokens
+    for (const unsigned char *p = (const unsigned char *)text; *p && !t->V; p++) out[n++] = *p;
+    for (const unsigned char *p = (const unsigned char *)text + n, *end; *p; p = end) {
+        end = tokenizer_piece(p);
+        int *length = out + n, parts = end - p; // lengths of the parts, in the place of their tokens
         for (int i = 0; i < parts; i++) length[i] = 1;
-        for (int at = 0; t->V && at >= 0;) {
+        for (int at = 0; at >= 0;) {
             uint32_t best = UINT32_MAX;
             const unsigned char *q = p;
             at = -1;
             for (int i = 0; i + 1 < parts; q += length[i++]) {
-                const uint32_t id = *tokenizer_slot(t, q, (size_t)(length[i] + length[i + 1]));
+                const uint32_t id = *tokenizer_slot(t, q, length[i] + length[i + 1]);
                 if (id && id < best) best = id, at = i;
             }
             if (at < 0) break;
             length[at] += length[at + 1];
-            memmove(length + at + 1, length + at + 2, (size_t)(--parts - at - 1) * sizeof(int));
+            memmove(length + at + 1, length + at + 2, (--parts - at - 1) * sizeof(int));
         }
-        for (int i = 0; i < parts; i++, n++) {
+        for (; parts > 0; parts--, n++) {
             const int bytes = out[n];
-            out[n] = t->V ? (int)*tokenizer_slot(t, p, (size_t)bytes) - 1 : *p;
+            out[n] = (int)*tokenizer_slot(t, p, bytes) - 1;
+            EXPECT(out[n] >= 0, "option --tokenizer: its file has no token for byte %d", *p);
             p += bytes;
         }
     }
@@ -2395,7 +2441,7 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
 
 static void token_print(int token, void *tokenizer) {
     const Tokenizer *t = (const Tokenizer *)tokenizer;
-    if (t->V) fwrite(t->bytes + t->start[token], 1, t->start[token + 1] - t->start[token], stdout);
+    if (t->V) fwrite(t->text[token], 1, t->text[token][-1], stdout);
     else if (token < 256) putchar(token == '\n' || (token >= 32 && token != 127) ? token : '?');
     else printf("<%d>", token);
     fflush(stdout);
@@ -2413,7 +2459,7 @@ static void token_print(int token, void *tokenizer) {
 #define STATE_VERSION 1
 
 typedef struct {
-    uint64_t magic, version, numerics, precision, world, rank, sections, checksum;
+    uint64_t magic, version, numerics, precision, world, rank, sections, checksum; // of all before it
 } StateHeader;
 typedef struct {
     char name[24];
@@ -2452,21 +2498,45 @@ static void section_specs(Gpt *g, Progress *p, char *options, SavedScale *scales
     memcpy(s, table, sizeof(table));
 }
 
-static FILE *file_begin(const char *path, char *temporary) {
+static StateHeader state_header(void) {
+    StateHeader h = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS, 0};
+    h.checksum = checksum(0, &h, offsetof(StateHeader, checksum));
+    return h;
+}
+static SectionHeader section_header(const SectionSpec *s) { // all but the checksum
+    SectionHeader h;
+    memset(&h, 0, sizeof(h));
+    snprintf(h.name, sizeof(h.name), "%s", s->name);
+    h.dtype = s->dtype, h.rows = s->rows, h.cols = s->cols, h.bytes = s->rows * s->cols * s->element;
+    return h;
+}
+static uint64_t section_checksum(const SectionHeader *h, const void *data) {
+    return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
+}
+
+// Between the model and its sections.
+static void scales_exchange(Gpt *g, SavedScale *saved, int load) {
+    for (int i = 0; i < g->scale_count; i++, saved++) {
+        Fp8Scale *s = &g->scales[i];
+        if (load) s->scale = saved->scale, s->history_count = saved->history_count, s->history_next = saved->history_next;
+        else saved->scale = s->scale, saved->history_count = s->history_count, saved->history_next = s->history_next;
+    }
+}
+
+// Begins a file under a temporary name.
+static FILE *file_begin(const char *path) {
+    char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", path);
     FILE *f = fopen(temporary, "wb");
     EXPECT(f, "%s: cannot create: %s", temporary, strerror(errno));
     return f;
 }
-static void file_write(FILE *f, const char *path, const void *data, size_t bytes) {
-    EXPECT(fwrite(data, 1, bytes, f) == bytes, "%s: cannot write: %s; the last checkpoint is untouched", path, strerror(errno));
-}
-// Flushes to disk, then gives the file its name; the directory entry is flushed too.
-static void file_commit(FILE *f, const char *temporary, const char *path) {
-    char dir[PATH_MAX];
-    EXPECT(fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && rename(temporary, path) == 0,
+// Flushes it to disk, then gives it its name; the directory entry is flushed too. Any write that failed shows here.
+static void file_commit(FILE *f, const char *path) {
+    char temporary[PATH_MAX], dir[PATH_MAX];
+    path_print(temporary, "%s.tmp", path), path_print(dir, "%s", path);
+    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && rename(temporary, path) == 0,
            "%s: cannot write: %s; the last checkpoint is untouched", path, strerror(errno));
-    path_print(dir, "%s", path);
     char *slash = strrchr(dir, '/');
     if (slash) *slash = 0;
     const int fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY);
@@ -2475,53 +2545,45 @@ static void file_commit(FILE *f, const char *temporary, const char *path) {
 
 // Writes the master weights; returns the file's checksum.
 static uint64_t model_save(const Gpt *g, const char *path) {
-    char temporary[PATH_MAX];
     const Config *c = &g->config;
-    int32_t header[256] = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
-    FILE *f = file_begin(path, temporary);
-    file_write(f, temporary, header, sizeof(header));
-    file_write(f, temporary, g->master, g->param_count * 4);
-    file_commit(f, temporary, path);
-    return checksum(checksum(0, header, sizeof(header)), g->master, g->param_count * 4);
+    FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
+    FILE *f = file_begin(path);
+    fwrite(header, 1, sizeof(FileHeader), f);
+    fwrite(g->master, 4, g->param_count, f);
+    file_commit(f, path);
+    return checksum(checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4);
 }
 
 // Checks a model file: its header, its size, and that every weight is finite. sum: its checksum, where asked for.
 static Config model_check(const char *path, uint64_t *sum) {
-    size_t bytes;
-    const unsigned char *map = file_map(path, &bytes);
-    int32_t h[256];
-    EXPECT(bytes >= sizeof(h), "%s: truncated: expected a header of 1024 bytes, found a file of %zu", path, bytes);
-    memcpy(h, map, sizeof(h));
-    EXPECT(h[0] == MODEL_MAGIC, "%s: not an llm.c model file: expected magic %d, found %d", path, MODEL_MAGIC, h[0]);
-    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", path, h[1]);
     static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
     static const int limits[6] = {1 << 20, 65536, 1024, 1024, 65536, 65536};
-    for (int i = 0; i < 6; i++)
-        EXPECT(h[2 + i] >= 1 && h[2 + i] <= limits[i], "%s: damaged header: %s is %d, expected 1 to %d", path, names[i],
-               h[2 + i], limits[i]);
-    const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
-    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: padded vocabulary is %d, expected a multiple of 128 that holds %d", path, c.Vp,
-           c.V);
-    EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", path, c.C, c.NH);
     ParamSpec specs[NPARAM];
-    const size_t n = param_specs(specs, &c), width = h[1] == 3 ? 4 : 2;
-    EXPECT(bytes == sizeof(h) + n * width, "%s: truncated or damaged: its header asks for %zu bytes, the file has %zu", path,
-           sizeof(h) + n * width, bytes);
+    size_t bytes;
+    FileHeader h;
+    unsigned char *map = file_map(path, &bytes, h, sizeof(FileHeader));
+    file_expect(path, "an llm.c model with magic number", h[0], MODEL_MAGIC, MODEL_MAGIC);
+    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", path, h[1]);
+    for (int i = 0; i < 6; i++) file_expect(path, names[i], h[2 + i], 1, limits[i]);
+    const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: expected a multiple of 128 that holds %d tokens, found %d", path, c.V, c.Vp);
+    EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", path, c.C, c.NH);
+    const size_t n = param_specs(specs, &c), width = h[1] == 3 ? 4 : 2, want = sizeof(FileHeader) + n * width;
+    file_expect(path, "size in bytes, by its header,", bytes, want, want);
     for (size_t i = 0; i < n; i++) {
-        const unsigned char *p = map + sizeof(h) + (i + 1) * width;
-        EXPECT((p[-1] & 0x7f) != 0x7f || !(p[-2] & 0x80), "%s: weight %zu is not finite; this model diverged", path, i);
+        const unsigned char *end = map + sizeof(FileHeader) + (i + 1) * width;
+        EXPECT((end[-1] & 0x7f) != 0x7f || !(end[-2] & 0x80), "%s: weight %zu is not finite; this model diverged", path, i);
     }
     if (sum) *sum = checksum(0, map, bytes);
-    munmap((void *)(uintptr_t)map, bytes);
+    munmap(map, bytes);
     return c;
 }
 
 // Loads a checked model file. Its context may be longer than g's: the first positions are taken.
 static void model_load(Gpt *g, const char *path) {
     size_t bytes;
-    const unsigned char *map = file_map(path, &bytes), *p = map + 1024;
-    int32_t header[3];
-    memcpy(header, map, sizeof(header));
+    FileHeader header;
+    unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)), *p = map + sizeof(FileHeader);
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         const size_t n = s->layers * s->rows * s->cols, width = header[1] == 3 ? 4 : 2;
@@ -2529,41 +2591,29 @@ static void model_load(Gpt *g, const char *path) {
         if (width == 4) memcpy(w, p, n * 4);
         else
             for (size_t i = 0; i < n; i++) w[i] = float_from_bf16((uint16_t)(p[2 * i] | p[2 * i + 1] << 8));
-        p += (id == WPE ? (size_t)header[2] * s->cols : n) * width;
+        p += (id == WPE ? header[2] * s->cols : n) * width;
     }
-    munmap((void *)(uintptr_t)map, bytes);
-    const size_t C = (size_t)g->config.C;
-    memset(g->master + (size_t)g->config.V * C, 0, (size_t)(g->config.Vp - g->config.V) * C * 4);
+    munmap(map, bytes);
+    const size_t C = g->config.C, V = g->config.V, Vp = g->config.Vp;
+    memset(g->master + V * C, 0, (Vp - V) * C * 4);
     g->weights_ready = 0;
-}
-
-static uint64_t section_checksum(const SectionHeader *h, const void *data) {
-    return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
 }
 
 static void state_save(Gpt *g, const char *path, Progress *progress, char *options) {
     SectionSpec s[SECTIONS];
-    char temporary[PATH_MAX];
-    SavedScale *scales = (SavedScale *)memory_allocate((size_t)g->scale_count * sizeof(SavedScale));
-    for (int i = 0; i < g->scale_count; i++) {
-        const Fp8Scale *x = &g->scales[i];
-        scales[i].scale = x->scale, scales[i].history_count = x->history_count, scales[i].history_next = x->history_next;
-    }
+    SavedScale *scales = (SavedScale *)memory_allocate(g->scale_count * sizeof(SavedScale));
+    scales_exchange(g, scales, 0);
     section_specs(g, progress, options, scales, s);
-    StateHeader header = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS, 0};
-    header.checksum = checksum(0, &header, offsetof(StateHeader, checksum));
-    FILE *f = file_begin(path, temporary);
-    file_write(f, temporary, &header, sizeof(header));
+    const StateHeader header = state_header();
+    FILE *f = file_begin(path);
+    fwrite(&header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
-        SectionHeader h;
-        memset(&h, 0, sizeof(h));
-        snprintf(h.name, sizeof(h.name), "%s", s[i].name);
-        h.dtype = s[i].dtype, h.rows = s[i].rows, h.cols = s[i].cols, h.bytes = s[i].rows * s[i].cols * s[i].element;
+        SectionHeader h = section_header(&s[i]);
         h.checksum = section_checksum(&h, s[i].data);
-        file_write(f, temporary, &h, sizeof(h));
-        file_write(f, temporary, s[i].data, h.bytes);
+        fwrite(&h, sizeof(h), 1, f);
+        fwrite(s[i].data, 1, h.bytes, f);
     }
-    file_commit(f, temporary, path);
+    file_commit(f, path);
     free(scales);
 }
 
@@ -2575,76 +2625,60 @@ typedef struct {
 } StateFile;
 
 static void state_check(StateFile *f) {
-    StateHeader h;
-    size_t bytes, at = sizeof(h);
-    const char *path = f->path;
-    const unsigned char *map = file_map(path, &bytes);
-    EXPECT(bytes >= sizeof(h), "%s: truncated: expected a header of %zu bytes, found a file of %zu", path, sizeof(h), bytes);
-    memcpy(&h, map, sizeof(h));
-    EXPECT(h.magic == STATE_MAGIC, "%s: not a state file of this program (wrong magic)", path);
-    EXPECT(h.checksum == checksum(0, &h, offsetof(StateHeader, checksum)),
-           "%s: damaged header; resume from an older checkpoint", path);
-    const uint64_t found[6] = {h.version, h.numerics, h.precision, h.world, h.rank, h.sections};
-    static const uint64_t want[6] = {STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
-    static const char *const names[6] = {
-        "state version", "numerics version",  "precision (0 fp8, 1 fp16, 2 bf16, 3 fp32)", "number of ranks",
-        "rank",          "number of sections"};
-    for (int i = 0; i < 6; i++)
-        EXPECT(found[i] == want[i], "%s: %s: expected %d, found %d; this build cannot continue it", path, names[i],
-               (int)want[i], (int)found[i]);
+    static const char *const names[8] = {"state magic number", "state version", "numerics version", "precision (0: fp8)",
+                                         "number of ranks",    "rank",          "sections",         "header checksum"};
+    const StateHeader header = state_header();
+    uint64_t want[8], found[8];
+    size_t bytes, at = sizeof(header);
+    const unsigned char *map = file_map(f->path, &bytes, found, sizeof(found)); // stays mapped: f->data points into it
+    memcpy(want, &header, sizeof(want));
+    for (int i = 0; i < 8; i++) file_expect(f->path, names[i], found[i], want[i], want[i]);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *s = &f->header[i];
-        EXPECT(bytes - at >= sizeof(*s), "%s: truncated in the header of section %d", path, i);
-        memcpy(s, map + at, sizeof(*s));
-        at += sizeof(*s);
-        s->name[sizeof(s->name) - 1] = 0;
-        EXPECT(s->bytes <= bytes - at, "%s: truncated or damaged: section %d wants %llu bytes, %zu are left", path, i,
-               (unsigned long long)s->bytes, bytes - at);
-        f->data[i] = map + at;
-        EXPECT(
-            section_checksum(s, f->data[i]) == s->checksum,
-            "%s: damaged: the checksum of section %d differs; to resume from an older checkpoint, remove this one's DONE file",
-            path, i);
-        at += s->bytes;
+        const size_t left = bytes > at + sizeof(*s) ? bytes - at - sizeof(*s) : 0;
+        if (left) memcpy(s, map + at, sizeof(*s));
+        f->data[i] = map + at + sizeof(*s);
+        EXPECT(left && s->bytes <= left && section_checksum(s, f->data[i]) == s->checksum,
+               "%s: section %d is damaged; to resume from an older checkpoint, remove this one's DONE file", f->path, i);
+        at += sizeof(*s) + s->bytes;
     }
-    EXPECT(at == bytes, "%s: damaged: %zu bytes too many at its end", path, bytes - at);
-    EXPECT(f->header[0].bytes > 0 && f->data[0][f->header[0].bytes - 1] == 0 && f->header[1].bytes == sizeof(Progress),
-           "%s: damaged: options or progress are not what this program writes", path);
+    file_expect(f->path, "size in bytes, by its sections,", bytes, at, at);
+    const SectionHeader *h = f->header;
+    EXPECT(h[0].bytes > 0 && f->data[0][h[0].bytes - 1] == 0, "%s: damaged: its options do not end", f->path);
+    file_expect(f->path, "bytes of progress", h[1].bytes, sizeof(Progress), sizeof(Progress));
 }
 
-// Moves a checked state into the model: moments, scales, histories, loss scale.
+// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
 static void state_load(Gpt *g, const StateFile *f) {
     SectionSpec s[SECTIONS];
     Progress progress;
-    SavedScale *scales = (SavedScale *)memory_allocate((size_t)g->scale_count * sizeof(SavedScale));
+    SavedScale *scales = (SavedScale *)memory_allocate(g->scale_count * sizeof(SavedScale));
     section_specs(g, &progress, NULL, scales, s);
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
-        const SectionHeader *h = &f->header[i];
-        EXPECT(!strcmp(h->name, s[i].name) && h->dtype == (uint64_t)s[i].dtype && h->rows == s[i].rows &&
-                   h->cols == s[i].cols && h->bytes == s[i].rows * s[i].cols * s[i].element,
-               "%s: section %d: expected %s [%d, %d], found %s [%d, %d]", f->path, i, s[i].name, (int)s[i].rows, (int)s[i].cols,
-               h->name, (int)h->rows, (int)h->cols);
-        memcpy(s[i].data, f->data[i], h->bytes);
+        const SectionHeader want = section_header(&s[i]), *h = &f->header[i];
+        EXPECT(!memcmp(h, &want, offsetof(SectionHeader, checksum)),
+               "%s: section %d: expected %s of %d rows, found %.23s of %d", f->path, i, want.name, (int)want.rows, h->name,
+               (int)h->rows);
+        if (s[i].data) memcpy(s[i].data, f->data[i], h->bytes);
     }
-    for (int i = 0; i < g->scale_count; i++) {
-        Fp8Scale *x = &g->scales[i];
-        x->scale = scales[i].scale, x->history_count = scales[i].history_count, x->history_next = scales[i].history_next;
-        EXPECT(x->scale > 0 && x->history_count >= 0 && x->history_count <= AMAX_HISTORY_MAX && x->history_next >= 0 &&
-                   x->history_next < AMAX_HISTORY_MAX,
-               "%s: the scale of operand %d is damaged", f->path, i);
-    }
+    scales_exchange(g, scales, 1);
     free(scales);
     g->weights_ready = 0;
 }
 
 // Numbers of the last `room` finished checkpoints in a directory, ascending. Returns how many.
 static int checkpoints_find(const char *dir, long *steps, int room) {
-    char pattern[PATH_MAX];
+    char pattern[2 * PATH_MAX + 16];
     glob_t found;
     int n = 0;
-    path_print(pattern, "%s/DONE_????????", dir);
+    char *end = pattern;
+    for (; *dir; dir++) { // the directory's name is no pattern
+        if (strchr("*?[\\", *dir)) *end++ = '\\';
+        *end++ = *dir;
+    }
+    strcpy(end, "/DONE_????????");
     if (glob(pattern, 0, NULL, &found) != 0) return 0;
-    for (size_t i = found.gl_pathc > (size_t)room ? found.gl_pathc - (size_t)room : 0; i < found.gl_pathc; i++)
+    for (size_t i = found.gl_pathc > (size_t)room ? found.gl_pathc - room : 0; i < found.gl_pathc; i++)
         steps[n++] = atol(strrchr(found.gl_pathv[i], '_') + 1);
     globfree(&found);
     return n;
@@ -2652,14 +2686,14 @@ static int checkpoints_find(const char *dir, long *steps, int room) {
 
 // Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
 static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *options, int keep) {
-    char path[PATH_MAX], temporary[PATH_MAX];
+    char path[PATH_MAX];
     long steps[256];
     path_print(path, "%s/model_%08ld.bin", dir, (long)progress->step);
     progress->model_checksum = model_save(g, path);
     path_print(path, "%s/state_%08ld.bin", dir, (long)progress->step);
     state_save(g, path, progress, options);
     path_print(path, "%s/DONE_%08ld", dir, (long)progress->step);
-    file_commit(file_begin(path, temporary), temporary, path);
+    file_commit(file_begin(path), path);
     for (int i = 0, n = checkpoints_find(dir, steps, 256); keep > 0 && i < n - keep; i++) { // DONE goes first
         path_print(path, "%s/DONE_%08ld", dir, steps[i]), unlink(path);
         path_print(path, "%s/state_%08ld.bin", dir, steps[i]), unlink(path);
@@ -2679,85 +2713,57 @@ static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *o
 
 // Opens DIR/name for appending; of what is there, keeps header and whole rows with step <= `step` (-1: nothing).
 static FILE *log_open(const char *dir, const char *name, const char *header, long step) {
-    char path[PATH_MAX], temporary[PATH_MAX], line[4096];
+    char path[PATH_MAX];
+    double row_step;
     path_print(path, "%s/%s", dir, name);
-    FILE *out = file_begin(path, temporary), *in = step < 0 ? NULL : fopen(path, "r");
-    if (!in) fputs(header, out);
-    while (in && fgets(line, sizeof(line), in))
-        if (strchr(line, '\n') && !(isdigit((unsigned char)line[0]) && atol(line) > step)) fputs(line, out);
-    if (in) fclose(in);
-    file_commit(out, temporary, path);
-    out = fopen(path, "a");
-    EXPECT(out, "%s: cannot append: %s", path, strerror(errno));
-    return out;
+    char *old = step < 0 ? NULL : text_read(path);
+    FILE *f = file_begin(path);
+    if (!old) fputs(header, f);
+    for (const char *line = old, *next = old; line && *line; line = next) {
+        const int is_row = text_row(&next, &row_step, 1);
+        const int whole = next[-1] == '\n'; // the checkpoint's own row was written whole: it can only lack its newline
+        if (is_row ? row_step == step || (whole && row_step < step) : whole)
+            fprintf(f, "%.*s\n", (int)(next - line) - whole, line);
+    }
+    free(old);
+    file_commit(f, path);
+    f = fopen(path, "a");
+    EXPECT(f, "%s: cannot append: %s", path, strerror(errno));
+    return f;
 }
 
-// "qkv.x" of operand i in Gpt.scales; layer gets its layer.
-static const char *scale_name(const Gpt *g, int i, int *layer, char *out, size_t room) {
-    const int linear = i / NOPERAND;
-    *layer = linear / NLIN;
-    snprintf(out, room, "%s.%s", *layer == g->config.L ? "head" : linear_name[linear % NLIN], operand_name[i % NOPERAND]);
-    return out;
+static void log_flush(FILE *f, const char *dir) {
+    EXPECT(!ferror(f) && fflush(f) == 0, "%s: cannot write the log: %s; make room, go on with -y", dir, strerror(errno));
+}
+
+// Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
+static int scale_name(const Gpt *g, int i, char *out) {
+    const int linear = i / NOPERAND, layer = linear / NLIN;
+    snprintf(out, 32, "%s.%s", layer == g->config.L ? "head" : linear_name[linear % NLIN], operand_name[i % NOPERAND]);
+    return layer;
 }
 
 static void log_scales(FILE *f, const Gpt *g, long step) {
     char name[32];
-    for (int i = 0, layer; i < g->scale_count; i++) {
+    for (int i = 0; i < g->scale_count; i++) {
         const Fp8Stats *t = &g->scales[i].logged;
+        const double count = t->count;
         if (t->count == 0) continue;
-        scale_name(g, i, &layer, name, sizeof(name));
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, (double)bits_float(t->amax_bits),
-                (double)g->scales[i].logged_scale, (double)t->saturated / (double)t->count,
-                (double)t->flushed / (double)t->count, (unsigned long long)t->nonfinite);
+        const int layer = scale_name(g, i, name);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, bits_float(t->amax_bits),
+                g->scales[i].logged_scale, t->saturated / count, t->flushed / count, (unsigned long long)t->nonfinite);
         if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_exact_order(t->signal / t->noise) / 2.302585092994046);
         else fprintf(f, "-\n");
     }
-    fflush(f);
 }
 
-// Another run: the `# key<TAB>value` lines of its log, and its validation losses.
-typedef struct {
-    char dir[PATH_MAX], *header;
-    int count;
-    long *steps;
-    double *val;
-} Baseline;
-
-// The value of `key` in header lines, copied to out[PATH_MAX]; NULL if there is none.
-static const char *header_value(const char *header, const char *key, char *out) {
-    char want[128];
-    snprintf(want, sizeof(want), "# %s\t", key);
-    const char *at = strstr(header, want);
-    if (!at) return NULL;
-    at += strlen(want);
-    path_print(out, "%.*s", (int)strcspn(at, "\n"), at);
-    return out;
-}
-
-static Baseline baseline_open(const char *dir) {
-    Baseline b;
-    char path[PATH_MAX], line[4096];
-    size_t bytes, rows = 1;
-    memset(&b, 0, sizeof(b));
-    path_print(b.dir, "%s", dir), path_print(path, "%s/log.tsv", dir);
-    if (access(path, R_OK) != 0) return b;
-    const unsigned char *map = file_map(path, &bytes);
-    for (size_t i = 0; i < bytes; i++) rows += map[i] == '\n';
-    munmap((void *)(uintptr_t)map, bytes);
-    b.header = (char *)memory_allocate(bytes + 1);
-    b.steps = (long *)memory_allocate(rows * sizeof(long)), b.val = (double *)memory_allocate(rows * sizeof(double));
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof(line), f)) {
-        if (line[0] == '#') strcat(b.header, line);
-        else if (strchr(line, '\n') && sscanf(line, "%ld\t%*s\t%*s\t%lf", &b.steps[b.count], &b.val[b.count]) == 2) b.count++;
-    }
-    if (f) fclose(f);
-    return b;
-}
-static const double *baseline_at(const Baseline *b, long step) {
-    for (int i = 0; i < b->count; i++)
-        if (b->steps[i] == step) return &b->val[i];
-    return NULL;
+// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss, which is then row[3].
+// Rows ascend, so *at and row serve the next, higher step too; both start as the text and zeros.
+static int log_validation(const char **at, double *row, double step) {
+    double next[4];
+    while (**at && row[0] < step)
+        if (text_row(at, next, 4) == 4) memcpy(row, next, sizeof(next));
+    return step > 0 && row[0] == step;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -2773,81 +2779,75 @@ typedef struct {
 
 typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE } OptionKind; // MAYBE: 0 or 1, may be left out (1)
 // What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
-// resume may change it); CALL, of this call of the program alone. FP8_FIXED and FP8_FREE exist in the FP8 build only.
-typedef enum { FIXED, FREE, CALL, FP8_FIXED, FP8_FREE } OptionScope;
+// resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
+enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
 typedef struct {
     int letter; // or 0
     const char *name;
     OptionKind kind;
     size_t field;
-    OptionScope scope;
+    int scope;
     double min, max;
     const char *initial, *help;
 } OptionSpec;
 
 // The one table behind parser, --help, the printed configuration, log header and state.
-#define FIELD(name) offsetof(Options, name)
+#define TEXT(field)  OPT_TEXT, offsetof(Options, field)
+#define LONG(field)  OPT_LONG, offsetof(Options, field)
+#define REAL(field)  OPT_DOUBLE, offsetof(Options, field)
+#define FLAG(field)  OPT_FLAG, offsetof(Options, field)
+#define MAYBE(field) OPT_MAYBE, offsetof(Options, field)
 static const OptionSpec option_specs[] = {
-    {'i', "train", OPT_TEXT, FIELD(train), FIXED, 0, 0, "data/tales.d/train.txt",
-     "a text file, or a quoted glob of token shards"},
-    {'j', "val", OPT_TEXT, FIELD(val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
-    {'b', "batch", OPT_LONG, FIELD(batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
-    {'t', "seq-len", OPT_LONG, FIELD(seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
-    {'d', "total-batch", OPT_LONG, FIELD(total_batch), FIXED, 0, 1 << 30, "0",
-     "tokens a step, by accumulation; 0: batch x seq-len"},
-    {0, "seed", OPT_LONG, FIELD(seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
-    {0, "data-seed", OPT_LONG, FIELD(data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
-    {'e', "model", OPT_TEXT, FIELD(model), FIXED, 0, 0, "d6",
-     "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
-    {0, "layers", OPT_LONG, FIELD(layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
-    {0, "heads", OPT_LONG, FIELD(heads), FIXED, 0, 1024, "0", ""},
-    {0, "channels", OPT_LONG, FIELD(channels), FIXED, 0, 65536, "0", ""},
-    {'x', "steps", OPT_LONG, FIELD(steps), FIXED, 0, 1e8, "600", "optimiser steps"},
-    {'v', "val-every", OPT_LONG, FIELD(val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
-    {'m', "val-batches", OPT_LONG, FIELD(val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
-    {'s', "sample-every", OPT_LONG, FIELD(sample_every), FREE, 0, 1e8, "200", "steps between printed samples; 0: never"},
-    {'g', "sample-len", OPT_LONG, FIELD(sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
-    {'n', "checkpoint-every", OPT_LONG, FIELD(checkpoint_every), FREE, 0, 1e8, "200",
-     "steps between checkpoints; 0: none at all"},
-    {0, "keep", OPT_LONG, FIELD(keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
-    {'y', "resume", OPT_MAYBE, FIELD(resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
-    {'o', "out", OPT_TEXT, FIELD(out), CALL, 0, 0, "",
-     "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free name"},
-    {0, "prompt", OPT_TEXT, FIELD(prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
-    {0, "generate", OPT_LONG, FIELD(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
-    {0, "temperature", OPT_DOUBLE, FIELD(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
-    {0, "tokenizer", OPT_TEXT, FIELD(tokenizer), FREE, 0, 0, "",
-     "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
-    {'l', "lr", OPT_DOUBLE, FIELD(lr), FIXED, 0, 1e30, "1e-3", "peak learning rate"},
-    {'u', "warmup", OPT_LONG, FIELD(warmup), FIXED, 0, 1e8, "50", "steps of linear warm-up"},
-    {'q', "final-lr", OPT_DOUBLE, FIELD(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
-    {'c', "weight-decay", OPT_DOUBLE, FIELD(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
-    {'k', "schedule", OPT_TEXT, FIELD(schedule), FIXED, 0, 0, "cosine",
-     "cosine, linear, constant or wsd (decays over the last fifth)"},
-    {0, "grad-clip", OPT_DOUBLE, FIELD(grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
-    {0, "beta1", OPT_DOUBLE, FIELD(beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
-    {0, "beta2", OPT_DOUBLE, FIELD(beta2), FIXED, 0, 0.9999999, "0.95", ""},
-    {0, "eps", OPT_DOUBLE, FIELD(eps), FIXED, 1e-20, 1, "1e-8", ""},
-    {0, "scaling", OPT_TEXT, FIELD(scaling), FP8_FIXED, 0, 0, "delayed",
-     "delayed (history of amax), current (own amax) or none (1)"},
-    {0, "amax-history", OPT_LONG, FIELD(amax_history), FP8_FIXED, 1, AMAX_HISTORY_MAX, "16",
-     "steps that delayed scaling remembers"},
-    {0, "amax-algo", OPT_TEXT, FIELD(amax_algo), FP8_FIXED, 0, 0, "max", "max of the history, or the most recent"},
-    {0, "margin", OPT_LONG, FIELD(margin), FP8_FIXED, 0, 64, "0", "scales are divided by 2^margin"},
-    {0, "formats", OPT_TEXT, FIELD(formats), FP8_FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
-    {0, "fp8-head", OPT_FLAG, FIELD(fp8_head), FP8_FIXED, 0, 1, "0", "the tied output head in FP8 too"},
-    {0, "scales-every", OPT_LONG, FIELD(scales_every), FP8_FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
-    {0, "baseline", OPT_TEXT, FIELD(baseline), FREE, 0, 0, "",
-     "another run's directory, for its loss and the gap (default log/fp16)"},
-    {0, "eval", OPT_FLAG, FIELD(eval), CALL, 0, 1, "0", "validate the model and stop"},
-    {0, "help", OPT_FLAG, FIELD(help), CALL, 0, 1, "0", ""},
-    {0, "version", OPT_FLAG, FIELD(version), CALL, 0, 1, "0", ""},
+    {'i', "train", TEXT(train), FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards"},
+    {'j', "val", TEXT(val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
+    {'b', "batch", LONG(batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
+    {'t', "seq-len", LONG(seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
+    {'d', "total-batch", LONG(total_batch), FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len"},
+    {0, "seed", LONG(seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
+    {0, "data-seed", LONG(data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
+    {'e', "model", TEXT(model), FIXED, 0, 0, "d6", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
+    {0, "layers", LONG(layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
+    {0, "heads", LONG(heads), FIXED, 0, 1024, "0", ""},
+    {0, "channels", LONG(channels), FIXED, 0, 65536, "0", ""},
+    {'x', "steps", LONG(steps), FIXED, 0, 99999999, "600", "optimiser steps"},
+    {'v', "val-every", LONG(val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
+    {'m', "val-batches", LONG(val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
+    {'s', "sample-every", LONG(sample_every), FREE, 0, 1e8, "200", "steps between printed samples; 0: never"},
+    {'g', "sample-len", LONG(sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
+    {'n', "checkpoint-every", LONG(checkpoint_every), FREE, 0, 1e8, "200", "steps between checkpoints; 0: none at all"},
+    {0, "keep", LONG(keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
+    {'y', "resume", MAYBE(resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
+    {'o', "out", TEXT(out), CALL, 0, 0, "",
+     "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free"},
+    {0, "prompt", TEXT(prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
+    {0, "generate", LONG(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
+    {0, "temperature", REAL(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
+    {0, "tokenizer", TEXT(tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
+    {'l', "lr", REAL(lr), FIXED, 0, 1e30, "1e-3", "peak learning rate"},
+    {'u', "warmup", LONG(warmup), FIXED, 0, 1e8, "50", "steps of linear warm-up"},
+    {'q', "final-lr", REAL(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
+    {'c', "weight-decay", REAL(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
+    {'k', "schedule", TEXT(schedule), FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)"},
+    {0, "grad-clip", REAL(grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
+    {0, "beta1", REAL(beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
+    {0, "beta2", REAL(beta2), FIXED, 0, 0.9999999, "0.95", ""},
+    {0, "eps", REAL(eps), FIXED, 1e-20, 1, "1e-8", ""},
+    {0, "scaling", TEXT(scaling), FP8 | FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)"},
+    {0, "amax-history", LONG(amax_history), FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers"},
+    {0, "amax-algo", TEXT(amax_algo), FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent"},
+    {0, "margin", LONG(margin), FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin"},
+    {0, "formats", TEXT(formats), FP8 | FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
+    {0, "fp8-head", FLAG(fp8_head), FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too"},
+    {0, "scales-every", LONG(scales_every), FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
+    {0, "baseline", TEXT(baseline), FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)"},
+    {0, "eval", FLAG(eval), CALL, 0, 1, "0", "validate the model and stop"},
+    {0, "help", FLAG(help), CALL, 0, 1, "0", ""},
+    {0, "version", FLAG(version), CALL, 0, 1, "0", ""},
 };
 #define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
 
-static int option_here(const OptionSpec *s) { return IS_FP8 || s->scope < FP8_FIXED; } // this build has it
-static int option_fixed(const OptionSpec *s) { return s->scope == FIXED || s->scope == FP8_FIXED; }
+static int option_here(const OptionSpec *s) { return IS_FP8 || !(s->scope & FP8); } // this build has it
 
 static int option_index(const char *name) {
     for (int i = 0; i < OPTION_COUNT; i++)
@@ -2860,17 +2860,17 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     void *field = (char *)o + s->field;
     char *end = NULL;
     if (s->kind == OPT_TEXT) {
+        EXPECT((s->scope & CALL) || !strchr(text, '\n'), "%s --%s: a log cannot keep a text of several lines", where, s->name);
         *(char **)field = strdup(text);
         return;
     }
     const int real = s->kind == OPT_DOUBLE;
-    const double value = real ? strtod(text, &end) : (double)strtol(text, &end, 10);
-    EXPECT(end != text && !*end, "%s --%s: expected a %snumber, found '%s'; see --help", where, s->name, real ? "" : "whole ",
+    const double value = real ? strtod(text, &end) : strtol(text, &end, 10);
+    EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name, real ? "real" : "whole", text);
+    EXPECT(value >= s->min && value <= s->max, "%s --%s: expected %.8g to %.8g, found %s", where, s->name, s->min, s->max,
            text);
-    EXPECT(value >= s->min && value <= s->max, "%s --%s: expected %g to %g, found %s; see --help", where, s->name, s->min,
-           s->max, text);
     if (real) *(double *)field = value;
-    else *(long *)field = (long)value;
+    else *(long *)field = value;
 }
 
 static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
@@ -2888,11 +2888,12 @@ static void options_help(void) {
            "In [brackets] the default; * marks what a resume may change.\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        char name[64], letter[3] = {s->letter ? '-' : ' ', s->letter ? (char)s->letter : ' ', 0};
+        char name[64];
         snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
-        printf(" %c%s %-22s %s%s%s%s%s\n", s->scope == FREE || s->scope == FP8_FREE ? '*' : ' ', letter, name, s->help,
-               s->initial[0] && s->kind != OPT_FLAG ? " [" : "", s->kind != OPT_FLAG ? s->initial : "",
-               s->initial[0] && s->kind != OPT_FLAG ? "]" : "", option_here(s) ? "" : " (FP8 build only)");
+        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', s->letter ? '-' : ' ', s->letter ? s->letter : ' ', name,
+               s->help);
+        if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
+        printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
     }
     printf("\nExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
 }
@@ -2906,7 +2907,7 @@ static Options options_parse(int argc, char **argv, int *given) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
-        longs[i].name = s->name, longs[i].val = 1000 + i;
+        longs[i].name = s->name, longs[i].val = s->letter ? s->letter : 1000 + i;
         longs[i].has_arg = s->kind == OPT_FLAG ? no_argument : s->kind == OPT_MAYBE ? optional_argument : required_argument;
         if (s->letter) sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
     }
@@ -2915,9 +2916,8 @@ static Options options_parse(int argc, char **argv, int *given) {
         const char letter[3] = {'-', (char)optopt, 0};
         EXPECT(c != '?', "unknown option '%s'; see --help", optopt > 32 && optopt < 127 ? letter : argv[optind - 1]);
         EXPECT(c != ':', "option '%s' needs a value; see --help", argv[optind - 1]);
-        int i = c - 1000;
-        for (int k = 0; c < 1000 && k < OPTION_COUNT; k++)
-            if (option_specs[k].letter == c) i = k;
+        int i = 0;
+        while (longs[i].val != c) i++;
         const OptionSpec *s = &option_specs[i];
         const char *value = optarg ? optarg : "1";
         if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
@@ -2932,9 +2932,9 @@ static Options options_parse(int argc, char **argv, int *given) {
 
 // Options as `prefix name<TAB>value` lines: what the log, the state and the screen show.
 static char *options_lines(const Options *o, const char *prefix) {
-    char *text = (char *)memory_allocate((size_t)OPTION_COUNT * (PATH_MAX + 64)), value[PATH_MAX], *end = text;
+    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64)), value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
-        if (option_specs[i].scope != CALL && option_here(&option_specs[i]))
+        if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
             end += sprintf(end, "%s%s\t%s\n", prefix, option_specs[i].name, option_text(o, &option_specs[i], value));
     return text;
 }
@@ -2942,19 +2942,19 @@ static char *options_lines(const Options *o, const char *prefix) {
 // Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
 static void options_resume(Options *o, const char *line, const int *given, const char *path) {
     for (; *line; line += strcspn(line, "\n"), line += *line == '\n') {
-        char name[64], value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
-        const size_t n = strcspn(line, "\t\n"), at = n + (line[n] == '\t');
-        snprintf(name, sizeof(name), "%.*s", (int)n, line);
+        char name[PATH_MAX], value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
+        const int n = strcspn(line, "\t\n"), at = n + (line[n] == '\t');
+        path_print(name, "%.*s", n, line);
         path_print(value, "%.*s", (int)strcspn(line + at, "\n"), line + at);
         const int i = option_index(name);
         EXPECT(i >= 0, "%s: holds an unknown option '%s'", path, name);
         const OptionSpec *s = &option_specs[i];
         Options theirs = *o;
         option_set(&theirs, s, value, path);
+        option_text(&theirs, s, theirs_text), option_text(o, s, mine);
+        EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
+               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", name, path, theirs_text, mine);
         if (!given[i]) *o = theirs;
-        else
-            EXPECT(!option_fixed(s) || !strcmp(option_text(&theirs, s, theirs_text), option_text(o, s, mine)),
-                   "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
     }
 }
 
@@ -2970,17 +2970,17 @@ static int option_choice(const char *name, const char *value, const char *const 
 // The recipe of every role from the options: three rows of one table.
 static void options_recipes(const Options *o, Gpt *g) {
     static const char *const formats[] = {"hybrid", "e4m3", "e5m2"}, *const algos[] = {"max", "recent"};
-    const int rule = option_choice("scaling", o->scaling, scaling_names, SCALING_STATIC),
-              format = option_choice("formats", o->formats, formats, 3);
+    const int rule = option_choice("scaling", o->scaling, scaling_names, SCALING_STATIC);
+    const int format = option_choice("formats", o->formats, formats, 3);
     const int recent = option_choice("amax-algo", o->amax_algo, algos, 2);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
         r->format = format == 2 || (format == 0 && i == OPERAND_DY) ? DTYPE_E5M2 : DTYPE_E4M3;
-        r->rule = (ScalingRule)rule, r->history_len = (int)o->amax_history, r->use_max = !recent, r->margin = (int)o->margin;
+        r->rule = (ScalingRule)rule, r->history_len = o->amax_history, r->use_max = !recent, r->margin = o->margin;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // dlogits are bounded by 1 / tokens
-    g->fp8_head = (int)o->fp8_head;
+    g->fp8_head = o->fp8_head;
 }
 
 // -e dN: its depth; 0 where -e names a file.
@@ -2989,14 +2989,14 @@ static int options_depth(const Options *o) {
     const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1]) ? strtol(o->model + 1, &end, 10) : 0;
     if (depth == 0 || *end) return 0;
     EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'", o->model);
-    return (int)depth;
+    return depth;
 }
 
 static Config options_config(const Options *o, int depth, int V) {
-    const int C = o->channels ? (int)o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
-    const int NH = o->heads ? (int)o->heads : C / 64;
-    const Config c = {(int)o->seq_len, V, (int)round_up((size_t)V, 128), o->layers ? (int)o->layers : depth, NH, C};
+    const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
+    const int NH = o->heads ? o->heads : C / 64, L = o->layers ? o->layers : depth;
     EXPECT(NH >= 1 && C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
+    const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
     return c;
 }
 
@@ -3013,84 +3013,81 @@ static void on_interrupt(int signal_number) { // a second Ctrl-C ends the progra
     signal(signal_number, SIG_DFL);
 }
 
-// The value after `key` and its colon in a file of /proc, or "unknown".
-static const char *proc_value(const char *path, const char *key, char *out, size_t room) {
-    char line[512];
+// The value after `key` and its colon in a file of /proc, or "unknown"; out[256].
+static const char *proc_value(const char *path, const char *key, char *out) {
+    char line[512] = "";
     FILE *f = fopen(path, "r");
-    snprintf(out, room, "unknown");
-    while (f && fgets(line, sizeof(line), f))
-        if (!strncmp(line, key, strlen(key)) && strchr(line, ':')) {
-            const char *value = strchr(line, ':') + 1;
-            value += strspn(value, " \t");
-            snprintf(out, room, "%.*s", (int)strcspn(value, "\n"), value);
-            break;
-        }
+    strcpy(out, "unknown");
+    while (f && fgets(line, sizeof(line), f) && strncmp(line, key, strlen(key))) line[0] = 0;
+    sscanf(line, "%*[^:]: %255[^\n]", out);
     if (f) fclose(f);
     return out;
 }
 
-static double mib(size_t bytes) { return (double)bytes / 1048576.0; }
+static double mib(size_t bytes) { return bytes / 1048576.0; }
 
 // Refuses a model that does not fit, before anything is allocated, and says what would.
 static MemoryPlan memory_check(Gpt *g) {
-    char text[64];
+    char text[256];
     const MemoryPlan plan = memory_plan(g);
-    const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text, sizeof(text))) / 1024;
+    const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text)) / 1024;
     if (available == 0 || mib(plan.total) <= available) return plan;
     Gpt small = *g;
     while (small.B > 1 && mib(memory_plan(&small).total) > available) small.B /= 2;
     while (small.config.T > 16 && mib(memory_plan(&small).total) > available) small.config.T /= 2;
-    EXPECT(mib(memory_plan(&small).total) > available, "this run needs %.0f MiB, %.0f are available; -b %d -t %d would fit",
-           mib(plan.total), available, small.B, small.config.T);
-    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; choose a smaller model (-e)", mib(plan.total),
-          available);
+    if (mib(memory_plan(&small).total) > available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
+    else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
+    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total), available, text);
+}
+
+static int run_exists(const char *dir) {
+    char path[PATH_MAX];
+    path_print(path, "%s/log.tsv", dir);
+    return access(path, F_OK) == 0;
 }
 
 // Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
 // name, with --out it refuses. A resume without --out takes the newest.
 static void run_directory(char *dir, const char *out, int resume) {
-    char log_path[PATH_MAX], lock[PATH_MAX], newest[PATH_MAX] = "";
-    for (int n = 1;; n++) {
-        if (out[0]) path_print(dir, "%s", out);
-        else if (n == 1) path_print(dir, "log/" PRECISION_NAME);
-        else path_print(dir, "log/" PRECISION_NAME "-%d", n);
-        path_print(log_path, "%s/log.tsv", dir);
-        if (out[0] || access(log_path, F_OK) != 0) break;
-        path_print(newest, "%s", dir);
+    char path[PATH_MAX]; // the next free name, then the lock
+    path_print(dir, "%s", out[0] ? out : "log/" PRECISION_NAME);
+    path_print(path, "%s", dir);
+    for (int n = 2; !out[0] && run_exists(path); n++) {
+        path_print(dir, "%s", path);
+        path_print(path, "log/" PRECISION_NAME "-%d", n);
     }
-    if (resume && !out[0]) path_print(dir, "%s", newest[0] ? newest : dir), path_print(log_path, "%s/log.tsv", dir);
-    const int used = access(log_path, F_OK) == 0;
-    EXPECT(!used || resume, "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
-    EXPECT(used || !resume, "%s: there is no run to resume", dir);
+    if (!resume) path_print(dir, "%s", path);
+    EXPECT(resume || !run_exists(dir), "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
+    EXPECT(!resume || run_exists(dir), "%s: there is no run to resume", dir);
     for (char *p = dir + 1; *p; p++) // its parents first
         if (*p == '/') *p = 0, mkdir(dir, 0777), *p = '/';
     EXPECT(mkdir(dir, 0777) == 0 || errno == EEXIST, "%s: cannot make the run's directory: %s", dir, strerror(errno));
-    path_print(lock, "%s/lock", dir);
-    const int fd = open(lock, O_RDWR | O_CREAT, 0666); // held until the program ends
-    EXPECT(fd >= 0, "%s: cannot create: %s", lock, strerror(errno));
+    path_print(path, "%s/lock", dir);
+    const int fd = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
+    EXPECT(fd >= 0, "%s: cannot create: %s", path, strerror(errno));
     EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
 }
 
 static int has_nonfinite(const void *data, Role role, size_t n) {
+    const float *floats = (const float *)data;
+    const stored_t *stored = (const stored_t *)data;
     for (size_t i = 0; i < n; i++)
-        if (!float_is_finite(role == ROLE_FP32 ? ((const float *)data)[i] : float_from_stored(((const stored_t *)data)[i])))
-            return 1;
+        if (!float_is_finite(role == ROLE_FP32 ? floats[i] : float_from_stored(stored[i]))) return 1;
     return 0;
 }
 
-// Names the first tensor, layer by layer, that holds Inf or NaN: activations, then losses, then gradients from the top down.
+// Names the first tensor, layer by layer, that holds Inf or NaN: activations, then gradients from the top down, then losses.
 static void nonfinite_find(Gpt *g, char *out, size_t room) {
     TensorSpec t[TENSORS];
     const int n = tensor_specs(g, t, PRECISION), L = g->config.L;
-    for (int l = 0; l <= 2 * L; l++)
-        for (int i = 0; i < n; i++) {
-            const TensorSpec *s = &t[i];
-            const size_t each = s->layers > (size_t)L ? 1 : 2, at = (size_t)l / each; // two streams a layer, one of the rest
-            if (!s->kept || (IS_FP8 && s->role == ROLE_OPERAND) || (size_t)l % each || at >= s->layers) continue;
-            if (s->layers == 1 && l < 2 * L && l) continue;
-            const size_t size = s->count * role_size(s->role, PRECISION);
-            if (!has_nonfinite((const char *)*s->where + at * size, s->role == ROLE_FP32 ? ROLE_FP32 : ROLE_STORED, s->count))
-                continue;
+    snprintf(out, room, "the losses");
+    for (int l = 0; l <= 2 * L; l++) // two places in the residual stream a layer, and its end
+        for (const TensorSpec *s = t; s < t + n; s++) {
+            const int in_stream = s->layers > (size_t)L, at_end = s->where == (void **)&g->lnf;
+            if (!s->kept || (IS_FP8 && s->role == ROLE_OPERAND)) continue;
+            if (!in_stream && (at_end ? l < 2 * L : l % 2 || l == 2 * L)) continue;
+            const size_t at = in_stream ? l : at_end ? 0 : l / 2, bytes = s->count * role_size(s->role, PRECISION);
+            if (!has_nonfinite((const char *)*s->where + at * bytes, s->role, s->count)) continue;
             snprintf(out, room, "activation %s of layer %d", s->name, l / 2);
             return;
         }
@@ -3102,38 +3099,35 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
             snprintf(out, room, "gradient of %s of layer %d", s->name, l);
             return;
         }
-    snprintf(out, room, "the losses");
 }
 
-static void duration_print(char *out, size_t room, double seconds) {
-    const long s = (long)(seconds + 0.5);
-    if (s >= 3600) snprintf(out, room, "%ldh%02ldm", s / 3600, s / 60 % 60);
-    else snprintf(out, room, "%ldm%02lds", s / 60, s % 60);
+// "1h05m" or "4m07s", into out[64].
+static const char *duration_text(double seconds, char *out) {
+    const long s = seconds + 0.5;
+    if (s >= 3600) snprintf(out, 64, "%ldh%02ldm", s / 3600, s / 60 % 60);
+    else snprintf(out, 64, "%ldm%02lds", s / 60, s % 60);
+    return out;
 }
 
 // The operands that were cut or flushed most in the last step.
 static void scale_table_print(const Gpt *g) {
-    char *shown = (char *)memory_allocate((size_t)g->scale_count + 1), name[32];
+    char *shown = (char *)memory_allocate(g->scale_count), name[32];
+    static const char *const notes[8] = {"   <- most saturated", "", "", "", "   <- most flushed to zero", "", "", ""};
     printf("\nscales in the last step\n  layer operand          amax       scale   saturated     flushed\n");
-    for (int row = 0, layer; row < 8; row++) {
-        const int by_flushed = row >= 4;
+    for (int row = 0; row < 8; row++) {
         int best = -1;
         double most = -1;
         for (int i = 0; i < g->scale_count; i++) {
             const Fp8Stats *t = &g->scales[i].logged;
-            const double share = t->count ? (double)(by_flushed ? t->flushed : t->saturated) / (double)t->count : -1;
+            const double share = t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
             if (!shown[i] && share > most) most = share, best = i;
         }
         if (best < 0) break;
         shown[best] = 1;
-        const Fp8Scale *s = &g->scales[best];
-        scale_name(g, best, &layer, name, sizeof(name));
-        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%%s\n", layer, name, (double)bits_float(s->logged.amax_bits),
-               (double)s->logged_scale, 100.0 * (double)s->logged.saturated / (double)s->logged.count,
-               100.0 * (double)s->logged.flushed / (double)s->logged.count,
-               row == 0   ? "   <- most saturated"
-               : row == 4 ? "   <- most flushed to zero"
-                          : "");
+        const Fp8Stats *t = &g->scales[best].logged;
+        const int layer = scale_name(g, best, name);
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%%s\n", layer, name, bits_float(t->amax_bits),
+               g->scales[best].logged_scale, 100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count, notes[row]);
     }
     free(shown);
 }
@@ -3146,7 +3140,8 @@ typedef struct {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    Baseline baseline;
+    const char *baseline_dir, *baseline, *baseline_at; // another run, its log's text ("": none), and how far it was read
+    double baseline_row[4];                            // its row there
     MemoryPlan plan;
     Progress progress;
     char dir[PATH_MAX], *option_lines; // what the state holds
@@ -3154,25 +3149,26 @@ typedef struct {
     int *tokens, *targets; // [B, T] of a micro-batch
 } Run;
 
-// Continues `text` (NULL: from a separator, as the training text has between documents) by `count` tokens, onto stdout.
+// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
-    const int T = r->g.config.T, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
-    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int)),
-        *context = (int *)memory_allocate(((size_t)T + 2) * sizeof(int));
-    all[0] = r->tokenizer.V ? r->tokenizer.eot : r->g.config.V == GPT2_VOCAB ? GPT2_VOCAB - 1 : '\n';
+    const int T = r->g.config.T, V = r->g.config.V, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
+    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int));
+    int *context = (int *)memory_allocate((T + 2) * sizeof(int));
+    all[0] = r->tokenizer.V ? r->tokenizer.eot : V == GPT2_VOCAB ? GPT2_VOCAB - 1 : V > '\n' ? '\n' : 0;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1), used = n < keep ? n : keep;
-    memcpy(context, all + n - used, (size_t)used * sizeof(int));
+    memcpy(context, all + n - used, used * sizeof(int));
     fputs(text, stdout);
-    gpt_generate(&r->g, context, used, (int)count, (float)r->o.temperature, seed, token_print, &r->tokenizer);
+    gpt_generate(&r->g, context, used, count, r->o.temperature, seed, token_print, &r->tokenizer);
     printf("\n");
     free(all), free(context);
 }
 
 static double run_validate(Run *r, long step) {
-    const double loss = validate(&r->g, &r->validation), *other = baseline_at(&r->baseline, step);
+    const double loss = validate(&r->g, &r->validation);
     printf("validation after step %ld: loss %.6f", step, loss);
     if (r->validation.floor > 0) printf(", floor %.4f, excess %.4f", r->validation.floor, loss - r->validation.floor);
-    if (other) printf("  |  %s: %.6f, gap %+.6f", r->baseline.dir, *other, loss - *other);
+    if (log_validation(&r->baseline_at, r->baseline_row, step))
+        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
     printf("\n");
     return loss;
 }
@@ -3182,51 +3178,62 @@ static void run_log_open(Run *r) {
     char cpu[256], *lines = options_lines(&r->o, "# ");
     char *text = (char *)memory_allocate(strlen(lines) + 4096);
     const Config *c = &r->g.config;
-    sprintf(text,
-            "# commit\t%s\n# precision\t" PRECISION_NAME
-            "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n# machine\t%s\n# instructions\t" ISA_NAME
-            "\n# data_hash\t%016llx\n# val_hash\t%016llx\n# shape\t%d layers, %d heads, %d channels, vocabulary %d\n# "
-            "parameters\t%zu\n%s" LOG_COLUMNS "\n",
-            COMMIT, IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count(),
-            proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)), (unsigned long long)r->train.hash,
-            (unsigned long long)r->val.hash, c->L, c->NH, c->C, c->V, r->g.param_count, lines);
-    const long step = r->o.resume ? (long)r->progress.step : -1;
+    proc_value("/proc/cpuinfo", "model name", cpu);
+    int n = sprintf(text, "# commit\t%s\n# precision\t%s\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n# machine\t%s\n", COMMIT,
+                    PRECISION_NAME, IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count(), cpu);
+    n += sprintf(text + n, "# instructions\t%s\n# data_hash\t%016llx\n# val_hash\t%016llx\n", ISA_NAME,
+                 (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    sprintf(text + n, "# shape\t%d layers, %d heads, %d channels, vocabulary %d\n# parameters\t%zu\n%s%s\n", c->L, c->NH, c->C,
+            c->V, r->g.param_count, lines, LOG_COLUMNS);
+    const long step = r->o.resume ? r->progress.step : -1;
     r->log = log_open(r->dir, "log.tsv", text, step);
     if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", SCALES_COLUMNS "\n", step);
     free(text), free(lines);
 }
 
-// Opens another run's log, if it is the same run but for its precision: data, shape, seeds, every hyper-parameter.
-static void run_baseline_open(Run *r) {
-    const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different = NULL;
+// What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
+static const char *run_difference(const Run *r, const char *log) {
     char theirs[PATH_MAX], mine[PATH_MAX];
-    r->baseline = baseline_open(asked ? asked : "log/fp16");
-    EXPECT(!asked || r->baseline.header, "option --baseline: %s/log.tsv: cannot open: %s", asked, strerror(errno));
-    if (!r->baseline.header) return;
-    for (int i = 0; i < OPTION_COUNT && !different; i++)
-        if (option_specs[i].scope == FIXED && (!header_value(r->baseline.header, option_specs[i].name, theirs) ||
-                                               strcmp(theirs, option_text(&r->o, &option_specs[i], mine))))
-            different = option_specs[i].name;
-    const uint64_t values[3] = {r->train.hash, r->val.hash, NUMERICS_VERSION};
-    static const char *const keys[3] = {"data_hash", "val_hash", "numerics"};
-    for (int i = 0; i < 3; i++)
-        if (!header_value(r->baseline.header, keys[i], theirs) || strtoull(theirs, NULL, i < 2 ? 16 : 10) != values[i])
-            different = keys[i];
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        if (s->scope == FIXED && strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine))) return s->name;
+    }
+    if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash) return "data_hash";
+    if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
+    return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
+}
+
+// A resume must find the data that the run began with. A baseline must be the same run, but for its precision.
+static void run_logs_compare(Run *r) {
+    const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
+    char path[PATH_MAX];
+    path_print(path, "%s/log.tsv", r->dir);
+    if (r->o.resume) {
+        different = run_difference(r, text_read(path));
+        EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
+    }
+    r->baseline_dir = asked ? asked : "log/fp16";
+    path_print(path, "%s/log.tsv", r->baseline_dir);
+    const char *text = text_read(path);
+    EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(errno));
+    if (!text) return;
+    different = run_difference(r, text);
     EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
-    if (different || !strcmp(r->baseline.dir, r->dir)) r->baseline.count = 0;
+    if (!different && strcmp(r->baseline_dir, r->dir)) r->baseline = r->baseline_at = text;
 }
 
 static void run_configuration_print(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
     char cpu[256], *lines = options_lines(&r->o, "  ");
+    const int threads = thread_count();
+    proc_value("/proc/cpuinfo", "model name", cpu);
     printf("train_gpt_" PRECISION_NAME " %s, numerics %d\n", COMMIT, NUMERICS_VERSION);
-    printf("machine  %s, %d thread%s, %s: measured peak %.0f GFLOP/s in %s\n",
-           proc_value("/proc/cpuinfo", "model name", cpu, sizeof(cpu)), thread_count(), thread_count() > 1 ? "s" : "", ISA_NAME,
+    printf("machine  %s, %d thread%s, %s: measured peak %.0f GFLOP/s in %s\n", cpu, threads, threads > 1 ? "s" : "", ISA_NAME,
            machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
     printf("model    %d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d): %.2f million parameters\n", c->L,
-           c->NH, c->C, c->T, c->V, c->Vp, (double)r->g.param_count * 1e-6);
-    printf("data     train %zu tokens in %zu windows, validation %d rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
+           c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count * 1e-6);
+    printf("data     train %zu tokens in %zu windows, validation %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
            r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
     printf("memory   %.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
            "reused buffers %.1f\n",
@@ -3240,38 +3247,36 @@ static void run_configuration_print(const Run *r) {
 static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
-    const int B = g->B, T = g->config.T;
-    const long micro_steps = o->total_batch / (B * (long)T);
+    const int B = g->B, T = g->config.T, micro_steps = o->total_batch / (B * T);
     const float loss_scale = g->loss_scaling[0];
     double loss = 0;
     memset(g->grad, 0, g->param_count * 4);
-    for (long micro = 0; micro < micro_steps && loss - loss == 0; micro++) {
-        dataset_batch(&r->train, (uint64_t)o->data_seed, (uint64_t)((step * micro_steps + micro) * B), r->tokens, r->targets, B,
-                      T);
-        loss += gpt_forward(g, r->tokens, r->targets, B, T, loss_scale / (float)o->total_batch) / (double)o->total_batch;
+    for (int micro = 0; micro < micro_steps && loss - loss == 0; micro++) {
+        dataset_batch(&r->train, o->data_seed, (step * micro_steps + micro) * B, r->tokens, r->targets, B, T);
+        loss += gpt_forward(g, r->tokens, r->targets, B, T, loss_scale / (float)o->total_batch) / o->total_batch;
         gpt_backward(g, r->tokens, B, T);
     }
     const double norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
-    const int overflow = norm - norm != 0;
-    if (loss - loss != 0 || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1))) {
+    const int overflow = norm - norm != 0, bad_loss = loss - loss != 0;
+    if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1))) {
         char tensor[256], last[PATH_MAX] = "there is no checkpoint yet";
-        long steps[256];
-        const int n = checkpoints_find(r->dir, steps, 256);
-        if (n) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, steps[n - 1]);
+        long newest;
+        if (checkpoints_find(r->dir, &newest, 1))
+            path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, newest);
         nonfinite_find(g, tensor, sizeof(tensor));
         fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s",
-              step + 1, loss - loss != 0 ? "the loss" : "the gradient", tensor, last);
+              step + 1, bad_loss ? "the loss" : "the gradient", tensor, last);
     }
     uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
     for (int i = 0; i < g->scale_count; i++) {
         scale_advance(&g->scales[i]);
         if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
     }
-    *lr_out = schedule_lr(o->schedule, (float)o->lr, (float)o->final_lr, step, o->warmup, o->steps);
+    *lr_out = schedule_lr(o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
     if (!overflow) {
         const double clip = o->grad_clip > 0 && norm > o->grad_clip ? o->grad_clip / norm : 1;
         const AdamW adamw = {*lr_out, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
-        adamw_update(g, &adamw, (float)(clip / (double)loss_scale), (long)++r->progress.updates);
+        adamw_update(g, &adamw, clip / loss_scale, ++r->progress.updates);
     }
     loss_scale_update(g, overflow || cut);
     *norm_out = norm;
@@ -3280,35 +3285,35 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
 
 // The curves of this run and its baseline, then where everything is.
 static void run_summary(const Run *r, double val_loss, double seconds) {
-    char text[PATH_MAX] = "baseline";
+    char text[PATH_MAX];
+    const long step = r->progress.step;
     struct rusage usage;
     if (IS_FP8) scale_table_print(&r->g);
-    if (r->baseline.count) {
-        const Baseline mine = baseline_open(r->dir);
-        header_value(r->baseline.header, "precision", text);
-        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text, PRECISION_NAME, text, r->baseline.dir);
-        for (int i = 0; i < mine.count; i++) {
-            const double *other = baseline_at(&r->baseline, mine.steps[i]);
-            if (other) printf("%6ld   %8.5f   %8.5f   %+8.5f\n", mine.steps[i], *other, mine.val[i], mine.val[i] - *other);
-        }
+    if (r->baseline[0]) {
+        path_print(text, "%s/log.tsv", r->dir);
+        const char *ours = text_read(text), *theirs = r->baseline;
+        double a[4] = {0}, b[4] = {0};
+        text_value(r->baseline, "precision", text);
+        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text, PRECISION_NAME, text, r->baseline_dir);
+        for (long i = 1; ours && i <= step; i++)
+            if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
+                printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
     }
-    duration_print(text, sizeof(text), seconds);
     getrusage(RUSAGE_SELF, &usage);
-    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", (long)r->progress.step, text,
-           (double)usage.ru_maxrss / 1024, mib(r->plan.total));
+    const double peak = usage.ru_maxrss / 1024.0, floor = r->validation.floor;
+    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", step, duration_text(seconds, text), peak,
+           mib(r->plan.total));
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
-    if (val_loss > 0 && r->validation.floor > 0)
-        printf(": %.4f above the floor of %.4f nats a byte", val_loss - r->validation.floor, r->validation.floor);
+    if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir, IS_FP8 ? " and scales.tsv" : "");
-    if (r->o.checkpoint_every)
-        printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, (long)r->progress.step, (long)r->progress.step);
+    if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, step, step);
 }
 
 static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
-    const double begin = seconds_now(), flops = gpt_step_flops(&g->config, (double)o->total_batch, g->config.T);
-    const long first = (long)r->progress.step;
+    const double begin = seconds_now(), flops = gpt_step_flops(&g->config, o->total_batch, g->config.T);
+    const long first = r->progress.step;
     double val_loss = 0;
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps, log_now = IS_FP8 && o->scales_every && (step % o->scales_every == 0 || last);
@@ -3321,27 +3326,28 @@ static int run_train(Run *r) {
         r->progress.step = step;
 
         char left[64], val_text[64] = "-";
-        duration_print(left, sizeof(left), (seconds_now() - begin) / (double)(step - first) * (double)(o->steps - step));
-        const int width = (int)(10 * step / o->steps);
+        const double each = (seconds_now() - begin) / (step - first); // seconds a step, with all that lies between steps
+        const int width = 10 * step / o->steps;
+        const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
         printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.0f GFLOP/s, %.0f%% of peak%s\n",
-               step, o->steps, width, "##########", 10 - width, "..........", left, loss, (double)lr, norm,
-               (double)o->total_batch / t, flops / t * 1e-9, 100 * flops / t * 1e-9 / machine_peak_gflops,
+               step, o->steps, width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left),
+               loss, lr, norm, tok_s, gflops, 100 * gflops / machine_peak_gflops,
                norm - norm != 0 ? " | overflow: step skipped" : "");
         if (o->val_every && (step % o->val_every == 0 || last)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
         }
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text,
-                (double)lr, norm, (double)loss_scale, t * 1e3, (double)o->total_batch / t, flops / t * 1e-12);
-        fflush(r->log);
-        if (log_now) log_scales(r->scales, g, step);
+                lr, norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
+        log_flush(r->log, r->dir);
+        if (log_now) log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
             printf("--- a sample after step %ld\n", step);
-            run_write(r, "", o->sample_len, (uint64_t)o->seed ^ mix64((uint64_t)step));
+            run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
         if (interrupted || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last)))
-            checkpoint_save(g, r->dir, &r->progress, r->option_lines, (int)o->keep);
+            checkpoint_save(g, r->dir, &r->progress, r->option_lines, o->keep);
         fflush(stdout);
         if (interrupted && !last) {
             printf("\ninterrupted after step %ld; a checkpoint is in %s. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n",
@@ -3361,81 +3367,80 @@ int main(int argc, char **argv) {
     Options *o = &r->o;
     const int *given = r->given;
     *o = options_parse(argc, argv, r->given);
-    if (o->help) return options_help(), EXIT_DONE;
-    if (o->version)
-        return printf("train_gpt_" PRECISION_NAME " %s, numerics %d, %s\n", COMMIT, NUMERICS_VERSION, ISA_NAME), EXIT_DONE;
+    if (o->help) options_help();
+    if (o->version) printf("train_gpt_" PRECISION_NAME " %s, numerics %d, %s\n", COMMIT, NUMERICS_VERSION, ISA_NAME);
+    if (o->help || o->version) return EXIT_DONE;
     const int prompting = given[option_index("prompt")], trains = !prompting && !o->eval;
+    r->baseline = r->baseline_at = "";
 
     // A resume takes the newest checkpoint, checked whole, and its options. Data, then the model's shape, then memory: all is
     // checked before anything is allocated or a thread started.
     char file[PATH_MAX] = "";
     if (o->resume) {
-        long steps[1];
-        uint64_t sum;
+        long step;
         run_directory(r->dir, o->out, 1);
-        EXPECT(checkpoints_find(r->dir, steps, 1), "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
-        path_print(state.path, "%s/state_%08ld.bin", r->dir, steps[0]);
-        path_print(file, "%s/model_%08ld.bin", r->dir, steps[0]);
+        EXPECT(checkpoints_find(r->dir, &step, 1), "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
+        path_print(state.path, "%s/state_%08ld.bin", r->dir, step);
+        path_print(file, "%s/model_%08ld.bin", r->dir, step);
         state_check(&state);
         options_resume(o, (const char *)state.data[SECTION_OPTIONS], given, state.path);
         memcpy(&r->progress, state.data[SECTION_PROGRESS], sizeof(r->progress));
-        model_check(file, &sum);
-        EXPECT(sum == r->progress.model_checksum,
-               "%s: damaged: it is not the file that %s was written with; resume from an older checkpoint", file, state.path);
     }
     static const char *const schedules[] = {"cosine", "linear", "constant", "wsd"};
     option_choice("schedule", o->schedule, schedules, 4);
     options_recipes(o, &r->g);
-    int V = 0;
+    int V = 0; // unknown
     if (!prompting) {
         if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
             o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
         r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
         V = r->train.V;
-        EXPECT(r->val.V == V, "%s: its vocabulary of %d differs from the training data's %d", o->val, r->val.V, V);
+        EXPECT(r->val.V == V, "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V, r->val.V);
     }
     const int depth = options_depth(o);
     if (!file[0] && !depth) path_print(file, "%s", o->model);
     EXPECT(file[0] || !prompting, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
     if (file[0]) {
-        const Config c = model_check(file, NULL);
-        EXPECT(depth || !(o->layers || o->heads || o->channels),
-               "option --layers, --heads, --channels: the shape comes from %s", file);
-        EXPECT(!V || c.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", file, V, c.V);
-        if (!given[option_index("seq-len")] && !o->resume && (prompting || c.T < o->seq_len)) o->seq_len = c.T;
-        EXPECT(o->seq_len <= c.T, "option --seq-len: %s has %d positions, found %ld", file, c.T, o->seq_len);
-        r->g.config = c;
-        r->g.config.T = (int)o->seq_len;
+        uint64_t sum;
+        r->g.config = model_check(file, &sum);
+        const int longest = r->g.config.T;
+        EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", file, state.path);
+        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape", file);
+        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", file, V, r->g.config.V);
+        if (!given[option_index("seq-len")] && !o->resume && (prompting || longest < o->seq_len)) o->seq_len = longest;
+        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", file, longest, o->seq_len);
+        r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
-    r->g.B = prompting ? 1 : (int)o->batch, r->g.training = trains;
-    const long micro_batch = o->batch * o->seq_len;
+    r->g.B = prompting ? 1 : o->batch, r->g.training = trains;
+    const long micro_batch = o->batch * o->seq_len; // tokens
+    EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len = %ld, found %ld",
-           micro_batch, o->total_batch);
-    if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, r->g.config.V);
-    EXPECT(!prompting || r->g.config.V <= 256 || r->tokenizer.V,
-           "option --prompt: this model's %d tokens need --tokenizer FILE", r->g.config.V);
+    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: %ld is no multiple of batch x seq-len, %ld",
+           o->total_batch, micro_batch);
+    V = r->g.config.V;
+    if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
+    EXPECT(!prompting || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
     if (!prompting) {
-        dataset_windows(&r->train, "training", r->g.config.T);
-        dataset_windows(&r->val, "validation", r->g.config.T);
-        r->validation = validation_open(&r->val, r->g.config.T, (int)(o->val_batches * o->batch));
+        dataset_windows(&r->train, "training", o->seq_len);
+        dataset_windows(&r->val, "validation", o->seq_len);
+        r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
     }
     r->plan = memory_check(&r->g);
     if (trains && !o->resume) run_directory(r->dir, o->out, 0);
-    if (trains) run_baseline_open(r);
+    if (trains) run_logs_compare(r);
 
     machine_init();
     gpt_allocate(&r->g);
     if (file[0]) model_load(&r->g, file);
-    else gpt_init(&r->g, (uint64_t)o->seed);
+    else gpt_init(&r->g, o->seed);
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
-    if (o->resume && trains) state_load(&r->g, &state);
-    if (prompting) return run_write(r, o->prompt, o->generate, (uint64_t)o->seed), EXIT_DONE;
-    if (o->eval) return run_configuration_print(r), run_validate(r, (long)r->progress.step), EXIT_DONE;
+    if (o->resume) state_load(&r->g, &state);
+    if (prompting) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
+    if (o->eval) return run_configuration_print(r), run_validate(r, r->progress.step), EXIT_DONE;
     r->option_lines = options_lines(o, "");
-    r->tokens = (int *)memory_allocate((size_t)micro_batch * sizeof(int));
-    r->targets = (int *)memory_allocate((size_t)micro_batch * sizeof(int));
+    r->tokens = (int *)memory_allocate(micro_batch * sizeof(int));
+    r->targets = (int *)memory_allocate(micro_batch * sizeof(int));
     run_log_open(r);
     run_configuration_print(r);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
