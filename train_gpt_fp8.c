@@ -592,7 +592,7 @@ typedef struct {
 
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
 static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
-    if (!(amax > 0) || !float_is_finite(amax)) return keep;
+    if (!(amax >= 0x1p-126f) || !float_is_finite(amax)) return keep;
     float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     scale /= amax;
@@ -607,7 +607,7 @@ static void scale_advance(Fp8Scale *s) {
     s->logged_scale = s->scale;
     memset(&s->step, 0, sizeof(s->step));
     float amax = bits_float(s->logged.amax_bits);
-    if (r->rule != SCALING_DELAYED || !(amax > 0) || !float_is_finite(amax)) return;
+    if (r->rule != SCALING_DELAYED || !(amax >= 0x1p-126f) || !float_is_finite(amax)) return;
     s->amax_history[s->history_next] = amax;
     s->history_next = (s->history_next + 1) % r->history_len;
     if (s->history_count < r->history_len) s->history_count++;
@@ -1102,7 +1102,7 @@ static double peak_measure(int pairs) {
         double t = seconds_now(), flops = 0;
 #if defined(ISA_AVX512) || defined(ISA_AVX2)
 #define UNKNOWN(vector) __asm__ volatile("" : "+v"(vector)) // to the compiler: nothing is folded, no two chains are one
-        Vector c[MR][NR / LANES], x = {0};
+        Vector c[MR][NR / LANES], x = VECTOR(set1_ps)(1.2284f), y = VECTOR(set1_ps)(-0.7531f); // zeros would cost less power
         EACH_ROW EACH_VECTOR {
             c[i][j] = x;
             UNKNOWN(c[i][j]);
@@ -1111,11 +1111,11 @@ static double peak_measure(int pairs) {
             UNKNOWN(x);
 #ifdef __AVX512BF16__
             if (pairs) {
-                EACH_ROW EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)x, (__m512bh)x);
+                EACH_ROW EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)x, (__m512bh)y);
                 continue;
             }
 #endif
-            EACH_ROW EACH_VECTOR c[i][j] = VECTOR(fmadd_ps)(x, x, c[i][j]);
+            EACH_ROW EACH_VECTOR c[i][j] = VECTOR(fmadd_ps)(x, y, c[i][j]);
         }
         EACH_ROW EACH_VECTOR UNKNOWN(c[i][j]);
         flops = 2.0 * n * MR * NR * (pairs ? 2 : 1);
@@ -2806,16 +2806,16 @@ static const OptionSpec option_specs[] = {
     {'d', "total-batch", LONG(total_batch), FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len"},
     {0, "seed", LONG(seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
     {0, "data-seed", LONG(data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
-    {'e', "model", TEXT(model), FIXED, 0, 0, "d6", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
+    {'e', "model", TEXT(model), FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
     {0, "layers", LONG(layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
     {0, "heads", LONG(heads), FIXED, 0, 1024, "0", ""},
     {0, "channels", LONG(channels), FIXED, 0, 65536, "0", ""},
-    {'x', "steps", LONG(steps), FIXED, 0, 99999999, "600", "optimiser steps"},
+    {'x', "steps", LONG(steps), FIXED, 0, 99999999, "1500", "optimiser steps"},
     {'v', "val-every", LONG(val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
     {'m', "val-batches", LONG(val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
-    {'s', "sample-every", LONG(sample_every), FREE, 0, 1e8, "200", "steps between printed samples; 0: never"},
+    {'s', "sample-every", LONG(sample_every), FREE, 0, 1e8, "500", "steps between printed samples; 0: never"},
     {'g', "sample-len", LONG(sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
-    {'n', "checkpoint-every", LONG(checkpoint_every), FREE, 0, 1e8, "200", "steps between checkpoints; 0: none at all"},
+    {'n', "checkpoint-every", LONG(checkpoint_every), FREE, 0, 1e8, "500", "steps between checkpoints; 0: none at all"},
     {0, "keep", LONG(keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
     {'y', "resume", MAYBE(resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
     {'o', "out", TEXT(out), CALL, 0, 0, "",
@@ -2824,7 +2824,7 @@ static const OptionSpec option_specs[] = {
     {0, "generate", LONG(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
     {0, "temperature", REAL(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
     {0, "tokenizer", TEXT(tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
-    {'l', "lr", REAL(lr), FIXED, 0, 1e30, "1e-3", "peak learning rate"},
+    {'l', "lr", REAL(lr), FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.6 / channels"},
     {'u', "warmup", LONG(warmup), FIXED, 0, 1e8, "50", "steps of linear warm-up"},
     {'q', "final-lr", REAL(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
     {'c', "weight-decay", REAL(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
@@ -3418,6 +3418,7 @@ int main(int argc, char **argv) {
     if (o->total_batch == 0) o->total_batch = micro_batch;
     EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: %ld is no multiple of batch x seq-len, %ld",
            o->total_batch, micro_batch);
+    if (o->lr == 0) o->lr = 0.6 / r->g.config.C; // wider models want smaller steps: 3e-3 for d3, 8e-4 for d12
     V = r->g.config.V;
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
     EXPECT(!prompting || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
@@ -3427,8 +3428,8 @@ int main(int argc, char **argv) {
         r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
     }
     r->plan = memory_check(&r->g);
-    if (trains && !o->resume) run_directory(r->dir, o->out, 0);
     if (trains) run_logs_compare(r);
+    if (trains && !o->resume) run_directory(r->dir, o->out, 0);
 
     machine_init();
     gpt_allocate(&r->g);
