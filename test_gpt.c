@@ -2011,7 +2011,7 @@ static const char *tiny_text(void) {
     file_put(path, text, n);
     return path;
 }
-#define TINY_RUN "-e d1 --channels 32 --heads 2 -t 16 -b 2 -m 2 -s 0 -u 2 "
+#define TINY_RUN "-l 1e-3 -e d1 --channels 32 --heads 2 -t 16 -b 2 -m 2 -s 0 -u 2 "
 
 static void test_damage(void) {
     char arguments[PATH_MAX * 2], resume[PATH_MAX], why[700] = "";
