@@ -2824,8 +2824,8 @@ static const OptionSpec option_specs[] = {
     {0, "generate", LONG(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
     {0, "temperature", REAL(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
     {0, "tokenizer", TEXT(tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
-    {'l', "lr", REAL(lr), FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.6 / channels"},
-    {'u', "warmup", LONG(warmup), FIXED, 0, 1e8, "50", "steps of linear warm-up"},
+    {'l', "lr", REAL(lr), FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels"},
+    {'u', "warmup", LONG(warmup), FIXED, 0, 1e8, "100", "steps of linear warm-up"},
     {'q', "final-lr", REAL(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
     {'c', "weight-decay", REAL(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
     {'k', "schedule", TEXT(schedule), FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)"},
@@ -3418,7 +3418,7 @@ int main(int argc, char **argv) {
     if (o->total_batch == 0) o->total_batch = micro_batch;
     EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: %ld is no multiple of batch x seq-len, %ld",
            o->total_batch, micro_batch);
-    if (o->lr == 0) o->lr = 0.6 / r->g.config.C; // wider models want smaller steps: 3e-3 for d3, 8e-4 for d12
+    if (o->lr == 0) o->lr = 0.3 / r->g.config.C; // wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
     EXPECT(!prompting || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
