@@ -1288,8 +1288,8 @@ static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
     l->w16 = normal_stored(in * out, 0.02, 303);
     l->y = take_stored(rows * out), l->dx = take_stored(rows * in), l->partial = take_floats((rows + ROWS - 1) / ROWS * out);
     l->f.w = (const operand_t *)(const void *)l->w, l->f.dw = take_floats(in * out), l->f.dbias = take_floats(out);
-    l->f.x = &l->scale[OPERAND_X], l->f.weight = &l->scale[OPERAND_W], l->f.dy = &l->scale[OPERAND_DY];
-    l->f.weight->kept_inv = quantise(l->w, l->w16, in * out, l->f.weight, 1);
+    l->f.x_scale = &l->scale[OPERAND_X], l->f.w_scale = &l->scale[OPERAND_W], l->f.dy_scale = &l->scale[OPERAND_DY];
+    l->f.w_scale->kept_inv = quantise(l->w, l->w16, in * out, l->f.w_scale, 1);
 }
 static void fp8_layer_run(Fp8Layer *l) {
     memset(l->f.dw, 0, l->f.in * l->f.out * 4), memset(l->f.dbias, 0, l->f.out * 4);
@@ -1316,9 +1316,9 @@ static void test_fp8_layer(void) {
     fp8_layer_run(&l);
     // torchao's floors: 25 dB for a cast and a product, 18 dB for a layer's output, 17 dB for its weight gradient. A cast to m
     // mantissa bits of normal numbers leaves about 6 (m + 1) + 7 dB: 31 for E4M3, 25 for E5M2.
-    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.f.x->kept_inv),
-                 cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.f.weight->kept_inv);
-    const double cdy = cast_sqnr(l.dy, l.dy_bytes, rows * out, DTYPE_E5M2, 1 / l.f.dy->scale);
+    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.f.x_scale->kept_inv),
+                 cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.f.w_scale->kept_inv);
+    const double cdy = cast_sqnr(l.dy, l.dy_bytes, rows * out, DTYPE_E5M2, 1 / l.f.dy_scale->scale);
     check(cx >= 25 && cw >= 25 && cdy >= 25, "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB",
           "%.1f, %.1f, %.1f dB", cx, cw, cdy);
     double *x = doubles_of_stored(l.x, rows * in), *w = doubles_of_stored(l.w16, in * out),
@@ -1358,9 +1358,9 @@ static void test_fp8_layer(void) {
           "planted fault: a product whose scale is off by 2 is caught", "it passed");
 
     // What the statistics say of a pass, and a second forward pass with the history that the first one made.
-    check(l.f.x->step.count == rows * in && l.f.dy->step.count == rows * out && l.f.x->step.saturated == 0 &&
-              l.f.dy->step.nonfinite == 0,
-          "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.f.x->step.count);
+    check(l.f.x_scale->step.count == rows * in && l.f.dy_scale->step.count == rows * out && l.f.x_scale->step.saturated == 0 &&
+              l.f.dy_scale->step.nonfinite == 0,
+          "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.f.x_scale->step.count);
     for (int i = 0; i < NOPERAND; i++) scale_advance(&l.scale[i]);
     const Fp8Scale x_scale = l.scale[OPERAND_X];
 
@@ -1375,7 +1375,7 @@ static void test_fp8_layer(void) {
                 s.scale[i].amax_history = take_floats(AMAX_HISTORY_MAX),
                 s.scale[i].amax_history[0] = l.scale[i].amax_history[0];
             }
-            s.f.x = &s.scale[OPERAND_X], s.f.dy = &s.scale[OPERAND_DY], s.x = take_stored(rows * in),
+            s.f.x_scale = &s.scale[OPERAND_X], s.f.dy_scale = &s.scale[OPERAND_DY], s.x = take_stored(rows * in),
             s.dy = take_stored(rows * out);
             if (k) memcpy(s.x, l.x, rows * in * sizeof(stored_t)), memcpy(s.dy, l.dy, rows * out * sizeof(stored_t));
             const float odd = k == 1 ? 1e38f : k == 2 ? INFINITY : NAN;

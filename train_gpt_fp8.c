@@ -8,7 +8,8 @@ that two loss curves differ by nothing but the precision.
     ./train_gpt_fp8 --help                   # every option
     ./train_gpt_fp8 -i text.txt -e d6 -t 256 # any text file; its bytes are the tokens
 
-Where FP8 happens: in linear_forward() and linear_backward() (section 5) and nowhere else. Each of the three products
+Where FP8 happens: x and dy become bytes in linear_forward() and linear_backward() (section 5), weights once a step in
+gpt_quantise_weights() (section 6), and matmul's packing decodes them. Each of the three products
     fprop  y  = x  w^T        x: E4M3, w: E4M3
     dgrad  dx = dy w          dy: E5M2
     wgrad  dw = dy^T x
@@ -24,7 +25,7 @@ per output of a product (section 4), sums in 16 striped lanes and fixed chunks (
 own (section 2), denormals flushed (fp_mode_set).
 
 Sections
-     1. precision: the type of every role, the only place that looks at the build flag
+     1. precision: the type of every role; elsewhere the build flag is asked as IS_FP8 or PRECISION
      2. utilities: errors, memory, random numbers, vectors of 16 floats, exp, log, sin
      3. FP8: encode, decode, quantise, scales
      4. matrix product
@@ -73,6 +74,10 @@ Sections
 #endif
 // Four builds share one text: what one of them leaves unused is used by another.
 #pragma GCC diagnostic ignored "-Wunused-function"
+
+#ifdef __FAST_MATH__
+#error "every operation must be the one that is written: no -ffast-math, and -ffp-contract=off (see the Makefile)"
+#endif
 
 #define NUMERICS_VERSION 1 // changes whenever any bit of a result changes
 
@@ -567,7 +572,9 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 typedef enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_COUNT } ScalingRule;
 static const char *const scaling_names[SCALING_COUNT] = {"delayed", "current", "none", "static"};
 
-// How a role (x, w or dy) is quantised. A recipe is one such row for each role; a new recipe is a new row.
+// How a role (x, w or dy) is quantised. A recipe is one such row for each role: a new
+// combination is a new row; a new rule is an enum value and its branch in scale_advance() (from earlier steps) or quantise()
+// (from this very tensor).
 typedef struct {
     Dtype format;
     ScalingRule rule;
@@ -577,7 +584,8 @@ typedef struct {
 } ScalingRecipe;
 
 #define AMAX_HISTORY_MAX 1024
-// The scale of one operand of one linear layer, and what it is made from. All of it is restored by a resume.
+// The scale of one operand of one linear layer, and what it is made from. A resume restores scale and
+// history; kept_inv is made again by the next forward pass; step and logged are for display.
 typedef struct {
     const ScalingRecipe *recipe;
     float scale;         // in use (delayed: for the whole step; current: the last tensor's)
@@ -599,8 +607,8 @@ static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
-// The end of an optimiser step: its amax enters the history and the next step's scale is made. Called once per step, so
-// that micro-batches, validation and sampling never move a history.
+// Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
+// of all its micro-batches; validation and sampling run with record 0, so none of theirs gets here.
 static void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = s->recipe;
     s->logged = s->step;
@@ -1294,8 +1302,9 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
 // ---- attention
 //
 // One task is one head of one sequence. The scores of a block of QROWS queries are held whole: exact maximum, keys summed
-// in ascending order, then normalised, then rounded; so no bit depends on a tile. Probabilities and score gradients are
-// rounded to the stored type before they are multiplied. The backward pass makes the scores again instead of keeping them.
+// in ascending order; so no bit depends on a tile. Forward, e^(s - max) is rounded to the stored type, multiplied by v and then
+// divided by the row's sum (of unrounded terms, in 16 lanes). Backward, the scores are made again instead of kept, and it is
+// the normalised probability and the score's gradient that are rounded before they are multiplied.
 
 #define QROWS 64
 
@@ -1459,7 +1468,7 @@ typedef struct {
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
     size_t in, out;
-    Fp8Scale *x, *weight, *dy; // of a layer whose products are FP8, else NULL
+    Fp8Scale *x_scale, *w_scale, *dy_scale; // of a layer whose products are FP8, else NULL
 } Linear;
 
 static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe->format : STORED; }
@@ -1468,32 +1477,33 @@ static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe->format : S
 // made here, or, where the layer is not FP8, x itself.
 static void linear_forward_to(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, int record) {
     float scale = 1;
-    if (f->x) {
-        f->x->kept_inv = quantise(kept, x, rows * f->in, f->x, record);
-        scale = f->x->kept_inv * f->weight->kept_inv;
+    if (f->x_scale) {
+        f->x_scale->kept_inv = quantise(kept, x, rows * f->in, f->x_scale, record);
+        scale = f->x_scale->kept_inv * f->w_scale->kept_inv;
     }
-    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), operand(kept, operand_dtype(f->x), f->in, 1),
-           operand(f->w, operand_dtype(f->weight), f->in, 1), rows, f->out, f->in);
+    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), operand(kept, operand_dtype(f->x_scale), f->in, 1),
+           operand(f->w, operand_dtype(f->w_scale), f->in, 1), rows, f->out, f->in);
 }
 static void linear_forward(const Linear *f, stored_t *y, const stored_t *x, operand_t *kept, size_t rows, int record) {
     linear_forward_to(f, y, STORED, x, kept, rows, record);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy. dy_bytes: room for dy's FP8 bytes.
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
+// its largest number, a non-finite dy is seen in dbias. dy_bytes: room for dy's FP8 bytes.
 // partial: [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes,
                             float *partial, size_t rows, int record) {
     float scale_dx = 1, scale_dw = 1;
     const void *g = dy;
-    if (f->dy) {
-        float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->dy, record);
+    if (f->dy_scale) {
+        float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->dy_scale, record);
         g = dy_bytes;
-        scale_dx = dy_inv * f->weight->kept_inv, scale_dw = dy_inv * f->x->kept_inv;
+        scale_dx = dy_inv * f->w_scale->kept_inv, scale_dw = dy_inv * f->x_scale->kept_inv;
     }
-    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, operand_dtype(f->dy), f->out, 1),
-           operand(f->w, operand_dtype(f->weight), 1, f->in), rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, operand_dtype(f->dy), 1, f->out),
-           operand(kept, operand_dtype(f->x), 1, f->in), f->out, f->in, rows);
+    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, operand_dtype(f->dy_scale), f->out, 1),
+           operand(f->w, operand_dtype(f->w_scale), 1, f->in), rows, f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, operand_dtype(f->dy_scale), 1, f->out),
+           operand(kept, operand_dtype(f->x_scale), 1, f->in), f->out, f->in, rows);
     if (!f->dbias) return;
     const size_t blocks = ceil_div(rows, ROWS), out = f->out;
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
@@ -1688,10 +1698,9 @@ static size_t tensor_bytes(const TensorSpec *s, int precision) { return s->layer
 
 // Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
 static size_t partial_count(const Gpt *g) {
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, Vp = g->config.Vp, slab = MIN(R, HEAD_ROWS);
-    size_t n = MAX(R * 4 * C, C > KU ? slab * Vp : 0); // fprop and dgrad
-    if (g->training) n = MAX(n, MAX(R > KU ? 4 * C * C : 0, MAX(slab * C, slab > KU ? Vp * C : 0)));
-    return n;
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
+    const size_t forward = MAX(R * C, C > KU ? R * 4 * C : 0); // logits need none: they are fp32 and hold their own chains
+    return g->training ? MAX(forward, R > KU ? 4 * C * C : 0) : forward;
 }
 
 static size_t attention_bytes(const Gpt *g) {
@@ -1785,7 +1794,7 @@ static void stored_from_floats(stored_t *out, const float *x, size_t n) {
 }
 
 static void linear_set_scales(Linear *f, Fp8Scale *s) {
-    f->x = &s[OPERAND_X], f->weight = &s[OPERAND_W], f->dy = &s[OPERAND_DY];
+    f->x_scale = &s[OPERAND_X], f->w_scale = &s[OPERAND_W], f->dy_scale = &s[OPERAND_DY];
 }
 
 // One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
@@ -1993,11 +2002,11 @@ static void gpt_generate(Gpt *g, int *context, int length, int count, float temp
     int pos = 0;
     g->record = 0;
     for (int i = 0; i < count; i++) {
+        const int kept = MAX(T / 2, 1);
         if (length > T) {
-            memmove(context, context + length - T / 2, T / 2 * sizeof(int));
-            length = T / 2, pos = 0;
+            memmove(context, context + length - kept, kept * sizeof(int));
+            length = kept, pos = 0;
         }
-        if (length > T) context += length - T, length = T; // T is 1
         const float *logits = gpt_decode(g, context + pos, length - pos, pos);
         pos = length;
         int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
@@ -2168,7 +2177,7 @@ typedef struct {
     Shard *shards;
     int shard_count, V;
     size_t tokens, windows;
-    uint64_t hash; // of every token and their order
+    uint64_t hash; // of every token, their order, and how they are split into files
 } Dataset;
 
 static int shard_token(const Shard *s, size_t i) {
@@ -2212,7 +2221,7 @@ static Dataset dataset_open(const char *pattern) {
         *s = shard_open(found.gl_pathv[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
         d.V = V, d.tokens += s->count;
-        d.hash = checksum(d.hash, s->tokens, s->count * s->width);
+        d.hash = checksum(d.hash ^ s->count, s->tokens, s->count * s->width); // windows do not cross a file's end
         for (size_t k = 0; s->width == 2 && k < s->count; k++)
             EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
     }
@@ -2474,7 +2483,7 @@ typedef struct {
 // The sections: the one table for writing, checking and reading a state. Scales are copied by field.
 typedef struct {
     const char *name;
-    Dtype dtype;
+    Dtype dtype;                  // a tag for other readers: E4M3 stands for bytes
     uint64_t rows, cols, element; // element: bytes
     void *data;
 } SectionSpec;
@@ -2876,8 +2885,10 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
 static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT) path_print(out, "%s", *(char *const *)field);
-    else if (s->kind == OPT_DOUBLE) path_print(out, "%.9g", *(const double *)field);
-    else path_print(out, "%ld", *(const long *)field);
+    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a resume reads it
+        path_print(out, "%.9g", *(const double *)field);
+        if (strtod(out, NULL) != *(const double *)field) path_print(out, "%.17g", *(const double *)field);
+    } else path_print(out, "%ld", *(const long *)field);
     return out;
 }
 
@@ -3080,7 +3091,9 @@ static int has_nonfinite(const void *data, Role role, size_t n) {
 static void nonfinite_find(Gpt *g, char *out, size_t room) {
     TensorSpec t[TENSORS];
     const int n = tensor_specs(g, t, PRECISION), L = g->config.L;
-    snprintf(out, room, "the losses");
+    snprintf(out, room,
+             has_nonfinite(g->losses, ROLE_FP32, (size_t)g->B * g->config.T) ? "the losses"
+                                                                             : "none; the sum of squares overflowed");
     for (int l = 0; l <= 2 * L; l++) // two places in the residual stream a layer, and its end
         for (const TensorSpec *s = t; s < t + n; s++) {
             const int in_stream = s->layers > (size_t)L, at_end = s->where == (void **)&g->lnf;
@@ -3209,7 +3222,9 @@ static void run_logs_compare(Run *r) {
     char path[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir);
     if (r->o.resume) {
-        different = run_difference(r, text_read(path));
+        const char *mine = text_read(path);
+        EXPECT(mine, "%s: cannot read: %s", path, strerror(errno));
+        different = run_difference(r, mine);
         EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
     }
     r->baseline_dir = asked ? asked : "log/fp16";
@@ -3346,10 +3361,11 @@ static int run_train(Run *r) {
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
-        if (interrupted || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last)))
+        const int stop = interrupted; // read once: what is said below was done here
+        if (stop || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last)))
             checkpoint_save(g, r->dir, &r->progress, r->option_lines, o->keep);
         fflush(stdout);
-        if (interrupted && !last) {
+        if (stop && !last) {
             printf("\ninterrupted after step %ld; a checkpoint is in %s. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n",
                    step, r->dir, r->dir);
             return EXIT_INTERRUPTED;

@@ -115,27 +115,22 @@ static const ListSource LISTS[] = {
     // The place in the list is the value, less one.
     {"number", "one,two,three,four,five,six,seven,eight,nine,ten,eleven,twelve"},
     // Second form: f or m, for the pronouns.
-    {"name",
-     "Ann/f,Tom/m,Meg/f,Ben/m,Lily/f,Sam/m,Nora/f,Jack/m,Ella/f,Max/m,Ida/f,Peter/m,Clara/f,Hugo/m,Mabel/f,Otto/m,"
-     "Ruth/f,Finn/m,Molly/f,Leo/m,Daisy/f,Oscar/m,Hazel/f,Walter/m,Sally/f,Henry/m,Polly/f,Jim/m,Grace/f,Ned/m,Ivy/f,"
-     "Ralph/m,Emma/f,Toby/m,Alice/f,Felix/m,Lucy/f,Simon/m,Betty/f,Basil/m,Wendy/f,Edgar/m,Flora/f,Bruno/m,Agnes/f,"
-     "Fred/m,Tilly/f,Gus/m,Nelly/f,Hans/m,Dora/f,Karl/m,Kate/f,Hector/m,Susan/f,Rufus/m"},
-    {"food",
-     "apple,pear,plum,egg,bun,cake,nut,cherry/cherries,carrot,fig,pie,peach/peaches,lemon,berry/berries,cookie,turnip,"
-     "potato/potatoes,onion,pancake,muffin,tart,bean,walnut,biscuit,olive,melon"},
-    {"thing",
-     "ball,drum,kite,bell,key,hat,book,lamp,ring,cup,map,coin,spoon,clock,boot,scarf,whistle,shell,button,ribbon,"
-     "feather,lantern,candle,umbrella,mirror,flute,comb,brush,blanket,pencil,puppet,needle,hammer,violin,mitten,apron,"
-     "stamp,letter,bottle,ladder,hoop,doll,rope,kettle,plate,fork,trumpet,banner,shovel,mask,anchor,ticket"},
+    {"name", "Ann/f,Tom/m,Meg/f,Ben/m,Lily/f,Sam/m,Nora/f,Jack/m,Ella/f,Max/m,Ida/f,Peter/m,Clara/f,Hugo/m,Mabel/f,Otto/m,"
+             "Ruth/f,Finn/m,Molly/f,Leo/m,Daisy/f,Oscar/m,Hazel/f,Walter/m,Sally/f,Henry/m,Polly/f,Jim/m,Grace/f,Ned/m,Ivy/f,"
+             "Ralph/m,Emma/f,Toby/m,Alice/f,Felix/m,Lucy/f,Simon/m,Betty/f,Basil/m,Wendy/f,Edgar/m,Flora/f,Bruno/m,Agnes/f,"
+             "Fred/m,Tilly/f,Gus/m,Nelly/f,Hans/m,Dora/f,Karl/m,Kate/f,Hector/m,Susan/f,Rufus/m"},
+    {"food", "apple,pear,plum,egg,bun,cake,nut,cherry/cherries,carrot,fig,pie,peach/peaches,lemon,berry/berries,cookie,turnip,"
+             "potato/potatoes,onion,pancake,muffin,tart,bean,walnut,biscuit,olive,melon"},
+    {"thing", "ball,drum,kite,bell,key,hat,book,lamp,ring,cup,map,coin,spoon,clock,boot,scarf,whistle,shell,button,ribbon,"
+              "feather,lantern,candle,umbrella,mirror,flute,comb,brush,blanket,pencil,puppet,needle,hammer,violin,mitten,apron,"
+              "stamp,letter,bottle,ladder,hoop,doll,rope,kettle,plate,fork,trumpet,banner,shovel,mask,anchor,ticket"},
     // Third form: its sound.
-    {"animal",
-     "cat//purred,dog//barked,hen//clucked,duck//quacked,mouse/mice/squeaked,owl//hooted,frog//croaked,bee//buzzed,"
-     "goat//bleated,wolf/wolves/howled,pig//grunted,cow//mooed,crow//cawed,lion//roared,bear//growled,donkey//brayed,"
-     "horse//neighed,goose/geese/honked,robin//chirped,snake//hissed,fox/foxes/yapped,lamb//bleated,kitten//mewed,"
-     "puppy/puppies/whined,rabbit//sniffed"},
-    {"role",
-     "baker,farmer,miller,tailor,sailor,teacher,doctor,shepherd,gardener,cook,piper,weaver,painter,potter,cobbler,"
-     "hunter,fiddler,clown,juggler,poet"},
+    {"animal", "cat//purred,dog//barked,hen//clucked,duck//quacked,mouse/mice/squeaked,owl//hooted,frog//croaked,bee//buzzed,"
+               "goat//bleated,wolf/wolves/howled,pig//grunted,cow//mooed,crow//cawed,lion//roared,bear//growled,donkey//brayed,"
+               "horse//neighed,goose/geese/honked,robin//chirped,snake//hissed,fox/foxes/yapped,lamb//bleated,kitten//mewed,"
+               "puppy/puppies/whined,rabbit//sniffed"},
+    {"role", "baker,farmer,miller,tailor,sailor,teacher,doctor,shepherd,gardener,cook,piper,weaver,painter,potter,cobbler,"
+             "hunter,fiddler,clown,juggler,poet"},
     // Second form: being there.
     {"place", "river/by the river,mill/at the mill,hill/on the hill,garden/in the garden,market/at the market,"
               "forest/in the forest,lake/by the lake,bridge/on the bridge,castle/in the castle,school/at school,"
@@ -143,22 +138,18 @@ static const ListSource LISTS[] = {
               "harbour/at the harbour,tower/in the tower,orchard/in the orchard,pond/by the pond,park/in the park,"
               "field/in the field,valley/in the valley,cave/in the cave,island/on the island,shop/at the shop,"
               "bakery/at the bakery,library/at the library,station/at the station"},
-    {"spot",
-     "under the bed,in the drawer,behind the door,in the teapot,on the shelf,on the stairs,in the cupboard,"
-     "in the barrel,under the table,in the chest,by the stove,in the hay,under the rug,on the roof,by the fire,"
-     "in the jug,under the bench,behind the wall,in the sink,on the piano,in the cradle,up in the tree,under the sofa,"
-     "in the oven,in the hedge,by the gate,in the cart,in the nest"},
-    {"look",
-     "red,old,blue,small,green,new,shiny,yellow,big,white,little,black,tiny,brown,golden,pretty,grey,strange,silver,"
-     "purple,lovely,plain,pink,odd,dusty,heavy,round,long,striped,painted,spotted,magic,funny,cheap,ugly,huge,dirty,"
-     "clean,crooked,wet"},
-    {"trait",
-     "clever,brave,kind,shy,lazy,gentle,grumpy,curious,merry,proud,quiet,earnest,clumsy,polite,cheerful,silly,patient,"
-     "careful,noisy,friendly,stubborn,timid,wise,bold,greedy,nosy,busy,fussy,dreamy,jolly,rude,loyal,humble,young,"
-     "elegant,untidy"},
-    {"mood",
-     "happy,sad,tired,hungry,angry,sleepy,glad,cross,lonely,thirsty,worried,afraid,excited,calm,bored,pleased,upset,"
-     "nervous,amazed"},
+    {"spot", "under the bed,in the drawer,behind the door,in the teapot,on the shelf,on the stairs,in the cupboard,"
+             "in the barrel,under the table,in the chest,by the stove,in the hay,under the rug,on the roof,by the fire,"
+             "in the jug,under the bench,behind the wall,in the sink,on the piano,in the cradle,up in the tree,under the sofa,"
+             "in the oven,in the hedge,by the gate,in the cart,in the nest"},
+    {"look", "red,old,blue,small,green,new,shiny,yellow,big,white,little,black,tiny,brown,golden,pretty,grey,strange,silver,"
+             "purple,lovely,plain,pink,odd,dusty,heavy,round,long,striped,painted,spotted,magic,funny,cheap,ugly,huge,dirty,"
+             "clean,crooked,wet"},
+    {"trait", "clever,brave,kind,shy,lazy,gentle,grumpy,curious,merry,proud,quiet,earnest,clumsy,polite,cheerful,silly,patient,"
+              "careful,noisy,friendly,stubborn,timid,wise,bold,greedy,nosy,busy,fussy,dreamy,jolly,rude,loyal,humble,young,"
+              "elegant,untidy"},
+    {"mood", "happy,sad,tired,hungry,angry,sleepy,glad,cross,lonely,thirsty,worried,afraid,excited,calm,bored,pleased,upset,"
+             "nervous,amazed"},
     {"weather", "cold,warm,sunny,rainy,windy,foggy,snowy,bright,stormy,frosty,misty,hot,cloudy,quiet,grey,chilly"},
     {"time", "morning,evening,day,Sunday,Monday"},
     {"day", "Monday,Tuesday,Wednesday,Thursday,Friday,Saturday,Sunday,week,night,spring,summer,autumn,winter"},
@@ -168,9 +159,8 @@ static const ListSource LISTS[] = {
     {"adverb", "slowly,quietly,gladly,sadly,proudly,bravely,happily,loudly,softly,sweetly,shyly,twice,again,all day"},
     {"way", "early,late,alone,singing,at dusk,on foot,at noon,in tears,laughing,by boat,by train"},
     {"said", "said,cried,shouted,called,sang,muttered,sighed,answered,yelled"},
-    {"exclaim",
-     "How lovely,Oh dear,What a day,Well done,Good luck,How odd,What fun,Hooray,What luck,How funny,Never mind,"
-     "Not again,I knew it"},
+    {"exclaim", "How lovely,Oh dear,What a day,Well done,Good luck,How odd,What fun,Hooray,What luck,How funny,Never mind,"
+                "Not again,I knew it"},
     {"activity",
      "sang a song,took a nap,drank tea,danced,told jokes,climbed a tree,swept the floor,fed the ducks,picked flowers,"
      "played chess,made soup,baked bread,read a poem,went fishing,painted a wall,counted stars,ate supper,laughed,"
@@ -181,8 +171,7 @@ static const ListSource LISTS[] = {
              "richer/richest/poorest,louder/loudest/softest,wiser/wisest/silliest,happier/happiest/saddest,"
              "bolder/boldest/meekest,kinder/kindest/meanest"},
     {"pet", "Pip,Dot,Patch,Pepper,Ginger,Snowy,Fluffy,Boots,Tiger,Smoky,Bubbles,Honey,Socks,Coco,Bingo,Toffee"},
-    {"chased",
-     "chased,followed,feared,loved,bit,teased,scared,helped,liked,tickled,watched,kissed,missed,admired,rescued"},
+    {"chased", "chased,followed,feared,loved,bit,teased,scared,helped,liked,tickled,watched,kissed,missed,admired,rescued"},
     // Here and in the next, the past tense is also the participle.
     {"did", "washed,mended,painted,polished,dusted,cleaned,wrapped,packed,fixed,oiled,copied,weighed,hung up,sold"},
     {"lost", "lost,found,left,dropped,sold,bought,buried,made,mended,won,kept"},
@@ -265,12 +254,12 @@ typedef struct Tale {
     size_t input_length;
     char text[TEXT_ROOM]; // the story so far; when parsing, what has been read of it
     size_t length;
-    int after_word;           // the last byte ended a drawn word: a letter here would make it another word
-    const Word *slot[SLOTS];  // what the story has bound to A..Z
-    int value[SLOTS];         // and its value, if it is a number
-    char used[MAX_WORDS];     // words that are bound and therefore not drawn again
-    double nats;              // sum of ln(total / weight) over the choices so far
-    uint64_t choices, digest; // how many, and a hash of which
+    int after_word;                               // the last byte ended a drawn word: a letter here would make it another word
+    const Word *slot[SLOTS];                      // what the story has bound to A..Z
+    int value[SLOTS];                             // and its value, if it is a number
+    char used[MAX_WORDS];                         // words that are bound and therefore not drawn again
+    double nats;                                  // sum of ln(total / weight) over the choices so far
+    uint64_t choices, digest;                     // how many, and a hash of which
     int depth, turn[MAX_DEPTH], turns[MAX_DEPTH]; // BOUND: option to take, and options there are, at each branch
 } Tale;
 
@@ -309,9 +298,8 @@ static void text_append(Tale *t, const char *text) {
 static void word_format(char *out, const Word *word, char form) {
     static const char FORMS[] = "nNpPsahHmr";
     int male = word->form[1][0] == 'm';
-    const char *texts[] = {word->form[0],        word->form[0],       word->form[1],       word->form[1],
-                           word->form[2],        word->form[0],       male ? "he" : "she", male ? "he" : "she",
-                           male ? "him" : "her", male ? "his" : "her"};
+    const char *texts[] = {word->form[0], word->form[0],       word->form[1],       word->form[1],        word->form[2],
+                           word->form[0], male ? "he" : "she", male ? "he" : "she", male ? "him" : "her", male ? "his" : "her"};
     const char *found = form ? strchr(FORMS, form) : NULL, *lead = "";
     if (!found) die("grammar: no form '%c'", form);
     const char *text = texts[found - FORMS];
@@ -321,8 +309,7 @@ static void word_format(char *out, const Word *word, char form) {
 }
 
 static const Word *slot_word(const Tale *t, char slot) {
-    if (slot < 'A' || slot > 'Z' || !t->slot[slot - 'A'])
-        die("grammar: nothing in slot '%c' after \"%s\"", slot, t->text);
+    if (slot < 'A' || slot > 'Z' || !t->slot[slot - 'A']) die("grammar: nothing in slot '%c' after \"%s\"", slot, t->text);
     return t->slot[slot - 'A'];
 }
 
@@ -466,7 +453,7 @@ static int tale_branch(Tale *t, const Option *options, int count) {
     tale_say(t, options[pick].text);
     return pick;
 }
-#define BRANCH(t, ...)                                                                                                 \
+#define BRANCH(t, ...)                                                                                                         \
     tale_branch(t, (const Option[]){__VA_ARGS__}, (int)(sizeof((const Option[]){__VA_ARGS__}) / sizeof(Option)))
 
 // Binds without saying: a number that follows from others, or the word of another slot.
@@ -524,7 +511,7 @@ static int tale_close(Tale *t, int brief, const Option *more, int count) {
     int pick = tale_branch(t, all, count + COUNT(closings));
     return pick < count ? pick : -1;
 }
-#define CLOSE(t, ...)                                                                                                  \
+#define CLOSE(t, ...)                                                                                                          \
     tale_close(t, 1, (const Option[]){__VA_ARGS__}, (int)(sizeof((const Option[]){__VA_ARGS__}) / sizeof(Option)))
 static void tale_finish(Tale *t) { tale_close(t, 0, NULL, 0); }
 static void tale_finish_brief(Tale *t) { tale_close(t, 1, NULL, 0); }
@@ -533,8 +520,7 @@ static void tale_finish_brief(Tale *t) { tale_close(t, 1, NULL, 0); }
 static void plot_count(Tale *t) {
     if (!slot_bound(t, 'T')) slot_copy(t, 'T', 'L');
     for (int round = 0; round < 3; round++) {
-        int loss = round < 2 && slot_between(t, 'A', 2, 12), gain = round < 2 && slot_between(t, 'A', 1, 9),
-            end = round > 0;
+        int loss = round < 2 && slot_between(t, 'A', 2, 12), gain = round < 2 && slot_between(t, 'A', 1, 9), end = round > 0;
         int event = BRANCH(t, {3 * loss, " $HH gave <1-A=B> to <trait> <name=F>."}, {3 * loss, " $HH ate <1-A=B>."},
                            {3 * loss, " But <trait:a> <animal> took <1-A=B>."}, {3 * gain, " $HH found <1-3=B> more."},
                            {3 * gain, " Then <trait> <name=F> gave $Hm <1-3=B>."}, {4 * end, " Now $Hn had $Aq."},
@@ -592,8 +578,7 @@ static void plot_sum(Tale *t) {
 }
 
 static void plot_lost(Tale *t) {
-    if (BRANCH(t, {4, " $HH looked $Sn, and there was the $Cn $Tn."},
-               {3, " It was not $Sn. \"No, <spot>!\" There it was."},
+    if (BRANCH(t, {4, " $HH looked $Sn, and there was the $Cn $Tn."}, {3, " It was not $Sn. \"No, <spot>!\" There it was."},
                {3, " But $Sn was only <thing:a>. The $Tn was <spot>."}) == 1)
         CLOSE(t, {12, " \"<exclaim>!\" <said> $Hn.\n"});
     else tale_finish_brief(t);
@@ -608,18 +593,16 @@ static void plot_chain(Tale *t) {
 
 // Two comparisons order three people: X above Y above Z.
 static void plot_compare(Tale *t) {
-    int above =
-        BRANCH(t, {1, " and $Fn was $Kn than <trait> <name=G>."}, {1, " but <trait> <name=G> was $Kn than $Hn."});
+    int above = BRANCH(t, {1, " and $Fn was $Kn than <trait> <name=G>."}, {1, " but <trait> <name=G> was $Kn than $Hn."});
     slot_copy(t, 'X', above ? 'G' : 'H');
     slot_copy(t, 'Z', above ? 'F' : 'G');
-    BRANCH(t, {3, " So $Xn was the $Kp and $Zn was the $Ks."}, {2, " Who was the $Kp? $Xn."},
-           {2, " Who was the $Ks? $Zn."});
+    BRANCH(t, {3, " So $Xn was the $Kp and $Zn was the $Ks."}, {2, " Who was the $Kp? $Xn."}, {2, " Who was the $Ks? $Zn."});
     CLOSE(t, {8, " That made $Zn <mood>.\n"}, {8, " $Xn was <mood>, but $Zn was <mood>.\n"});
 }
 
 static void plot_pet(Tale *t) {
-    int fed = !BRANCH(t, {3, " It was <mood>, so $Hn gave it <food:a=T>."},
-                      {3, " It had <look:a> nose and $Xs <adverb>."}, {2, " \"<exclaim>!\" <said> $Hn."});
+    int fed = !BRANCH(t, {3, " It was <mood>, so $Hn gave it <food:a=T>."}, {3, " It had <look:a> nose and $Xs <adverb>."},
+                      {2, " \"<exclaim>!\" <said> $Hn."});
     tale_say(t, " $HH called it <pet=Z>.");
     if (fed) BRANCH(t, {2, " $Zn ate the $Tn and $Xs."}, {1, " The $Tn was soon gone, and $Zn $Xs."});
     else BRANCH(t, {1, " Every night $Zn $Xs <spot>."}, {1, " \"$ZN!\" $Hh <said>, and the $Qn $Xn $Xs."});
@@ -628,8 +611,7 @@ static void plot_pet(Tale *t) {
 
 // What F says in the first person is told in the third.
 static void plot_report(Tale *t) {
-    BRANCH(t, {4, " $HH told <name=G> that $Fn had $Kn $Fr $Tn $Xp."},
-           {3, " \"Where?\" asked $Hn. \"$XP,\" <said> $Fn."},
+    BRANCH(t, {4, " $HH told <name=G> that $Fn had $Kn $Fr $Tn $Xp."}, {3, " \"Where?\" asked $Hn. \"$XP,\" <said> $Fn."},
            {3, " \"Which $Tn?\" asked $Hn. \"The $Cn one,\" <said> $Fn."},
            {2, " \"$Fn $Kn $Fr $Tn,\" $Hn told <name=G>. \"It was $Cn.\""});
     tale_finish_brief(t);
@@ -658,8 +640,7 @@ static void plot_likes(Tale *t) {
 }
 
 static void plot_chores(Tale *t) {
-    BRANCH(t, {3, " Last of all $Hh <did> the <look> <thing>."},
-           {2, " Then <trait> <name=F> <did> the <look> <thing>."});
+    BRANCH(t, {3, " Last of all $Hh <did> the <look> <thing>."}, {2, " Then <trait> <name=F> <did> the <look> <thing>."});
     CLOSE(t, {8, " What was $Jn? The $Cn $Tn.\n"}, {8, " What was $Kn? The $Dn $Un.\n"});
 }
 
@@ -679,14 +660,12 @@ static const Plot PLOTS[] = {
     {5, 0, " $HH owned <look:a=C> <thing=T>, and <trait> <name=F> owned <look:a> <thing=U>.", plot_swap},
     {5, 0, " $HH counted <2-6=A> <animal:p=T> <place:p=X> and <2-6=B> <place:p=Y>.", plot_sum},
     {5, 0, " \"Where is my <look=C> <thing=T>?\" asked $Hn. \"Look <spot=S>,\" said <name=F>.", plot_lost},
-    {5, 0, " $HH saw <trait:a=Q> <animal=X> that <chased=K> <trait:a=R> <animal=Y> that had eaten <food:a=T>.",
-     plot_chain},
+    {5, 0, " $HH saw <trait:a=Q> <animal=X> that <chased=K> <trait:a=R> <animal=Y> that had eaten <food:a=T>.", plot_chain},
     {5, 0, " $HH was <more=K> than <trait> <name=F>,", plot_compare},
     {5, 0, " $HH met <trait:a=Q> <animal=X>.", plot_pet},
     {5, 0, " Along came <trait> <name=F>. \"I <lost=K> my <look=C> <thing=T> <place:p=X>,\" $Fh <said>.", plot_report},
     {4, 0, " $HH ran a race with <trait> <name=F> and <trait> <name=G>.", plot_race},
-    {4, 0, " $HH opened <look:a=C> <vessel=X>. Inside was <look:a> <vessel=Y>, in that <look:a> <thing=Z>.",
-     plot_boxes},
+    {4, 0, " $HH opened <look:a=C> <vessel=X>. Inside was <look:a> <vessel=Y>, in that <look:a> <thing=Z>.", plot_boxes},
     {5, 0, " $HH liked <food:p=T> but not <food:p=U>, and <name=F> liked $Up but not $Tp.", plot_likes},
     {4, 0, " First $Hh <did=J> the <look=C> <thing=T>, then $Hh <did=K> the <look=D> <thing=U>.", plot_chores},
 };
@@ -790,11 +769,10 @@ static char *sidecar_write(const Config *config, const Corpus *val) {
     char *text = malloc(room);
     if (!text) die("no memory for the sidecar");
     n = (size_t)snprintf(text, room,
-                         "# generator\t" GENERATOR "\n# seed\t%" PRIu64
-                         "\n# megabytes\t%zu\n# stories\t%zu\n# bytes\t%zu\n"
+                         "# generator\t" GENERATOR "\n# seed\t%" PRIu64 "\n# megabytes\t%zu\n# stories\t%zu\n# bytes\t%zu\n"
                          "# fnv1a64\t%016" PRIx64 "\n# nats\t%.9f\n# nats_per_byte\t%.9f\noffset\tbytes\tnats\n",
-                         config->seed, config->megabytes, val->stories, val->bytes,
-                         fnv1a64(FNV_START, val->text, val->bytes), val->total, val->total / (double)val->bytes);
+                         config->seed, config->megabytes, val->stories, val->bytes, fnv1a64(FNV_START, val->text, val->bytes),
+                         val->total, val->total / (double)val->bytes);
     for (size_t i = 0; i < val->stories; i++) {
         size_t bytes = strcspn(val->text + offset, "\n") + 1;
         n += (size_t)snprintf(text + n, room - n, "%zu\t%zu\t%.9f\n", offset, bytes, val->nats[i]);
@@ -822,8 +800,7 @@ static int file_holds(const char *folder, const char *name, const char *text, si
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) die("--out is too long");
     FILE *file = fopen(path, "rb");
     if (!file) return 0;
-    while ((got = fread(block, 1, sizeof block, file)) > 0 && at + got <= n && !memcmp(block, text + at, got))
-        at += got;
+    while ((got = fread(block, 1, sizeof block, file)) > 0 && at + got <= n && !memcmp(block, text + at, got)) at += got;
     fclose(file);
     return got == 0 && at == n;
 }
@@ -836,9 +813,8 @@ static void corpus_write(const Config *config) {
     struct {
         const char *name, *text;
         size_t bytes;
-    } files[] = {{"train.txt", train.text, train.bytes},
-                 {"val.txt", val.text, val.bytes},
-                 {"val.floor.tsv", sidecar, strlen(sidecar)}};
+    } files[] = {
+        {"train.txt", train.text, train.bytes}, {"val.txt", val.text, val.bytes}, {"val.floor.tsv", sidecar, strlen(sidecar)}};
     int held = 0;
     if (mkdir(config->out, 0777) && errno != EEXIST) die("cannot make %s: %s", config->out, strerror(errno));
     for (int i = 0; i < 3; i++) held += file_holds(config->out, files[i].name, files[i].text, files[i].bytes);
@@ -995,8 +971,7 @@ static void test_stories(Checks *checks, const Lexicon *lexicon) {
     check(checks, reweighed > TEST_STORIES / 2, "planted fault: other weights give %d other surprisals", reweighed);
     for (int i = 0; i < 2; i++) variance += (square[i] / half - sum[i] / half * (sum[i] / half)) / half;
     double gap = (sum[0] - sum[1]) / half; // within four standard errors
-    check(checks, gap * gap < 16 * variance, "two halves have %.5f and %.5f nats per byte", sum[0] / half,
-          sum[1] / half);
+    check(checks, gap * gap < 16 * variance, "two halves have %.5f and %.5f nats per byte", sum[0] / half, sum[1] / half);
     free(planted);
 
     Corpus val = corpus_draw(lexicon, 1, STREAM_VAL, 1000, 0);
@@ -1061,8 +1036,7 @@ int main(int argc, char **argv) {
             puts("usage: tales [options]\nWrites train.txt, val.txt and val.floor.tsv: small stories of known "
                  "probability.");
             for (int i = 0; i < COUNT(OPTIONS); i++)
-                printf("  --%-11s %-4s %s\n", OPTIONS[i].name, OPTIONS[i].argument ? OPTIONS[i].argument : "",
-                       OPTIONS[i].help);
+                printf("  --%-11s %-4s %s\n", OPTIONS[i].name, OPTIONS[i].argument ? OPTIONS[i].argument : "", OPTIONS[i].help);
             return 0;
         }
     }
