@@ -1830,7 +1830,7 @@ static void gpt_quantise_weights(Gpt *g) {
     if (PRECISION == PRECISION_FP32) return;
     const size_t C = g->config.C, head = g->config.Vp * C;
     stored_from_floats(g->head_w, g->master, head);
-    Fp8Scale *s = gpt_head(g).weight;
+    Fp8Scale *s = gpt_head(g).w_scale;
     if (s) s->kept_inv = quantise(g->head_q, g->head_w, head, s, 1);
     // FP8: one matrix at a time is rounded into scratch and from there to bytes.
     stored_t *rounded = IS_FP8 ? memory_allocate(4 * C * C * sizeof(stored_t)) : NULL;
@@ -1839,7 +1839,7 @@ static void gpt_quantise_weights(Gpt *g) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = IS_FP8 ? rounded : (stored_t *)f.w;
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            if (IS_FP8) f.weight->kept_inv = quantise((uint8_t *)f.w, rounded, f.in * f.out, f.weight, 1);
+            if (IS_FP8) f.w_scale->kept_inv = quantise((uint8_t *)f.w, rounded, f.in * f.out, f.w_scale, 1);
         }
     free(rounded);
 }
@@ -1927,7 +1927,7 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     const size_t rows = (size_t)B * n;
     stored_t *dlogits = grad_scale != 0 ? g->dlogits : NULL;
     gpt_forward_blocks(g, tokens, B, n, 0);
-    Fp8Scale *s = gpt_head(g).dy;
+    Fp8Scale *s = gpt_head(g).dy_scale;
     if (s && dlogits) // dlogits are bounded by grad_scale: a static power-of-two scale
         for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe->format)->max;) s->scale *= 2;
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
