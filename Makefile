@@ -64,9 +64,13 @@ test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 data/tales.d/train.txt
 	set -e; for t in $(TESTS) build/portable/test_gpt_fp8; do echo "== $$t"; ./$$t; done
 
 # Every encoder that the compiler can build and this machine can run, on every float.
-test-exhaustive: $(TESTS) build/portable/test_gpt_fp8
-	./test_gpt_fp8 --exhaustive
-	./build/portable/test_gpt_fp8 --exhaustive
+HAS_AVX2 := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo yes)
+build/avx2/test_gpt_fp8: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -march=x86-64-v3 $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+
+test-exhaustive: test_gpt_fp8 build/portable/test_gpt_fp8 $(if $(HAS_AVX2),build/avx2/test_gpt_fp8)
+	set -e; for t in $^; do echo "== $$t"; ./$$t --exhaustive; done
 
 clean:
 	rm -rf build $(TRAINERS) $(TESTS) data/tales data/tales.d
