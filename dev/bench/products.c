@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
                 // fprop: M rows, N outputs, K inputs; dgrad swaps inputs and outputs; wgrad sums over the rows
                 const size_t rows = shapes[s][0], out = shapes[s][1], in = shapes[s][2];
                 const size_t M = kind == 2 ? out : rows, N = kind == 0 ? out : in, K = kind == 0 ? in : kind == 1 ? out : rows;
-                const Dtype x = operand_dtype, dy = IS_FP8 ? DTYPE_E5M2 : STORED;
+                const Dtype x = IS_FP8 ? DTYPE_E4M3 : STORED, dy = IS_FP8 ? DTYPE_E5M2 : STORED;
                 Operand a = matrix_random(M, K, kind == 2, kind == 0 ? x : dy, 1), b = matrix_random(N, K, kind > 0, x, 2);
                 float *c = (float *)memory_allocate(M * N * sizeof(float));
                 for (int i = -1; i < repeats; i++) {
