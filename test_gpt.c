@@ -1885,6 +1885,41 @@ static void test_data(void) {
     check(bytes.V == 256 && bytes.tokens == strlen(text) && shard_token(&bytes.shards[0], 19) == 0xa9,
           "data: of a text, the bytes are the tokens", "%zu tokens", bytes.tokens);
 
+    // Validation by whole stories, where a sidecar gives their surprisal: 4.5 + 7 + 2 nats over 9 + 14 + 4 bytes.
+    char tales[] = "one cat.\ntwo big dogs.\nno.\n", sidecar[512];
+    static const int story_start[3] = {0, 9, 23}, story_bytes[3] = {9, 14, 4};
+    unsigned long long fnv = 14695981039346656037ull;
+    for (const char *p = tales; *p; p++) fnv = (fnv ^ (unsigned char)*p) * 1099511628211ull;
+    const int sidecar_bytes =
+        snprintf(sidecar, sizeof(sidecar),
+                 "# stories\t3\n# fnv1a64\t%016llx\noffset\tbytes\tnats\n0\t9\t4.5\n9\t14\t7\n23\t4\t2\n", fnv);
+    file_put(in_dir("tales.txt"), tales, strlen(tales)), file_put(in_dir("tales.floor.tsv"), sidecar, sidecar_bytes);
+    Dataset told = dataset_open(in_dir("tales.txt"));
+    dataset_windows(&told, "test", T);
+    ValidationSet stories = validation_open(&told, T, 8);
+    wrong = stories.rows != 3 || stories.counted != 27 || stories.floor != 0.5;
+    for (int row = 0; !wrong && row < 3; row++)
+        for (int t = 0; t < T; t++) {
+            const char *story = tales + story_start[row];
+            const int inside = t < story_bytes[row];
+            wrong += stories.tokens[row * T + t] != (t == 0 || !inside ? '\n' : story[t - 1]);
+            wrong += stories.targets[row * T + t] != (inside ? story[t] : -1);
+        }
+    check(!wrong, "data: validation stories start a row each, only their bytes count, the floor is theirs",
+          "%ld rows, %zu counted, floor %g, %d wrong", stories.rows, stories.counted, stories.floor, wrong);
+    dataset_windows(&told, "test", 13);
+    stories = validation_open(&told, 13, 8);
+    check(stories.rows == 2 && stories.counted == 26 && stories.floor == 0,
+          "data: with a story longer than the context there are plain windows and no floor", "%ld rows, floor %g", stories.rows,
+          stories.floor);
+    tales[5]++;
+    file_put(in_dir("tales.txt"), tales, strlen(tales));
+    char told_why[700] = "", told_arguments[PATH_MAX * 2];
+    snprintf(told_arguments, sizeof(told_arguments), "-e d1 -t 16 -x 1 -n 0 -o %s -i %s -j %s", in_dir("never"),
+             in_dir("tales.txt"), in_dir("tales.txt"));
+    check(refused(told_arguments, "tales.floor.tsv", told_why, sizeof(told_why)),
+          "data: a sidecar of another text is refused by name", "%s", told_why);
+
     // Damaged and foreign shards end the program by name, status 2.
     shard_put(in_dir("good.bin"), 2000, 4096, 0);
     size_t n;
