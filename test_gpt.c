@@ -481,13 +481,13 @@ static void test_fp8_fma(void) {
             if (i & 1) v[2] = bits_float(float_bits(-(float)((double)v[0] * (double)v[1])) ^ (uint32_t)(i % 5));
             if ((i & 3) == 2) v[2] = (float)((double)v[0] * (double)v[1]) * 0x1p24f;
         }
-        const float got = fma_exact(v[0], v[1], v[2]), want = fma_by_integers(v[0], v[1], v[2]);
+        const float got = fmaf(v[0], v[1], v[2]), want = fma_by_integers(v[0], v[1], v[2]);
         if (bits_differ(&got, &want, 1)) differ++, memcpy(first, v, sizeof(first));
         volatile float product = v[0] * v[1];
         const float twice = product + v[2];
         fused += bits_differ(&twice, &want, 1);
     }
-    check(!differ, "fma: fma_exact rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)",
+    check(!differ, "fma: fmaf rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)",
           differ, (double)first[0], (double)first[1], (double)first[2]);
     check(fused > 0, "planted fault: a multiply and an add instead of fma is caught", "no case differed");
 }
@@ -719,8 +719,8 @@ static float chain(const float *a, const float *b, size_t K, int even_first) {
     float acc = 0;
     for (size_t k = 0; k < K; k += 2) {
         const float a1 = k + 1 < K ? a[k + 1] : 0, b1 = k + 1 < K ? b[k + 1] : 0;
-        if (even_first) acc = fma_exact(a1, b1, fma_exact(a[k], b[k], acc));
-        else acc = fma_exact(a[k], b[k], fma_exact(a1, b1, acc));
+        if (even_first) acc = fmaf(a1, b1, fmaf(a[k], b[k], acc));
+        else acc = fmaf(a[k], b[k], fmaf(a1, b1, acc));
     }
     return acc;
 }
@@ -799,8 +799,8 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
     for (size_t i = 0; i < M * stride; i++) old[i] = (float)normal(9, i);
     for (int form = 0; form < 4; form++) { // fp32, fp32 accumulated, stored with bias, stored
         for (size_t i = 0; i < M * N; i++) {
-            const float v = form == 1   ? fma_exact(acc[i], scale, old[i / N * stride + i % N])
-                            : form == 2 ? fma_exact(acc[i], scale, bias[i % N])
+            const float v = form == 1   ? fmaf(acc[i], scale, old[i / N * stride + i % N])
+                            : form == 2 ? fmaf(acc[i], scale, bias[i % N])
                                         : acc[i] * scale;
             want[i] = form < 2 ? v : float_from_stored(stored_from_float(v));
         }

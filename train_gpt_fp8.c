@@ -221,22 +221,6 @@ static float bits_float(uint32_t u) {
 }
 static int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
-// fma(a, b, c) with one rounding on every machine. Without the instruction: the product of two floats is exact in
-// double; the sum is rounded to odd there, so that the second rounding, to float, is the only one that counts
-// (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
-static inline float fma_exact(float a, float b, float c) {
-#if defined(FP_FAST_FMAF) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
-    return fmaf(a, b, c);
-#else
-    double p = (double)a * b, d = c, s = p + d, t = s - p, error = (p - (s - t)) + (d - t);
-    int64_t bits;
-    memcpy(&bits, &s, 8);
-    if (error != 0 && s - s == 0 && !(bits & 1)) bits += (error > 0) == (s > 0) ? 1 : -1;
-    memcpy(&s, &bits, 8);
-    return (float)s;
-#endif
-}
-
 // ---- 16-bit types. Scalar rules; the vector loads and stores below give the same bits.
 
 // Round to nearest even, denormals flushed first: what vcvtneps2bf16 does. Any NaN becomes a quiet one.
@@ -264,139 +248,144 @@ static inline float float_from_fp16(uint16_t h) {
     return bits_float(sign | ((e + 112) << 23) | (m << 13));
 }
 
-// ---- V16: 16 floats, on every instruction set. Element-wise code is written once on it; each lane's operations are IEEE
-// and in program order, so lanes have the same bits everywhere. v_fma is for the products' epilogue only: it is slow where
-// the instruction is missing. v_pow2 takes whole numbers in -126 .. 127.
+// ---- V16: 16 floats in one, two or four hardware vectors. Element-wise code is written once on it; each lane's operations
+// are IEEE and in program order, so lanes have the same bits everywhere.
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#define ISA_AVX512 1
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define ISA_AVX2 1
-#endif
-
-#if defined(ISA_AVX512)
 #ifdef __AVX512BF16__
 #define ISA_NAME "AVX-512 BF16"
 #else
 #define ISA_NAME "AVX-512"
 #endif
-typedef __m512 V16;
-#define V16_BINARY(name, op, lane)                                                                                             \
-    static inline V16 name(V16 a, V16 b) { return _mm512_##op##_ps(a, b); }
-static inline V16 v_set1(float x) { return _mm512_set1_ps(x); }
-static inline V16 v_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void v_store(float *p, V16 a) { _mm512_storeu_ps(p, a); }
-static inline V16 v_sqrt(V16 a) { return _mm512_sqrt_ps(a); }
-static inline V16 v_fma(V16 a, V16 b, V16 c) { return _mm512_fmadd_ps(a, b, c); }
-static inline V16 v_pow2(V16 n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
-}
-static inline V16 v_load_fp16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-static inline void v_store_fp16(uint16_t *p, V16 a) {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-static inline V16 v_load_bf16(const uint16_t *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-static inline void v_store_bf16(uint16_t *p, V16 a) {
-#ifdef __AVX512BF16__
-    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(a));
-#else
-    float t[16];
-    v_store(t, a);
-    for (int i = 0; i < 16; i++) p[i] = bf16_from_float(t[i]);
-#endif
-}
-#elif defined(ISA_AVX2)
-#define ISA_NAME "AVX2 + FMA"
-typedef struct {
-    __m256 l, h;
-} V16;
-#define V16_BINARY(name, op, lane)                                                                                             \
-    static inline V16 name(V16 a, V16 b) { return (V16){_mm256_##op##_ps(a.l, b.l), _mm256_##op##_ps(a.h, b.h)}; }
-static inline V16 v_set1(float x) { return (V16){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-static inline V16 v_load(const float *p) { return (V16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-static inline void v_store(float *p, V16 a) { _mm256_storeu_ps(p, a.l), _mm256_storeu_ps(p + 8, a.h); }
-static inline V16 v_sqrt(V16 a) { return (V16){_mm256_sqrt_ps(a.l), _mm256_sqrt_ps(a.h)}; }
-static inline V16 v_fma(V16 a, V16 b, V16 c) { return (V16){_mm256_fmadd_ps(a.l, b.l, c.l), _mm256_fmadd_ps(a.h, b.h, c.h)}; }
-static inline __m256 v8_pow2(__m256 n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-}
-static inline V16 v_pow2(V16 n) { return (V16){v8_pow2(n.l), v8_pow2(n.h)}; }
-static inline __m128i v8_halves(const uint16_t *p) { return _mm_loadu_si128((const __m128i *)p); }
-static inline V16 v_load_fp16(const uint16_t *p) {
-    return (V16){_mm256_cvtph_ps(v8_halves(p)), _mm256_cvtph_ps(v8_halves(p + 8))};
-}
-static inline void v_store_fp16(uint16_t *p, V16 a) {
-    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a.l, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(a.h, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-static inline __m256 v8_load_bf16(const uint16_t *p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v8_halves(p)), 16));
-}
-static inline V16 v_load_bf16(const uint16_t *p) { return (V16){v8_load_bf16(p), v8_load_bf16(p + 8)}; }
-static inline __m256i v8_bf16_from_float(__m256 f) { // in the low half of each 32-bit lane; bf16_from_float's rules
-    const __m256i u = _mm256_castps_si256(f), a = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
-    const __m256i high = _mm256_srli_epi32(u, 16), odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    const __m256i sign = _mm256_and_si256(high, _mm256_set1_epi32(0x8000)),
-                  nan = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd)), 16);
-    r = _mm256_blendv_epi8(r, sign, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), a));
-    return _mm256_blendv_epi8(r, nan, _mm256_cmpgt_epi32(a, _mm256_set1_epi32(0x7f800000)));
-}
-static inline void v_store_bf16(uint16_t *p, V16 a) {
-    const __m256i packed = _mm256_packus_epi32(v8_bf16_from_float(a.l), v8_bf16_from_float(a.h)); // quadwords l0 h0 l1 h1
-    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
-}
-#else
-#if defined(__aarch64__)
-#define ISA_NAME "portable C, NEON"
+#define LANES      16
+#define VECTOR(op) _mm512_##op
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define ISA_NAME   "AVX2 + FMA"
+#define LANES      8
+#define VECTOR(op) _mm256_##op
 #else
 #define ISA_NAME "portable C"
+#define LANES    4
 #endif
+#define VECTOR_OF(type) __attribute__((vector_size(LANES * sizeof(type)), may_alias)) type
+typedef VECTOR_OF(float) Vector;
+typedef VECTOR_OF(int32_t) Ints;
+typedef VECTOR_OF(uint32_t) Bits;
+typedef VECTOR_OF(uint16_t) Halves;
+
+#define INLINE static inline __attribute__((always_inline))
+INLINE Vector vector_load(const float *p) {
+    Vector v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+INLINE Halves halves_load(const uint16_t *p) {
+    Halves h;
+    memcpy(&h, p, sizeof(h));
+    return h;
+}
+// Lanes of a where the mask is set, of b elsewhere.
+INLINE Bits select_bits(Ints mask, Bits a, Bits b) { return (a & (Bits)mask) | (b & ~(Bits)mask); }
+
+// max and min: b where either is NaN. vector_fma rounds once. vector_pow2 takes whole numbers in -126 .. 127.
+#if LANES > 4
+#define vector_set1 VECTOR(set1_ps)
+#define vector_max  VECTOR(max_ps)
+#define vector_min  VECTOR(min_ps)
+#define vector_sqrt VECTOR(sqrt_ps)
+#define vector_fma  VECTOR(fmadd_ps)
+#if LANES == 16
+#define vector_from_fp16(h) _mm512_cvtph_ps((__m256i)(h))
+#define bits_from_halves(h) (Bits) _mm512_cvtepu16_epi32((__m256i)(h))
+#define vector_to_fp16(v)   (Halves) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#else
+#define vector_from_fp16(h) _mm256_cvtph_ps((__m128i)(h))
+#define bits_from_halves(h) (Bits) _mm256_cvtepu16_epi32((__m128i)(h))
+#define vector_to_fp16(v)   (Halves) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#endif
+#else
+#define bits_from_halves(h) __builtin_convertvector(h, Bits)
+#define EACH_LANE(type, value)                                                                                                 \
+    type r = {0};                                                                                                              \
+    for (int l = 0; l < LANES; l++) r[l] = (value);                                                                            \
+    return r;
+INLINE Vector vector_set1(float x){EACH_LANE(Vector, x)} INLINE Vector vector_max(Vector a, Vector b) {
+    return (Vector)select_bits(a > b, (Bits)a, (Bits)b);
+}
+INLINE Vector vector_min(Vector a, Vector b) { return (Vector)select_bits(a < b, (Bits)a, (Bits)b); }
+INLINE Vector vector_sqrt(Vector a){EACH_LANE(Vector, sqrtf(a[l]))} INLINE Vector
+    vector_from_fp16(Halves h){EACH_LANE(Vector, float_from_fp16(h[l]))} INLINE Halves
+    vector_to_fp16(Vector v){EACH_LANE(Halves, fp16_from_float(v[l]))} INLINE Vector vector_fma(Vector a, Vector b, Vector c) {
+#if defined(__ARM_NEON)
+    return vfmaq_f32(c, a, b);
+#else
+    EACH_LANE(Vector, fmaf(a[l], b[l], c[l]))
+#endif
+}
+#endif
+INLINE Vector vector_pow2(Vector n) { return (Vector)((__builtin_convertvector(n, Ints) + 127) << 23); }
+INLINE Vector vector_from_bf16(Halves h) { return (Vector)(bits_from_halves(h) << 16); }
+INLINE Halves vector_to_bf16(Vector v) { // bf16_from_float
+#ifdef __AVX512BF16__
+    return (Halves)_mm512_cvtneps_pbh(v);
+#else
+    const Bits u = (Bits)v, high = u >> 16;
+    const Ints a = (Ints)(u & 0x7fffffff);
+    Bits r = select_bits(a < 0x00800000, high & 0x8000, (u + 0x7fff + (high & 1)) >> 16);
+    return __builtin_convertvector(select_bits(a > 0x7f800000, high | 0x40, r), Halves);
+#endif
+}
+
 typedef struct {
-    float f[16];
+    Vector v[16 / LANES];
 } V16;
-#define V16_EACH(name, signature, lane)                                                                                        \
-    static inline V16 name signature {                                                                                         \
+// Code for each vector i of a V16; not a loop, because gcc keeps in memory what it unrolls late.
+#define AT(index, code)                                                                                                        \
+    {                                                                                                                          \
+        enum { i = index };                                                                                                    \
+        code;                                                                                                                  \
+    }
+#if LANES == 16
+#define EACH_PART(code) AT(0, code)
+#elif LANES == 8
+#define EACH_PART(code) AT(0, code) AT(1, code)
+#else
+#define EACH_PART(code) AT(0, code) AT(1, code) AT(2, code) AT(3, code)
+#endif
+#define V16_EACH(name, signature, value)                                                                                       \
+    INLINE V16 name signature {                                                                                                \
         V16 r;                                                                                                                 \
-        for (int i = 0; i < 16; i++) r.f[i] = (lane);                                                                          \
+        EACH_PART(r.v[i] = (value))                                                                                            \
         return r;                                                                                                              \
     }
-#define V16_STORE(name, type, lane)                                                                                            \
-    static inline void name(type *p, V16 a) {                                                                                  \
-        for (int i = 0; i < 16; i++) p[i] = (lane);                                                                            \
-    }
-#define V16_BINARY(name, op, lane) V16_EACH(name, (V16 a, V16 b), lane)
-V16_EACH(v_set1, (float x), x)
-V16_EACH(v_load, (const float *p), p[i])
-V16_STORE(v_store, float, a.f[i])
-V16_EACH(v_sqrt, (V16 a), sqrtf(a.f[i]))
-V16_EACH(v_fma, (V16 a, V16 b, V16 c), fma_exact(a.f[i], b.f[i], c.f[i]))
-V16_EACH(v_pow2, (V16 n), bits_float((uint32_t)((n.f[i] == n.f[i] ? (int)n.f[i] : 0) + 127) << 23))
-V16_EACH(v_load_fp16, (const uint16_t *p), float_from_fp16(p[i]))
-V16_STORE(v_store_fp16, uint16_t, fp16_from_float(a.f[i]))
-V16_EACH(v_load_bf16, (const uint16_t *p), float_from_bf16(p[i]))
-V16_STORE(v_store_bf16, uint16_t, bf16_from_float(a.f[i]))
-#endif
-
-// Name, name of the instruction, and what portable C does in its place. max and min: b where either is NaN, on every path.
-V16_BINARY(v_add, add, a.f[i] + b.f[i])
-V16_BINARY(v_sub, sub, a.f[i] - b.f[i])
-V16_BINARY(v_mul, mul, a.f[i] * b.f[i])
-V16_BINARY(v_div, div, a.f[i] / b.f[i])
-V16_BINARY(v_max, max, a.f[i] > b.f[i] ? a.f[i] : b.f[i])
-V16_BINARY(v_min, min, a.f[i] < b.f[i] ? a.f[i] : b.f[i])
+#define V16_STORE(name, type, part, value)                                                                                     \
+    INLINE void name(type *p, V16 a) { EACH_PART(const part t = (value); memcpy(p + i * LANES, &t, sizeof(t))) }
+V16_EACH(v_set1, (float x), vector_set1(x))
+V16_EACH(v_load, (const float *p), vector_load(p + i * LANES))
+V16_EACH(v_load_fp16, (const uint16_t *p), vector_from_fp16(halves_load(p + i * LANES)))
+V16_EACH(v_load_bf16, (const uint16_t *p), vector_from_bf16(halves_load(p + i * LANES)))
+V16_STORE(v_store, float, Vector, a.v[i])
+V16_STORE(v_store_fp16, uint16_t, Halves, vector_to_fp16(a.v[i]))
+V16_STORE(v_store_bf16, uint16_t, Halves, vector_to_bf16(a.v[i]))
+V16_EACH(v_add, (V16 a, V16 b), a.v[i] + b.v[i])
+V16_EACH(v_sub, (V16 a, V16 b), a.v[i] - b.v[i])
+V16_EACH(v_mul, (V16 a, V16 b), a.v[i] * b.v[i])
+V16_EACH(v_div, (V16 a, V16 b), a.v[i] / b.v[i])
+V16_EACH(v_max, (V16 a, V16 b), vector_max(a.v[i], b.v[i]))
+V16_EACH(v_min, (V16 a, V16 b), vector_min(a.v[i], b.v[i]))
+V16_EACH(v_fma, (V16 a, V16 b, V16 c), vector_fma(a.v[i], b.v[i], c.v[i]))
+V16_EACH(v_sqrt, (V16 a), vector_sqrt(a.v[i]))
+V16_EACH(v_pow2, (V16 n), vector_pow2(n.v[i]))
 
 // v_load_n, v_load_stored_n: the first n of 16 numbers, zeros in the lanes beyond. v_store_n, v_store_stored_n: only those.
 #define V16_FIRST_N(kind, type)                                                                                                \
-    static inline V16 v_load##kind##_n(const type *p, size_t n) {                                                              \
+    INLINE V16 v_load##kind##_n(const type *p, size_t n) {                                                                     \
         if (n >= 16) return v_load##kind(p);                                                                                   \
         type t[16] = {0};                                                                                                      \
         memcpy(t, p, n * sizeof(type));                                                                                        \
         return v_load##kind(t);                                                                                                \
     }                                                                                                                          \
-    static inline void v_store##kind##_n(type *p, V16 a, size_t n) {                                                           \
+    INLINE void v_store##kind##_n(type *p, V16 a, size_t n) {                                                                  \
         if (n >= 16) {                                                                                                         \
             v_store##kind(p, a);                                                                                               \
             return;                                                                                                            \
@@ -409,14 +398,14 @@ V16_FIRST_N(, float)
 V16_FIRST_N(_stored, stored_t)
 
 // The fixed tree by which 16 striped lanes become one number: distance 8, 4, 2, 1.
-static inline float v_sum(V16 a) {
+INLINE float v_sum(V16 a) {
     float t[16];
     v_store(t, a);
     for (int d = 8; d > 0; d /= 2)
         for (int i = 0; i < d; i++) t[i] += t[i + d];
     return t[0];
 }
-static inline float v_hmax(V16 a) {
+INLINE float v_hmax(V16 a) {
     float t[16];
     v_store(t, a);
     float m = t[0];
@@ -426,7 +415,7 @@ static inline float v_hmax(V16 a) {
 
 // e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
 // Above 88.3 it saturates near 2.3e38. A NaN stays one.
-static inline V16 v_exp(V16 x) {
+INLINE V16 v_exp(V16 x) {
     const V16 magic = v_set1(12582912.0f); // 1.5 * 2^23: adding and subtracting it rounds to a whole number
     x = v_max(v_set1(-104.0f), v_min(v_set1(88.3f), x));
     V16 n = v_sub(v_add(v_mul(x, v_set1(1.44269504f)), magic), magic);
@@ -738,17 +727,17 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
     return (Output){data, dtype, row_stride, scale, bias, accumulate};
 }
 
-#if defined(ISA_AVX512)
+#if LANES == 16
 #define MR 12
 #define NR 32 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast; the fewest bytes of b for its arithmetic
-#elif defined(ISA_AVX2) || defined(__aarch64__)
+#elif LANES == 8 || defined(__aarch64__)
 #define MR 6
 #define NR 16
 #else
 #define MR 4
 #define NR 16
 #endif
-#define NB       192  // columns of b that one task packs; a panel of a in L1 meets them all
+#define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
 #define STRIP    96   // rows that one call packs: a multiple of MR, NR and 16
@@ -767,101 +756,80 @@ static int product_uses_pairs = 0;
 // tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels are not inlined, and a
 // fence keeps the loads of one unit from moving into another: compilers that do either run out of registers, and spilled
 // accumulators cost a quarter of the speed.
-#define KERNEL     __attribute__((noinline)) static void
-#define UNIT_FENCE __asm__ volatile("" : : : "memory")
-#if defined(ISA_AVX512) || defined(ISA_AVX2)
-#if defined(ISA_AVX512)
-#define LANES 16
-typedef __m512 Vector;
-#define VECTOR(op) _mm512_##op
-#else
-#define LANES      8
-typedef __m256 Vector;
-#define VECTOR(op) _mm256_##op
-#endif
+#define KERNEL           __attribute__((noinline)) static void
+#define UNIT_FENCE       __asm__ volatile("" : : : "memory")
 #define EACH_ROW         UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
-#define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) _mm_prefetch((const char *)((line) + 8 * NR + j), _MM_HINT_T0)
+#define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch((line) + 8 * NR + j)
 #ifdef __AVX512BF16__
+#define vector_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
 KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     Vector c[MR][NR / LANES];
-    EACH_ROW EACH_VECTOR c[i][j] = VECTOR(load_ps)(tile + i * NR + j * LANES);
+    memcpy(c, tile, sizeof(c));
     for (int u = 0; u < units; u++, a += MR, b += NR) {
-        __m512i v[NR / LANES];
+        Vector v[NR / LANES];
         UNIT_FENCE;
         FETCH_LINE(b);
-        EACH_VECTOR v[j] = _mm512_load_si512(b + j * LANES);
+        EACH_VECTOR v[j] = vector_load((const float *)b + j * LANES);
         EACH_ROW {
-            __m512i s = _mm512_set1_epi32((int)a[i]);
-            EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)s, (__m512bh)v[j]);
+            const Vector s = vector_set1(((const float *)a)[i]);
+            EACH_VECTOR c[i][j] = vector_fma_pairs(s, v[j], c[i][j]);
         }
     }
-    EACH_ROW EACH_VECTOR VECTOR(store_ps)(tile + i * NR + j * LANES, c[i][j]);
+    memcpy(tile, c, sizeof(c));
 }
 #endif
+#if LANES > 4 || !defined(__SSE2__)
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     Vector c[MR][NR / LANES];
-    EACH_ROW EACH_VECTOR c[i][j] = VECTOR(load_ps)(tile + i * NR + j * LANES);
+    memcpy(c, tile, sizeof(c));
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
             const float *rows = (const float *)a + odd * MR, *line = (const float *)b + odd * NR;
             Vector v[NR / LANES];
             UNIT_FENCE;
             FETCH_LINE(line);
-            EACH_VECTOR v[j] = VECTOR(load_ps)(line + j * LANES);
+            EACH_VECTOR v[j] = vector_load(line + j * LANES);
             EACH_ROW {
-                Vector s = VECTOR(set1_ps)(rows[i]);
-                EACH_VECTOR c[i][j] = VECTOR(fmadd_ps)(s, v[j], c[i][j]);
+                Vector s = vector_set1(rows[i]);
+                EACH_VECTOR c[i][j] = vector_fma(s, v[j], c[i][j]);
             }
         }
-    EACH_ROW EACH_VECTOR VECTOR(store_ps)(tile + i * NR + j * LANES, c[i][j]);
+    memcpy(tile, c, sizeof(c));
 }
-#elif defined(__SSE2__) && PRECISION != PRECISION_FP32
-// The product of two 16-bit operands is a float, and the sum of two floats rounded to double and then to float is rounded
-// as if once (53 >= 2 * 24 + 2 bits): no FMA instruction is needed. The chains stay in the tile, because converting from
-// memory takes no shuffle; the instruction is written out, because gcc has no intrinsic for two floats in memory.
+#else
+// No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
+// floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits). The
+// chains stay in the tile, because converting from memory takes no shuffle; the instruction is written out, because gcc has
+// no intrinsic for two floats in memory.
 static inline __m128d float2_to_double(const void *p) {
     __m128d d;
     __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
     return d;
 }
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+    const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
         for (int odd = 1; odd >= 0; odd--) {
+            const float *line = (const float *)b + odd * NR;
             __m128d v[NR / 2];
-            UNROLL for (int j = 0; j < NR / 2; j++) v[j] = float2_to_double(b + odd * NR + j * 2);
+            UNROLL for (int j = 0; j < NR / 2; j++) v[j] = float2_to_double(line + j * 2);
             for (int i = 0; i < MR; i++) {
-                const __m128d s = _mm_set1_pd((double)bits_float(a[odd * MR + i]));
-                UNROLL for (int j = 0; j < NR / 2; j++) {
-                    float *c = tile + i * NR + j * 2;
-                    _mm_storel_pi((__m64 *)(void *)c, _mm_cvtpd_ps(_mm_add_pd(_mm_mul_pd(s, v[j]), float2_to_double(c))));
+                const float s = bits_float(a[odd * MR + i]);
+                const __m128d twice = _mm_set1_pd(s);
+                UNROLL for (int j = 0; j < NR; j += 8) {
+                    float *c = tile + i * NR + j;
+                    __m128d sum[4];
+                    __m128i tie = _mm_setzero_si128();
+                    UNROLL for (int l = 0; l < 4; l++) {
+                        sum[l] = _mm_add_pd(_mm_mul_pd(twice, v[j / 2 + l]), float2_to_double(c + 2 * l));
+                        tie = _mm_or_si128(tie, _mm_cmpeq_epi32(_mm_and_si128((__m128i)sum[l], low29), half));
+                    }
+                    if (PRECISION == PRECISION_FP32 && (_mm_movemask_epi8(tie) & 0x0f0f))
+                        for (int l = 0; l < 8; l++) c[l] = fmaf(s, line[j + l], c[l]);
+                    else UNROLL for (int l = 0; l < 4; l++) _mm_storel_pi((__m64 *)(void *)(c + 2 * l), _mm_cvtpd_ps(sum[l]));
                 }
             }
         }
-}
-#else
-// Four lanes of acc = fma(a, b, acc), one rounding.
-#if defined(__ARM_NEON)
-typedef float32x4_t F4;
-static inline F4 f4_fma(float a, F4 b, F4 c) { return vfmaq_n_f32(c, b, a); }
-#else
-typedef struct {
-    float f[4];
-} F4;
-static inline F4 f4_fma(float a, F4 b, F4 c) {
-    for (int l = 0; l < 4; l++) c.f[l] = fma_exact(a, b.f[l], c.f[l]);
-    return c;
-}
-#endif
-KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    F4 c[MR][NR / 4], v[NR / 4];
-    memcpy(c, tile, sizeof(c));
-    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
-        for (int odd = 1; odd >= 0; odd--) {
-            memcpy(v, b + odd * NR, sizeof(v));
-            UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NR / 4; j++) c[i][j] =
-                f4_fma(bits_float(a[odd * MR + i]), v[j], c[i][j]);
-        }
-    memcpy(tile, c, sizeof(c));
 }
 #endif
 
@@ -879,7 +847,7 @@ static void kernel(int units, const uint32_t *a, const uint32_t *b, float *tile)
 static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     const int t = d == DTYPE_E5M2;
     int i = 0;
-#if defined(ISA_AVX512) && defined(__AVX512VBMI__)
+#if LANES == 16 && defined(__AVX512VBMI__)
     // Low and high byte of the bf16 come from two tables of 128 entries; the sign is the code's own top bit. Quadwords are
     // put in an order that makes the lane-wise unpack give ascending elements.
     const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
@@ -901,22 +869,16 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
 static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     const int e5m2 = d == DTYPE_E5M2;
     int i = 0;
-#if defined(ISA_AVX512) || defined(ISA_AVX2)
-    const __m256i unsign = _mm256_set1_epi16((short)0xbfff), nan = _mm256_set1_epi16(0x3f80);
-    const V16 scale = v_set1(e5m2 ? 1.0f : 256.0f);
-    for (; i + 16 <= n; i += 16) {
-        const __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i))); // the sign fills the upper byte
-        __m256i h = _mm256_slli_epi16(c, 8);
-        if (!e5m2) {
-            h = _mm256_and_si256(_mm256_slli_epi16(c, 7), unsign);
-            h = _mm256_or_si256(h, _mm256_cmpeq_epi16(_mm256_and_si256(h, nan), nan));
-        }
-#if defined(ISA_AVX512)
-        V16 v = _mm512_cvtph_ps(h);
-#else
-        V16 v = {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
-#endif
-        v_store(out + i, v_mul(v, scale));
+#if LANES > 4
+    typedef VECTOR_OF(int8_t) Codes;
+    for (; i + LANES <= n; i += LANES) {
+        Codes c;
+        memcpy(&c, codes + i, LANES);
+        const Halves wide = (Halves) __builtin_convertvector(c, VECTOR_OF(int16_t)); // the sign fills the upper byte
+        const Halves nan = (Halves)((wide & 0x7f) == 0x7f);
+        const Halves h = e5m2 ? (Halves)(wide << 8) : (Halves)(((wide << 7) & 0xbfff) | (nan & 0x7f80));
+        const Vector v = (Vector)vector_from_fp16(h) * vector_set1(e5m2 ? 1.0f : 256.0f);
+        memcpy(out + i, &v, sizeof(v));
     }
 #endif
     for (; i < n; i++) out[i] = float_from_bf16(fp8_to_bf16[e5m2][codes[i]]);
@@ -1075,7 +1037,7 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
     const size_t partial_stride = in_place ? out.row_stride : N;
     if (blocks > 1 && !in_place && M * N > workspace.partial_count)
         fatal(EXIT_BAD_INPUT, "matmul: %zu x %zu x %zu needs more workspace than was planned", M, N, K);
-    const size_t columns = ceil_div(N, NB);
+    const size_t width = MIN(NB, round_up(ceil_div(N, 3u * workspace.threads), NR)), columns = ceil_div(N, width);
     for (size_t m0 = 0; m0 < M; m0 += MC) {
         const size_t rows = MIN(M - m0, MC), panels = ceil_div(rows, MR);
         size_t splits = 1; // of the rows, so that every thread gets several tasks
@@ -1089,7 +1051,7 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 #pragma omp for schedule(dynamic)
             for (size_t task = 0; task < columns * splits; task++) {
                 uint32_t *packed_b = workspace_thread();
-                const size_t n0 = task % columns * NB, n = MIN(N - n0, NB), part = task / columns;
+                const size_t n0 = task % columns * width, n = MIN(N - n0, width), part = task / columns;
                 const size_t i0 = panels * part / splits * MR, i1 = MIN(panels * (part + 1) / splits * MR, rows);
                 pack_b(packed_b, b, n0, n, k0, nk);
                 product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * units, packed_b, i1 - i0, n, units, units, partial,
@@ -1101,40 +1063,27 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 
 // ---- the machine's peak
 
-// GFLOP/s of one thread in multiply-adds that touch no memory, in as many chains as a kernel has; pairs: vdpbf16ps.
+// GFLOP/s of one thread in multiply-adds that touch no memory, in as many chains as a kernel has; pairs: vdpbf16ps. Portable
+// C has no such instruction: there it is the kernel itself.
 static double peak_measure(int pairs) {
-    (void)pairs; // only AVX-512 has them
-    const int n = 400000;
+    const int n = LANES > 4 ? 400000 : 8000;
     double best = 0;
     for (int repeat = 0; repeat < 3; repeat++) {
-        double t = seconds_now(), flops = 0;
-#if defined(ISA_AVX512) || defined(ISA_AVX2)
-#define UNKNOWN(vector) __asm__ volatile("" : "+v"(vector)) // to the compiler: nothing is folded, no two chains are one
-        Vector c[MR][NR / LANES], x = VECTOR(set1_ps)(1.2284f), y = VECTOR(set1_ps)(-0.7531f); // zeros would cost less power
-        EACH_ROW EACH_VECTOR {
-            c[i][j] = x;
-            UNKNOWN(c[i][j]);
-        }
-        for (int k = 0; k < n; k++) {
-            UNKNOWN(x);
+        const double t = seconds_now();
+#if LANES > 4
+        Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
+        EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
 #ifdef __AVX512BF16__
-            if (pairs) {
-                EACH_ROW EACH_VECTOR c[i][j] = _mm512_dpbf16_ps(c[i][j], (__m512bh)x, (__m512bh)y);
-                continue;
-            }
+        for (int k = 0; pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma_pairs(x, y, c[i][j]);
 #endif
-            EACH_ROW EACH_VECTOR c[i][j] = VECTOR(fmadd_ps)(x, y, c[i][j]);
-        }
-        EACH_ROW EACH_VECTOR UNKNOWN(c[i][j]);
-        flops = 2.0 * n * MR * NR * (pairs ? 2 : 1);
+        for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
+        EACH_ROW EACH_VECTOR __asm__ volatile("" : : "v"(c[i][j])); // used, so computed
 #else
         uint32_t a[2 * MR] = {0}, b[2 * NR] = {0};
         float tile[MR * NR] = {0};
-        for (int k = 0; k < n / 40; k++) kernel_fp32(2, a, b, tile);
-        __asm__ volatile("" : : "r"(tile) : "memory");
-        flops = n / 40 * 4.0 * MR * NR;
+        for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
 #endif
-        best = MAX(best, flops / (seconds_now() - t));
+        best = MAX(best, 2.0 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t));
     }
     return best * 1e-9;
 }
@@ -1180,7 +1129,7 @@ static void workspace_free(void) {
 
 #define ROWS 32
 
-static inline void v_add_to(float *p, V16 a, size_t n) { v_store_n(p, v_add(v_load_n(p, n), a), n); } // p += a, n of 16
+INLINE void v_add_to(float *p, V16 a, size_t n) { v_store_n(p, v_add(v_load_n(p, n), a), n); } // p += a, n of 16
 
 // out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of ROWS rows made `partial`.
 static void column_sums_finish(float *out, const float *partial, size_t blocks, size_t width) {
@@ -1278,7 +1227,7 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
 }
 
 // tanh GELU: 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); the right side needs no tanh.
-static inline V16 gelu_sigmoid(V16 x, V16 *du) {
+INLINE V16 gelu_sigmoid(V16 x, V16 *du) {
     const V16 k = v_set1(0.7978845608f), cubic = v_set1(0.044715f * 0.7978845608f), x2 = v_mul(x, x);
     V16 u = v_mul(x, v_add(k, v_mul(cubic, x2)));
     if (du) *du = v_add(k, v_mul(v_mul(v_set1(3), cubic), x2));
