@@ -319,8 +319,8 @@ static void test_fp8_blocks(void) {
                 const size_t length = n - 5 * cut, at = 2 * cut;
                 Fp8Stats s, r;
                 memset(&s, 0, sizeof(s));
-                if (t) quantise_block_e5m2(q, x + at, length, scales[k], &s);
-                else quantise_block_e4m3(q, x + at, length, scales[k], &s);
+                if (t) quantise_block(q, x + at, length, scales[k], &s, &fp8_formats[1]);
+                else quantise_block(q, x + at, length, scales[k], &s, &fp8_formats[0]);
                 quantise_slowly(want, x + at, length, scales[k], d, &r);
                 for (size_t i = 0; i < length; i++) bytes += q[i] != want[i];
                 stats += !stats_same(&s, &r);
@@ -332,7 +332,7 @@ static void test_fp8_blocks(void) {
     }
     Fp8Stats s, r;
     memset(&s, 0, sizeof(s));
-    quantise_block_e4m3(q, x, n, 2, &s);
+    quantise_block(q, x, n, 2, &s, &fp8_formats[0]);
     quantise_slowly(want, x, n, 1, DTYPE_E4M3, &r);
     check(memcmp(q, want, n) != 0 && !stats_same(&s, &r), "planted fault: a scale off by 2 shows in bytes and in statistics",
           "nothing differed");
@@ -498,8 +498,7 @@ static void test_fp8_fma(void) {
 static Fp8Scale scale_make(const ScalingRecipe *recipe) {
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
-    s.recipe = recipe, s.scale = s.kept_inv = 1;
-    s.amax_history = take_floats(AMAX_HISTORY_MAX);
+    s.recipe = *recipe, s.scale = s.kept_inv = 1;
     return s;
 }
 static void scale_step(Fp8Scale *s, float amax) {
@@ -635,7 +634,7 @@ static void test_scale_quantise(void) {
     Fp8Scale d = scale_make(&e5m2), wasted = scale_make(&fixed);
     ScalingRecipe fault = fixed;
     fault.format = DTYPE_E5M2;
-    wasted.recipe = &fault, wasted.scale = own_x;
+    wasted.recipe = fault, wasted.scale = own_x;
     double top = 0, top_wasted = 0;
     quantise(q, x, n, &d, 1);
     for (size_t i = 0; i < n; i++) top = fmax(top, fabs(code_value(q[i], DTYPE_E5M2)));
@@ -1077,7 +1076,7 @@ static void test_layers(void) {
             for (int c = 0; c < in; c++) dxw[i * in + c] += g * lwd[o * in + c], dww[o * in + c] += g * xd[i * in + c];
             dbw[o] += g;
         }
-    linear_forward(&f, ly, lx, (operand_t *)(void *)lx, M, 0);
+    linear_forward(&f, ly, STORED, lx, (operand_t *)(void *)lx, M, 0);
     linear_backward(&f, ldx, ldy, (operand_t *)(void *)lx, NULL, lpartial, M, 0);
     check_error("linear: forward equals x w^T + bias in doubles", likeness_stored(yw, ly, (M * out_n)), UNIT + FP32_WORK);
     check_error("linear: dgrad equals dy w", likeness_stored(dxw, ldx, (M * in)), UNIT + FP32_WORK);
@@ -1153,7 +1152,7 @@ static double loss_linear(void *p) {
     Linear f;
     memset(&f, 0, sizeof(f));
     f.w = l->weight, f.bias = l->bias, f.in = l->C, f.out = l->NH;
-    linear_forward(&f, l->out, l->in, l->in, l->T, 0);
+    linear_forward(&f, l->out, STORED, l->in, l->in, l->T, 0);
     return weighted_loss(l->out, (l->T * l->NH));
 }
 static double loss_encoder(void *p) {
@@ -1293,7 +1292,7 @@ static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
 }
 static void fp8_layer_run(Fp8Layer *l) {
     memset(l->f.dw, 0, l->f.in * l->f.out * 4), memset(l->f.dbias, 0, l->f.out * 4);
-    linear_forward(&l->f, l->y, l->x, (operand_t *)(void *)l->kept, l->rows, 1);
+    linear_forward(&l->f, l->y, STORED, l->x, (operand_t *)(void *)l->kept, l->rows, 1);
     linear_backward(&l->f, l->dx, l->dy, (const operand_t *)(const void *)l->kept, l->dy_bytes, l->partial, l->rows, 1);
 }
 static size_t nan_count(const stored_t *x, size_t n) {
@@ -1372,8 +1371,6 @@ static void test_fp8_layer(void) {
             for (int i = 0; i < NOPERAND; i++) {
                 if (!history) s.scale[i] = scale_make(&l.recipe[i]);
                 memset(&s.scale[i].step, 0, sizeof(Fp8Stats));
-                s.scale[i].amax_history = take_floats(AMAX_HISTORY_MAX),
-                s.scale[i].amax_history[0] = l.scale[i].amax_history[0];
             }
             s.f.x_scale = &s.scale[OPERAND_X], s.f.dy_scale = &s.scale[OPERAND_DY], s.x = take_stored(rows * in),
             s.dy = take_stored(rows * out);

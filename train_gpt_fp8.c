@@ -42,6 +42,7 @@ Sections
 #define _GNU_SOURCE
 #endif
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -573,18 +574,17 @@ typedef struct {
 } ScalingRecipe;
 
 #define AMAX_HISTORY_MAX 1024
-// The scale of one operand of one linear layer, and what it is made from. A resume restores scale and
-// history; kept_inv is made again by the next forward pass; step and logged are for display.
+// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
 typedef struct {
-    const ScalingRecipe *recipe;
-    float scale;         // in use (delayed: for the whole step; current: the last tensor's)
-    float kept_inv;      // scale_inv of the bytes that now lie in memory: fprop made them, dgrad and wgrad read them
-    int history_count;   // valid entries, 0 until the first advance that saw a usable amax
-    int history_next;    // where the next amax goes
-    float *amax_history; // [history_len]
-    Fp8Stats step;       // of this step, over its micro-batches
-    Fp8Stats logged;     // of the last finished step, for scales.tsv and the table at the end
+    ScalingRecipe recipe;
+    float scale;           // in use (delayed: for the whole step; current: the last tensor's)
+    float kept_inv;        // scale_inv of the bytes that now lie in memory: fprop made them, dgrad and wgrad read them
+    int32_t history_count; // valid entries, 0 until the first advance that saw a usable amax
+    int32_t history_next;  // where the next amax goes
+    float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
+    Fp8Stats step;   // of this step, over its micro-batches
+    Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
 } Fp8Scale;
 
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
@@ -599,7 +599,7 @@ static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 // Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
 // of all its micro-batches; validation and sampling run with record 0, so none of theirs gets here.
 static void scale_advance(Fp8Scale *s) {
-    const ScalingRecipe *r = s->recipe;
+    const ScalingRecipe *r = &s->recipe;
     s->logged = s->step;
     s->logged_scale = s->scale;
     memset(&s->step, 0, sizeof(s->step));
@@ -619,7 +619,7 @@ static void scale_advance(Fp8Scale *s) {
 
 // q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order does not matter.
 // Inlined for each format, whose numbers are then constants.
-static inline void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats, const Fp8Format *f8) {
+INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats, const Fp8Format *f8) {
     uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
     for (size_t i = 0; i < n; i++) {
         float f = float_from_stored(x[i]), y = f * scale;
@@ -634,13 +634,6 @@ static inline void quantise_block(uint8_t *q, const stored_t *x, size_t n, float
     stats->amax_bits = MAX(stats->amax_bits, amax);
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
 }
-static void quantise_block_e4m3(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {
-    quantise_block(q, x, n, scale, stats, &fp8_formats[0]);
-}
-static void quantise_block_e5m2(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats) {
-    quantise_block(q, x, n, scale, stats, &fp8_formats[1]);
-}
-
 // Signal and noise for the SQNR: one pair of double sums a chunk, added in ascending order.
 static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_t n, Dtype format, float scale_inv) {
     const size_t chunks = ceil_div(n, CHUNK);
@@ -660,7 +653,7 @@ static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_
 // An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax.
 // `record`: whether the statistics count for this step (not while validating or sampling); 2 also sums SQNR.
 static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int record) {
-    const ScalingRecipe *r = s->recipe;
+    const ScalingRecipe *r = &s->recipe;
     float scale = r->rule == SCALING_NONE ? 1.0f : s->scale;
     if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
         uint32_t amax = 0;
@@ -679,8 +672,8 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int 
         Fp8Stats mine = {0};
 #pragma omp for schedule(static)
         for (size_t at = 0; at < n; at += CHUNK)
-            if (r->format == DTYPE_E4M3) quantise_block_e4m3(q + at, x + at, MIN(n - at, CHUNK), scale, &mine);
-            else quantise_block_e5m2(q + at, x + at, MIN(n - at, CHUNK), scale, &mine);
+            if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, MIN(n - at, CHUNK), scale, &mine, &fp8_formats[0]);
+            else quantise_block(q + at, x + at, MIN(n - at, CHUNK), scale, &mine, &fp8_formats[1]);
 #pragma omp critical
         stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
     }
@@ -1420,11 +1413,11 @@ typedef struct {
     Fp8Scale *x_scale, *w_scale, *dy_scale; // of a layer whose products are FP8, else NULL
 } Linear;
 
-static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe->format : STORED; }
+static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe.format : STORED; }
 
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
 // made here, or, where the layer is not FP8, x itself.
-static void linear_forward_to(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, int record) {
+static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, int record) {
     float scale = 1;
     if (f->x_scale) {
         f->x_scale->kept_inv = quantise(kept, x, rows * f->in, f->x_scale, record);
@@ -1432,9 +1425,6 @@ static void linear_forward_to(const Linear *f, void *y, Dtype y_dtype, const sto
     }
     matmul(output(y, y_dtype, f->out, scale, f->bias, 0), operand(kept, operand_dtype(f->x_scale), f->in, 1),
            operand(f->w, operand_dtype(f->w_scale), f->in, 1), rows, f->out, f->in);
-}
-static void linear_forward(const Linear *f, stored_t *y, const stored_t *x, operand_t *kept, size_t rows, int record) {
-    linear_forward_to(f, y, STORED, x, kept, rows, record);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
@@ -1544,11 +1534,47 @@ static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 
 #define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
 
-typedef enum { ROLE_FP32, ROLE_STORED, ROLE_OPERAND, ROLE_BYTE } Role;
+typedef enum { ROLE_fp32, ROLE_stored, ROLE_operand, ROLE_byte } Role; // of a tensor, and its type in this build:
+typedef float fp32_t;
+typedef uint8_t byte_t;
 static size_t role_size(Role role, int precision) { // bytes an element in a build of the given precision
-    if (role == ROLE_BYTE || (role == ROLE_OPERAND && precision == PRECISION_FP8)) return 1;
-    return role == ROLE_FP32 || precision == PRECISION_FP32 ? 4 : 2;
+    if (role == ROLE_byte || (role == ROLE_operand && precision == PRECISION_FP8)) return 1;
+    return role == ROLE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
 }
+
+// Every tensor of the model but the parameters: the one table for fields, memory plan and allocation. R = B T rows; of logits
+// a slab of min(R, HEAD_ROWS) rows exists at once. Kept ones live from forward to backward, the rest is used again in every
+// layer. Those of 0 elements (what only training, t, one build or --fp8-head needs) are not allocated.
+// clang-format off
+#define GPT_TENSORS(X) /* role, name, layers, elements of one, kept */ \
+    X(operand, weights, L, copies * 12 * C * C, 0)  /* made of the master weights once a step by gpt_quantise_weights() */ \
+    X(stored, head_w, 1, copies * Vp * C, 0)        /* [Vp, C] likewise; the fp32 build reads the master */ \
+    X(byte, head_q, 1, head8 * Vp * C, 0)           /* [Vp, C] likewise */ \
+    X(stored, residual, 2 * L + 1, R * C, 1)        /* [R, C] before attention, before the MLP, and at the end */ \
+    X(fp32, ln_mean, 2 * L + 1, R, 1) \
+    X(fp32, ln_rstd, 2 * L + 1, R, 1) \
+    X(operand, ln1, L, R * C, 1)                    /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
+    X(stored, qkv, L, R * 3 * C, 1)                 /* [R, 3C]; a KV cache while sampling */ \
+    X(operand, att, L, R * C, 1) \
+    X(operand, ln2, L, R * C, 1) \
+    X(stored, fc, L, R * 4 * C, 1)                  /* [R, 4C] before the GELU */ \
+    X(operand, gelu, L, R * 4 * C, 1) \
+    X(stored, lnf, 1, R * C, 1)                     /* [R, C] input of the head */ \
+    X(byte, lnf_q, 1, head8 * slab * C, 0)          /* [slab, C] */ \
+    X(stored, x, 1, fp8 * R * 4 * C, 0)             /* [R, 4C] a linear layer's input before it is quantised */ \
+    X(stored, y, 1, R * C, 0)                       /* [R, C] what is added to the residual stream */ \
+    X(fp32, logits, 1, slab * Vp, 0)                /* [slab, Vp] */ \
+    X(stored, dlogits, 1, t * slab * Vp, 0)         /* [slab, Vp] */ \
+    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), 0) /* dy as FP8 */ \
+    X(stored, dresidual, 1, t * R * C, 0)           /* [R, C] the gradient of the residual stream, walked backwards */ \
+    X(stored, dwide, 1, t * R * 4 * C, 0)           /* [R, 4C] */ \
+    X(stored, dnarrow, 1, t * R * C, 0)             /* [R, C] */ \
+    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, 0) /* column sums by blocks of rows */ \
+    X(fp32, losses, 1, R, 0)                        /* [R] */
+// clang-format on
+#define TENSOR_FIELD(role, name, layers, count, kept) role##_t *name;
+#define TENSOR_SPEC(role, name, layers, count, kept)  {#name, ROLE_##role, layers, count, (void **)&g->name, kept},
+#define TENSORS                                       24
 
 typedef struct {
     // what was asked for, before allocation
@@ -1562,88 +1588,36 @@ typedef struct {
     size_t param_count;
     float *master, *grad, *m, *v; // [param_count]: weights, their gradients, AdamW's moments
 
-    // What products read instead of master weights, made once a step by gpt_quantise_weights().
-    operand_t *weights; // all linear weights, [L][rows, cols] each; fp32 build: unused
-    stored_t *head_w;   // [Vp, C]; fp32 build: the master
-    uint8_t *head_q;    // [Vp, C] E4M3, with --fp8-head
-    int weights_ready;
+    GPT_TENSORS(TENSOR_FIELD)
+    int weights_ready; // what products read is made of the master weights as they are
 
     // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND.
     Fp8Scale *scales;
     int scale_count;
-    float *history; // [scale_count][AMAX_HISTORY_MAX]
-
-    // Activations of a batch; R = B T rows. "kept" ones live from forward to backward; the rest is reused in every layer.
-    stored_t *residual;                // [2L + 1][R, C] kept: the stream before attention, before the MLP, and at the end
-    float *ln_mean, *ln_rstd;          // [2L + 1][R] kept
-    operand_t *ln1, *att, *ln2, *gelu; // [L][R, C or 4C] kept: inputs of the four linear layers, as wgrad reads them
-    stored_t *qkv;                     // [L][R, 3C] kept; a KV cache while sampling
-    stored_t *fc;                      // [L][R, 4C] kept: before the GELU
-    stored_t *lnf;                     // [R, C] kept: input of the head
-    uint8_t *lnf_q;                    // [min(R, HEAD_ROWS), C] with --fp8-head
-    stored_t *x;                       // [R, 4C] reused: an operand before it is quantised (fp8 build), a product's output
-    stored_t *y;                       // [R, C] reused: what is added to the residual stream
-    float *logits;                     // [HEAD_ROWS, Vp] reused
-    stored_t *dlogits;                 // [HEAD_ROWS, Vp] reused
-    uint8_t *dy_bytes;                 // [R, 4C] (or [HEAD_ROWS, Vp]) reused: dy as FP8
-    stored_t *dresidual;               // [R, C] the gradient of the residual stream, walked backwards
-    stored_t *dwide, *dnarrow;         // [R, 4C], [R, C] reused
-    float *partial_sums;               // column sums by blocks of rows
-    float *losses;                     // [R]
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and steps since it changed
     int record;            // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
 } Gpt;
 
-// Every tensor of the model but the parameters: the one table for memory plan, allocation and the search for the first
-// non-finite value.
 typedef struct {
     const char *name;
     Role role;
     size_t layers, count; // elements of one layer
     void **where;
-    int kept; // from forward to backward
+    int kept;
 } TensorSpec;
-#define TENSORS 32
 
 // precision: whose table; the plan also asks for another build's.
-static int tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
+static void tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
-    // Those of 0 elements are not allocated: what only training (t), one build or --fp8-head needs.
-#define TENSOR(field, role, layers, count, kept)                                                                               \
-    { #field, role, layers, count, (void **)&g->field, kept }
-    const TensorSpec table[] = {
-        TENSOR(weights, ROLE_OPERAND, L, copies * 12 * C * C, 0),
-        TENSOR(head_w, ROLE_STORED, 1, copies * Vp * C, 0),
-        TENSOR(head_q, ROLE_BYTE, 1, head8 * Vp * C, 0),
-        TENSOR(residual, ROLE_STORED, 2 * L + 1, R * C, 1),
-        TENSOR(ln_mean, ROLE_FP32, 2 * L + 1, R, 1),
-        TENSOR(ln_rstd, ROLE_FP32, 2 * L + 1, R, 1),
-        TENSOR(ln1, ROLE_OPERAND, L, R * C, 1),
-        TENSOR(qkv, ROLE_STORED, L, R * 3 * C, 1),
-        TENSOR(att, ROLE_OPERAND, L, R * C, 1),
-        TENSOR(ln2, ROLE_OPERAND, L, R * C, 1),
-        TENSOR(fc, ROLE_STORED, L, R * 4 * C, 1),
-        TENSOR(gelu, ROLE_OPERAND, L, R * 4 * C, 1),
-        TENSOR(lnf, ROLE_STORED, 1, R * C, 1),
-        TENSOR(lnf_q, ROLE_BYTE, 1, head8 * slab * C, 0),
-        TENSOR(x, ROLE_STORED, 1, fp8 * R * 4 * C, 0),
-        TENSOR(y, ROLE_STORED, 1, R * C, 0),
-        TENSOR(logits, ROLE_FP32, 1, slab * Vp, 0),
-        TENSOR(dlogits, ROLE_STORED, 1, t * slab * Vp, 0),
-        TENSOR(dy_bytes, ROLE_BYTE, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), 0),
-        TENSOR(dresidual, ROLE_STORED, 1, t * R * C, 0),
-        TENSOR(dwide, ROLE_STORED, 1, t * R * 4 * C, 0),
-        TENSOR(dnarrow, ROLE_STORED, 1, t * R * C, 0),
-        TENSOR(partial_sums, ROLE_FP32, 1, t * ceil_div(R, ROWS) * 4 * C, 0),
-        TENSOR(losses, ROLE_FP32, 1, R, 0),
-    };
+    const TensorSpec table[TENSORS] = {GPT_TENSORS(TENSOR_SPEC)};
     memcpy(specs, table, sizeof(table));
-    return sizeof(table) / sizeof(table[0]);
 }
 static size_t tensor_bytes(const TensorSpec *s, int precision) { return s->layers * s->count * role_size(s->role, precision); }
+
+static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
 
 // Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
 static size_t partial_count(const Gpt *g) {
@@ -1665,11 +1639,13 @@ static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {0};
     TensorSpec t[TENSORS];
     plan.parameters = param_specs(g->params, &g->config) * 4 * (g->training ? 4 : 1);
-    for (int i = 0, n = tensor_specs(g, t, PRECISION_FP16); i < n; i++)
+    tensor_specs(g, t, PRECISION_FP16);
+    for (int i = 0; i < TENSORS; i++)
         if (t[i].kept) plan.kept_fp16 += tensor_bytes(&t[i], PRECISION_FP16);
-    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
-        *(t[i].kept ? &plan.kept : &plan.other) += tensor_bytes(&t[i], PRECISION);
-    plan.other += partial_count(g) * 4 + MC * KU * 4 + MAX(attention_bytes(g), NB * KU * 4) * thread_count();
+    tensor_specs(g, t, PRECISION);
+    for (int i = 0; i < TENSORS; i++) *(t[i].kept ? &plan.kept : &plan.other) += tensor_bytes(&t[i], PRECISION);
+    plan.other += scale_count(g) * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
+                  MAX(attention_bytes(g), NB * KU * 4) * thread_count();
     plan.total = plan.parameters + plan.kept + plan.other;
     return plan;
 }
@@ -1679,19 +1655,17 @@ static void gpt_allocate(Gpt *g) {
     g->param_count = param_specs(g->params, &g->config);
     float **const arenas[4] = {&g->master, &g->grad, &g->m, &g->v};
     for (int i = 0; i < (g->training ? 4 : 1); i++) *arenas[i] = memory_allocate(g->param_count * 4);
-    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
-        *t[i].where = t[i].count ? memory_allocate(tensor_bytes(&t[i], PRECISION)) : NULL;
+    tensor_specs(g, t, PRECISION);
+    for (int i = 0; i < TENSORS; i++) *t[i].where = t[i].count ? memory_allocate(tensor_bytes(&t[i], PRECISION)) : NULL;
 #if PRECISION == PRECISION_FP32
     g->head_w = g->master; // wte is first
 #endif
-    g->scale_count = IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0;
+    g->scale_count = scale_count(g);
     g->scales = memory_allocate(g->scale_count * sizeof(Fp8Scale));
-    g->history = memory_allocate(g->scale_count * AMAX_HISTORY_MAX * sizeof(float));
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
-        s->recipe = i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
+        s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
         s->scale = s->kept_inv = s->logged_scale = 1;
-        s->amax_history = g->history + i * AMAX_HISTORY_MAX;
     }
     g->loss_scaling[0] = 1;
     workspace_init(partial_count(g), attention_bytes(g));
@@ -1699,8 +1673,9 @@ static void gpt_allocate(Gpt *g) {
 
 static void gpt_free(Gpt *g) {
     TensorSpec t[TENSORS];
-    free(g->master), free(g->grad), free(g->m), free(g->v), free(g->scales), free(g->history);
-    for (int i = 0, n = tensor_specs(g, t, PRECISION); i < n; i++)
+    free(g->master), free(g->grad), free(g->m), free(g->v), free(g->scales);
+    tensor_specs(g, t, PRECISION);
+    for (int i = 0; i < TENSORS; i++)
         if (*t[i].where != (void *)g->master) free(*t[i].where);
     workspace_free();
     memset(g, 0, sizeof(*g));
@@ -1804,7 +1779,7 @@ static stored_t *gpt_input(const Gpt *g, int l, int i) { return IS_FP8 ? g->x : 
 
 static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
-    linear_forward(&f, y, gpt_input(g, l, i), gpt_kept(g, l, i), rows, g->record);
+    linear_forward(&f, y, STORED, gpt_input(g, l, i), gpt_kept(g, l, i), rows, g->record);
 }
 static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored_t *dy, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
@@ -1861,7 +1836,7 @@ static void *head_kept(const Gpt *g, size_t row) { return g->head_q ? (void *)g-
 // logits [rows, Vp] = lnf wte^T for rows from `row` on.
 static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
     const Linear f = gpt_head(g);
-    linear_forward_to(&f, logits, DTYPE_FP32, g->lnf + row * f.in, head_kept(g, row), rows, g->record);
+    linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, head_kept(g, row), rows, g->record);
 }
 
 // dlogits of a slab -> dlnf (into dnarrow) and dwte +=.
@@ -1878,7 +1853,7 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     gpt_forward_blocks(g, tokens, B, n, 0);
     Fp8Scale *s = gpt_head(g).dy_scale;
     if (s && dlogits) // dlogits are bounded by grad_scale: a static power-of-two scale
-        for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe->format)->max;) s->scale *= 2;
+        for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe.format)->max;) s->scale *= 2;
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
@@ -2321,17 +2296,13 @@ static double validate(Gpt *g, const ValidationSet *v) {
 typedef struct {
     int V, eot;                 // V is 0 without a file: bytes
     const unsigned char **text; // [V] a token's bytes; the byte before them is their number
-    uint32_t *table;            // hash table of token + 1, for encoding
 } Tokenizer;
-#define TOKENIZER_SLOTS 262144
 
-static uint32_t *tokenizer_slot(const Tokenizer *t, const unsigned char *text, size_t n) {
-    for (uint64_t h = checksum(n, text, n);; h++) {
-        uint32_t *slot = &t->table[h % TOKENIZER_SLOTS];
-        if (*slot == 0) return slot;
-        const unsigned char *found = t->text[*slot - 1];
-        if (found[-1] == n && !memcmp(found, text, n)) return slot;
-    }
+// The token that is these n bytes, or V.
+static int tokenizer_find(const Tokenizer *t, const unsigned char *text, size_t n) {
+    int i = 0;
+    while (i < t->V && (t->text[i][-1] != n || i == t->eot || memcmp(t->text[i], text, n))) i++;
+    return i;
 }
 
 static Tokenizer tokenizer_open(const char *path, int V) {
@@ -2345,11 +2316,9 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     file_expect(path, "an end-of-text token", header[3], 0, V - 1);
     t.V = V, t.eot = header[3];
     t.text = (const unsigned char **)memory_allocate(V * sizeof(*t.text));
-    t.table = (uint32_t *)memory_allocate(TOKENIZER_SLOTS * sizeof(*t.table));
     for (int i = 0; i < V; i++) {
         EXPECT(at < bytes && at + map[at] < bytes, "%s: truncated at token %d of %d", path, i, V);
         t.text[i] = map + at + 1;
-        if (i != t.eot) *tokenizer_slot(&t, t.text[i], map[at]) = i + 1;
         at += 1 + map[at];
     }
     return t;
@@ -2376,12 +2345,12 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         int *length = out + n, parts = end - p; // lengths of the parts, in the place of their tokens
         for (int i = 0; i < parts; i++) length[i] = 1;
         for (int at = 0; at >= 0;) {
-            uint32_t best = UINT32_MAX;
+            int best = t->V;
             const unsigned char *q = p;
             at = -1;
             for (int i = 0; i + 1 < parts; q += length[i++]) {
-                const uint32_t id = *tokenizer_slot(t, q, length[i] + length[i + 1]);
-                if (id && id < best) best = id, at = i;
+                const int id = tokenizer_find(t, q, length[i] + length[i + 1]);
+                if (id < best) best = id, at = i;
             }
             if (at < 0) break;
             length[at] += length[at + 1];
@@ -2389,8 +2358,8 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         }
         for (; parts > 0; parts--, n++) {
             const int bytes = out[n];
-            out[n] = (int)*tokenizer_slot(t, p, bytes) - 1;
-            EXPECT(out[n] >= 0, "option --tokenizer: its file has no token for byte %d", *p);
+            out[n] = tokenizer_find(t, p, bytes);
+            EXPECT(out[n] < t->V, "option --tokenizer: its file has no token for byte %d", *p);
             p += bytes;
         }
     }
@@ -2414,7 +2383,7 @@ static void token_print(int token, void *tokenizer) {
 
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 1
+#define STATE_VERSION 2
 
 typedef struct {
     uint64_t magic, version, numerics, precision, world, rank, sections, checksum; // of all before it
@@ -2429,28 +2398,23 @@ typedef struct {
     uint64_t model_checksum;
 } Progress;
 
-// The sections: the one table for writing, checking and reading a state. Scales are copied by field.
+// The sections: the one table for writing, checking and reading a state.
 typedef struct {
     const char *name;
     Dtype dtype;                  // a tag for other readers: E4M3 stands for bytes
     uint64_t rows, cols, element; // element: bytes
     void *data;
 } SectionSpec;
-enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_HISTORY, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
-typedef struct {
-    float scale;
-    int32_t history_count, history_next;
-} SavedScale;
+enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
 
-static void section_specs(Gpt *g, Progress *p, char *options, SavedScale *scales, SectionSpec *s) {
-    const uint64_t n = g->param_count, count = (uint64_t)g->scale_count;
+static void section_specs(Gpt *g, Progress *p, char *options, SectionSpec *s) {
+    const uint64_t n = g->param_count;
     const SectionSpec table[SECTIONS] = {
         {"options", DTYPE_E4M3, options ? strlen(options) + 1 : 0, 1, 1, options},
         {"progress", DTYPE_FP32, 1, 1, sizeof(*p), p},
         {"adamw_m", DTYPE_FP32, n, 1, 4, g->m},
         {"adamw_v", DTYPE_FP32, n, 1, 4, g->v},
-        {"amax_history", DTYPE_FP32, count, AMAX_HISTORY_MAX, 4, g->history},
-        {"scales", DTYPE_FP32, count, 1, sizeof(SavedScale), scales},
+        {"scales", DTYPE_E4M3, (uint64_t)g->scale_count, 1, sizeof(Fp8Scale), g->scales},
         {"loss_scale", DTYPE_FP32, 2, 1, 4, g->loss_scaling},
     };
     memcpy(s, table, sizeof(table));
@@ -2470,15 +2434,6 @@ static SectionHeader section_header(const SectionSpec *s) { // all but the check
 }
 static uint64_t section_checksum(const SectionHeader *h, const void *data) {
     return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
-}
-
-// Between the model and its sections.
-static void scales_exchange(Gpt *g, SavedScale *saved, int load) {
-    for (int i = 0; i < g->scale_count; i++, saved++) {
-        Fp8Scale *s = &g->scales[i];
-        if (load) s->scale = saved->scale, s->history_count = saved->history_count, s->history_next = saved->history_next;
-        else saved->scale = s->scale, saved->history_count = s->history_count, saved->history_next = s->history_next;
-    }
 }
 
 // Begins a file under a temporary name.
@@ -2559,9 +2514,7 @@ static void model_load(Gpt *g, const char *path) {
 
 static void state_save(Gpt *g, const char *path, Progress *progress, char *options) {
     SectionSpec s[SECTIONS];
-    SavedScale *scales = (SavedScale *)memory_allocate(g->scale_count * sizeof(SavedScale));
-    scales_exchange(g, scales, 0);
-    section_specs(g, progress, options, scales, s);
+    section_specs(g, progress, options, s);
     const StateHeader header = state_header();
     FILE *f = file_begin(path);
     fwrite(&header, sizeof(header), 1, f);
@@ -2572,7 +2525,6 @@ static void state_save(Gpt *g, const char *path, Progress *progress, char *optio
         fwrite(s[i].data, 1, h.bytes, f);
     }
     file_commit(f, path);
-    free(scales);
 }
 
 // A state file whose header and every section's checksum were found right, before anything is taken from it.
@@ -2610,8 +2562,7 @@ static void state_check(StateFile *f) {
 static void state_load(Gpt *g, const StateFile *f) {
     SectionSpec s[SECTIONS];
     Progress progress;
-    SavedScale *scales = (SavedScale *)memory_allocate(g->scale_count * sizeof(SavedScale));
-    section_specs(g, &progress, NULL, scales, s);
+    section_specs(g, &progress, NULL, s);
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
         const SectionHeader want = section_header(&s[i]), *h = &f->header[i];
         EXPECT(!memcmp(h, &want, offsetof(SectionHeader, checksum)),
@@ -2619,43 +2570,34 @@ static void state_load(Gpt *g, const StateFile *f) {
                (int)h->rows);
         if (s[i].data) memcpy(s[i].data, f->data[i], h->bytes);
     }
-    scales_exchange(g, scales, 1);
-    free(scales);
     g->weights_ready = 0;
 }
 
-// Numbers of the last `room` finished checkpoints in a directory, ascending. Returns how many.
-static int checkpoints_find(const char *dir, long *steps, int room) {
-    char pattern[2 * PATH_MAX + 16];
-    glob_t found;
-    int n = 0;
-    char *end = pattern;
-    for (; *dir; dir++) { // the directory's name is no pattern
-        if (strchr("*?[\\", *dir)) *end++ = '\\';
-        *end++ = *dir;
-    }
-    strcpy(end, "/DONE_????????");
-    if (glob(pattern, 0, NULL, &found) != 0) return 0;
-    for (size_t i = found.gl_pathc > (size_t)room ? found.gl_pathc - room : 0; i < found.gl_pathc; i++)
-        steps[n++] = atol(strrchr(found.gl_pathv[i], '_') + 1);
-    globfree(&found);
-    return n;
+// The newest finished checkpoint in a directory before step `before`, or -1.
+static long checkpoint_newest(const char *dir, long before) {
+    DIR *d = opendir(dir);
+    long newest = -1, step;
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (sscanf(e->d_name, "DONE_%8ld", &step) == 1 && strlen(e->d_name) == 13 && step < before) newest = MAX(newest, step);
+    if (d) closedir(d);
+    return newest;
 }
 
 // Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
 static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *options, int keep) {
     char path[PATH_MAX];
-    long steps[256];
     path_print(path, "%s/model_%08ld.bin", dir, (long)progress->step);
     progress->model_checksum = model_save(g, path);
     path_print(path, "%s/state_%08ld.bin", dir, (long)progress->step);
     state_save(g, path, progress, options);
     path_print(path, "%s/DONE_%08ld", dir, (long)progress->step);
     file_commit(file_begin(path), path);
-    for (int i = 0, n = checkpoints_find(dir, steps, 256); keep > 0 && i < n - keep; i++) { // DONE goes first
-        path_print(path, "%s/DONE_%08ld", dir, steps[i]), unlink(path);
-        path_print(path, "%s/state_%08ld.bin", dir, steps[i]), unlink(path);
-        path_print(path, "%s/model_%08ld.bin", dir, steps[i]), unlink(path);
+    long old = progress->step + 1;
+    for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(dir, old);
+    while (keep > 0 && (old = checkpoint_newest(dir, old)) >= 0) { // DONE goes first
+        path_print(path, "%s/DONE_%08ld", dir, old), unlink(path);
+        path_print(path, "%s/state_%08ld.bin", dir, old), unlink(path);
+        path_print(path, "%s/model_%08ld.bin", dir, old), unlink(path);
     }
 }
 
@@ -3028,39 +2970,44 @@ static void run_directory(char *dir, const char *out, int resume) {
     EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
 }
 
-static int has_nonfinite(const void *data, Role role, size_t n) {
-    const float *floats = (const float *)data;
-    const stored_t *stored = (const stored_t *)data;
+static int stored_nonfinite(const stored_t *x, size_t n) {
     for (size_t i = 0; i < n; i++)
-        if (!float_is_finite(role == ROLE_FP32 ? floats[i] : float_from_stored(stored[i]))) return 1;
+        if (!float_is_finite(float_from_stored(x[i]))) return 1;
+    return 0;
+}
+static int floats_nonfinite(const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!float_is_finite(x[i])) return 1;
     return 0;
 }
 
-// Names the first tensor, layer by layer, that holds Inf or NaN: activations, then gradients from the top down, then losses.
+// Names the first tensor that holds Inf or NaN: activations in the order in which they are made (those that others would
+// show are left out), then gradients from the top down, then losses.
 static void nonfinite_find(Gpt *g, char *out, size_t room) {
-    TensorSpec t[TENSORS];
-    const int n = tensor_specs(g, t, PRECISION), L = g->config.L;
-    snprintf(out, room,
-             has_nonfinite(g->losses, ROLE_FP32, (size_t)g->B * g->config.T) ? "the losses"
-                                                                             : "none; the sum of squares overflowed");
-    for (int l = 0; l <= 2 * L; l++) // two places in the residual stream a layer, and its end
-        for (const TensorSpec *s = t; s < t + n; s++) {
-            const int in_stream = s->layers > (size_t)L, at_end = s->where == (void **)&g->lnf;
-            if (!s->kept || (IS_FP8 && s->role == ROLE_OPERAND)) continue;
-            if (!in_stream && (at_end ? l < 2 * L : l % 2 || l == 2 * L)) continue;
-            const size_t at = in_stream ? l : at_end ? 0 : l / 2, bytes = s->count * role_size(s->role, PRECISION);
-            if (!has_nonfinite((const char *)*s->where + at * bytes, s->role, s->count)) continue;
-            snprintf(out, room, "activation %s of layer %d", s->name, l / 2);
+    const int L = g->config.L, R = g->B * g->config.T;
+    const size_t RC = (size_t)R * g->config.C;
+    for (int l = 0; l <= L; l++) {
+        const stored_t *residual = g->residual + 2 * l * RC, *fc = g->fc + l * 4 * RC;
+        const char *found = stored_nonfinite(residual, RC)                  ? "residual before attention"
+                            : l == L                                        ? (stored_nonfinite(g->lnf, RC) ? "lnf" : NULL)
+                            : stored_nonfinite(g->qkv + l * 3 * RC, 3 * RC) ? "qkv"
+                            : stored_nonfinite(residual + RC, RC)           ? "residual before the MLP"
+                            : stored_nonfinite(fc, 4 * RC)                  ? "fc"
+                                                                            : NULL;
+        if (found) {
+            snprintf(out, room, "activation %s of layer %d", found, l);
             return;
         }
+    }
     for (int l = L - 1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (!has_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), ROLE_FP32, s->rows * s->cols)) continue;
+            if (!floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols)) continue;
             snprintf(out, room, "gradient of %s of layer %d", s->name, l);
             return;
         }
+    snprintf(out, room, floats_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -3224,9 +3171,8 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     const int overflow = norm - norm != 0, bad_loss = loss - loss != 0;
     if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1))) {
         char tensor[256], last[PATH_MAX] = "there is no checkpoint yet";
-        long newest;
-        if (checkpoints_find(r->dir, &newest, 1))
-            path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, newest);
+        const long newest = checkpoint_newest(r->dir, LONG_MAX);
+        if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, newest);
         nonfinite_find(g, tensor, sizeof(tensor));
         fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s",
               step + 1, bad_loss ? "the loss" : "the gradient", tensor, last);
@@ -3342,9 +3288,9 @@ int main(int argc, char **argv) {
     // checked before anything is allocated or a thread started.
     char file[PATH_MAX] = "";
     if (o->resume) {
-        long step;
         run_directory(r->dir, o->out, 1);
-        EXPECT(checkpoints_find(r->dir, &step, 1), "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
+        const long step = checkpoint_newest(r->dir, LONG_MAX);
+        EXPECT(step >= 0, "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
         path_print(state.path, "%s/state_%08ld.bin", r->dir, step);
         path_print(file, "%s/model_%08ld.bin", r->dir, step);
         state_check(&state);

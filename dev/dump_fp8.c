@@ -48,7 +48,7 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < scale_count; i++) {
             Fp8Scale s;
             memset(&s, 0, sizeof(s));
-            s.recipe = &recipe, s.scale = scales[i];
+            s.recipe = recipe, s.scale = scales[i];
             quantise(quantised, all_bf16, 65536, &s, 1);
             const uint64_t stats[5] = {s.step.amax_bits, s.step.saturated, s.step.flushed, s.step.nonfinite, s.step.count};
             fwrite(quantised, 1, 65536, f);
