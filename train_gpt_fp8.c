@@ -115,25 +115,19 @@ typedef float stored_t, operand_t;
 #endif
 #define IS_FP8 (PRECISION == PRECISION_FP8)
 
-// The stored type, and its conversions among those of section 2: of one number, and of 16.
+// The stored type, and its conversions among those of section 2.
 #if PRECISION == PRECISION_FP32
 #define STORED               DTYPE_FP32
 #define float_from_stored(s) (s)
 #define stored_from_float(f) (f)
-#define v_load_stored        v_load
-#define v_store_stored       v_store
 #elif PRECISION == PRECISION_FP16
 #define STORED            DTYPE_FP16
 #define float_from_stored float_from_fp16
 #define stored_from_float fp16_from_float
-#define v_load_stored     v_load_fp16
-#define v_store_stored    v_store_fp16
 #else
 #define STORED            DTYPE_BF16
 #define float_from_stored float_from_bf16
 #define stored_from_float bf16_from_float
-#define v_load_stored     v_load_bf16
-#define v_store_stored    v_store_bf16
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -190,9 +184,12 @@ static void *memory_allocate(size_t bytes) {
     return p;
 }
 
-// The iterations of the loop that follows go to all threads.
+// The iterations of the loop that follows go to all threads; PARALLEL_SIMD: and to the lanes of their vectors.
 #define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define PARALLEL(kind) PRAGMA(omp parallel for schedule(kind))
+#define PARALLEL_SIMD  PRAGMA(omp parallel for simd schedule(static))
+#define SIMD   PRAGMA(omp simd)
+#define INLINE static inline __attribute__((always_inline))
 static int thread_count(void) { return omp_get_max_threads(); }
 
 // Flushes denormal results (FTZ) and inputs (DAZ) on every thread. vdpbf16ps does so whatever the mode is; every other
@@ -210,222 +207,78 @@ static void fp_mode_set(void) {
     }
 }
 
-static uint32_t float_bits(float f) {
+INLINE uint32_t float_bits(float f) {
     uint32_t u;
     memcpy(&u, &f, 4);
     return u;
 }
-static float bits_float(uint32_t u) {
+INLINE float bits_float(uint32_t u) {
     float f;
     memcpy(&f, &u, 4);
     return f;
 }
 static int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
-// ---- 16-bit types. Scalar rules; the vector loads and stores below give the same bits.
+// ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
+// operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
 
 // Round to nearest even, denormals flushed first: what vcvtneps2bf16 does. Any NaN becomes a quiet one.
-static inline uint16_t bf16_from_float(float f) {
+INLINE uint16_t bf16_from_float(float f) {
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     r = a < 0x00800000 ? (u >> 16) & 0x8000 : r;
     r = a > 0x7f800000 ? (u >> 16) | 0x40 : r;
     return (uint16_t)r;
 }
-static inline float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
+INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
 
 // IEEE half, round to nearest even, denormal results kept: F16C's rules.
-static inline uint16_t fp16_from_float(float f) {
-    uint32_t u = float_bits(f), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff, r;
-    if (a > 0x7f800000) r = 0x7e00 | ((a >> 13) & 0x3ff);
-    else if (a >= 0x477ff000) r = 0x7c00; // 65520 and above round to Inf
-    else if (a >= 0x38800000) r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    else r = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
-    return (uint16_t)(sign | r);
+INLINE uint16_t fp16_from_float(float f) {
+    uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
+    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
+    r = a < 0x38800000 ? small : r;
+    r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
+    r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
+    return (uint16_t)(((u >> 16) & 0x8000) | r);
 }
-static inline float float_from_fp16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 0x3ff;
-    if (e == 31) return bits_float(sign | 0x7f800000 | (m << 13) | (m ? 0x400000 : 0));
-    if (e == 0) return bits_float(sign | float_bits((float)m * 0x1p-24f));
-    return bits_float(sign | ((e + 112) << 23) | (m << 13));
-}
-
-// ---- V16: 16 floats in one, two or four hardware vectors. Element-wise code is written once on it; each lane's operations
-// are IEEE and in program order, so lanes have the same bits everywhere.
-
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#ifdef __AVX512BF16__
-#define ISA_NAME "AVX-512 BF16"
-#else
-#define ISA_NAME "AVX-512"
-#endif
-#define LANES      16
-#define VECTOR(op) _mm512_##op
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#define ISA_NAME   "AVX2 + FMA"
-#define LANES      8
-#define VECTOR(op) _mm256_##op
-#else
-#define ISA_NAME "portable C"
-#define LANES    4
-#endif
-#define VECTOR_OF(type) __attribute__((vector_size(LANES * sizeof(type)), may_alias)) type
-typedef VECTOR_OF(float) Vector;
-typedef VECTOR_OF(int32_t) Ints;
-typedef VECTOR_OF(uint32_t) Bits;
-typedef VECTOR_OF(uint16_t) Halves;
-
-#define INLINE static inline __attribute__((always_inline))
-INLINE Vector vector_load(const float *p) {
-    Vector v;
-    memcpy(&v, p, sizeof(v));
-    return v;
-}
-INLINE Halves halves_load(const uint16_t *p) {
-    Halves h;
-    memcpy(&h, p, sizeof(h));
-    return h;
-}
-// Lanes of a where the mask is set, of b elsewhere.
-INLINE Bits select_bits(Ints mask, Bits a, Bits b) { return (a & (Bits)mask) | (b & ~(Bits)mask); }
-
-// max and min: b where either is NaN. vector_fma rounds once. vector_pow2 takes whole numbers in -126 .. 127.
-#if LANES > 4
-#define vector_set1 VECTOR(set1_ps)
-#define vector_max  VECTOR(max_ps)
-#define vector_min  VECTOR(min_ps)
-#define vector_sqrt VECTOR(sqrt_ps)
-#define vector_fma  VECTOR(fmadd_ps)
-#if LANES == 16
-#define vector_from_fp16(h) _mm512_cvtph_ps((__m256i)(h))
-#define bits_from_halves(h) (Bits) _mm512_cvtepu16_epi32((__m256i)(h))
-#define vector_to_fp16(v)   (Halves) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-#else
-#define vector_from_fp16(h) _mm256_cvtph_ps((__m128i)(h))
-#define bits_from_halves(h) (Bits) _mm256_cvtepu16_epi32((__m128i)(h))
-#define vector_to_fp16(v)   (Halves) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-#endif
-#else
-#define bits_from_halves(h) __builtin_convertvector(h, Bits)
-#define EACH_LANE(type, value)                                                                                                 \
-    type r = {0};                                                                                                              \
-    for (int l = 0; l < LANES; l++) r[l] = (value);                                                                            \
-    return r;
-INLINE Vector vector_set1(float x){EACH_LANE(Vector, x)} INLINE Vector vector_max(Vector a, Vector b) {
-    return (Vector)select_bits(a > b, (Bits)a, (Bits)b);
-}
-INLINE Vector vector_min(Vector a, Vector b) { return (Vector)select_bits(a < b, (Bits)a, (Bits)b); }
-INLINE Vector vector_sqrt(Vector a){EACH_LANE(Vector, sqrtf(a[l]))} INLINE Vector
-    vector_from_fp16(Halves h){EACH_LANE(Vector, float_from_fp16(h[l]))} INLINE Halves
-    vector_to_fp16(Vector v){EACH_LANE(Halves, fp16_from_float(v[l]))} INLINE Vector vector_fma(Vector a, Vector b, Vector c) {
-#if defined(__ARM_NEON)
-    return vfmaq_f32(c, a, b);
-#else
-    EACH_LANE(Vector, fmaf(a[l], b[l], c[l]))
-#endif
-}
-#endif
-INLINE Vector vector_pow2(Vector n) { return (Vector)((__builtin_convertvector(n, Ints) + 127) << 23); }
-INLINE Vector vector_from_bf16(Halves h) { return (Vector)(bits_from_halves(h) << 16); }
-INLINE Halves vector_to_bf16(Vector v) { // bf16_from_float
-#ifdef __AVX512BF16__
-    return (Halves)_mm512_cvtneps_pbh(v);
-#else
-    const Bits u = (Bits)v, high = u >> 16;
-    const Ints a = (Ints)(u & 0x7fffffff);
-    Bits r = select_bits(a < 0x00800000, high & 0x8000, (u + 0x7fff + (high & 1)) >> 16);
-    return __builtin_convertvector(select_bits(a > 0x7f800000, high | 0x40, r), Halves);
-#endif
-}
-
-typedef struct {
-    Vector v[16 / LANES];
-} V16;
-// Code for each vector i of a V16; not a loop, because gcc keeps in memory what it unrolls late.
-#define AT(index, code)                                                                                                        \
-    {                                                                                                                          \
-        enum { i = index };                                                                                                    \
-        code;                                                                                                                  \
-    }
-#if LANES == 16
-#define EACH_PART(code) AT(0, code)
-#elif LANES == 8
-#define EACH_PART(code) AT(0, code) AT(1, code)
-#else
-#define EACH_PART(code) AT(0, code) AT(1, code) AT(2, code) AT(3, code)
-#endif
-#define V16_EACH(name, signature, value)                                                                                       \
-    INLINE V16 name signature {                                                                                                \
-        V16 r;                                                                                                                 \
-        EACH_PART(r.v[i] = (value))                                                                                            \
-        return r;                                                                                                              \
-    }
-#define V16_STORE(name, type, part, value)                                                                                     \
-    INLINE void name(type *p, V16 a) { EACH_PART(const part t = (value); memcpy(p + i * LANES, &t, sizeof(t))) }
-V16_EACH(v_set1, (float x), vector_set1(x))
-V16_EACH(v_load, (const float *p), vector_load(p + i * LANES))
-V16_EACH(v_load_fp16, (const uint16_t *p), vector_from_fp16(halves_load(p + i * LANES)))
-V16_EACH(v_load_bf16, (const uint16_t *p), vector_from_bf16(halves_load(p + i * LANES)))
-V16_STORE(v_store, float, Vector, a.v[i])
-V16_STORE(v_store_fp16, uint16_t, Halves, vector_to_fp16(a.v[i]))
-V16_STORE(v_store_bf16, uint16_t, Halves, vector_to_bf16(a.v[i]))
-V16_EACH(v_add, (V16 a, V16 b), a.v[i] + b.v[i])
-V16_EACH(v_sub, (V16 a, V16 b), a.v[i] - b.v[i])
-V16_EACH(v_mul, (V16 a, V16 b), a.v[i] * b.v[i])
-V16_EACH(v_div, (V16 a, V16 b), a.v[i] / b.v[i])
-V16_EACH(v_max, (V16 a, V16 b), vector_max(a.v[i], b.v[i]))
-V16_EACH(v_min, (V16 a, V16 b), vector_min(a.v[i], b.v[i]))
-V16_EACH(v_fma, (V16 a, V16 b, V16 c), vector_fma(a.v[i], b.v[i], c.v[i]))
-V16_EACH(v_sqrt, (V16 a), vector_sqrt(a.v[i]))
-V16_EACH(v_pow2, (V16 n), vector_pow2(n.v[i]))
-
-// v_load_n, v_load_stored_n: the first n of 16 numbers, zeros in the lanes beyond. v_store_n, v_store_stored_n: only those.
-#define V16_FIRST_N(kind, type)                                                                                                \
-    INLINE V16 v_load##kind##_n(const type *p, size_t n) {                                                                     \
-        if (n >= 16) return v_load##kind(p);                                                                                   \
-        type t[16] = {0};                                                                                                      \
-        memcpy(t, p, n * sizeof(type));                                                                                        \
-        return v_load##kind(t);                                                                                                \
-    }                                                                                                                          \
-    INLINE void v_store##kind##_n(type *p, V16 a, size_t n) {                                                                  \
-        if (n >= 16) {                                                                                                         \
-            v_store##kind(p, a);                                                                                               \
-            return;                                                                                                            \
-        }                                                                                                                      \
-        type t[16];                                                                                                            \
-        v_store##kind(t, a);                                                                                                   \
-        memcpy(p, t, n * sizeof(type));                                                                                        \
-    }
-V16_FIRST_N(, float)
-V16_FIRST_N(_stored, stored_t)
-
-// The fixed tree by which 16 striped lanes become one number: distance 8, 4, 2, 1.
-INLINE float v_sum(V16 a) {
-    float t[16];
-    v_store(t, a);
-    for (int d = 8; d > 0; d /= 2)
-        for (int i = 0; i < d; i++) t[i] += t[i + d];
-    return t[0];
-}
-INLINE float v_hmax(V16 a) {
-    float t[16];
-    v_store(t, a);
-    float m = t[0];
-    for (int i = 1; i < 16; i++) m = t[i] > m || t[i] != t[i] ? t[i] : m; // a NaN wins, so that it is seen
-    return m;
+INLINE float float_from_fp16(uint16_t h) {
+    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16, r = a + (112u << 23);
+    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23)) : r; // 0 and denormals
+    r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
+    return bits_float(sign | r);
 }
 
 // e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
 // Above 88.3 it saturates near 2.3e38. A NaN stays one.
-INLINE V16 v_exp(V16 x) {
-    const V16 magic = v_set1(12582912.0f); // 1.5 * 2^23: adding and subtracting it rounds to a whole number
-    x = v_max(v_set1(-104.0f), v_min(v_set1(88.3f), x));
-    V16 n = v_sub(v_add(v_mul(x, v_set1(1.44269504f)), magic), magic);
-    V16 r = v_sub(v_sub(x, v_mul(n, v_set1(0.693359375f))), v_mul(n, v_set1(-2.12194440e-4f)));
-    static const float taylor[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
-    V16 p = v_set1(taylor[0]);
-    for (int k = 1; k < 8; k++) p = v_add(v_mul(p, r), v_set1(taylor[k]));
-    V16 half = v_sub(v_add(v_mul(n, v_set1(0.5f)), magic), magic);
-    return v_mul(v_mul(p, v_pow2(half)), v_pow2(v_sub(n, half)));
+#define ROUNDER 12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum
+INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
+INLINE float exp_exact_order(float x) {
+    x = 88.3f < x ? 88.3f : x;
+    x = -104.0f > x ? -104.0f : x;
+    const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = (1.0f / 5040) * r + 1.0f / 720;
+    p = ((p * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6;
+    p = ((p * r + 0.5f) * r + 1) * r + 1;
+    return p * pow2_whole(half) * pow2_whole(n - half);
+}
+
+// sum = terms of i < n in the one order that every build keeps: 16 striped lanes, then a tree of distances 8, 4, 2, 1.
+#define STRIPED_SUM(sum, i, n, term)                                                                                           \
+    do {                                                                                                                       \
+        float lanes[16] = {0};                                                                                                 \
+        size_t first = 0;                                                                                                      \
+        for (; first + 16 <= (size_t)(n); first += 16)                                                                         \
+            for (size_t lane = 0; lane < 16; lane++) {                                                                         \
+                const size_t i = first + lane;                                                                                 \
+                lanes[lane] += (term);                                                                                         \
+            }                                                                                                                  \
+        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                                               \
+        sum = lanes_sum(lanes);                                                                                                \
+    } while (0)
+INLINE float lanes_sum(float *lanes) {
+    for (int d = 8; d > 0; d /= 2)
+        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
+    return lanes[0];
 }
 
 // ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
@@ -720,10 +573,46 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
     return (Output){data, dtype, row_stride, scale, bias, accumulate};
 }
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#ifdef __AVX512BF16__
+#define ISA_NAME "AVX-512 BF16"
+#else
+#define ISA_NAME "AVX-512"
+#endif
+#define LANES       16
+#define vector_set1 _mm512_set1_ps
+#define vector_fma  _mm512_fmadd_ps
+#elif defined(__AVX2__) && defined(__FMA__)
+#define ISA_NAME    "AVX2 + FMA"
+#define LANES       8
+#define vector_set1 _mm256_set1_ps
+#define vector_fma  _mm256_fmadd_ps
+#elif defined(__ARM_NEON)
+#define ISA_NAME            "NEON"
+#define LANES               4
+#define vector_set1         vdupq_n_f32
+#define vector_fma(a, b, c) vfmaq_f32(c, a, b)
+#else
+#define ISA_NAME            "portable C"
+#define LANES               1
+#define vector_set1(x)      (x)
+#define vector_fma(a, b, c) fmaf(a, b, c)
+#endif
+#if LANES > 1
+typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+#else
+typedef float Vector;
+#endif
+INLINE Vector vector_load(const float *p) {
+    Vector v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
 #if LANES == 16
 #define MR 12
 #define NR 32 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast; the fewest bytes of b for its arithmetic
-#elif LANES == 8 || defined(__aarch64__)
+#elif LANES > 1
 #define MR 6
 #define NR 16
 #else
@@ -772,7 +661,7 @@ KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile
     memcpy(tile, c, sizeof(c));
 }
 #endif
-#if LANES > 4 || !defined(__SSE2__)
+#if LANES > 1 || !defined(__SSE2__)
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     Vector c[MR][NR / LANES];
     memcpy(c, tile, sizeof(c));
@@ -858,23 +747,16 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
 }
 
-// n FP8 codes to fp32. The vector code goes by way of fp16, which holds E5M2 as it is and E4M3 divided by 2^8.
-static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
-    const int e5m2 = d == DTYPE_E5M2;
-    int i = 0;
-#if LANES > 4
-    typedef VECTOR_OF(int8_t) Codes;
-    for (; i + LANES <= n; i += LANES) {
-        Codes c;
-        memcpy(&c, codes + i, LANES);
-        const Halves wide = (Halves) __builtin_convertvector(c, VECTOR_OF(int16_t)); // the sign fills the upper byte
-        const Halves nan = (Halves)((wide & 0x7f) == 0x7f);
-        const Halves h = e5m2 ? (Halves)(wide << 8) : (Halves)(((wide << 7) & 0xbfff) | (nan & 0x7f80));
-        const Vector v = (Vector)vector_from_fp16(h) * vector_set1(e5m2 ? 1.0f : 256.0f);
-        memcpy(out + i, &v, sizeof(v));
+// n FP8 codes to fp32: moved into place, with denormals and NaN put right; E5M2's Inf never occurs.
+INLINE void decode_fp32(float *out, const uint8_t *codes, int n, const Fp8Format *f) {
+    const int shift = 23 - f->mantissa_bits;
+    const uint32_t bias = (127u - f->bias) << 23, lowest = bias + (1u << 23);
+    SIMD for (int i = 0; i < n; i++) {
+        const uint32_t a = codes[i] & 0x7f, sign = (uint32_t)(codes[i] & 0x80) << 24, u = (a << shift) + bias;
+        uint32_t r = a >> f->mantissa_bits ? u : float_bits(bits_float(u + (1u << 23)) - bits_float(lowest));
+        r = a > f->max_code ? 0x7fc00000 : r;
+        out[i] = bits_float(sign | r);
     }
-#endif
-    for (; i < n; i++) out[i] = float_from_bf16(fp8_to_bf16[e5m2][codes[i]]);
 }
 
 // n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32.
@@ -882,9 +764,9 @@ static void decode_row(void *out, const Operand *s, size_t offset, int n) {
     const void *from = (const char *)s->data + offset * dtype_size[s->dtype];
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
     else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
-    else if (s->dtype != STORED) decode_fp32(out, from, n, s->dtype);
-    else
-        for (int i = 0; i < n; i += 16) v_store_n((float *)out + i, v_load_stored_n((const stored_t *)from + i, n - i), n - i);
+    else if (s->dtype == DTYPE_E4M3) decode_fp32(out, from, n, &fp8_formats[0]);
+    else if (s->dtype == DTYPE_E5M2) decode_fp32(out, from, n, &fp8_formats[1]);
+    else SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_stored(((const stored_t *)from)[i]);
 }
 
 // Units that nk elements of K take: K is padded with zeros to an even number, and no further.
@@ -953,26 +835,24 @@ static void pack_b(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int n
 
 // Turns rows x cols of a finished tile into output elements at out + (m, n). Inlined for each kind of output, so that the
 // inner loop has no branches.
-static inline void epilogue_kind(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols, int adds,
-                                 int is_fp32) {
-    const V16 scale = v_set1(out->scale);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j += 16) {
-            const size_t at = (m + i) * out->row_stride + n + j, left = cols - j;
-            V16 value = v_load(tile + i * NR + j);
-            if (adds) {
-                const float *add = out->bias ? out->bias + n + j : (const float *)out->data + at;
-                value = v_fma(value, scale, v_load_n(add, left));
-            } else value = v_mul(value, scale);
-            if (is_fp32) v_store_n((float *)out->data + at, value, left);
-            else v_store_stored_n((stored_t *)out->data + at, value, left);
+INLINE void epilogue_kind(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols, int adds, int is_fp32) {
+    for (int i = 0; i < rows; i++, tile += NR) {
+        float *floats = (float *)out->data + (m + i) * out->row_stride + n;
+        stored_t *stored = (stored_t *)out->data + (m + i) * out->row_stride + n;
+        const float *add = out->bias ? out->bias + n : floats, scale = out->scale;
+        SIMD for (int j = 0; j < cols; j++) {
+            const float value = adds ? fmaf(tile[j], scale, add[j]) : tile[j] * scale;
+            if (is_fp32) floats[j] = value;
+            else stored[j] = stored_from_float(value);
         }
+    }
 }
 static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
-    const int adds = out->bias || out->accumulate;
-    if (out->dtype == DTYPE_FP32) epilogue_kind(out, m, n, tile, rows, cols, adds, 1);
-    else if (rows == MR && cols == NR) epilogue_kind(out, m, n, tile, MR, NR, adds, 0);
-    else epilogue_kind(out, m, n, tile, rows, cols, adds, 0);
+    const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
+    if (is_fp32 && adds) epilogue_kind(out, m, n, tile, rows, cols, 1, 1);
+    else if (is_fp32) epilogue_kind(out, m, n, tile, rows, cols, 0, 1);
+    else if (adds) epilogue_kind(out, m, n, tile, rows, cols, 1, 0);
+    else epilogue_kind(out, m, n, tile, rows, cols, 0, 0);
 }
 
 // rows x cols floats between the tile and memory; whole lines, the usual case, are copied without a loop.
@@ -1059,21 +939,21 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 // GFLOP/s of one thread in multiply-adds that touch no memory, in as many chains as a kernel has; pairs: vdpbf16ps. Portable
 // C has no such instruction: there it is the kernel itself.
 static double peak_measure(int pairs) {
-    const int n = LANES > 4 ? 400000 : 8000;
+    const int n = LANES > 1 ? 400000 : 8000;
     double best = 0;
     for (int repeat = 0; repeat < 3; repeat++) {
+        float tile[MR * NR] = {0};
         const double t = seconds_now();
-#if LANES > 4
+#if LANES > 1
         Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
         EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
 #ifdef __AVX512BF16__
         for (int k = 0; pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma_pairs(x, y, c[i][j]);
 #endif
         for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
-        EACH_ROW EACH_VECTOR __asm__ volatile("" : : "v"(c[i][j])); // used, so computed
+        __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
 #else
         uint32_t a[2 * MR] = {0}, b[2 * NR] = {0};
-        float tile[MR * NR] = {0};
         for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
 #endif
         best = MAX(best, 2.0 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t));
@@ -1122,14 +1002,13 @@ static void workspace_free(void) {
 
 #define ROWS 32
 
-INLINE void v_add_to(float *p, V16 a, size_t n) { v_store_n(p, v_add(v_load_n(p, n), a), n); } // p += a, n of 16
-
 // out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of ROWS rows made `partial`.
 static void column_sums_finish(float *out, const float *partial, size_t blocks, size_t width) {
-    PARALLEL(static) for (size_t c = 0; c < width; c += 16) {
-        V16 sum = v_set1(0);
-        for (size_t k = 0; k < blocks; k++) sum = v_add(sum, v_load_n(partial + k * width + c, width - c));
-        v_add_to(out + c, sum, width - c);
+    PARALLEL(static) for (size_t begin = 0; begin < width; begin += 64) {
+        const size_t n = MIN(width - begin, 64);
+        float sums[64] = {0};
+        for (size_t k = 0; k < blocks; k++) SIMD for (size_t c = 0; c < n; c++) sums[c] += partial[k * width + begin + c];
+        SIMD for (size_t c = 0; c < n; c++) out[begin + c] += sums[c];
     }
 }
 
@@ -1137,19 +1016,17 @@ static void column_sums_finish(float *out, const float *partial, size_t blocks, 
 static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
     PARALLEL(static) for (int row = 0; row < B * n; row++) {
         const float *e = wte + (size_t)tokens[row] * C, *p = wpe + (size_t)(pos + row % n) * C;
-        for (int c = 0; c < C; c += 16)
-            v_store_stored_n(x + (size_t)row * C + c, v_add(v_load_n(e + c, C - c), v_load_n(p + c, C - c)), C - c);
+        stored_t *to = x + (size_t)row * C;
+        SIMD for (int c = 0; c < C; c++) to[c] = stored_from_float(e[c] + p[c]);
     }
 }
 
 // dwte[token] += dx, dwpe[position] += dx. A thread owns a range of channels and walks the rows in ascending order.
 static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, int B, int T, int C) {
-    PARALLEL(static) for (int c = 0; c < C; c += 16) {
-        for (int row = 0; row < B * T; row++) {
-            V16 d = v_load_stored_n(dx + (size_t)row * C + c, C - c);
-            v_add_to(dwte + (size_t)tokens[row] * C + c, d, C - c);
-            v_add_to(dwpe + (size_t)(row % T) * C + c, d, C - c);
-        }
+    PARALLEL(static) for (int begin = 0; begin < C; begin += 64) for (int row = 0; row < B * T; row++) {
+        float *e = dwte + (size_t)tokens[row] * C, *p = dwpe + (size_t)(row % T) * C;
+        const stored_t *d = dx + (size_t)row * C;
+        SIMD for (int c = begin; c < MIN(begin + 64, C); c++) e[c] += float_from_stored(d[c]), p[c] += float_from_stored(d[c]);
     }
 }
 
@@ -1158,29 +1035,17 @@ static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const
 static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean, float *rstd, const stored_t *a,
                                        const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
     PARALLEL(static) for (size_t row = 0; row < rows; row++) {
-        stored_t *x = residual + row * C;
-        V16 sum = v_set1(0), squares = v_set1(0);
-        for (size_t c = 0; c < C; c += 16) {
-            V16 v = v_load_stored_n(a + row * C + c, C - c);
-            if (b) v = v_add(v, v_load_stored_n(b + row * C + c, C - c));
-            v_store_stored_n(x + c, v, C - c);
-            sum = v_add(sum, v_load_stored_n(x + c, C - c)); // what is normalised is the stored value
-        }
-        mean[row] = v_sum(sum) / (float)C;
-        const V16 m = v_set1(mean[row]);
-        for (size_t c = 0; c < C; c += 16) {
-            float t[16];
-            v_store(t, v_sub(v_load_stored_n(x + c, C - c), m));
-            V16 v = v_load_n(t, C - c); // 0 beyond C, where -mean stands
-            squares = v_add(squares, v_mul(v, v));
-        }
-        rstd[row] = 1.0f / sqrtf(v_sum(squares) / (float)C + 1e-5f);
-        const V16 r = v_set1(rstd[row]);
-        for (size_t c = 0; c < C; c += 16) {
-            V16 norm = v_mul(v_sub(v_load_stored_n(x + c, C - c), m), r);
-            V16 y = v_add(v_mul(norm, v_load_n(weight + c, C - c)), v_load_n(bias + c, C - c));
-            v_store_stored_n(normed + row * C + c, y, C - c);
-        }
+        stored_t *x = residual + row * C, *y = normed + row * C;
+        const stored_t *p = a + row * C, *q = b ? b + row * C : NULL;
+        float sum, squares;
+        if (q) SIMD for (size_t c = 0; c < C; c++) x[c] = stored_from_float(float_from_stored(p[c]) + float_from_stored(q[c]));
+        else if (x != p) memcpy(x, p, C * sizeof(stored_t));
+        STRIPED_SUM(sum, c, C, float_from_stored(x[c])); // what is normalised is the stored value
+        const float m = sum / (float)C;
+        STRIPED_SUM(squares, c, C, (float_from_stored(x[c]) - m) * (float_from_stored(x[c]) - m));
+        const float r = 1.0f / sqrtf(squares / (float)C + 1e-5f);
+        SIMD for (size_t c = 0; c < C; c++) y[c] = stored_from_float((float_from_stored(x[c]) - m) * r * weight[c] + bias[c]);
+        mean[row] = m, rstd[row] = r;
     }
 }
 
@@ -1192,26 +1057,22 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
                                size_t C) {
     const size_t blocks = ceil_div(rows, ROWS);
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
-        float *dw = partial + k * C, *db = partial + (blocks + k) * C;
+        float *dw = partial + k * C, *db = partial + (blocks + k) * C, sum, sum_norm;
         memset(dw, 0, C * 4), memset(db, 0, C * 4);
         for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++) {
             const stored_t *dy = dout + row * C, *in = x + row * C;
             stored_t *dx = dresidual + row * C;
-            const V16 m = v_set1(mean[row]), r = v_set1(rstd[row]);
-            V16 sum = v_set1(0), sum_norm = v_set1(0);
-            for (size_t c = 0; c < C; c += 16) { // lanes beyond C hold zeros in dout, so they add nothing
-                V16 d = v_load_stored_n(dy + c, C - c), norm = v_mul(v_sub(v_load_stored_n(in + c, C - c), m), r);
-                V16 dnorm = v_mul(d, v_load_n(weight + c, C - c));
-                sum = v_add(sum, dnorm), sum_norm = v_add(sum_norm, v_mul(dnorm, norm));
-                v_add_to(dw + c, v_mul(d, norm), C - c);
-                v_add_to(db + c, d, C - c);
-            }
-            const V16 mean_dn = v_set1(v_sum(sum) / (float)C), mean_dnn = v_set1(v_sum(sum_norm) / (float)C);
-            for (size_t c = 0; c < C; c += 16) {
-                V16 d = v_load_stored_n(dy + c, C - c), norm = v_mul(v_sub(v_load_stored_n(in + c, C - c), m), r);
-                V16 dnorm = v_mul(d, v_load_n(weight + c, C - c));
-                V16 add = v_mul(v_sub(v_sub(dnorm, mean_dn), v_mul(norm, mean_dnn)), r);
-                v_store_stored_n(dx + c, v_add(v_load_stored_n(dx + c, C - c), add), C - c);
+            const float m = mean[row], r = rstd[row];
+#define NORM(c)  ((float_from_stored(in[c]) - m) * r)
+#define DNORM(c) (float_from_stored(dy[c]) * weight[c])
+            STRIPED_SUM(sum, c, C, DNORM(c));
+            STRIPED_SUM(sum_norm, c, C, DNORM(c) * NORM(c));
+            const float mean_dn = sum / (float)C, mean_dnn = sum_norm / (float)C;
+            SIMD for (size_t c = 0; c < C; c++) {
+                const float d = float_from_stored(dy[c]), add = ((DNORM(c) - mean_dn) - NORM(c) * mean_dnn) * r;
+                dw[c] += d * NORM(c);
+                db[c] += d;
+                dx[c] = stored_from_float(float_from_stored(dx[c]) + add);
             }
         }
     }
@@ -1219,25 +1080,21 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
     column_sums_finish(dbias, partial + blocks * C, blocks, C);
 }
 
-// tanh GELU: 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); the right side needs no tanh.
-INLINE V16 gelu_sigmoid(V16 x, V16 *du) {
-    const V16 k = v_set1(0.7978845608f), cubic = v_set1(0.044715f * 0.7978845608f), x2 = v_mul(x, x);
-    V16 u = v_mul(x, v_add(k, v_mul(cubic, x2)));
-    if (du) *du = v_add(k, v_mul(v_mul(v_set1(3), cubic), x2));
-    return v_div(v_set1(1), v_add(v_set1(1), v_exp(v_mul(v_set1(-2), u))));
-}
+// tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no tanh is needed.
+#define GELU_LINEAR 0.7978845608f
+#define GELU_CUBIC  (0.044715f * 0.7978845608f)
+INLINE float gelu_sigmoid(float x) { return 1 / (1 + exp_exact_order(-2 * (x * (GELU_LINEAR + GELU_CUBIC * (x * x))))); }
 static void gelu_forward(stored_t *out, const stored_t *x, size_t n) {
-    PARALLEL(static) for (size_t i = 0; i < n; i += 16) {
-        V16 v = v_load_stored_n(x + i, n - i);
-        v_store_stored_n(out + i, v_mul(v, gelu_sigmoid(v, NULL)), n - i);
+    PARALLEL_SIMD for (size_t i = 0; i < n; i++) {
+        const float v = float_from_stored(x[i]);
+        out[i] = stored_from_float(v * gelu_sigmoid(v));
     }
 }
 // dx = dout (s + x s (1 - s) 2 u'), in place: d is dout, then dx.
 static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
-    PARALLEL(static) for (size_t i = 0; i < n; i += 16) {
-        V16 v = v_load_stored_n(x + i, n - i), du, s = gelu_sigmoid(v, &du);
-        V16 slope = v_mul(v_mul(v, v_mul(s, v_sub(v_set1(1), s))), v_mul(v_set1(2), du));
-        v_store_stored_n(d + i, v_mul(v_load_stored_n(d + i, n - i), v_add(s, slope)), n - i);
+    PARALLEL_SIMD for (size_t i = 0; i < n; i++) {
+        const float v = float_from_stored(x[i]), s = gelu_sigmoid(v), du = GELU_LINEAR + 3 * GELU_CUBIC * (v * v);
+        d[i] = stored_from_float(float_from_stored(d[i]) * (s + v * (s * (1 - s)) * (2 * du)));
     }
 }
 
@@ -1285,22 +1142,20 @@ static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_
     return at;
 }
 
-// Row i of `scores` holds `valid` scores, then anything up to `keys` rounded up to 16. Makes e^(s - max) of it, zeros
-// beyond; returns the sum of the row, and in *top the max (a NaN may be lost there, but not in the sum).
+static inline int32_t float_key(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); } // and back
+
+// s holds `valid` scores, then anything up to `keys`. Makes e^(s - max) of it, zeros beyond; returns the sum of the row, and in
+// *top the max (a NaN may be lost there, but not in the sum).
 static float softmax_row(float *s, int valid, int keys, float *top) {
-    const int end = (valid + 15) / 16 * 16, all = (keys + 15) / 16 * 16;
-    for (int j = valid; j < end; j++) s[j] = -INFINITY;
-    V16 max = v_set1(-INFINITY), sum = v_set1(0);
-    for (int j = 0; j < end; j += 16) max = v_max(max, v_load(s + j));
-    *top = v_hmax(max);
-    max = v_set1(*top);
-    for (int j = 0; j < end; j += 16) {
-        V16 e = v_exp(v_sub(v_load(s + j), max));
-        v_store(s + j, e);
-        sum = v_add(sum, e);
-    }
-    memset(s + end, 0, (all - end) * 4);
-    return v_sum(sum);
+    int32_t key = INT32_MIN; // of the largest: whole numbers that ascend as the floats do
+    for (int j = 0; j < valid; j++) key = MAX(key, float_key(float_bits(s[j])));
+    const float max = bits_float(float_key(key));
+    float sum;
+    SIMD for (int j = 0; j < valid; j++) s[j] = exp_exact_order(s[j] - max);
+    memset(s + valid, 0, (keys - valid) * 4);
+    STRIPED_SUM(sum, j, valid, s[j]);
+    *top = max;
+    return sum;
 }
 
 // out[b, i] = softmax(q k^T / sqrt(hs)) v for n queries at positions pos .. pos+n, keys 0 .. pos+n (causal).
@@ -1327,14 +1182,14 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
             for (int i = 0; i < rows; i++) {
                 float *s = w.scores + i * Tp;
                 inverse[i] = 1.0f / softmax_row(s, pos + i0 + i + 1, keys, &max);
-                for (int j = 0; j < keys; j += 16) v_store_stored(w.p + i * Tp + j, v_load(s + j));
+                stored_t *to = w.p + i * Tp;
+                SIMD for (int j = 0; j < keys; j++) to[j] = stored_from_float(s[j]);
             }
             pack_a(w.a, p, 0, rows, 0, keys);
             product_panels(&o, 0, 0, w.a, w.v_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
             for (int i = 0; i < rows; i++) {
                 stored_t *to = out + (size_t)(b * n + i0 + i) * C + h * hs;
-                for (int c = 0; c < hs; c += 16)
-                    v_store_stored_n(to + c, v_mul(v_load_n(w.o + i * hs + c, hs - c), v_set1(inverse[i])), hs - c);
+                SIMD for (int c = 0; c < hs; c++) to[c] = stored_from_float(w.o[i * hs + c] * inverse[i]);
             }
         }
     }
@@ -1369,19 +1224,12 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
             pack_a(w.a, dO, i0, rows, 0, hs);
             product_panels(&dp, 0, 0, w.a, w.v_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
             for (int i = 0; i < rows; i++) {
-                float *s = w.scores + i * Tp, *d = w.dp + i * Tp, max;
-                const V16 inverse = v_set1(1.0f / softmax_row(s, i0 + i + 1, keys, &max));
-                for (int j = keys; j % 16; j++) d[j] = 0;
-                V16 sum = v_set1(0);
-                for (int j = 0; j < keys; j += 16) {
-                    V16 e = v_mul(v_load(s + j), inverse);
-                    v_store(s + j, e);
-                    v_store_stored(w.p + i * Tp + j, e);
-                    sum = v_add(sum, v_mul(e, v_load(d + j)));
-                }
-                const V16 dot = v_set1(v_sum(sum));
-                for (int j = 0; j < keys; j += 16)
-                    v_store_stored(w.ds + i * Tp + j, v_mul(v_load(s + j), v_sub(v_load(d + j), dot)));
+                float *s = w.scores + i * Tp, *d = w.dp + i * Tp, max, dot;
+                stored_t *p = w.p + i * Tp, *ds_row = w.ds + i * Tp;
+                const float inverse = 1.0f / softmax_row(s, i0 + i + 1, keys, &max);
+                SIMD for (int j = 0; j < keys; j++) s[j] *= inverse, p[j] = stored_from_float(s[j]);
+                STRIPED_SUM(dot, j, keys, s[j] * d[j]);
+                SIMD for (int j = 0; j < keys; j++) ds_row[j] = stored_from_float(s[j] * (d[j] - dot));
             }
             const Output dq = output(dqkv_base + i0 * stride, STORED, stride, scale, NULL, 0);
             pack_a(w.a, ds, 0, rows, 0, keys);
@@ -1393,12 +1241,13 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
             pack_a(w.a, p_t, 0, keys, 0, rows);
             product_panels(NULL, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, hs, 0, 0);
         }
-        for (int t = 0; t < T; t++)
-            for (int c = 0; c < hs; c += 16) {
-                stored_t *to = dqkv_base + t * stride + c;
-                v_store_stored_n(to + C, v_mul(v_load_n(w.dk + t * hs + c, hs - c), v_set1(scale)), hs - c);
-                v_store_stored_n(to + 2 * C, v_load_n(w.dv + t * hs + c, hs - c), hs - c);
+        for (int t = 0; t < T; t++) {
+            stored_t *to = dqkv_base + t * stride;
+            SIMD for (int c = 0; c < hs; c++) {
+                to[C + c] = stored_from_float(w.dk[t * hs + c] * scale);
+                to[2 * C + c] = stored_from_float(w.dv[t * hs + c]);
             }
+        }
     }
 }
 
@@ -1449,7 +1298,7 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
         float *sum = partial + k * out;
         memset(sum, 0, out * 4);
         for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++)
-            for (size_t c = 0; c < out; c += 16) v_add_to(sum + c, v_load_stored_n(dy + row * out + c, out - c), out - c);
+            SIMD for (size_t c = 0; c < out; c++) sum[c] += float_from_stored(dy[row * out + c]);
     }
     column_sums_finish(f->dbias, partial, blocks, out);
 }
@@ -1471,10 +1320,9 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
         const float at_target = z[target], sum = softmax_row(z, V, Vp, &max);
         losses[row] = sum != sum ? sum : (float)(log_exact_order(sum) - ((double)at_target - (double)max));
         if (!d) continue;
-        const V16 inverse = v_set1(1.0f / sum), s = v_set1(dscale);
-        const float p = z[target] * (1.0f / sum);
-        for (int j = 0; j < Vp; j += 16) v_store_stored(d + j, v_mul(v_mul(v_load(z + j), inverse), s));
-        d[target] = stored_from_float((p - 1.0f) * dscale);
+        const float inverse = 1.0f / sum;
+        SIMD for (int j = 0; j < Vp; j++) d[j] = stored_from_float(z[j] * inverse * dscale);
+        d[target] = stored_from_float((z[target] * inverse - 1.0f) * dscale);
     }
 }
 
@@ -1714,7 +1562,7 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 }
 
 static void stored_from_floats(stored_t *out, const float *x, size_t n) {
-    PARALLEL(static) for (size_t i = 0; i < n; i += 16) v_store_stored_n(out + i, v_load_n(x + i, n - i), n - i);
+    PARALLEL_SIMD for (size_t i = 0; i < n; i++) out[i] = stored_from_float(x[i]);
 }
 
 static void linear_set_scales(Linear *f, Fp8Scale *s) {
@@ -1901,19 +1749,15 @@ static const float *gpt_decode(Gpt *g, const int *tokens, int n, int pos) {
 // Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
 static int sample_token(const float *logits, int V, float temperature, double u) {
     int best = 0;
-    float weights[16];
     for (int j = 1; j < V; j++)
         if (logits[j] > logits[best]) best = j;
     if (!(temperature > 0)) return best;
     double total = 0, cut = 0;
     for (int pass = 0; pass < 2; pass++)
-        for (int j = 0; j < V; j += 16) {
-            for (int l = 0; l < 16; l++) weights[l] = j + l < V ? (logits[j + l] - logits[best]) / temperature : -INFINITY;
-            v_store(weights, v_exp(v_load(weights)));
-            for (int l = 0; l < 16 && j + l < V; l++) {
-                if (pass == 0) total += weights[l];
-                else if ((cut += weights[l]) > u * total) return j + l;
-            }
+        for (int j = 0; j < V; j++) {
+            const float weight = exp_exact_order((logits[j] - logits[best]) / temperature);
+            if (pass == 0) total += weight;
+            else if ((cut += weight) > u * total) return j;
         }
     return best;
 }
@@ -1948,12 +1792,8 @@ static double gradient_norm(const float *grad, size_t n, float scale) {
     const size_t chunks = ceil_div(n, CHUNK);
     float *sums = memory_allocate(chunks * sizeof(float));
     PARALLEL(static) for (size_t k = 0; k < chunks; k++) {
-        V16 sum = v_set1(0);
-        for (size_t i = k * CHUNK; i < MIN(n, (k + 1) * CHUNK); i += 16) {
-            V16 g = v_mul(v_load_n(grad + i, n - i), v_set1(scale));
-            sum = v_add(sum, v_mul(g, g));
-        }
-        sums[k] = v_sum(sum);
+        const float *g = grad + k * CHUNK;
+        STRIPED_SUM(sums[k], i, MIN(n - k * CHUNK, CHUNK), g[i] * scale * (g[i] * scale));
     }
     double total = 0;
     for (size_t k = 0; k < chunks; k++) total += sums[k];
@@ -1969,19 +1809,18 @@ typedef struct {
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
 static void adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
     const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)), correct2 = 1.0 / (1.0 - power_int(o->beta2, t));
+    const float lr = o->lr, b1 = o->beta1, b2 = o->beta2, eps = o->eps;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         const size_t n = s->layers * s->rows * s->cols;
         float *w = g->master + s->offset, *m = g->m + s->offset, *v = g->v + s->offset;
         const float *grad = g->grad + s->offset, decay = s->decays ? o->weight_decay : 0;
-        PARALLEL(static) for (size_t i = 0; i < n; i += 16) {
-            const size_t left = n - i;
-            V16 d = v_mul(v_load_n(grad + i, left), v_set1(grad_scale)), x = v_load_n(w + i, left);
-            V16 m1 = v_add(v_mul(v_set1(o->beta1), v_load_n(m + i, left)), v_mul(v_set1(1 - o->beta1), d));
-            V16 v1 = v_add(v_mul(v_set1(o->beta2), v_load_n(v + i, left)), v_mul(v_set1(1 - o->beta2), v_mul(d, d)));
-            V16 step = v_div(v_mul(m1, v_set1(correct1)), v_add(v_sqrt(v_mul(v1, v_set1(correct2))), v_set1(o->eps)));
-            v_store_n(m + i, m1, left), v_store_n(v + i, v1, left);
-            v_store_n(w + i, v_sub(x, v_mul(v_set1(o->lr), v_add(step, v_mul(v_set1(decay), x)))), left);
+        PARALLEL_SIMD for (size_t i = 0; i < n; i++) {
+            const float d = grad[i] * grad_scale;
+            m[i] = b1 * m[i] + (1 - b1) * d;
+            v[i] = b2 * v[i] + (1 - b2) * (d * d);
+            const float step = m[i] * correct1 / (sqrtf(v[i] * correct2) + eps);
+            w[i] -= lr * (step + decay * w[i]);
         }
     }
     g->weights_ready = 0;
