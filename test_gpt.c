@@ -2140,14 +2140,14 @@ static void test_options(void) {
     char program[] = "x", *argv[2] = {program, NULL};
     Options o = options_parse(1, argv, given), back = o;
     o.batch = 7, o.lr = 0.0123456789, o.val = strdup("a file with blanks.txt"), o.seed = 123456789012345;
-    char *lines = options_lines(&o, "");
+    char *lines = options_lines(&o);
     options_resume(&back, lines, given, "test");
-    char *lines_back = options_lines(&back, "");
+    char *lines_back = options_lines(&back);
     check(!strcmp(lines, lines_back), "options: what a checkpoint keeps is read back the same", "'%s', expected '%s'",
           lines_back, lines);
     Options empty = options_parse(1, argv, given), empty_back = empty;
     free(lines), free(lines_back);
-    lines = options_lines(&empty, "");
+    lines = options_lines(&empty);
     empty_back.val = strdup("something"), empty_back.tokenizer = strdup("else");
     options_resume(&empty_back, lines, given, "test");
     check(empty_back.val[0] == 0 && empty_back.tokenizer[0] == 0 && empty_back.batch == empty.batch,
@@ -2166,7 +2166,7 @@ static char *log_without_time(const char *path) {
     if (!text) return kept;
     for (const char *line = text; *line; line += strcspn(line, "\n") + 1) {
         size_t length = strcspn(line, "\n");
-        if (line[0] == '#' && (!strncmp(line, "# threads", 9) || !strncmp(line, "# machine", 9))) continue;
+        if (line[0] == '#' && (!strncmp(line, "# threads", 9) || !strncmp(line, "# m", 3))) continue; // machine, memory
         for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--)
             tabs += line[length - 1] == '\t';
         memcpy(kept + out, line, length), out += length;

@@ -2450,14 +2450,24 @@ static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *o
 #define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
-// Opens DIR/name for appending; of what is there, keeps header and whole rows with step <= `step` (-1: nothing).
-static FILE *log_open(const char *dir, const char *name, const char *header, long step) {
+// Prints `key<TAB>value` lines after "# ", as in a log; to the screen as two columns.
+static void lines_print(FILE *f, const char *line) {
+    for (int n = strcspn(line, "\n"); *line; line += n + 1, n = strcspn(line, "\n")) {
+        const int key = strcspn(line, "\t");
+        if (f != stdout) fprintf(f, "# %.*s\n", n, line);
+        else printf("%-16.*s %.*s\n", key, line, n - key - 1, line + key + 1);
+    }
+}
+
+// Opens DIR/name for appending, a new one with its header; of what is there, keeps header and whole rows with step <= `step`
+// (-1: nothing).
+static FILE *log_open(const char *dir, const char *name, const char *header, const char *columns, long step) {
     char path[PATH_MAX];
     double row_step;
     path_print(path, "%s/%s", dir, name);
     char *old = step < 0 ? NULL : text_read(path);
     FILE *f = file_begin(path);
-    if (!old) fputs(header, f);
+    if (!old) lines_print(f, header), fprintf(f, "%s\n", columns);
     for (const char *line = old, *next = old; line && *line; line = next) {
         const int is_row = text_row(&next, &row_step, 1);
         const int whole = next[-1] == '\n'; // the checkpoint's own row was written whole: it can only lack its newline
@@ -2671,12 +2681,12 @@ static Options options_parse(int argc, char **argv, int *given) {
     return o;
 }
 
-// Options as `prefix name<TAB>value` lines: what the log, the state and the screen show.
-static char *options_lines(const Options *o, const char *prefix) {
+// Options as `name<TAB>value` lines: what the log, the state and the screen show.
+static char *options_lines(const Options *o) {
     char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64)), value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
-            end += sprintf(end, "%s%s\t%s\n", prefix, option_specs[i].name, option_text(o, &option_specs[i], value));
+            end += sprintf(end, "%s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
     return text;
 }
 
@@ -2921,22 +2931,29 @@ static double run_validate(Run *r, long step) {
     return loss;
 }
 
-// Header lines of the log: what the run is, then every option.
-static void run_log_open(Run *r) {
-    char cpu[256], *lines = options_lines(&r->o, "# ");
-    char *text = (char *)memory_allocate(strlen(lines) + 4096);
+// What the run is, then every option, as `key<TAB>value` lines: the header of its log, and what the screen shows first.
+static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
+    const MemoryPlan *p = &r->plan;
+    char cpu[256], *text = (char *)memory_allocate(strlen(r->option_lines) + 4096);
     proc_value("/proc/cpuinfo", "model name", cpu);
-    int n = sprintf(text, "# commit\t%s\n# precision\t%s\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n# machine\t%s\n", COMMIT,
-                    PRECISION_NAME, IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count(), cpu);
-    n += sprintf(text + n, "# instructions\t%s\n# data_hash\t%016llx\n# val_hash\t%016llx\n", ISA_NAME,
-                 (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
-    sprintf(text + n, "# shape\t%d layers, %d heads, %d channels, vocabulary %d\n# parameters\t%zu\n%s%s\n", c->L, c->NH, c->C,
-            c->V, r->g.param_count, lines, LOG_COLUMNS);
-    const long step = r->o.resume ? r->progress.step : -1;
-    r->log = log_open(r->dir, "log.tsv", text, step);
-    if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", SCALES_COLUMNS "\n", step);
-    free(text), free(lines);
+    int n = sprintf(text, "commit\t" COMMIT "\nprecision\t" PRECISION_NAME "\nrecipe\t%s\nnumerics\t%d\nthreads\t%d\n",
+                    IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count());
+    n += sprintf(text + n, "machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", cpu, machine_peak_gflops,
+                 product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
+    n += sprintf(text + n, "shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d)\nparameters\t%zu\n",
+                 c->L, c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
+    n += sprintf(text + n, "data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens,
+                 r->train.windows, r->validation.rows, r->validation.counted,
+                 r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    n += sprintf(text + n, "data_hash\t%016llx\nval_hash\t%016llx\n", (unsigned long long)r->train.hash,
+                 (unsigned long long)r->val.hash);
+    n += sprintf(text + n,
+                 "memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 "
+                 "keeps %.1f), reused buffers %.1f\n",
+                 mib(p->total), mib(p->parameters), mib(p->kept), mib(p->kept_fp16), mib(p->other));
+    strcpy(text + n, r->option_lines);
+    return text;
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
@@ -2970,26 +2987,6 @@ static void run_logs_compare(Run *r) {
     different = run_difference(r, text);
     EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
     if (!different && strcmp(r->baseline_dir, r->dir)) r->baseline = r->baseline_at = text;
-}
-
-static void run_configuration_print(const Run *r) {
-    const Config *c = &r->g.config;
-    const MemoryPlan *p = &r->plan;
-    char cpu[256], *lines = options_lines(&r->o, "  ");
-    const int threads = thread_count();
-    proc_value("/proc/cpuinfo", "model name", cpu);
-    printf("train_gpt_" PRECISION_NAME " %s, numerics %d\n", COMMIT, NUMERICS_VERSION);
-    printf("machine  %s, %d thread%s, %s: measured peak %.0f GFLOP/s in %s\n", cpu, threads, threads > 1 ? "s" : "", ISA_NAME,
-           machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
-    printf("model    %d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d): %.2f million parameters\n", c->L,
-           c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count * 1e-6);
-    printf("data     train %zu tokens in %zu windows, validation %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
-           r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    printf("memory   %.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
-           "reused buffers %.1f\n",
-           mib(p->total), mib(p->parameters), mib(p->kept), mib(p->kept_fp16), mib(p->other));
-    printf("options\n%srun      %s\n\n", lines, r->dir[0] ? r->dir : "(nothing is written)");
-    free(lines);
 }
 
 // One optimiser step: micro-batches forward and backward, scales, norm, clipping, AdamW. Returns the mean loss. A non-finite
@@ -3188,12 +3185,15 @@ int main(int argc, char **argv) {
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
     if (o->resume) state_load(&r->g, &state);
     if (prompting) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
-    if (o->eval) return run_configuration_print(r), run_validate(r, r->progress.step), EXIT_DONE;
-    r->option_lines = options_lines(o, "");
+    r->option_lines = options_lines(o);
+    char *header = run_header(r);
+    lines_print(stdout, header);
+    if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
     r->tokens = (int *)memory_allocate(micro_batch * sizeof(int));
     r->targets = (int *)memory_allocate(micro_batch * sizeof(int));
-    run_log_open(r);
-    run_configuration_print(r);
+    r->log = log_open(r->dir, "log.tsv", header, LOG_COLUMNS, o->resume ? r->progress.step : -1);
+    if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", "", SCALES_COLUMNS, o->resume ? r->progress.step : -1);
+    printf("run              %s\n\n", r->dir);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
     const int status = run_train(r);
