@@ -573,6 +573,7 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
     return (Output){data, dtype, row_stride, scale, bias, accumulate};
 }
 
+// A vector, and the tile of MR rows and NR columns that a kernel keeps in registers.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #ifdef __AVX512BF16__
 #define ISA_NAME "AVX-512 BF16"
@@ -582,43 +583,37 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
 #define LANES       16
 #define vector_set1 _mm512_set1_ps
 #define vector_fma  _mm512_fmadd_ps
+#define MR          12 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast
+#define NR          32
 #elif defined(__AVX2__) && defined(__FMA__)
 #define ISA_NAME    "AVX2 + FMA"
 #define LANES       8
 #define vector_set1 _mm256_set1_ps
 #define vector_fma  _mm256_fmadd_ps
+#define MR          6
+#define NR          16
 #elif defined(__ARM_NEON)
 #define ISA_NAME            "NEON"
 #define LANES               4
 #define vector_set1         vdupq_n_f32
 #define vector_fma(a, b, c) vfmaq_f32(c, a, b)
+#define MR                  6
+#define NR                  16
 #else
 #define ISA_NAME            "portable C"
 #define LANES               1
-#define vector_set1(x)      (x)
-#define vector_fma(a, b, c) fmaf(a, b, c)
+#define vector_set1(x)      ((Vector){x})
+#define vector_fma(a, b, c) ((Vector){fmaf((a)[0], (b)[0], (c)[0])})
+#define MR                  4
+#define NR                  16
 #endif
-#if LANES > 1
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
-#else
-typedef float Vector;
-#endif
 INLINE Vector vector_load(const float *p) {
     Vector v;
     memcpy(&v, p, sizeof(v));
     return v;
 }
 
-#if LANES == 16
-#define MR 12
-#define NR 32 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast; the fewest bytes of b for its arithmetic
-#elif LANES > 1
-#define MR 6
-#define NR 16
-#else
-#define MR 4
-#define NR 16
-#endif
 #define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
@@ -1107,38 +1102,33 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
 
 #define QROWS 64
 
-// A thread's buffers, carved from its slice of the workspace; Tp = T rounded up to 64.
+// A thread's buffers in its slice of the workspace: type, name, count. Tp = T rounded up to 64, hp = head size likewise; p and
+// ds are stored numbers, the rest fp32 or packed.
+#define ATTENTION_BUFFERS(X)                                                                                                   \
+    X(float, scores, QROWS *Tp)                                                                                                \
+    X(float, dp, QROWS *Tp)                                                                                                    \
+    X(stored_t, p, QROWS *Tp)                                                                                                  \
+    X(stored_t, ds, QROWS *Tp)                                                                                                 \
+    X(float, o, QROWS *hp)                                                                                                     \
+    X(float, dk, Tp *hp)                                                                                                       \
+    X(float, dv, Tp *hp)                                                                                                       \
+    X(uint32_t, a,                                                                                                             \
+      (QROWS + MR) * (Tp + MR + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */            \
+    X(uint32_t, k_scores, Tp *hp)    /* packed k and v: [keys, hs] and [hs, keys] */                                           \
+    X(uint32_t, v_scores, Tp *hp)                                                                                              \
+    X(uint32_t, k_out, Tp *hp)                                                                                                 \
+    X(uint32_t, v_out, Tp *hp)                                                                                                 \
+    X(uint32_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                              \
+    X(uint32_t, do_out, QROWS *hp)
+#define BUFFER_FIELD(type, name, count) type *name;
+#define BUFFER_CARVE(type, name, count) w->name = (type *)(base + at), at += round_up((count) * sizeof(type) + 64, 64);
 typedef struct {
-    float *scores, *dp;                            // [QROWS, Tp]
-    stored_t *p, *ds;                              // [QROWS, Tp]
-    float *o, *dk, *dv;                            // [QROWS, hs], [Tp, hs], [Tp, hs]
-    uint32_t *a;                                   // packed left operand, any of the products
-    uint32_t *k_scores, *v_scores, *k_out, *v_out; // packed k and v: [keys, hs] and [hs, keys]
-    uint32_t *q_out, *do_out;                      // packed q and dout of a block: [hs, QROWS]
+    ATTENTION_BUFFERS(BUFFER_FIELD)
 } AttentionBuffers;
-
-static void *carve(char *base, size_t *at, size_t bytes) {
-    void *p = base + *at;
-    *at += round_up(bytes + 64, 64);
-    return p;
-}
-static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) {
-    const size_t Tp = round_up(T, 64), hp = round_up(hs, 64), q = QROWS, q_up = round_up(QROWS, MR), keys = Tp * hp * 4;
+static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) { // returns their bytes
+    const size_t Tp = round_up(T, 64), hp = round_up(hs, 64);
     size_t at = 0;
-    w->scores = carve(base, &at, q * Tp * 4);
-    w->dp = carve(base, &at, q * Tp * 4);
-    w->p = carve(base, &at, q * Tp * sizeof(stored_t));
-    w->ds = carve(base, &at, q * Tp * sizeof(stored_t));
-    w->o = carve(base, &at, q * hp * 4);
-    w->dk = carve(base, &at, keys);
-    w->dv = carve(base, &at, keys);
-    w->a = carve(base, &at, MAX(round_up(q_up * Tp, 64), round_up(Tp, MR) * q + Tp * MR) * 4 + q_up * hp * 4);
-    w->k_scores = carve(base, &at, keys);
-    w->v_scores = carve(base, &at, keys);
-    w->k_out = carve(base, &at, keys);
-    w->v_out = carve(base, &at, keys);
-    w->q_out = carve(base, &at, q * hp * 4);
-    w->do_out = carve(base, &at, q * hp * 4);
+    ATTENTION_BUFFERS(BUFFER_CARVE)
     return at;
 }
 
