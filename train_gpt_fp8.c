@@ -25,18 +25,10 @@ per output of a product (section 4), sums in 16 striped lanes and fixed chunks (
 own (section 2), denormals flushed (fp_mode_set).
 
 Sections
-     1. precision: the type of every role; elsewhere the build flag is asked as IS_FP8 or PRECISION
-     2. utilities: errors, memory, random numbers, vectors of 16 floats, exp, log, sin
-     3. FP8: encode, decode, quantise, scales
-     4. matrix product
-     5. layers
-     6. model: configuration, tables of tensors, forward, backward, sampling
-     7. optimiser
-     8. data
-     9. checkpoint
-    10. log
-    11. options
-    12. training loop
+     1. precision   2. utilities: errors, memory, 16-bit types, exp, log, sin, sums, random numbers
+     3. FP8: encode, decode, quantise, scales   4. matrix product   5. layers
+     6. model: configuration, tables of tensors, forward, backward, sampling   7. optimiser
+     8. data   9. checkpoint   10. log   11. options   12. training loop
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -555,9 +547,7 @@ typedef struct {
     size_t row_stride, k_stride;
 } Operand;
 
-static Operand operand(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
-    return (Operand){data, dtype, row_stride, k_stride};
-}
+#define operand(...) ((Operand){__VA_ARGS__})
 
 // What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
 typedef struct {
@@ -569,14 +559,13 @@ typedef struct {
     int accumulate;    // out = fma(acc, scale, out); fp32 only
 } Output;
 
-static Output output(void *data, Dtype dtype, size_t row_stride, float scale, const float *bias, int accumulate) {
-    return (Output){data, dtype, row_stride, scale, bias, accumulate};
-}
+#define output(...) ((Output){__VA_ARGS__})
 
 // A vector, and the tile of MR rows and NR columns that a kernel keeps in registers.
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #ifdef __AVX512BF16__
-#define ISA_NAME "AVX-512 BF16"
+#define ISA_NAME                  "AVX-512 BF16"
+#define vector_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
 #else
 #define ISA_NAME "AVX-512"
 #endif
@@ -606,6 +595,12 @@ static Output output(void *data, Dtype dtype, size_t row_stride, float scale, co
 #define vector_fma(a, b, c) ((Vector){fmaf((a)[0], (b)[0], (c)[0])})
 #define MR                  4
 #define NR                  16
+#endif
+#ifdef vector_fma_pairs
+#define HAS_PAIRS (PRECISION == PRECISION_FP8 || PRECISION == PRECISION_BF16)
+#else
+#define HAS_PAIRS        0
+#define vector_fma_pairs vector_fma // never run
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 INLINE Vector vector_load(const float *p) {
@@ -638,41 +633,25 @@ static int product_uses_pairs = 0;
 #define EACH_ROW         UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
 #define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch((line) + 8 * NR + j)
-#ifdef __AVX512BF16__
-#define vector_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
-KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    Vector c[MR][NR / LANES];
-    memcpy(c, tile, sizeof(c));
-    for (int u = 0; u < units; u++, a += MR, b += NR) {
-        Vector v[NR / LANES];
-        UNIT_FENCE;
-        FETCH_LINE(b);
-        EACH_VECTOR v[j] = vector_load((const float *)b + j * LANES);
-        EACH_ROW {
-            const Vector s = vector_set1(((const float *)a)[i]);
-            EACH_VECTOR c[i][j] = vector_fma_pairs(s, v[j], c[i][j]);
-        }
-    }
-    memcpy(tile, c, sizeof(c));
-}
-#endif
 #if LANES > 1 || !defined(__SSE2__)
-KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-    Vector c[MR][NR / LANES];
+INLINE void kernel_vectors(int units, const uint32_t *a, const uint32_t *b, float *tile, const int pairs) {
+    const int group = pairs ? 1 : 2; // units that a chain takes in turn, the last first
+    Vector c[MR][NR / LANES], v[NR / LANES];
     memcpy(c, tile, sizeof(c));
-    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR) UNROLL for (int odd = 1; odd >= 0; odd--) {
-            const float *rows = (const float *)a + odd * MR, *line = (const float *)b + odd * NR;
-            Vector v[NR / LANES];
+    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR) UNROLL for (int k = group - 1; k >= 0; k--) {
+            const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
             UNIT_FENCE;
             FETCH_LINE(line);
             EACH_VECTOR v[j] = vector_load(line + j * LANES);
             EACH_ROW {
-                Vector s = vector_set1(rows[i]);
-                EACH_VECTOR c[i][j] = vector_fma(s, v[j], c[i][j]);
+                const Vector s = vector_set1(rows[i]);
+                EACH_VECTOR c[i][j] = pairs ? vector_fma_pairs(s, v[j], c[i][j]) : vector_fma(s, v[j], c[i][j]);
             }
         }
     memcpy(tile, c, sizeof(c));
 }
+KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) { kernel_vectors(units, a, b, tile, 1); }
+KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) { kernel_vectors(units, a, b, tile, 0); }
 #else
 // No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
 // floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits). The
@@ -683,6 +662,7 @@ static inline __m128d float2_to_double(const void *p) {
     __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
     return d;
 }
+#define kernel_pairs kernel_fp32
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
@@ -711,11 +691,8 @@ KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile)
 #endif
 
 static void kernel(int units, const uint32_t *a, const uint32_t *b, float *tile) {
-#ifdef __AVX512BF16__
-    if (product_uses_pairs) kernel_pairs(units, a, b, tile);
-    else
-#endif
-        kernel_fp32(units, a, b, tile);
+    if (HAS_PAIRS && product_uses_pairs) kernel_pairs(units, a, b, tile);
+    else kernel_fp32(units, a, b, tile);
 }
 
 // ---- packing
@@ -828,26 +805,20 @@ static void pack_b(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int n
 
 // ---- the product of packed panels
 
-// Turns rows x cols of a finished tile into output elements at out + (m, n). Inlined for each kind of output, so that the
-// inner loop has no branches.
-INLINE void epilogue_kind(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols, int adds, int is_fp32) {
-    for (int i = 0; i < rows; i++, tile += NR) {
-        float *floats = (float *)out->data + (m + i) * out->row_stride + n;
-        stored_t *stored = (stored_t *)out->data + (m + i) * out->row_stride + n;
-        const float *add = out->bias ? out->bias + n : floats, scale = out->scale;
-        SIMD for (int j = 0; j < cols; j++) {
-            const float value = adds ? fmaf(tile[j], scale, add[j]) : tile[j] * scale;
-            if (is_fp32) floats[j] = value;
-            else stored[j] = stored_from_float(value);
-        }
-    }
-}
+// Turns rows x cols of a finished tile into output elements at out + (m, n).
 static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
     const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
-    if (is_fp32 && adds) epilogue_kind(out, m, n, tile, rows, cols, 1, 1);
-    else if (is_fp32) epilogue_kind(out, m, n, tile, rows, cols, 0, 1);
-    else if (adds) epilogue_kind(out, m, n, tile, rows, cols, 1, 0);
-    else epilogue_kind(out, m, n, tile, rows, cols, 0, 0);
+    const float scale = out->scale;
+    for (int i = 0; i < rows; i++, tile += NR) {
+        const size_t at = (m + i) * out->row_stride + n;
+        float *floats = (float *)out->data + at;
+        stored_t *stored = (stored_t *)out->data + at;
+        const float *add = out->bias ? out->bias + n : floats;
+        if (is_fp32 && adds) SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], scale, add[j]);
+        else if (is_fp32) SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * scale;
+        else if (adds) SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(fmaf(tile[j], scale, add[j]));
+        else SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(tile[j] * scale);
+    }
 }
 
 // rows x cols floats between the tile and memory; whole lines, the usual case, are copied without a loop.
@@ -942,9 +913,7 @@ static double peak_measure(int pairs) {
 #if LANES > 1
         Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
         EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
-#ifdef __AVX512BF16__
         for (int k = 0; pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma_pairs(x, y, c[i][j]);
-#endif
         for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
         __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
 #else
@@ -966,10 +935,8 @@ static void machine_init(void) {
 #pragma omp parallel reduction(+ : fp32_peak, pairs_peak)
     {
         fp32_peak += peak_measure(0);
-#ifdef __AVX512BF16__
 #pragma omp barrier
-        if (PRECISION == PRECISION_FP8 || PRECISION == PRECISION_BF16) pairs_peak += peak_measure(1);
-#endif
+        if (HAS_PAIRS) pairs_peak += peak_measure(1);
     }
     product_uses_pairs = pairs_peak > fp32_peak;
     machine_peak_gflops = product_uses_pairs ? pairs_peak : fp32_peak;
@@ -2127,13 +2094,6 @@ typedef struct {
     const unsigned char **text; // [V] a token's bytes; the byte before them is their number
 } Tokenizer;
 
-// The token that is these n bytes, or V.
-static int tokenizer_find(const Tokenizer *t, const unsigned char *text, size_t n) {
-    int i = 0;
-    while (i < t->V && (t->text[i][-1] != n || i == t->eot || memcmp(t->text[i], text, n))) i++;
-    return i;
-}
-
 static Tokenizer tokenizer_open(const char *path, int V) {
     Tokenizer t;
     FileHeader header;
@@ -2153,44 +2113,19 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     return t;
 }
 
-// The end of the piece of text that starts at p, by GPT-2's pattern; bytes beyond ASCII count as letters.
-static const unsigned char *tokenizer_piece(const unsigned char *p) {
-    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
-#define CHARACTER_CLASS(c) (isalpha(c) || (c) >= 128 ? 1 : isdigit(c) ? 2 : isspace(c) || !(c) ? 0 : 3)
-    for (int i = 0; i < 7; i++)
-        if (!strncmp((const char *)p, endings[i], strlen(endings[i]))) return p + strlen(endings[i]);
-    const unsigned char *q = p + (*p == ' ' && p[1] && !isspace(p[1])); // a word takes the blank before it
-    const int kind = CHARACTER_CLASS(*q);
-    while (*q && CHARACTER_CLASS(*q) == kind) q++;
-    return kind == 0 && *q && q - p > 1 ? q - 1 : q;
-}
-
-// Tokens of a text: bytes, or byte pair encoding, where merges of lower token number come first. out has room for its bytes.
+// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for its bytes. GPT-2's own split,
+// by merges, is another one now and then (data/tokenize.py makes that).
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
-    for (const unsigned char *p = (const unsigned char *)text; *p && !t->V; p++) out[n++] = *p;
-    for (const unsigned char *p = (const unsigned char *)text + n, *end; *p; p = end) {
-        end = tokenizer_piece(p);
-        int *length = out + n, parts = end - p; // lengths of the parts, in the place of their tokens
-        for (int i = 0; i < parts; i++) length[i] = 1;
-        for (int at = 0; at >= 0;) {
-            int best = t->V;
-            const unsigned char *q = p;
-            at = -1;
-            for (int i = 0; i + 1 < parts; q += length[i++]) {
-                const int id = tokenizer_find(t, q, length[i] + length[i + 1]);
-                if (id < best) best = id, at = i;
-            }
-            if (at < 0) break;
-            length[at] += length[at + 1];
-            memmove(length + at + 1, length + at + 2, (--parts - at - 1) * sizeof(int));
+    for (int length = 1; *text; text += length) {
+        int best = t->V ? -1 : (unsigned char)*text;
+        for (int i = 0, longest = length = t->V ? 0 : 1; i < t->V; i++) {
+            const int bytes = t->text[i][-1];
+            if (bytes > longest && i != t->eot && !strncmp((const char *)t->text[i], text, bytes))
+                best = i, longest = length = bytes;
         }
-        for (; parts > 0; parts--, n++) {
-            const int bytes = out[n];
-            out[n] = tokenizer_find(t, p, bytes);
-            EXPECT(out[n] < t->V, "option --tokenizer: its file has no token for byte %d", *p);
-            p += bytes;
-        }
+        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d", (unsigned char)*text);
+        out[n++] = best;
     }
     return n;
 }
