@@ -1347,39 +1347,45 @@ static size_t role_size(Role role, int precision) { // bytes an element in a bui
     return role == ROLE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
 }
 
-// Every tensor of the model but the parameters: the one table for fields, memory plan and allocation. R = B T rows; of logits
-// a slab of min(R, HEAD_ROWS) rows exists at once. Kept ones live from forward to backward, the rest is used again in every
-// layer. Those of 0 elements (what only training, t, one build or --fp8-head needs) are not allocated.
+// Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows; of logits a slab of
+// min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are used again in every layer.
+// Those of 0 elements (what only training, t, one build or --fp8-head needs) are not allocated.
 // clang-format off
-#define GPT_TENSORS(X) /* role, name, layers, elements of one, kept */ \
-    X(operand, weights, L, copies * 12 * C * C, 0)  /* made of the master weights once a step by gpt_quantise_weights() */ \
-    X(stored, head_w, 1, copies * Vp * C, 0)        /* [Vp, C] likewise; the fp32 build reads the master */ \
-    X(byte, head_q, 1, head8 * Vp * C, 0)           /* [Vp, C] likewise */ \
-    X(stored, residual, 2 * L + 1, R * C, 1)        /* [R, C] before attention, before the MLP, and at the end */ \
-    X(fp32, ln_mean, 2 * L + 1, R, 1) \
-    X(fp32, ln_rstd, 2 * L + 1, R, 1) \
-    X(operand, ln1, L, R * C, 1)                    /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
-    X(stored, qkv, L, R * 3 * C, 1)                 /* [R, 3C]; a KV cache while sampling */ \
-    X(operand, att, L, R * C, 1) \
-    X(operand, ln2, L, R * C, 1) \
-    X(stored, fc, L, R * 4 * C, 1)                  /* [R, 4C] before the GELU */ \
-    X(operand, gelu, L, R * 4 * C, 1) \
-    X(stored, lnf, 1, R * C, 1)                     /* [R, C] input of the head */ \
-    X(byte, lnf_q, 1, head8 * slab * C, 0)          /* [slab, C] */ \
-    X(stored, x, 1, fp8 * R * 4 * C, 0)             /* [R, 4C] a linear layer's input before it is quantised */ \
-    X(stored, y, 1, R * C, 0)                       /* [R, C] what is added to the residual stream */ \
-    X(fp32, logits, 1, slab * Vp, 0)                /* [slab, Vp] */ \
-    X(stored, dlogits, 1, t * slab * Vp, 0)         /* [slab, Vp] */ \
-    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), 0) /* dy as FP8 */ \
-    X(stored, dresidual, 1, t * R * C, 0)           /* [R, C] the gradient of the residual stream, walked backwards */ \
-    X(stored, dwide, 1, t * R * 4 * C, 0)           /* [R, 4C] */ \
-    X(stored, dnarrow, 1, t * R * C, 0)             /* [R, C] */ \
-    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, 0) /* column sums by blocks of rows */ \
-    X(fp32, losses, 1, R, 0)                        /* [R] */
+#define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
+    X(fp32, master, 1, g->param_count, OPTIMISER)   /* weights, their gradients, AdamW's moments */ \
+    X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
+    X(fp32, m, 1, t * g->param_count, OPTIMISER) \
+    X(fp32, v, 1, t * g->param_count, OPTIMISER) \
+    X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_quantise_weights() */ \
+    X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
+    X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
+    X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
+    X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
+    X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
+    X(operand, ln1, L, R * C, KEPT)                    /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
+    X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
+    X(operand, att, L, R * C, KEPT) \
+    X(operand, ln2, L, R * C, KEPT) \
+    X(stored, fc, L, R * 4 * C, KEPT)                  /* [R, 4C] before the GELU */ \
+    X(operand, gelu, L, R * 4 * C, KEPT) \
+    X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
+    X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
+    X(stored, x, 1, fp8 * R * 4 * C, REUSED)             /* [R, 4C] a linear layer's input before it is quantised */ \
+    X(stored, y, 1, R * C, REUSED)                       /* [R, C] what is added to the residual stream */ \
+    X(fp32, logits, 1, slab * Vp, REUSED)                /* [slab, Vp] */ \
+    X(stored, dlogits, 1, t * slab * Vp, REUSED)         /* [slab, Vp] */ \
+    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
+    X(stored, dresidual, 1, t * R * C, REUSED)           /* [R, C] the gradient of the residual stream, walked backwards */ \
+    X(stored, dwide, 1, t * R * 4 * C, REUSED)           /* [R, 4C] */ \
+    X(stored, dnarrow, 1, t * R * C, REUSED)             /* [R, C] */ \
+    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
+    X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
-#define TENSOR_FIELD(role, name, layers, count, kept) role##_t *name;
-#define TENSOR_SPEC(role, name, layers, count, kept)  {#name, ROLE_##role, layers, count, (void **)&g->name, kept},
-#define TENSORS                                       24
+typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
+#define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
+#define TENSOR_SPEC(role, name, layers, count, life)                                                                           \
+    {(void **)&g->name, (layers) * (count)*role_size(ROLE_##role, precision), life},
+#define TENSORS 28
 
 typedef struct {
     // what was asked for, before allocation
@@ -1391,8 +1397,6 @@ typedef struct {
 
     ParamSpec params[NPARAM];
     size_t param_count;
-    float *master, *grad, *m, *v; // [param_count]: weights, their gradients, AdamW's moments
-
     GPT_TENSORS(TENSOR_FIELD)
     int weights_ready; // what products read is made of the master weights as they are
 
@@ -1405,11 +1409,9 @@ typedef struct {
 } Gpt;
 
 typedef struct {
-    const char *name;
-    Role role;
-    size_t layers, count; // elements of one layer
     void **where;
-    int kept;
+    size_t bytes;
+    Life life;
 } TensorSpec;
 
 // precision: whose table; the plan also asks for another build's.
@@ -1420,7 +1422,6 @@ static void tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
     const TensorSpec table[TENSORS] = {GPT_TENSORS(TENSOR_SPEC)};
     memcpy(specs, table, sizeof(table));
 }
-static size_t tensor_bytes(const TensorSpec *s, int precision) { return s->layers * s->count * role_size(s->role, precision); }
 
 static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
 
@@ -1437,34 +1438,27 @@ static size_t attention_bytes(const Gpt *g) {
 }
 
 typedef struct {
-    size_t parameters, kept, kept_fp16, other, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+    size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
 
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {0};
-    TensorSpec t[TENSORS];
-    plan.parameters = param_specs(g->params, &g->config) * 4 * (g->training ? 4 : 1);
-    tensor_specs(g, t, PRECISION_FP16);
+    TensorSpec own[TENSORS], fp16[TENSORS];
+    g->param_count = param_specs(g->params, &g->config);
+    tensor_specs(g, own, PRECISION), tensor_specs(g, fp16, PRECISION_FP16);
     for (int i = 0; i < TENSORS; i++)
-        if (t[i].kept) plan.kept_fp16 += tensor_bytes(&t[i], PRECISION_FP16);
-    tensor_specs(g, t, PRECISION);
-    for (int i = 0; i < TENSORS; i++) *(t[i].kept ? &plan.kept : &plan.other) += tensor_bytes(&t[i], PRECISION);
-    plan.other += scale_count(g) * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
-                  MAX(attention_bytes(g), NB * KU * 4) * thread_count();
-    plan.total = plan.parameters + plan.kept + plan.other;
+        plan.part[own[i].life] += own[i].bytes, plan.kept_fp16 += fp16[i].life == KEPT ? fp16[i].bytes : 0;
+    plan.part[REUSED] += scale_count(g) * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
+                         MAX(attention_bytes(g), NB * KU * 4) * thread_count();
+    plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
 
 static void gpt_allocate(Gpt *g) {
     TensorSpec t[TENSORS];
     g->param_count = param_specs(g->params, &g->config);
-    float **const arenas[4] = {&g->master, &g->grad, &g->m, &g->v};
-    for (int i = 0; i < (g->training ? 4 : 1); i++) *arenas[i] = memory_allocate(g->param_count * 4);
     tensor_specs(g, t, PRECISION);
-    for (int i = 0; i < TENSORS; i++) *t[i].where = t[i].count ? memory_allocate(tensor_bytes(&t[i], PRECISION)) : NULL;
-#if PRECISION == PRECISION_FP32
-    g->head_w = g->master; // wte is first
-#endif
+    for (int i = 0; i < TENSORS; i++) *t[i].where = t[i].bytes ? memory_allocate(t[i].bytes) : NULL;
     g->scale_count = scale_count(g);
     g->scales = memory_allocate(g->scale_count * sizeof(Fp8Scale));
     for (int i = 0; i < g->scale_count; i++) {
@@ -1478,10 +1472,9 @@ static void gpt_allocate(Gpt *g) {
 
 static void gpt_free(Gpt *g) {
     TensorSpec t[TENSORS];
-    free(g->master), free(g->grad), free(g->m), free(g->v), free(g->scales);
     tensor_specs(g, t, PRECISION);
-    for (int i = 0; i < TENSORS; i++)
-        if (*t[i].where != (void *)g->master) free(*t[i].where);
+    for (int i = 0; i < TENSORS; i++) free(*t[i].where);
+    free(g->scales);
     workspace_free();
     memset(g, 0, sizeof(*g));
 }
@@ -1543,7 +1536,8 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
 
 // The head, logits = lnf wte^T, as a linear layer: FP8 with --fp8-head only.
 static Linear gpt_head(const Gpt *g) {
-    Linear f = {.w = g->head_w, .dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
+    const void *w = PRECISION == PRECISION_FP32 ? (void *)g->master : g->head_w;
+    Linear f = {.w = w, .dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
     if (g->head_q) {
         f.w = g->head_q;
         linear_set_scales(&f, gpt_scale(g, g->config.L, 0, 0));
@@ -2744,16 +2738,14 @@ static void run_directory(char *dir, const char *out, int resume) {
     EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
 }
 
-static int stored_nonfinite(const stored_t *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!float_is_finite(float_from_stored(x[i]))) return 1;
-    return 0;
-}
-static int floats_nonfinite(const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!float_is_finite(x[i])) return 1;
-    return 0;
-}
+#define NONFINITE(type, to_float)                                                                                              \
+    static int nonfinite_##type(const type *x, size_t n) {                                                                     \
+        for (size_t i = 0; i < n; i++)                                                                                         \
+            if (!float_is_finite(to_float(x[i]))) return 1;                                                                    \
+        return 0;                                                                                                              \
+    }
+NONFINITE(fp32_t, )
+NONFINITE(stored_t, float_from_stored)
 
 // Names the first tensor that holds Inf or NaN: activations in the order in which they are made (those that others would
 // show are left out), then gradients from the top down, then losses.
@@ -2761,27 +2753,24 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
     const int L = g->config.L, R = g->B * g->config.T;
     const size_t RC = (size_t)R * g->config.C;
     for (int l = 0; l <= L; l++) {
-        const stored_t *residual = g->residual + 2 * l * RC, *fc = g->fc + l * 4 * RC;
-        const char *found = stored_nonfinite(residual, RC)                  ? "residual before attention"
-                            : l == L                                        ? (stored_nonfinite(g->lnf, RC) ? "lnf" : NULL)
-                            : stored_nonfinite(g->qkv + l * 3 * RC, 3 * RC) ? "qkv"
-                            : stored_nonfinite(residual + RC, RC)           ? "residual before the MLP"
-                            : stored_nonfinite(fc, 4 * RC)                  ? "fc"
-                                                                            : NULL;
-        if (found) {
-            snprintf(out, room, "activation %s of layer %d", found, l);
-            return;
-        }
+        const stored_t *residual = g->residual + 2 * l * RC;
+        const char *found = nonfinite_stored_t(residual, RC) ? "residual before attention" : NULL;
+        if (!found && l == L) found = nonfinite_stored_t(g->lnf, RC) ? "lnf" : NULL;
+        else if (!found)
+            found = nonfinite_stored_t(g->qkv + l * 3 * RC, 3 * RC)  ? "qkv"
+                    : nonfinite_stored_t(residual + RC, RC)          ? "residual before the MLP"
+                    : nonfinite_stored_t(g->fc + l * 4 * RC, 4 * RC) ? "fc"
+                                                                     : NULL;
+        if (found) return (void)snprintf(out, room, "activation %s of layer %d", found, l);
     }
     for (int l = L - 1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (!floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols)) continue;
-            snprintf(out, room, "gradient of %s of layer %d", s->name, l);
-            return;
+            if (nonfinite_fp32_t(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
+                return (void)snprintf(out, room, "gradient of %s of layer %d", s->name, l);
         }
-    snprintf(out, room, floats_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
+    snprintf(out, room, nonfinite_fp32_t(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -2876,7 +2865,7 @@ static char *run_header(const Run *r) {
     n += sprintf(text + n,
                  "memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 "
                  "keeps %.1f), reused buffers %.1f\n",
-                 mib(p->total), mib(p->parameters), mib(p->kept), mib(p->kept_fp16), mib(p->other));
+                 mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]));
     strcpy(text + n, r->option_lines);
     return text;
 }
