@@ -2142,53 +2142,41 @@ static void token_print(int token, void *tokenizer) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 2
+enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
 
-typedef struct {
-    uint64_t magic, version, numerics, precision, world, rank, sections, checksum; // of all before it
-} StateHeader;
+typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
 typedef struct {
     char name[24];
-    uint64_t dtype, rows, cols, bytes, checksum; // of all before it here, and of the data
+    uint64_t dtype, rows, cols, bytes, checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
 } SectionHeader;
+typedef struct {
+    SectionHeader header;
+    void *data;
+} Section;
 
 typedef struct {
     int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
     uint64_t model_checksum;
 } Progress;
 
-// The sections: the one table for writing, checking and reading a state.
-typedef struct {
-    const char *name;
-    Dtype dtype;                  // a tag for other readers: E4M3 stands for bytes
-    uint64_t rows, cols, element; // element: bytes
-    void *data;
-} SectionSpec;
-enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
+static void state_header(uint64_t *h) {
+    const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
+    memcpy(h, fields, sizeof(fields));
+    h[7] = checksum(0, fields, sizeof(fields));
+}
 
-static void section_specs(Gpt *g, Progress *p, char *options, SectionSpec *s) {
-    const uint64_t n = g->param_count;
-    const SectionSpec table[SECTIONS] = {
-        {"options", DTYPE_E4M3, options ? strlen(options) + 1 : 0, 1, 1, options},
-        {"progress", DTYPE_FP32, 1, 1, sizeof(*p), p},
-        {"adamw_m", DTYPE_FP32, n, 1, 4, g->m},
-        {"adamw_v", DTYPE_FP32, n, 1, 4, g->v},
-        {"scales", DTYPE_E4M3, (uint64_t)g->scale_count, 1, sizeof(Fp8Scale), g->scales},
-        {"loss_scale", DTYPE_FP32, 2, 1, 4, g->loss_scaling},
+// The sections: the one table for writing, checking and reading a state; without their checksums.
+static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
+    const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0, scales = g->scale_count;
+    const Section table[SECTIONS] = {
+        {{"options", DTYPE_E4M3, text, 1, text, 0}, options},
+        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p},
+        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m},
+        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v},
+        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales},
+        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling},
     };
-    memcpy(s, table, sizeof(table));
-}
-
-static StateHeader state_header(void) {
-    StateHeader h = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS, 0};
-    h.checksum = checksum(0, &h, offsetof(StateHeader, checksum));
-    return h;
-}
-static SectionHeader section_header(const SectionSpec *s) { // all but the checksum
-    SectionHeader h;
-    memset(&h, 0, sizeof(h));
-    snprintf(h.name, sizeof(h.name), "%s", s->name);
-    h.dtype = s->dtype, h.rows = s->rows, h.cols = s->cols, h.bytes = s->rows * s->cols * s->element;
-    return h;
+    memcpy(sections, table, sizeof(table));
 }
 static uint64_t section_checksum(const SectionHeader *h, const void *data) {
     return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
@@ -2271,16 +2259,15 @@ static void model_load(Gpt *g, const char *path) {
 }
 
 static void state_save(Gpt *g, const char *path, Progress *progress, char *options) {
-    SectionSpec s[SECTIONS];
-    section_specs(g, progress, options, s);
-    const StateHeader header = state_header();
+    Section s[SECTIONS];
+    StateHeader header;
+    state_sections(g, progress, options, s), state_header(header);
     FILE *f = file_begin(path);
-    fwrite(&header, sizeof(header), 1, f);
+    fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
-        SectionHeader h = section_header(&s[i]);
-        h.checksum = section_checksum(&h, s[i].data);
-        fwrite(&h, sizeof(h), 1, f);
-        fwrite(s[i].data, 1, h.bytes, f);
+        s[i].header.checksum = section_checksum(&s[i].header, s[i].data);
+        fwrite(&s[i].header, sizeof(s[i].header), 1, f);
+        fwrite(s[i].data, 1, s[i].header.bytes, f);
     }
     file_commit(f, path);
 }
@@ -2295,11 +2282,10 @@ typedef struct {
 static void state_check(StateFile *f) {
     static const char *const names[8] = {"state magic number", "state version", "numerics version", "precision (0: fp8)",
                                          "number of ranks",    "rank",          "sections",         "header checksum"};
-    const StateHeader header = state_header();
-    uint64_t want[8], found[8];
-    size_t bytes, at = sizeof(header);
+    StateHeader want, found;
+    size_t bytes, at = sizeof(want);
     const unsigned char *map = file_map(f->path, &bytes, found, sizeof(found)); // stays mapped: f->data points into it
-    memcpy(want, &header, sizeof(want));
+    state_header(want);
     for (int i = 0; i < 8; i++) file_expect(f->path, names[i], found[i], want[i], want[i]);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *s = &f->header[i];
@@ -2318,14 +2304,13 @@ static void state_check(StateFile *f) {
 
 // Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
 static void state_load(Gpt *g, const StateFile *f) {
-    SectionSpec s[SECTIONS];
+    Section s[SECTIONS];
     Progress progress;
-    section_specs(g, &progress, NULL, s);
+    state_sections(g, &progress, NULL, s);
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
-        const SectionHeader want = section_header(&s[i]), *h = &f->header[i];
-        EXPECT(!memcmp(h, &want, offsetof(SectionHeader, checksum)),
-               "%s: section %d: expected %s of %d rows, found %.23s of %d", f->path, i, want.name, (int)want.rows, h->name,
-               (int)h->rows);
+        const SectionHeader *want = &s[i].header, *h = &f->header[i];
+        EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
+               f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
         if (s[i].data) memcpy(s[i].data, f->data[i], h->bytes);
     }
     g->weights_ready = 0;
