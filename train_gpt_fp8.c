@@ -76,7 +76,6 @@ Sections
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. precision
-//
 // Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
 // what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
 
@@ -153,7 +152,6 @@ __attribute__((format(printf, 2, 3))) static void path_print(char *out, const ch
     EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...", out);
     va_end(args);
 }
-
 static double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -296,7 +294,6 @@ static void sincos_turns(double u, double *sine, double *cosine) {
     const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
     *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
 }
-
 static double power_int(double x, long n) { // x^n by squaring, n >= 0
     double r = 1;
     for (; n > 0; n >>= 1, x *= x)
@@ -333,7 +330,6 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 3. FP8
-//
 // A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
 // (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
 
@@ -394,7 +390,6 @@ typedef struct {
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantised)^2, when asked
 } Fp8Stats;
-
 static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->amax_bits = MAX(into->amax_bits, s->amax_bits);
     into->saturated += s->saturated, into->flushed += s->flushed;
@@ -529,7 +524,6 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int 
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 4. matrix product
-//
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]). Every sum is one chain of fp32 fused multiply-adds, the odd
 // element of each pair first,
 //     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
@@ -546,7 +540,6 @@ typedef struct {
     Dtype dtype;
     size_t row_stride, k_stride;
 } Operand;
-
 #define operand(...) ((Operand){__VA_ARGS__})
 
 // What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
@@ -558,7 +551,6 @@ typedef struct {
     const float *bias; // [n] or NULL
     int accumulate;    // out = fma(acc, scale, out); fp32 only
 } Output;
-
 #define output(...) ((Output){__VA_ARGS__})
 
 // A vector, and the tile of MR rows and NR columns that a kernel keeps in registers.
@@ -603,12 +595,6 @@ typedef struct {
 #define vector_fma_pairs vector_fma // never run
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
-INLINE Vector vector_load(const float *p) {
-    Vector v;
-    memcpy(&v, p, sizeof(v));
-    return v;
-}
-
 #define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
@@ -642,7 +628,7 @@ INLINE void kernel_vectors(int units, const uint32_t *a, const uint32_t *b, floa
             const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
             UNIT_FENCE;
             FETCH_LINE(line);
-            EACH_VECTOR v[j] = vector_load(line + j * LANES);
+            EACH_VECTOR v[j] = ((const Vector *)line)[j];
             EACH_ROW {
                 const Vector s = vector_set1(rows[i]);
                 EACH_VECTOR c[i][j] = pairs ? vector_fma_pairs(s, v[j], c[i][j]) : vector_fma(s, v[j], c[i][j]);
@@ -863,7 +849,6 @@ static struct {
     char *thread;         // a slice for each thread: packed b of a product, or attention's buffers
     size_t thread_bytes;
 } workspace;
-
 static void *workspace_thread(void) { return workspace.thread + omp_get_thread_num() * workspace.thread_bytes; }
 
 // out[M, N] from a[M, K] and b[N, K]. A task is a block of NB columns of b and a range of rows of a.
@@ -924,7 +909,6 @@ static double peak_measure(int pairs) {
     }
     return best * 1e-9;
 }
-
 static double machine_peak_gflops; // all threads together, of the instruction that the products use
 
 // Denormal mode, tables, and which of two instructions is the faster one here.
@@ -958,10 +942,8 @@ static void workspace_free(void) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 5. layers
-//
 // Shapes are row-major. B sequences of n positions are B * n rows. Sums over channels run in 16 striped lanes and a fixed
 // tree; sums over rows in blocks of ROWS rows, the blocks then in ascending order.
-
 #define ROWS 32
 
 // out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of ROWS rows made `partial`.
@@ -1060,13 +1042,10 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
     }
 }
 
-// ---- attention
-//
-// One task is one head of one sequence. The scores of a block of QROWS queries are held whole: exact maximum, keys summed
-// in ascending order; so no bit depends on a tile. Forward, e^(s - max) is rounded to the stored type, multiplied by v and then
-// divided by the row's sum (of unrounded terms, in 16 lanes). Backward, the scores are made again instead of kept, and it is
-// the normalised probability and the score's gradient that are rounded before they are multiplied.
-
+// ---- attention. One task is one head of one sequence. The scores of a block of QROWS queries are held whole: exact maximum,
+// keys summed in ascending order; so no bit depends on a tile. Forward, e^(s - max) is rounded to the stored type, multiplied
+// by v and then divided by the row's sum (of unrounded terms, in 16 lanes). Backward, the scores are made again instead of
+// kept, and it is the normalised probability and the score's gradient that are rounded before they are multiplied.
 #define QROWS 64
 
 // A thread's buffers in its slice of the workspace: type, name, count. Tp = T rounded up to 64, hp = head size likewise; p and
@@ -1218,7 +1197,6 @@ typedef struct {
     size_t in, out;
     Fp8Scale *x_scale, *w_scale, *dy_scale; // of a layer whose products are FP8, else NULL
 } Linear;
-
 static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe.format : STORED; }
 
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
@@ -1330,7 +1308,6 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
     }
     return at;
 }
-
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN] = {"qkv", "attproj", "fc", "fcproj"};
@@ -1422,7 +1399,6 @@ static void tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
     const TensorSpec table[TENSORS] = {GPT_TENSORS(TENSOR_SPEC)};
     memcpy(specs, table, sizeof(table));
 }
-
 static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
 
 // Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
@@ -1431,7 +1407,6 @@ static size_t partial_count(const Gpt *g) {
     const size_t forward = MAX(R * C, C > KU ? R * 4 * C : 0); // logits need none: they are fp32 and hold their own chains
     return g->training ? MAX(forward, R > KU ? 4 * C * C : 0) : forward;
 }
-
 static size_t attention_bytes(const Gpt *g) {
     AttentionBuffers w;
     return attention_buffers(&w, NULL, g->config.T, g->config.C / g->config.NH);
@@ -1469,7 +1444,6 @@ static void gpt_allocate(Gpt *g) {
     g->loss_scaling[0] = 1;
     workspace_init(partial_count(g), attention_bytes(g));
 }
-
 static void gpt_free(Gpt *g) {
     TensorSpec t[TENSORS];
     tensor_specs(g, t, PRECISION);
@@ -1484,7 +1458,6 @@ static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
     return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
 }
-
 static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = L: the head
     return &g->scales[(l * NLIN + linear) * NOPERAND + which];
 }
@@ -1514,7 +1487,6 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 static void stored_from_floats(stored_t *out, const float *x, size_t n) {
     PARALLEL_SIMD for (size_t i = 0; i < n; i++) out[i] = stored_from_float(x[i]);
 }
-
 static void linear_set_scales(Linear *f, Fp8Scale *s) {
     f->x_scale = &s[OPERAND_X], f->w_scale = &s[OPERAND_W], f->dy_scale = &s[OPERAND_DY];
 }
@@ -1575,7 +1547,6 @@ static operand_t *gpt_kept(const Gpt *g, int l, int i) {
 
 // Where that layer's input is written: to the shared scratch in the FP8 build, which keeps bytes, else to its own place.
 static stored_t *gpt_input(const Gpt *g, int l, int i) { return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i); }
-
 static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
     linear_forward(&f, y, STORED, gpt_input(g, l, i), gpt_kept(g, l, i), rows, g->record);
@@ -1808,14 +1779,12 @@ static void loss_scale_update(Gpt *g, int overflow) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 8. data
-//
 // A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
 // T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
 
 #define SHARD_MAGIC     20240520
 #define TOKENIZER_MAGIC 20240328
 #define GPT2_VOCAB      50257
-
 typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
 
 // Maps a whole file for reading, and copies its header; what a short file lacks of it is 0.
@@ -1893,7 +1862,6 @@ typedef struct {
     size_t tokens, windows;
     uint64_t hash; // of every token, their order, and how they are split into files
 } Dataset;
-
 static int shard_token(const Shard *s, size_t i) {
     return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8;
 }
@@ -2015,7 +1983,6 @@ typedef struct {
     double floor;          // nats a token below which no model can be on these rows; 0: unknown
     size_t counted;        // targets that count
 } ValidationSet;
-
 static void validation_allocate(ValidationSet *v, long rows) {
     v->rows = rows;
     v->tokens = (int *)memory_allocate(rows * v->T * sizeof(int));
@@ -2123,7 +2090,6 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     }
     return n;
 }
-
 static void token_print(int token, void *tokenizer) {
     const Tokenizer *t = (const Tokenizer *)tokenizer;
     if (t->V) fwrite(t->text[token], 1, t->text[token][-1], stdout);
@@ -2134,7 +2100,6 @@ static void token_print(int token, void *tokenizer) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 9. checkpoint
-//
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
@@ -2346,7 +2311,6 @@ static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *o
 
 // ---------------------------------------------------------------------------------------------------------------------
 // 10. log
-//
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
 // Rows are written whole and flushed. A resume drops the rows beyond its checkpoint and goes on.
@@ -2384,7 +2348,6 @@ static FILE *log_open(const char *dir, const char *name, const char *header, con
     EXPECT(f, "%s: cannot append: %s", path, strerror(errno));
     return f;
 }
-
 static void log_flush(FILE *f, const char *dir) {
     EXPECT(!ferror(f) && fflush(f) == 0, "%s: cannot write the log: %s; make room, go on with -y", dir, strerror(errno));
 }
@@ -2446,62 +2409,61 @@ typedef struct {
 } OptionSpec;
 
 // The one table behind parser, --help, the printed configuration, log header and state.
-#define TEXT(field)  OPT_TEXT, offsetof(Options, field)
-#define LONG(field)  OPT_LONG, offsetof(Options, field)
-#define REAL(field)  OPT_DOUBLE, offsetof(Options, field)
-#define FLAG(field)  OPT_FLAG, offsetof(Options, field)
-#define MAYBE(field) OPT_MAYBE, offsetof(Options, field)
+#define FIELD(kind, field) OPT_##kind, offsetof(Options, field)
 static const OptionSpec option_specs[] = {
-    {'i', "train", TEXT(train), FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards"},
-    {'j', "val", TEXT(val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
-    {'b', "batch", LONG(batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
-    {'t', "seq-len", LONG(seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
-    {'d', "total-batch", LONG(total_batch), FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len"},
-    {0, "seed", LONG(seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
-    {0, "data-seed", LONG(data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
-    {'e', "model", TEXT(model), FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
-    {0, "layers", LONG(layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
-    {0, "heads", LONG(heads), FIXED, 0, 1024, "0", ""},
-    {0, "channels", LONG(channels), FIXED, 0, 65536, "0", ""},
-    {'x', "steps", LONG(steps), FIXED, 0, 99999999, "1500", "optimiser steps"},
-    {'v', "val-every", LONG(val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
-    {'m', "val-batches", LONG(val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
-    {'s', "sample-every", LONG(sample_every), FREE, 0, 1e8, "500", "steps between printed samples; 0: never"},
-    {'g', "sample-len", LONG(sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
-    {'n', "checkpoint-every", LONG(checkpoint_every), FREE, 0, 1e8, "500", "steps between checkpoints; 0: none at all"},
-    {0, "keep", LONG(keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
-    {'y', "resume", MAYBE(resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
-    {'o', "out", TEXT(out), CALL, 0, 0, "",
+    {'i', "train", FIELD(TEXT, train), FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards"},
+    {'j', "val", FIELD(TEXT, val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
+    {'b', "batch", FIELD(LONG, batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
+    {'t', "seq-len", FIELD(LONG, seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
+    {'d', "total-batch", FIELD(LONG, total_batch), FIXED, 0, 1 << 30, "0",
+     "tokens a step, by accumulation; 0: batch x seq-len"},
+    {0, "seed", FIELD(LONG, seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
+    {0, "data-seed", FIELD(LONG, data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
+    {'e', "model", FIELD(TEXT, model), FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
+    {0, "layers", FIELD(LONG, layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
+    {0, "heads", FIELD(LONG, heads), FIXED, 0, 1024, "0", ""},
+    {0, "channels", FIELD(LONG, channels), FIXED, 0, 65536, "0", ""},
+    {'x', "steps", FIELD(LONG, steps), FIXED, 0, 99999999, "1500", "optimiser steps"},
+    {'v', "val-every", FIELD(LONG, val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
+    {'m', "val-batches", FIELD(LONG, val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
+    {'s', "sample-every", FIELD(LONG, sample_every), FREE, 0, 1e8, "500", "steps between printed samples; 0: never"},
+    {'g', "sample-len", FIELD(LONG, sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
+    {'n', "checkpoint-every", FIELD(LONG, checkpoint_every), FREE, 0, 1e8, "500", "steps between checkpoints; 0: none at all"},
+    {0, "keep", FIELD(LONG, keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
+    {'y', "resume", FIELD(MAYBE, resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
+    {'o', "out", FIELD(TEXT, out), CALL, 0, 0, "",
      "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free"},
-    {0, "prompt", TEXT(prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
-    {0, "generate", LONG(generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
-    {0, "temperature", REAL(temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
-    {0, "tokenizer", TEXT(tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
-    {'l', "lr", REAL(lr), FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels"},
-    {'u', "warmup", LONG(warmup), FIXED, 0, 1e8, "100", "steps of linear warm-up"},
-    {'q', "final-lr", REAL(final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
-    {'c', "weight-decay", REAL(weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
-    {'k', "schedule", TEXT(schedule), FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)"},
-    {0, "grad-clip", REAL(grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
-    {0, "beta1", REAL(beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
-    {0, "beta2", REAL(beta2), FIXED, 0, 0.9999999, "0.95", ""},
-    {0, "eps", REAL(eps), FIXED, 1e-20, 1, "1e-8", ""},
-    {0, "scaling", TEXT(scaling), FP8 | FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)"},
-    {0, "amax-history", LONG(amax_history), FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers"},
-    {0, "amax-algo", TEXT(amax_algo), FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent"},
-    {0, "margin", LONG(margin), FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin"},
-    {0, "formats", TEXT(formats), FP8 | FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
-    {0, "fp8-head", FLAG(fp8_head), FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too"},
-    {0, "scales-every", LONG(scales_every), FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
-    {0, "baseline", TEXT(baseline), FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)"},
-    {0, "eval", FLAG(eval), CALL, 0, 1, "0", "validate the model and stop"},
-    {0, "help", FLAG(help), CALL, 0, 1, "0", ""},
-    {0, "version", FLAG(version), CALL, 0, 1, "0", ""},
+    {0, "prompt", FIELD(TEXT, prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
+    {0, "generate", FIELD(LONG, generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
+    {0, "temperature", FIELD(DOUBLE, temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
+    {0, "tokenizer", FIELD(TEXT, tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
+    {'l', "lr", FIELD(DOUBLE, lr), FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels"},
+    {'u', "warmup", FIELD(LONG, warmup), FIXED, 0, 1e8, "100", "steps of linear warm-up"},
+    {'q', "final-lr", FIELD(DOUBLE, final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
+    {'c', "weight-decay", FIELD(DOUBLE, weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
+    {'k', "schedule", FIELD(TEXT, schedule), FIXED, 0, 0, "cosine",
+     "cosine, linear, constant or wsd (decays over the last fifth)"},
+    {0, "grad-clip", FIELD(DOUBLE, grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
+    {0, "beta1", FIELD(DOUBLE, beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
+    {0, "beta2", FIELD(DOUBLE, beta2), FIXED, 0, 0.9999999, "0.95", ""},
+    {0, "eps", FIELD(DOUBLE, eps), FIXED, 1e-20, 1, "1e-8", ""},
+    {0, "scaling", FIELD(TEXT, scaling), FP8 | FIXED, 0, 0, "delayed",
+     "delayed (history of amax), current (own amax) or none (1)"},
+    {0, "amax-history", FIELD(LONG, amax_history), FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16",
+     "steps that delayed scaling remembers"},
+    {0, "amax-algo", FIELD(TEXT, amax_algo), FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent"},
+    {0, "margin", FIELD(LONG, margin), FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin"},
+    {0, "formats", FIELD(TEXT, formats), FP8 | FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
+    {0, "fp8-head", FIELD(FLAG, fp8_head), FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too"},
+    {0, "scales-every", FIELD(LONG, scales_every), FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
+    {0, "baseline", FIELD(TEXT, baseline), FREE, 0, 0, "",
+     "another run's directory, for its loss and the gap (default log/fp16)"},
+    {0, "eval", FIELD(FLAG, eval), CALL, 0, 1, "0", "validate the model and stop"},
+    {0, "help", FIELD(FLAG, help), CALL, 0, 1, "0", ""},
+    {0, "version", FIELD(FLAG, version), CALL, 0, 1, "0", ""},
 };
 #define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
-
 static int option_here(const OptionSpec *s) { return IS_FP8 || !(s->scope & FP8); } // this build has it
-
 static int option_index(const char *name) {
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!strcmp(option_specs[i].name, name)) return i;
@@ -2525,7 +2487,6 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     if (real) *(double *)field = value;
     else *(long *)field = value;
 }
-
 static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT) path_print(out, "%s", *(char *const *)field);
@@ -2646,7 +2607,6 @@ static int options_depth(const Options *o) {
     EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'", o->model);
     return depth;
 }
-
 static Config options_config(const Options *o, int depth, int V) {
     const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
     const int NH = o->heads ? o->heads : C / 64, L = o->layers ? o->layers : depth;
@@ -2678,7 +2638,6 @@ static const char *proc_value(const char *path, const char *key, char *out) {
     if (f) fclose(f);
     return out;
 }
-
 static double mib(size_t bytes) { return bytes / 1048576.0; }
 
 // Refuses a model that does not fit, before anything is allocated, and says what would.
@@ -2694,7 +2653,6 @@ static MemoryPlan memory_check(Gpt *g) {
     else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
     fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total), available, text);
 }
-
 static int run_exists(const char *dir) {
     char path[PATH_MAX];
     path_print(path, "%s/log.tsv", dir);
@@ -2723,14 +2681,14 @@ static void run_directory(char *dir, const char *out, int resume) {
     EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
 }
 
-#define NONFINITE(type, to_float)                                                                                              \
-    static int nonfinite_##type(const type *x, size_t n) {                                                                     \
-        for (size_t i = 0; i < n; i++)                                                                                         \
-            if (!float_is_finite(to_float(x[i]))) return 1;                                                                    \
-        return 0;                                                                                                              \
-    }
-NONFINITE(fp32_t, )
-NONFINITE(stored_t, float_from_stored)
+static int stored_nonfinite(const stored_t *x, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!float_is_finite(float_from_stored(x[i]))) return 1;
+    return 0;
+}
+static int floats_nonfinite(const float *x, size_t n) {
+    return !isfinite(gradient_norm(x, n, 0x1p-100f));
+} // no square overflows
 
 // Names the first tensor that holds Inf or NaN: activations in the order in which they are made (those that others would
 // show are left out), then gradients from the top down, then losses.
@@ -2739,23 +2697,23 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
     const size_t RC = (size_t)R * g->config.C;
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
-        const char *found = nonfinite_stored_t(residual, RC) ? "residual before attention" : NULL;
-        if (!found && l == L) found = nonfinite_stored_t(g->lnf, RC) ? "lnf" : NULL;
+        const char *found = stored_nonfinite(residual, RC) ? "residual before attention" : NULL;
+        if (!found && l == L) found = stored_nonfinite(g->lnf, RC) ? "lnf" : NULL;
         else if (!found)
-            found = nonfinite_stored_t(g->qkv + l * 3 * RC, 3 * RC)  ? "qkv"
-                    : nonfinite_stored_t(residual + RC, RC)          ? "residual before the MLP"
-                    : nonfinite_stored_t(g->fc + l * 4 * RC, 4 * RC) ? "fc"
-                                                                     : NULL;
+            found = stored_nonfinite(g->qkv + l * 3 * RC, 3 * RC)  ? "qkv"
+                    : stored_nonfinite(residual + RC, RC)          ? "residual before the MLP"
+                    : stored_nonfinite(g->fc + l * 4 * RC, 4 * RC) ? "fc"
+                                                                   : NULL;
         if (found) return (void)snprintf(out, room, "activation %s of layer %d", found, l);
     }
     for (int l = L - 1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (nonfinite_fp32_t(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
+            if (floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
                 return (void)snprintf(out, room, "gradient of %s of layer %d", s->name, l);
         }
-    snprintf(out, room, nonfinite_fp32_t(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
+    snprintf(out, room, floats_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -2834,24 +2792,24 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char cpu[256], *text = (char *)memory_allocate(strlen(r->option_lines) + 4096);
-    proc_value("/proc/cpuinfo", "model name", cpu);
-    int n = sprintf(text, "commit\t" COMMIT "\nprecision\t" PRECISION_NAME "\nrecipe\t%s\nnumerics\t%d\nthreads\t%d\n",
-                    IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count());
-    n += sprintf(text + n, "machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", cpu, machine_peak_gflops,
-                 product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
-    n += sprintf(text + n, "shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d)\nparameters\t%zu\n",
-                 c->L, c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
-    n += sprintf(text + n, "data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens,
-                 r->train.windows, r->validation.rows, r->validation.counted,
-                 r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    n += sprintf(text + n, "data_hash\t%016llx\nval_hash\t%016llx\n", (unsigned long long)r->train.hash,
-                 (unsigned long long)r->val.hash);
-    n += sprintf(text + n,
-                 "memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 "
-                 "keeps %.1f), reused buffers %.1f\n",
-                 mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]));
-    strcpy(text + n, r->option_lines);
+    char cpu[256], *text;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    fprintf(f, "commit\t" COMMIT "\nprecision\t" PRECISION_NAME "\nrecipe\t%s\nnumerics\t%d\nthreads\t%d\n",
+            IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count());
+    fprintf(f, "machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu),
+            machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
+    fprintf(f, "shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
+            c->C, c->T, c->V, c->Vp, r->g.param_count);
+    fprintf(f, "data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
+            r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    fprintf(f, "data_hash\t%016llx\nval_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    fprintf(f,
+            "memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
+            "reused buffers %.1f\n%s",
+            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]),
+            r->option_lines);
+    fclose(f);
     return text;
 }
 
