@@ -1240,11 +1240,11 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
 
 // Softmax cross entropy of `rows` rows of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where
 // target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
-static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, size_t rows, int V, int Vp,
+static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, int rows, int V, int Vp,
                        float dscale) {
-    PARALLEL(static) for (size_t row = 0; row < rows; row++) {
-        float *z = logits + row * Vp;
-        stored_t *d = dlogits ? dlogits + row * Vp : NULL;
+    PARALLEL(static) for (int row = 0; row < rows; row++) {
+        float *z = logits + (size_t)row * Vp;
+        stored_t *d = dlogits ? dlogits + (size_t)row * Vp : NULL;
         const int target = targets[row];
         losses[row] = 0;
         if (target < 0) {
@@ -1937,8 +1937,7 @@ static void dataset_windows(Dataset *d, const char *role, int T) {
         s->slack = s->windows ? s->count - 1 - s->windows * T : 0;
         d->windows += s->windows;
     }
-    EXPECT(d->windows > 0, "no file of the %s data (%zu tokens) fills a window of %d; use more text or a smaller -t", role,
-           d->tokens, T + 1);
+    EXPECT(d->windows > 0, "%s data: no file fills a window of %d tokens; use more text or a smaller -t", role, T + 1);
 }
 
 // Window `index`, moved on by `shift` (taken modulo what the shard allows).
@@ -2385,83 +2384,77 @@ static int log_validation(const char **at, double *row, double step) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 11. options
 
-typedef struct {
-    char *train, *val, *model, *out, *prompt, *schedule, *scaling, *amax_algo, *formats, *baseline, *tokenizer;
-    long batch, seq_len, total_batch, seed, data_seed, layers, heads, channels, steps, val_every, val_batches, sample_every,
-        sample_len, checkpoint_every, keep, resume, generate, warmup, amax_history, margin, scales_every, fp8_head, eval, help,
-        version;
-    double lr, final_lr, weight_decay, grad_clip, beta1, beta2, eps, temperature;
-} Options;
-
-typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE } OptionKind; // MAYBE: 0 or 1, may be left out (1)
 // What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
 // resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
+// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
+// clang-format off
+#define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
+    X(TEXT, train, 'i', "train", FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
+    X(TEXT, val, 'j', "val", FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out") \
+    X(LONG, batch, 'b', "batch", FIXED, 1, 65536, "4", "sequences in a (micro-)batch") \
+    X(LONG, seq_len, 't', "seq-len", FIXED, 1, 1 << 20, "256", "positions in a sequence") \
+    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len") \
+    X(LONG, seed, 0, "seed", FIXED, 0, 1e15, "1", "of the initial weights and of sampling") \
+    X(LONG, data_seed, 0, "data-seed", FIXED, 0, 1e15, "1", "of the order of the data") \
+    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
+    X(LONG, layers, 0, "layers", FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels") \
+    X(LONG, heads, 0, "heads", FIXED, 0, 1024, "0", "") \
+    X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
+    X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
+    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", "steps between validations; 0: never") \
+    X(LONG, val_batches, 'm', "val-batches", FIXED, 1, 1e6, "20", "batches in the fixed validation set") \
+    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", "steps between printed samples; 0: never") \
+    X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
+    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: none at all") \
+    X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
+    X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options") \
+    X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free") \
+    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop") \
+    X(LONG, generate, 0, "generate", CALL, 0, 1e8, "200", "tokens to write after --prompt") \
+    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token") \
+    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none") \
+    X(DOUBLE, lr, 'l', "lr", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
+    X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
+    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak") \
+    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", "decoupled, on matrices only") \
+    X(TEXT, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)") \
+    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping") \
+    X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
+    X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
+    X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
+    X(TEXT, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)") \
+    X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
+    X(TEXT, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent") \
+    X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
+    X(TEXT, formats, 0, "formats", FP8 | FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2") \
+    X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
+    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
+    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
+    X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
+    X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
+    X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
+// clang-format on
+typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE } OptionKind;
+typedef char *TEXT_t;
+typedef long LONG_t, FLAG_t, MAYBE_t;
+typedef double DOUBLE_t;
+#define OPTION_FIELD(kind, field, ...) kind##_t field;
 typedef struct {
-    int letter; // or 0
-    const char *name;
+    OPTIONS(OPTION_FIELD)
+} Options;
+typedef struct {
     OptionKind kind;
     size_t field;
+    int letter; // or 0
+    const char *name;
     int scope;
     double min, max;
     const char *initial, *help;
 } OptionSpec;
-
-// The one table behind parser, --help, the printed configuration, log header and state.
-#define FIELD(kind, field) OPT_##kind, offsetof(Options, field)
-static const OptionSpec option_specs[] = {
-    {'i', "train", FIELD(TEXT, train), FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards"},
-    {'j', "val", FIELD(TEXT, val), FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out"},
-    {'b', "batch", FIELD(LONG, batch), FIXED, 1, 65536, "4", "sequences in a (micro-)batch"},
-    {'t', "seq-len", FIELD(LONG, seq_len), FIXED, 1, 1 << 20, "256", "positions in a sequence"},
-    {'d', "total-batch", FIELD(LONG, total_batch), FIXED, 0, 1 << 30, "0",
-     "tokens a step, by accumulation; 0: batch x seq-len"},
-    {0, "seed", FIELD(LONG, seed), FIXED, 0, 1e15, "1", "of the initial weights and of sampling"},
-    {0, "data-seed", FIELD(LONG, data_seed), FIXED, 0, 1e15, "1", "of the order of the data"},
-    {'e', "model", FIELD(TEXT, model), FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file"},
-    {0, "layers", FIELD(LONG, layers), FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels"},
-    {0, "heads", FIELD(LONG, heads), FIXED, 0, 1024, "0", ""},
-    {0, "channels", FIELD(LONG, channels), FIXED, 0, 65536, "0", ""},
-    {'x', "steps", FIELD(LONG, steps), FIXED, 0, 99999999, "1500", "optimiser steps"},
-    {'v', "val-every", FIELD(LONG, val_every), FREE, 0, 1e8, "100", "steps between validations; 0: never"},
-    {'m', "val-batches", FIELD(LONG, val_batches), FIXED, 1, 1e6, "20", "batches in the fixed validation set"},
-    {'s', "sample-every", FIELD(LONG, sample_every), FREE, 0, 1e8, "500", "steps between printed samples; 0: never"},
-    {'g', "sample-len", FIELD(LONG, sample_len), FREE, 1, 1e6, "200", "tokens in a sample"},
-    {'n', "checkpoint-every", FIELD(LONG, checkpoint_every), FREE, 0, 1e8, "500", "steps between checkpoints; 0: none at all"},
-    {0, "keep", FIELD(LONG, keep), FREE, 0, 255, "2", "checkpoints that stay; 0: all"},
-    {'y', "resume", FIELD(MAYBE, resume), CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options"},
-    {'o', "out", FIELD(TEXT, out), CALL, 0, 0, "",
-     "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free"},
-    {0, "prompt", FIELD(TEXT, prompt), CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop"},
-    {0, "generate", FIELD(LONG, generate), CALL, 0, 1e8, "200", "tokens to write after --prompt"},
-    {0, "temperature", FIELD(DOUBLE, temperature), FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token"},
-    {0, "tokenizer", FIELD(TEXT, tokenizer), FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none"},
-    {'l', "lr", FIELD(DOUBLE, lr), FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels"},
-    {'u', "warmup", FIELD(LONG, warmup), FIXED, 0, 1e8, "100", "steps of linear warm-up"},
-    {'q', "final-lr", FIELD(DOUBLE, final_lr), FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak"},
-    {'c', "weight-decay", FIELD(DOUBLE, weight_decay), FIXED, 0, 100, "0.1", "decoupled, on matrices only"},
-    {'k', "schedule", FIELD(TEXT, schedule), FIXED, 0, 0, "cosine",
-     "cosine, linear, constant or wsd (decays over the last fifth)"},
-    {0, "grad-clip", FIELD(DOUBLE, grad_clip), FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping"},
-    {0, "beta1", FIELD(DOUBLE, beta1), FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps"},
-    {0, "beta2", FIELD(DOUBLE, beta2), FIXED, 0, 0.9999999, "0.95", ""},
-    {0, "eps", FIELD(DOUBLE, eps), FIXED, 1e-20, 1, "1e-8", ""},
-    {0, "scaling", FIELD(TEXT, scaling), FP8 | FIXED, 0, 0, "delayed",
-     "delayed (history of amax), current (own amax) or none (1)"},
-    {0, "amax-history", FIELD(LONG, amax_history), FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16",
-     "steps that delayed scaling remembers"},
-    {0, "amax-algo", FIELD(TEXT, amax_algo), FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent"},
-    {0, "margin", FIELD(LONG, margin), FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin"},
-    {0, "formats", FIELD(TEXT, formats), FP8 | FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2"},
-    {0, "fp8-head", FIELD(FLAG, fp8_head), FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too"},
-    {0, "scales-every", FIELD(LONG, scales_every), FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none"},
-    {0, "baseline", FIELD(TEXT, baseline), FREE, 0, 0, "",
-     "another run's directory, for its loss and the gap (default log/fp16)"},
-    {0, "eval", FIELD(FLAG, eval), CALL, 0, 1, "0", "validate the model and stop"},
-    {0, "help", FIELD(FLAG, help), CALL, 0, 1, "0", ""},
-    {0, "version", FIELD(FLAG, version), CALL, 0, 1, "0", ""},
-};
+#define OPTION_SPEC(kind, field, ...) {OPT_##kind, offsetof(Options, field), __VA_ARGS__},
+static const OptionSpec option_specs[] = {OPTIONS(OPTION_SPEC)};
 #define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
 static int option_here(const OptionSpec *s) { return IS_FP8 || !(s->scope & FP8); } // this build has it
 static int option_index(const char *name) {
@@ -2482,8 +2475,8 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     const int real = s->kind == OPT_DOUBLE;
     const double value = real ? strtod(text, &end) : strtol(text, &end, 10);
     EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name, real ? "real" : "whole", text);
-    EXPECT(value >= s->min && value <= s->max, "%s --%s: expected %.8g to %.8g, found %s", where, s->name, s->min, s->max,
-           text);
+    const int fits = value >= s->min && value <= s->max;
+    EXPECT(fits, "%s --%s: expected %.8g to %.8g, found %s", where, s->name, s->min, s->max, text);
     if (real) *(double *)field = value;
     else *(long *)field = value;
 }
@@ -2506,8 +2499,8 @@ static void options_help(void) {
         const OptionSpec *s = &option_specs[i];
         char name[64];
         snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
-        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', s->letter ? '-' : ' ', s->letter ? s->letter : ' ', name,
-               s->help);
+        const int letter = s->letter;
+        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ', letter ? letter : ' ', name, s->help);
         if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
         printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
     }
@@ -2718,16 +2711,14 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
 
 // "1h05m" or "4m07s", into out[64].
 static const char *duration_text(double seconds, char *out) {
-    const long s = seconds + 0.5;
-    if (s >= 3600) snprintf(out, 64, "%ldh%02ldm", s / 3600, s / 60 % 60);
-    else snprintf(out, 64, "%ldm%02lds", s / 60, s % 60);
+    const long s = seconds + 0.5, hours = s >= 3600, unit = hours ? 60 : 1;
+    snprintf(out, 64, "%ld%c%02ld%c", s / (60 * unit), hours ? 'h' : 'm', s / unit % 60, hours ? 'm' : 's');
     return out;
 }
 
 // The operands that were cut or flushed most in the last step.
 static void scale_table_print(const Gpt *g) {
     char *shown = (char *)memory_allocate(g->scale_count), name[32];
-    static const char *const notes[8] = {"   <- most saturated", "", "", "", "   <- most flushed to zero", "", "", ""};
     printf("\nscales in the last step\n  layer operand          amax       scale   saturated     flushed\n");
     for (int row = 0; row < 8; row++) {
         int best = -1;
@@ -2741,8 +2732,11 @@ static void scale_table_print(const Gpt *g) {
         shown[best] = 1;
         const Fp8Stats *t = &g->scales[best].logged;
         const int layer = scale_name(g, best, name);
-        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%%s\n", layer, name, bits_float(t->amax_bits),
-               g->scales[best].logged_scale, 100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count, notes[row]);
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name, bits_float(t->amax_bits),
+               g->scales[best].logged_scale, 100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
+               row == 0   ? " <- most saturated"
+               : row == 4 ? " <- most flushed to zero"
+                          : "");
     }
     free(shown);
 }
@@ -2954,8 +2948,7 @@ static int run_train(Run *r) {
             checkpoint_save(g, r->dir, &r->progress, r->option_lines, o->keep);
         fflush(stdout);
         if (stop && !last) {
-            printf("\ninterrupted after step %ld; a checkpoint is in %s. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n",
-                   step, r->dir, r->dir);
+            printf("\ninterrupted after step %ld. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n", step, r->dir);
             return EXIT_INTERRUPTED;
         }
     }
@@ -3020,8 +3013,8 @@ int main(int argc, char **argv) {
     const long micro_batch = o->batch * o->seq_len; // tokens
     EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: %ld is no multiple of batch x seq-len, %ld",
-           o->total_batch, micro_batch);
+    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of %ld (batch x seq-len)",
+           micro_batch);
     if (o->lr == 0) o->lr = 0.3 / r->g.config.C; // wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
@@ -3053,10 +3046,6 @@ int main(int argc, char **argv) {
     printf("run              %s\n\n", r->dir);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
-    const int status = run_train(r);
-    fclose(r->log);
-    if (r->scales) fclose(r->scales);
-    gpt_free(&r->g);
-    return status;
+    return run_train(r);
 }
 #endif
