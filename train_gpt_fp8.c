@@ -20,9 +20,8 @@ What this file refuses to do: multiply FP8 faster than bf16 (no CPU can; FP8 sav
 architectures, several machines.
 
 Bits: the same seed and data give the same parameters, to the last bit, for any thread count, compiler, instruction set
-and across a resume. NUMERICS_VERSION names the rules; they stand where they are kept: one chain of fused multiply-adds
-per output of a product (section 4), sums in 16 striped lanes and fixed chunks (section 2), exp, log, sin and cos of our
-own (section 2), denormals flushed (fp_mode_set).
+and across a resume. NUMERICS_VERSION names the rules: one chain of fused multiply-adds per output of a product (section
+4); sums in 16 striped lanes and fixed chunks, exp, log, sin and cos of our own, denormals flushed (section 2).
 
 Sections
      1. precision   2. utilities: errors, memory, 16-bit types, exp, log, sin, sums, random numbers
@@ -78,7 +77,6 @@ Sections
 // 1. precision
 // Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
 // what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
-
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -90,35 +88,32 @@ Sections
 typedef enum { DTYPE_FP32, DTYPE_BF16, DTYPE_FP16, DTYPE_E4M3, DTYPE_E5M2, DTYPE_COUNT } Dtype;
 static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1};
 
-#if PRECISION == PRECISION_FP8
-#define PRECISION_NAME "fp8"
-typedef uint16_t stored_t;
-typedef uint8_t operand_t;
-#elif PRECISION == PRECISION_FP16
-#define PRECISION_NAME "fp16"
-typedef uint16_t stored_t, operand_t;
-#elif PRECISION == PRECISION_BF16
-#define PRECISION_NAME "bf16"
-typedef uint16_t stored_t, operand_t;
-#else
-#define PRECISION_NAME "fp32"
-typedef float stored_t, operand_t;
-#endif
+// The stored type, and its conversions among those of section 2; the type of an operand.
 #define IS_FP8 (PRECISION == PRECISION_FP8)
-
-// The stored type, and its conversions among those of section 2.
 #if PRECISION == PRECISION_FP32
+#define PRECISION_NAME       "fp32"
 #define STORED               DTYPE_FP32
 #define float_from_stored(s) (s)
 #define stored_from_float(f) (f)
+typedef float stored_t, operand_t;
 #elif PRECISION == PRECISION_FP16
+#define PRECISION_NAME    "fp16"
 #define STORED            DTYPE_FP16
 #define float_from_stored float_from_fp16
 #define stored_from_float fp16_from_float
+typedef uint16_t stored_t, operand_t;
 #else
 #define STORED            DTYPE_BF16
 #define float_from_stored float_from_bf16
 #define stored_from_float bf16_from_float
+typedef uint16_t stored_t;
+#if IS_FP8
+#define PRECISION_NAME "fp8"
+typedef uint8_t operand_t;
+#else
+#define PRECISION_NAME "bf16"
+typedef uint16_t operand_t;
+#endif
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -157,7 +152,6 @@ static double seconds_now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
@@ -211,7 +205,6 @@ static int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7
 
 // ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
 // operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
-
 // Round to nearest even, denormals flushed first: what vcvtneps2bf16 does. Any NaN becomes a quiet one.
 INLINE uint16_t bf16_from_float(float f) {
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -332,7 +325,6 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
 // 3. FP8
 // A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
 // (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
-
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
@@ -384,7 +376,6 @@ static void fp8_tables_init(void) {
 }
 
 // ---- what is counted for every operand, in the pass that quantises it
-
 typedef struct {
     uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
@@ -398,13 +389,11 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 }
 
 // ---- scales
-
 typedef enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_COUNT } ScalingRule;
 static const char *const scaling_names[SCALING_COUNT] = {"delayed", "current", "none", "static"};
 
-// How a role (x, w or dy) is quantised. A recipe is one such row for each role: a new
-// combination is a new row; a new rule is an enum value and its branch in scale_advance() (from earlier steps) or quantise()
-// (from this very tensor).
+// How a role (x, w or dy) is quantised; a recipe is one such row for each role. A new rule is an enum value and its branch in
+// scale_advance() (from earlier steps) or quantise() (from this very tensor).
 typedef struct {
     Dtype format;
     ScalingRule rule;
@@ -412,7 +401,6 @@ typedef struct {
     int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
     int margin;      // the scale is divided by 2^margin
 } ScalingRecipe;
-
 #define AMAX_HISTORY_MAX 1024
 // The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
 typedef struct {
@@ -454,7 +442,6 @@ static void scale_advance(Fp8Scale *s) {
 }
 
 // ---- quantise
-
 #define CHUNK 8192 // elements: the unit in which sums over a whole tensor are split, whatever the thread count
 
 // q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order does not matter.
@@ -533,7 +520,6 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int 
 // Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels of MR rows (a) or NR
 // columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for vdpbf16ps, or one fp32 number. FP8 is decoded
 // here, so a transposed operand needs no transposed copy in memory.
-
 // A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of the strides is 1.
 typedef struct {
     const void *data;
@@ -571,22 +557,20 @@ typedef struct {
 #define LANES       8
 #define vector_set1 _mm256_set1_ps
 #define vector_fma  _mm256_fmadd_ps
-#define MR          6
-#define NR          16
 #elif defined(__ARM_NEON)
 #define ISA_NAME            "NEON"
 #define LANES               4
 #define vector_set1         vdupq_n_f32
 #define vector_fma(a, b, c) vfmaq_f32(c, a, b)
-#define MR                  6
-#define NR                  16
 #else
 #define ISA_NAME            "portable C"
 #define LANES               1
 #define vector_set1(x)      ((Vector){x})
 #define vector_fma(a, b, c) ((Vector){fmaf((a)[0], (b)[0], (c)[0])})
-#define MR                  4
-#define NR                  16
+#endif
+#ifndef MR
+#define MR 6
+#define NR 16
 #endif
 #ifdef vector_fma_pairs
 #define HAS_PAIRS (PRECISION == PRECISION_FP8 || PRECISION == PRECISION_BF16)
@@ -640,9 +624,8 @@ KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile
 KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) { kernel_vectors(units, a, b, tile, 0); }
 #else
 // No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
-// floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits). The
-// chains stay in the tile, because converting from memory takes no shuffle; the instruction is written out, because gcc has
-// no intrinsic for two floats in memory.
+// floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits).
+// Converting from memory, where the chains stay, takes no shuffle; gcc has no intrinsic for it.
 static inline __m128d float2_to_double(const void *p) {
     __m128d d;
     __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
@@ -675,14 +658,12 @@ KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile)
         }
 }
 #endif
-
 static void kernel(int units, const uint32_t *a, const uint32_t *b, float *tile) {
     if (HAS_PAIRS && product_uses_pairs) kernel_pairs(units, a, b, tile);
     else kernel_fp32(units, a, b, tile);
 }
 
 // ---- packing
-
 // n FP8 codes to bf16.
 static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     const int t = d == DTYPE_E5M2;
@@ -790,7 +771,6 @@ static void pack_a(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int n
 static void pack_b(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
 
 // ---- the product of packed panels
-
 // Turns rows x cols of a finished tile into output elements at out + (m, n).
 static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
     const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
@@ -886,7 +866,6 @@ static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t 
 }
 
 // ---- the machine's peak
-
 // GFLOP/s of one thread in multiply-adds that touch no memory, in as many chains as a kernel has; pairs: vdpbf16ps. Portable
 // C has no such instruction: there it is the kernel itself.
 static double peak_measure(int pairs) {
@@ -1188,7 +1167,6 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
 }
 
 // ---- linear layers
-
 // One linear layer of the model, y = x w^T + bias, with all that its three products need.
 typedef struct {
     const void *w;     // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
@@ -1313,9 +1291,7 @@ static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN] = {"qkv", "attproj", "fc", "fcproj"};
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
-
 #define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
-
 typedef enum { ROLE_fp32, ROLE_stored, ROLE_operand, ROLE_byte } Role; // of a tensor, and its type in this build:
 typedef float fp32_t;
 typedef uint8_t byte_t;
@@ -1363,7 +1339,6 @@ typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_SPEC(role, name, layers, count, life)                                                                           \
     {(void **)&g->name, (layers) * (count)*role_size(ROLE_##role, precision), life},
 #define TENSORS 28
-
 typedef struct {
     // what was asked for, before allocation
     Config config;
@@ -1384,7 +1359,6 @@ typedef struct {
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and steps since it changed
     int record;            // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
 } Gpt;
-
 typedef struct {
     void **where;
     size_t bytes;
@@ -1411,11 +1385,9 @@ static size_t attention_bytes(const Gpt *g) {
     AttentionBuffers w;
     return attention_buffers(&w, NULL, g->config.T, g->config.C / g->config.NH);
 }
-
 typedef struct {
     size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
-
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {0};
     TensorSpec own[TENSORS], fp16[TENSORS];
@@ -1722,7 +1694,6 @@ static double gradient_norm(const float *grad, size_t n, float scale) {
     free(sums);
     return sqrt(total);
 }
-
 typedef struct {
     float lr, beta1, beta2, eps, weight_decay;
 } AdamW;
@@ -1781,7 +1752,6 @@ static void loss_scale_update(Gpt *g, int overflow) {
 // 8. data
 // A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
 // T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
-
 #define SHARD_MAGIC     20240520
 #define TOKENIZER_MAGIC 20240328
 #define GPT2_VOCAB      50257
@@ -1810,7 +1780,6 @@ static void file_expect(const char *path, const char *what, long found, long min
 }
 
 // ---- tables of text: `# key<TAB>value` lines, then rows of tab-separated columns
-
 // A whole text, ended by a 0; NULL if there is no such file.
 static char *text_read(const char *path) {
     struct stat st;
@@ -1848,14 +1817,12 @@ static int text_row(const char **at, double *row, int n) {
 }
 
 // ---- token shards and texts
-
 typedef struct {
     const char *path;
     const unsigned char *map, *tokens; // the file; the first token of this set in it
     int width;                         // bytes a token, 1 or 2
     size_t count, windows, slack;      // tokens, windows of an epoch, and by how many tokens they may shift
 } Shard;
-
 typedef struct {
     Shard *shards;
     int shard_count, V;
@@ -1974,7 +1941,6 @@ static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *
 
 // ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv
 // gives the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
-
 typedef struct {
     int T;
     long rows;
@@ -2048,7 +2014,6 @@ static double validate(Gpt *g, const ValidationSet *v) {
 }
 
 // ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
-
 typedef struct {
     int V, eot;                 // V is 0 without a file: bytes
     const unsigned char **text; // [V] a token's bytes; the byte before them is their number
@@ -2102,7 +2067,6 @@ static void token_print(int token, void *tokenizer) {
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
-
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 2
@@ -2117,12 +2081,10 @@ typedef struct {
     SectionHeader header;
     void *data;
 } Section;
-
 typedef struct {
     int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
     uint64_t model_checksum;
 } Progress;
-
 static void state_header(uint64_t *h) {
     const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
     memcpy(h, fields, sizeof(fields));
@@ -2242,7 +2204,6 @@ typedef struct {
     SectionHeader header[SECTIONS];
     const unsigned char *data[SECTIONS];
 } StateFile;
-
 static void state_check(StateFile *f) {
     static const char *const names[8] = {"state magic number", "state version", "numerics version", "precision (0: fp8)",
                                          "number of ranks",    "rank",          "sections",         "header checksum"};
@@ -2313,7 +2274,6 @@ static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *o
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
 // Rows are written whole and flushed. A resume drops the rows beyond its checkpoint and goes on.
-
 #define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
@@ -2614,7 +2574,6 @@ static Config options_config(const Options *o, int depth, int V) {
 #ifndef COMMIT
 #define COMMIT "unknown"
 #endif
-
 static volatile sig_atomic_t interrupted = 0;
 static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once
     interrupted = 1;
