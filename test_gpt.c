@@ -1454,6 +1454,13 @@ static uint64_t fingerprint(const Gpt *g) {
     return h;
 }
 
+// Logits [Vp] after n tokens at position pos, whose keys and values before it are cached.
+static const float *gpt_decode(Gpt *g, const int *tokens, int n, int pos) {
+    gpt_forward_blocks(g, tokens, 1, n, pos);
+    head_forward(g, g->logits, n - 1, 1);
+    return g->logits;
+}
+
 static uint64_t three_steps(int threads, int fp8_head, int disturbed) {
     Gpt g;
     threads_set(threads);

@@ -73,8 +73,7 @@ Sections
 
 #define NUMERICS_VERSION 1 // changes whenever any bit of a result changes
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 1. precision
+// ==== 1. precision ===================================================================================================
 // Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
 // what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
 #define PRECISION_FP8  0
@@ -116,8 +115,7 @@ typedef uint16_t operand_t;
 #endif
 #endif
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 2. utilities
+// ==== 2. utilities ===================================================================================================
 
 // Exit statuses, as --help prints them.
 enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
@@ -321,8 +319,7 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
     return h;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 3. FP8
+// ==== 3. FP8 =========================================================================================================
 // A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
 // (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
 typedef struct {
@@ -415,9 +412,11 @@ typedef struct {
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
 } Fp8Scale;
 
+static int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
+
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
 static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
-    if (!(amax >= 0x1p-126f) || !float_is_finite(amax)) return keep;
+    if (!amax_usable(amax)) return keep;
     float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     scale /= amax;
@@ -425,14 +424,14 @@ static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 }
 
 // Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
-// of all its micro-batches; validation and sampling run with record 0, so none of theirs gets here.
+// of all its micro-batches; validation and sampling record nothing, so none of theirs gets here.
 static void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = &s->recipe;
     s->logged = s->step;
     s->logged_scale = s->scale;
     memset(&s->step, 0, sizeof(s->step));
     float amax = bits_float(s->logged.amax_bits);
-    if (r->rule != SCALING_DELAYED || !(amax >= 0x1p-126f) || !float_is_finite(amax)) return;
+    if (r->rule != SCALING_DELAYED || !amax_usable(amax)) return;
     s->amax_history[s->history_next] = amax;
     s->history_next = (s->history_next + 1) % r->history_len;
     if (s->history_count < r->history_len) s->history_count++;
@@ -476,10 +475,12 @@ static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_
     free(sums);
 }
 
+typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling leave no trace
+
 // The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1 / scale.
 // An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax.
-// `record`: whether the statistics count for this step (not while validating or sampling); 2 also sums SQNR.
-static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int record) {
+// record: whether the statistics count for this step, and the sums for SQNR with them.
+static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = r->rule == SCALING_NONE ? 1.0f : s->scale;
     if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
@@ -490,7 +491,7 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int 
             amax = MAX(a, amax);
         }
         scale = scale_from_amax(bits_float(amax), scale, r);
-        if (record) s->scale = scale;
+        if (record != RECORD_NONE) s->scale = scale;
     }
     float scale_inv = 1.0f / scale;
     Fp8Stats total = {0};
@@ -504,13 +505,12 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, int 
 #pragma omp critical
         stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
     }
-    if (record == 2) sqnr_add(&total, q, x, n, r->format, scale_inv);
-    if (record) stats_merge(&s->step, &total);
+    if (record == RECORD_SQNR) sqnr_add(&total, q, x, n, r->format, scale_inv);
+    if (record != RECORD_NONE) stats_merge(&s->step, &total);
     return scale_inv;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 4. matrix product
+// ==== 4. matrix product ==============================================================================================
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]). Every sum is one chain of fp32 fused multiply-adds, the odd
 // element of each pair first,
 //     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
@@ -919,8 +919,7 @@ static void workspace_free(void) {
     memset(&workspace, 0, sizeof(workspace));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 5. layers
+// ==== 5. layers ======================================================================================================
 // Shapes are row-major. B sequences of n positions are B * n rows. Sums over channels run in 16 striped lanes and a fixed
 // tree; sums over rows in blocks of ROWS rows, the blocks then in ascending order.
 #define ROWS 32
@@ -1179,7 +1178,7 @@ static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe.format : ST
 
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
 // made here, or, where the layer is not FP8, x itself.
-static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, int record) {
+static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, Record record) {
     float scale = 1;
     if (f->x_scale) {
         f->x_scale->kept_inv = quantise(kept, x, rows * f->in, f->x_scale, record);
@@ -1193,7 +1192,7 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
 // its largest number, a non-finite dy is seen in dbias. dy_bytes: room for dy's FP8 bytes.
 // partial: [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes,
-                            float *partial, size_t rows, int record) {
+                            float *partial, size_t rows, Record record) {
     float scale_dx = 1, scale_dw = 1;
     const void *g = dy;
     if (f->dy_scale) {
@@ -1239,8 +1238,7 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 6. model
+// ==== 6. model =======================================================================================================
 
 typedef struct {
     int T, V, Vp, L, NH, C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
@@ -1357,7 +1355,7 @@ typedef struct {
     int scale_count;
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and steps since it changed
-    int record;            // statistics of FP8 operands: 0 no (validation, sampling), 1 yes, 2 with SQNR
+    Record record;
 } Gpt;
 typedef struct {
     void **where;
@@ -1498,7 +1496,7 @@ static void gpt_quantise_weights(Gpt *g) {
     const size_t C = g->config.C, head = g->config.Vp * C;
     stored_from_floats(g->head_w, g->master, head);
     Fp8Scale *s = gpt_head(g).w_scale;
-    if (s) s->kept_inv = quantise(g->head_q, g->head_w, head, s, 1);
+    if (s) s->kept_inv = quantise(g->head_q, g->head_w, head, s, RECORD_STATS);
     // FP8: one matrix at a time is rounded into scratch and from there to bytes.
     stored_t *rounded = IS_FP8 ? memory_allocate(4 * C * C * sizeof(stored_t)) : NULL;
     for (int l = 0; l < g->config.L; l++)
@@ -1506,7 +1504,7 @@ static void gpt_quantise_weights(Gpt *g) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = IS_FP8 ? rounded : (stored_t *)f.w;
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            if (IS_FP8) f.w_scale->kept_inv = quantise((uint8_t *)f.w, rounded, f.in * f.out, f.w_scale, 1);
+            if (IS_FP8) f.w_scale->kept_inv = quantise((uint8_t *)f.w, rounded, f.in * f.out, f.w_scale, RECORD_STATS);
         }
     free(rounded);
 }
@@ -1633,13 +1631,6 @@ static double gpt_step_flops(const Config *c, double tokens, int T) {
     return tokens * (6 * matrices + attention);
 }
 
-// The next-token distribution after `tokens` (n of them at position pos), as logits of the last one [Vp].
-static const float *gpt_decode(Gpt *g, const int *tokens, int n, int pos) {
-    gpt_forward_blocks(g, tokens, 1, n, pos);
-    head_forward(g, g->logits, n - 1, 1);
-    return g->logits;
-}
-
 // Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
 static int sample_token(const float *logits, int V, float temperature, double u) {
     int best = 0;
@@ -1660,26 +1651,27 @@ static int sample_token(const float *logits, int V, float temperature, double u)
 // context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
 static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed,
                          void (*emit)(int, void *), void *arg) {
-    const int T = g->config.T, record = g->record;
+    const int T = g->config.T;
+    const Record record = g->record;
     int pos = 0;
-    g->record = 0;
+    g->record = RECORD_NONE;
     for (int i = 0; i < count; i++) {
         const int kept = MAX(T / 2, 1);
         if (length > T) {
             memmove(context, context + length - kept, kept * sizeof(int));
             length = kept, pos = 0;
         }
-        const float *logits = gpt_decode(g, context + pos, length - pos, pos);
+        gpt_forward_blocks(g, context + pos, 1, length - pos, pos);
+        head_forward(g, g->logits, length - pos - 1, 1);
         pos = length;
-        int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        int token = sample_token(g->logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
         emit(token, arg);
         context[length++] = token;
     }
     g->record = record;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 7. optimiser
+// ==== 7. optimiser ===================================================================================================
 
 // Sum of squares of all gradients: 16 lanes a chunk, chunks ascending in double. scale: what the gradients are multiplied by.
 static double gradient_norm(const float *grad, size_t n, float scale) {
@@ -1748,8 +1740,7 @@ static void loss_scale_update(Gpt *g, int overflow) {
     else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 8. data
+// ==== 8. data ========================================================================================================
 // A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
 // T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
 #define SHARD_MAGIC     20240520
@@ -2002,9 +1993,9 @@ static ValidationSet validation_open(const Dataset *d, int T, long want) {
 
 // Mean loss over the validation set, in nats a token.
 static double validate(Gpt *g, const ValidationSet *v) {
-    const int record = g->record;
+    const Record record = g->record;
     double sum = 0;
-    g->record = 0;
+    g->record = RECORD_NONE;
     for (long row = 0; row < v->rows; row += g->B) {
         const int B = row + g->B < v->rows ? g->B : v->rows - row;
         sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, B, v->T, 0);
@@ -2062,8 +2053,7 @@ static void token_print(int token, void *tokenizer) {
     fflush(stdout);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 9. checkpoint
+// ==== 9. checkpoint ==================================================================================================
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
@@ -2269,20 +2259,18 @@ static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *o
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 10. log
+// ==== 10. log ========================================================================================================
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
 // Rows are written whole and flushed. A resume drops the rows beyond its checkpoint and goes on.
 #define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
-// Prints `key<TAB>value` lines after "# ", as in a log; to the screen as two columns.
-static void lines_print(FILE *f, const char *line) {
+// Prints `# key<TAB>value` lines to the screen, as two columns.
+static void lines_print(const char *line) {
     for (int n = strcspn(line, "\n"); *line; line += n + 1, n = strcspn(line, "\n")) {
         const int key = strcspn(line, "\t");
-        if (f != stdout) fprintf(f, "# %.*s\n", n, line);
-        else printf("%-16.*s %.*s\n", key, line, n - key - 1, line + key + 1);
+        printf("%-16.*s %.*s\n", key - 2, line + 2, n - key - 1, line + key + 1);
     }
 }
 
@@ -2294,7 +2282,7 @@ static FILE *log_open(const char *dir, const char *name, const char *header, con
     path_print(path, "%s/%s", dir, name);
     char *old = step < 0 ? NULL : text_read(path);
     FILE *f = file_begin(path);
-    if (!old) lines_print(f, header), fprintf(f, "%s\n", columns);
+    if (!old) fprintf(f, "%s%s\n", header, columns);
     for (const char *line = old, *next = old; line && *line; line = next) {
         const int is_row = text_row(&next, &row_step, 1);
         const int whole = next[-1] == '\n'; // the checkpoint's own row was written whole: it can only lack its newline
@@ -2341,8 +2329,7 @@ static int log_validation(const char **at, double *row, double step) {
     return step > 0 && row[0] == step;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 11. options
+// ==== 11. options ====================================================================================================
 
 // What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
 // resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
@@ -2499,30 +2486,26 @@ static Options options_parse(int argc, char **argv, int *given) {
     return o;
 }
 
-// Options as `name<TAB>value` lines: what the log, the state and the screen show.
+// Options as `# name<TAB>value` lines: what the log, the state and the screen show.
 static char *options_lines(const Options *o) {
     char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64)), value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
-            end += sprintf(end, "%s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
+            end += sprintf(end, "# %s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
     return text;
 }
 
 // Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
-static void options_resume(Options *o, const char *line, const int *given, const char *path) {
-    for (; *line; line += strcspn(line, "\n"), line += *line == '\n') {
-        char name[PATH_MAX], value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
-        const int n = strcspn(line, "\t\n"), at = n + (line[n] == '\t');
-        path_print(name, "%.*s", n, line);
-        path_print(value, "%.*s", (int)strcspn(line + at, "\n"), line + at);
-        const int i = option_index(name);
-        EXPECT(i >= 0, "%s: holds an unknown option '%s'", path, name);
+static void options_resume(Options *o, const char *lines, const int *given, const char *path) {
+    for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
+        char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
+        if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
-        option_set(&theirs, s, value, path);
+        option_set(&theirs, s, text_value(lines, s->name, value), path);
         option_text(&theirs, s, theirs_text), option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
-               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", name, path, theirs_text, mine);
+               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
         if (!given[i]) *o = theirs;
     }
 }
@@ -2562,14 +2545,13 @@ static int options_depth(const Options *o) {
 }
 static Config options_config(const Options *o, int depth, int V) {
     const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
-    const int NH = o->heads ? o->heads : C / 64, L = o->layers ? o->layers : depth;
+    const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
     EXPECT(NH >= 1 && C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
     const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
     return c;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 12. training loop
+// ==== 12. training loop ==============================================================================================
 
 #ifndef COMMIT
 #define COMMIT "unknown"
@@ -2612,8 +2594,8 @@ static int run_exists(const char *dir) {
 }
 
 // Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
-// name, with --out it refuses. A resume without --out takes the newest.
-static void run_directory(char *dir, const char *out, int resume) {
+// name, with --out it refuses. A resume without --out takes the newest; to look at one (`lock` 0) needs no lock.
+static void run_directory(char *dir, const char *out, int resume, int lock) {
     char path[PATH_MAX]; // the next free name, then the lock
     path_print(dir, "%s", out[0] ? out : "log/" PRECISION_NAME);
     path_print(path, "%s", dir);
@@ -2624,6 +2606,7 @@ static void run_directory(char *dir, const char *out, int resume) {
     if (!resume) path_print(dir, "%s", path);
     EXPECT(resume || !run_exists(dir), "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
     EXPECT(!resume || run_exists(dir), "%s: there is no run to resume", dir);
+    if (!lock) return;
     for (char *p = dir + 1; *p; p++) // its parents first
         if (*p == '/') *p = 0, mkdir(dir, 0777), *p = '/';
     EXPECT(mkdir(dir, 0777) == 0 || errno == EEXIST, "%s: cannot make the run's directory: %s", dir, strerror(errno));
@@ -2638,9 +2621,7 @@ static int stored_nonfinite(const stored_t *x, size_t n) {
         if (!float_is_finite(float_from_stored(x[i]))) return 1;
     return 0;
 }
-static int floats_nonfinite(const float *x, size_t n) {
-    return !isfinite(gradient_norm(x, n, 0x1p-100f));
-} // no square overflows
+static int floats_nonfinite(const float *x, size_t n) { return !isfinite(gradient_norm(x, n, 0x1p-100f)); }
 
 // Names the first tensor that holds Inf or NaN: activations in the order in which they are made (those that others would
 // show are left out), then gradients from the top down, then losses.
@@ -2703,7 +2684,7 @@ static void scale_table_print(const Gpt *g) {
 // Everything that one call of the program works with.
 typedef struct {
     Options o;
-    int given[OPTION_COUNT];
+    int given[OPTION_COUNT], prompts, trains; // neither: --eval
     Gpt g;
     Dataset train, val;
     ValidationSet validation;
@@ -2712,6 +2693,8 @@ typedef struct {
     double baseline_row[4];                            // its row there
     MemoryPlan plan;
     Progress progress;
+    StateFile state;                   // that it resumes from
+    char model[PATH_MAX];              // file that it starts from; "": new weights
     char dir[PATH_MAX], *option_lines; // what the state holds
     FILE *log, *scales;
     int *tokens, *targets; // [B, T] of a micro-batch
@@ -2741,24 +2724,26 @@ static double run_validate(Run *r, long step) {
     return loss;
 }
 
-// What the run is, then every option, as `key<TAB>value` lines: the header of its log, and what the screen shows first.
+// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what the screen shows first.
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
     char cpu[256], *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "commit\t" COMMIT "\nprecision\t" PRECISION_NAME "\nrecipe\t%s\nnumerics\t%d\nthreads\t%d\n",
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n",
             IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count());
-    fprintf(f, "machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu),
-            machine_peak_gflops, product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
-    fprintf(f, "shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
-            c->C, c->T, c->V, c->Vp, r->g.param_count);
-    fprintf(f, "data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
+    fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n",
+            proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops,
+            product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
+    fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L,
+            c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
+    fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
             r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    fprintf(f, "data_hash\t%016llx\nval_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
+            (unsigned long long)r->val.hash);
     fprintf(f,
-            "memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
+            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",
             mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]),
             r->option_lines);
@@ -2871,12 +2856,14 @@ static int run_train(Run *r) {
     const double begin = seconds_now(), flops = gpt_step_flops(&g->config, o->total_batch, g->config.T);
     const long first = r->progress.step;
     double val_loss = 0;
+    r->tokens = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
+    r->targets = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps, log_now = IS_FP8 && o->scales_every && (step % o->scales_every == 0 || last);
         const float loss_scale = g->loss_scaling[0];
         double t = seconds_now(), norm;
         float lr;
-        g->record = log_now ? 2 : 1;
+        g->record = log_now ? RECORD_SQNR : RECORD_STATS;
         const double loss = run_step(r, step - 1, &norm, &lr);
         t = seconds_now() - t;
         r->progress.step = step;
@@ -2915,38 +2902,25 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
-#ifndef TESTING
-int main(int argc, char **argv) {
-    static Run run;
-    static StateFile state;
-    Run *r = &run;
+// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
+// anything is allocated or a thread started.
+static void run_open(Run *r) {
     Options *o = &r->o;
-    const int *given = r->given;
-    *o = options_parse(argc, argv, r->given);
-    if (o->help) options_help();
-    if (o->version) printf("train_gpt_" PRECISION_NAME " %s, numerics %d, %s\n", COMMIT, NUMERICS_VERSION, ISA_NAME);
-    if (o->help || o->version) return EXIT_DONE;
-    const int prompting = given[option_index("prompt")], trains = !prompting && !o->eval;
-    r->baseline = r->baseline_at = "";
-
-    // A resume takes the newest checkpoint, checked whole, and its options. Data, then the model's shape, then memory: all is
-    // checked before anything is allocated or a thread started.
-    char file[PATH_MAX] = "";
-    if (o->resume) {
-        run_directory(r->dir, o->out, 1);
+    if (o->resume) { // the newest checkpoint, checked whole, and its options
+        run_directory(r->dir, o->out, 1, r->trains);
         const long step = checkpoint_newest(r->dir, LONG_MAX);
         EXPECT(step >= 0, "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
-        path_print(state.path, "%s/state_%08ld.bin", r->dir, step);
-        path_print(file, "%s/model_%08ld.bin", r->dir, step);
-        state_check(&state);
-        options_resume(o, (const char *)state.data[SECTION_OPTIONS], given, state.path);
-        memcpy(&r->progress, state.data[SECTION_PROGRESS], sizeof(r->progress));
+        path_print(r->state.path, "%s/state_%08ld.bin", r->dir, step);
+        path_print(r->model, "%s/model_%08ld.bin", r->dir, step);
+        state_check(&r->state);
+        options_resume(o, (const char *)r->state.data[SECTION_OPTIONS], r->given, r->state.path);
+        memcpy(&r->progress, r->state.data[SECTION_PROGRESS], sizeof(r->progress));
     }
     static const char *const schedules[] = {"cosine", "linear", "constant", "wsd"};
     option_choice("schedule", o->schedule, schedules, 4);
     options_recipes(o, &r->g);
     int V = 0; // unknown
-    if (!prompting) {
+    if (!r->prompts) {
         if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
             o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
@@ -2955,51 +2929,65 @@ int main(int argc, char **argv) {
         EXPECT(r->val.V == V, "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V, r->val.V);
     }
     const int depth = options_depth(o);
-    if (!file[0] && !depth) path_print(file, "%s", o->model);
-    EXPECT(file[0] || !prompting, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
-    if (file[0]) {
+    if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
+    EXPECT(r->model[0] || !r->prompts,
+           "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
+    if (r->model[0]) {
         uint64_t sum;
-        r->g.config = model_check(file, &sum);
+        r->g.config = model_check(r->model, &sum);
         const int longest = r->g.config.T;
-        EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", file, state.path);
-        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape", file);
-        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", file, V, r->g.config.V);
-        if (!given[option_index("seq-len")] && !o->resume && (prompting || longest < o->seq_len)) o->seq_len = longest;
-        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", file, longest, o->seq_len);
+        EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", r->model,
+               r->state.path);
+        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape",
+               r->model);
+        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V,
+               r->g.config.V);
+        if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len)) o->seq_len = longest;
+        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
-    r->g.B = prompting ? 1 : o->batch, r->g.training = trains;
+    r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains;
     const long micro_batch = o->batch * o->seq_len; // tokens
     EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of %ld (batch x seq-len)",
-           micro_batch);
+    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
     if (o->lr == 0) o->lr = 0.3 / r->g.config.C; // wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
-    EXPECT(!prompting || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
-    if (!prompting) {
+    EXPECT(!r->prompts || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
+    if (!r->prompts) {
         dataset_windows(&r->train, "training", o->seq_len);
         dataset_windows(&r->val, "validation", o->seq_len);
         r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
     }
     r->plan = memory_check(&r->g);
-    if (trains) run_logs_compare(r);
-    if (trains && !o->resume) run_directory(r->dir, o->out, 0);
+    if (r->trains) run_logs_compare(r);
+    if (r->trains && !o->resume) run_directory(r->dir, o->out, 0, 1);
+}
+
+#ifndef TESTING
+int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    Options *o = &r->o;
+    *o = options_parse(argc, argv, r->given);
+    if (o->help) return options_help(), EXIT_DONE;
+    if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
+    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
+    r->baseline = r->baseline_at = "";
+    run_open(r);
 
     machine_init();
     gpt_allocate(&r->g);
-    if (file[0]) model_load(&r->g, file);
+    if (r->model[0]) model_load(&r->g, r->model);
     else gpt_init(&r->g, o->seed);
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
-    if (o->resume) state_load(&r->g, &state);
-    if (prompting) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
+    if (o->resume) state_load(&r->g, &r->state);
+    if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
     r->option_lines = options_lines(o);
     char *header = run_header(r);
-    lines_print(stdout, header);
+    lines_print(header);
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
-    r->tokens = (int *)memory_allocate(micro_batch * sizeof(int));
-    r->targets = (int *)memory_allocate(micro_batch * sizeof(int));
     r->log = log_open(r->dir, "log.tsv", header, LOG_COLUMNS, o->resume ? r->progress.step : -1);
     if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", "", SCALES_COLUMNS, o->resume ? r->progress.step : -1);
     printf("run              %s\n\n", r->dir);
