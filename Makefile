@@ -59,9 +59,9 @@ data/tales: data/tales.c
 data/tales.d/train.txt: data/tales
 	data/tales --out data/tales.d
 
-test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 data/tales.d/train.txt
+test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_fp32 data/tales.d/train.txt
 	data/tales --selftest
-	set -e; for t in $(TESTS) build/portable/test_gpt_fp8; do echo "== $$t"; ./$$t; done
+	set -e; for t in $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_fp32; do echo "== $$t"; ./$$t; done
 
 # Every encoder that the compiler can build and this machine can run, on every float.
 HAS_AVX2 := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo yes)

@@ -729,7 +729,7 @@ static uint32_t dtype_bits(Dtype d, float f) {
 }
 
 // ordinary: numbers around 1. tiny: products around 2^-126, every eighth element a denormal. special: a few Inf and NaN.
-enum { ORDINARY, TINY, SPECIAL };
+enum { ORDINARY, TINY, SPECIAL, TIES };
 static uint32_t random_element(Dtype d, int mode, uint64_t i) {
     const uint64_t r = random_u64(77, mode, i);
     const float f = (float)((random_unit(r) - 0.5) * 4);
@@ -741,6 +741,7 @@ static uint32_t random_element(Dtype d, int mode, uint64_t i) {
         return d == DTYPE_FP32 || d == DTYPE_BF16 ? dtype_bits(d, f * bits_float((uint32_t)(52 + r % 25) << 23))
                                                   : dtype_bits(d, f * 0x1p-10f);
     }
+    if (mode == TIES) return 0x3f800000 | (r & 0xfff) << 11 | (uint32_t)(r >> 32 & 1) << 31; // products of 25 bits
     if (mode == SPECIAL && r % 701 == 0) return dtype_bits(d, r & 1024 ? NAN : INFINITY);
     return dtype_bits(d, f);
 }
@@ -833,8 +834,8 @@ static void test_product(void) {
     threads_set(3);
     workspace_init(65536, 0); // slices for 3 threads, of which fewer are used below
     for (int kind = 0; kind < (IS_FP8 ? 4 : 1); kind++)
-        for (int mode = 0; mode < 3; mode++) {
-            static const char *const modes[3] = {"ordinary numbers", "tiny numbers and denormals", "some Inf and NaN"};
+        for (int mode = 0; mode < (PRECISION == PRECISION_FP32 ? 4 : 3); mode++) {
+            static const char *const modes[4] = {"ordinary numbers", "tiny numbers and denormals", "some Inf and NaN", "ties"};
             char name[160];
             ProductResult r;
             memset(&r, 0, sizeof(r));
@@ -2265,6 +2266,108 @@ static size_t run_by_hand(char *arguments, const char *model, const char *log, i
     return differ;
 }
 
+// Whole runs under the other rules of scaling: they learn as the default does, and a resume keeps their bits.
+static void test_run_rules(void) {
+#if IS_FP8
+    char arguments[PATH_MAX * 2], how[700] = "", name[128];
+    static const char *const rules[] = {"delayed", "current", "none"};
+    double last[3] = {0};
+    for (int k = 0; k < 3; k++) {
+        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s -i %s -o %s", rules[k],
+                 tiny_text(), in_dir(rules[k]));
+        const Child run = child_run(arguments);
+        size_t n;
+        char path[256];
+        snprintf(path, sizeof(path), "%s/log.tsv", rules[k]);
+        const char *log = (const char *)file_get(in_dir(path), &n);
+        double row[7] = {0}, first = 0;
+        for (const char *at = log ? log : ""; *at;) {
+            double next[7]; // step, tokens, train_loss; val_loss is no number here
+            if (text_row(&at, next, 3) == 3) memcpy(row, next, 3 * sizeof(double)), first = first > 0 ? first : row[2];
+        }
+        last[k] = row[2];
+        snprintf(name, sizeof(name), "run: --scaling %s learns, within 0.02 nats of delayed scaling", rules[k]);
+        check(run.status == 0 && row[0] == 60 && row[2] < first - 1 && fabs(last[k] - last[0]) < 0.02, name,
+              "status %d, step %g, loss %g then %g, delayed %g, %s", run.status, row[0], first, row[2], last[0], run.error);
+        snprintf(name, sizeof(name), "%s-again", rules[k]);
+        shell("cp -r", in_dir(rules[k]), in_dir(name));
+        snprintf(path, sizeof(path), "%s/DONE_00000060", name), unlink(in_dir(path));
+        snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir(name));
+        const Child resumed = child_run(arguments);
+        const int same = runs_same(rules[k], name, 60, how, sizeof(how));
+        snprintf(name, sizeof(name), "run: --scaling %s resumed from step 30: the same bits", rules[k]);
+        check(resumed.status == 0 && same, name, "status %d, %s %s", resumed.status, how, resumed.error);
+    }
+    size_t n;
+    const char *none = (const char *)file_get(in_dir("none/log.tsv"), &n),
+               *delayed = (const char *)file_get(in_dir("delayed/log.tsv"), &n);
+    check(strstr(none, "\t65536\t") && !strstr(delayed, "\t65536\t"),
+          "run: --scaling none scales the loss as FP16 does, delayed does not", "it is the other way round");
+#endif
+}
+
+// A gradient that overflows FP16: the step is skipped, the loss scale halved, Adam's count stays; other builds stop.
+static void test_run_overflow(void) {
+#if PRECISION == PRECISION_FP16
+    static Run r;
+    memset(&r, 0, sizeof(r));
+    char *argv[] = {(char *)"test", (char *)"-l", (char *)"1e-3", (char *)"-u", (char *)"0"};
+    r.o = options_parse(5, argv, r.given);
+    threads_set(2);
+    workspace_free();
+    model_make(&r.g, 0);
+    const int B = r.g.B, T = r.g.config.T;
+    r.o.total_batch = B * T, r.tokens = (int *)take(B * T * sizeof(int)), r.targets = (int *)take(B * T * sizeof(int));
+    r.train = dataset_open(tiny_text());
+    unsigned char *tokens = (unsigned char *)take(r.train.tokens); // the text's bytes, within the small model's vocabulary
+    for (size_t i = 0; i < r.train.tokens; i++) tokens[i] = r.train.shards[0].map[i] % MODEL_V;
+    r.train.shards[0].tokens = tokens;
+    dataset_windows(&r.train, "training", T);
+    float *before = take_floats(r.g.param_count), lr;
+    memcpy(before, r.g.master, r.g.param_count * 4);
+    r.g.loss_scaling[0] = 0x1p40f;
+    double norm = INFINITY;
+    int skipped = 0, wrong = 0;
+    for (; skipped < 60 && norm - norm != 0; skipped++) {
+        const double loss = run_step(&r, skipped, &norm, &lr);
+        const int overflow = norm - norm != 0;
+        wrong += !(loss > 0) || (memcmp(before, r.g.master, r.g.param_count * 4) == 0) != overflow;
+        wrong += r.g.loss_scaling[0] != (overflow ? ldexpf(1, 39 - skipped) : ldexpf(1, 40 - skipped));
+        wrong += r.progress.updates != !overflow;
+    }
+    check(!wrong && skipped > 5 && skipped < 60,
+          "overflow: FP16 skips the step and halves the loss scale until the gradients fit; then Adam's first update",
+          "%d wrong, %d steps", wrong, skipped);
+    gpt_free(&r.g);
+    layers_workspace(1, 16);
+#endif
+}
+
+// A disk that is full at a checkpoint: a limit on the size of files, which every child inherits, stands for it.
+static void test_run_disk_full(void) {
+    char arguments[PATH_MAX * 2], how[700] = "";
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-x 8 -v 2 -n 2 --keep 0 -i %s -o %s", tiny_text(), in_dir("whole"));
+    child_run(arguments);
+    shell("cp -r", in_dir("whole"), in_dir("full"));
+    for (int step = 4; step <= 8; step += 2) {
+        char path[64];
+        snprintf(path, sizeof(path), "full/DONE_%08d", step), unlink(in_dir(path));
+    }
+    struct rlimit unlimited, small;
+    getrlimit(RLIMIT_FSIZE, &unlimited);
+    small = unlimited, small.rlim_cur = 60000; // less than a checkpoint, more than the log
+    signal(SIGXFSZ, SIG_IGN), setrlimit(RLIMIT_FSIZE, &small);
+    snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir("full"));
+    const Child full = child_run(arguments);
+    setrlimit(RLIMIT_FSIZE, &unlimited), signal(SIGXFSZ, SIG_DFL);
+    check(full.status == EXIT_BAD_INPUT && strstr(full.error, "model_00000004.bin: cannot write") &&
+              access(in_dir("full/DONE_00000002"), F_OK) == 0 && access(in_dir("full/DONE_00000004"), F_OK) != 0,
+          "run: a full disk ends it with status 2 and leaves the last checkpoint", "status %d, %s", full.status, full.error);
+    const Child again = child_run(arguments);
+    check(again.status == 0 && runs_same("whole", "full", 8, how, sizeof(how)),
+          "run: with room again, a resume ends as if nothing had been", "status %d, %s %s", again.status, how, again.error);
+}
+
 static void test_run(void) {
     char arguments[PATH_MAX * 2], how[700] = "";
     const char *text = tiny_text();
@@ -2382,6 +2485,9 @@ static const Group groups[] = {
     {"damage", test_damage},
     {"options", test_options},
     {"run", test_run},
+    {"run_rules", test_run_rules},
+    {"run_overflow", test_run_overflow},
+    {"run_disk_full", test_run_disk_full},
 };
 
 int main(int argc, char **argv) {
