@@ -741,7 +741,10 @@ static uint32_t random_element(Dtype d, int mode, uint64_t i) {
         return d == DTYPE_FP32 || d == DTYPE_BF16 ? dtype_bits(d, f * bits_float((uint32_t)(52 + r % 25) << 23))
                                                   : dtype_bits(d, f * 0x1p-10f);
     }
-    if (mode == TIES) return 0x3f800000 | (r & 0xfff) << 11 | (uint32_t)(r >> 32 & 1) << 31; // products of 25 bits
+    if (mode == TIES) { // 2^30, to which 2^6 (1 + 2^-30) is added: rounded to double first, it would be a tie
+        static const float values[4] = {32768, 8 * (1 + 0x1p-10f), 8 * (1 - 0x1p-10f + 0x1p-20f), -8 * (1 + 0x1p-10f)};
+        return float_bits(values[r >> 20 & 3]);
+    }
     if (mode == SPECIAL && r % 701 == 0) return dtype_bits(d, r & 1024 ? NAN : INFINITY);
     return dtype_bits(d, f);
 }
