@@ -360,14 +360,15 @@ static float fp8_decode(uint8_t code, Dtype d) {
     return bits_float(sign | float_bits((float)(e ? m + (1 << f->mantissa_bits) : m) * bits_float(ulp)));
 }
 
-// Every code as bf16, which holds both formats exactly. The first 128 also split in bytes, for vpermi2b.
+// Every code as fp32, and as bf16, which holds both formats exactly. The first 128 also split in bytes, for vpermi2b.
+static float fp8_to_fp32[2][256];
 static uint16_t fp8_to_bf16[2][256];
 static uint8_t fp8_low[2][128], fp8_high[2][128];
 static void fp8_tables_init(void) {
     for (int d = 0; d < 2; d++)
         for (int c = 0; c < 256; c++) {
-            uint16_t h = float_bits(fp8_decode(c, d ? DTYPE_E5M2 : DTYPE_E4M3)) >> 16;
-            fp8_to_bf16[d][c] = h;
+            fp8_to_fp32[d][c] = fp8_decode(c, d ? DTYPE_E5M2 : DTYPE_E4M3);
+            const uint16_t h = fp8_to_bf16[d][c] = float_bits(fp8_to_fp32[d][c]) >> 16;
             if (c < 128) fp8_low[d][c] = h & 0xff, fp8_high[d][c] = h >> 8;
         }
 }
@@ -467,7 +468,7 @@ static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_
     PARALLEL(static) for (size_t c = 0; c < chunks; c++) {
         for (size_t i = c * CHUNK; i < MIN(n, (c + 1) * CHUNK); i++) {
             double f = float_from_stored(x[i]);
-            double e = f - (double)float_from_bf16(fp8_to_bf16[format == DTYPE_E5M2][q[i]]) * scale_inv;
+            double e = f - (double)fp8_to_fp32[format == DTYPE_E5M2][q[i]] * scale_inv;
             sums[c][0] += f * f, sums[c][1] += e * e;
         }
     }
@@ -686,26 +687,16 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
 }
 
-// n FP8 codes to fp32: moved into place, with denormals and NaN put right; E5M2's Inf never occurs.
-INLINE void decode_fp32(float *out, const uint8_t *codes, int n, const Fp8Format *f) {
-    const int shift = 23 - f->mantissa_bits;
-    const uint32_t bias = (127u - f->bias) << 23, lowest = bias + (1u << 23);
-    SIMD for (int i = 0; i < n; i++) {
-        const uint32_t a = codes[i] & 0x7f, sign = (uint32_t)(codes[i] & 0x80) << 24, u = (a << shift) + bias;
-        uint32_t r = a >> f->mantissa_bits ? u : float_bits(bits_float(u + (1u << 23)) - bits_float(lowest));
-        r = a > f->max_code ? 0x7fc00000 : r;
-        out[i] = bits_float(sign | r);
-    }
-}
-
-// n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32.
+// n <= STRIP consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32.
 static void decode_row(void *out, const Operand *s, size_t offset, int n) {
     const void *from = (const char *)s->data + offset * dtype_size[s->dtype];
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
     else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
-    else if (s->dtype == DTYPE_E4M3) decode_fp32(out, from, n, &fp8_formats[0]);
-    else if (s->dtype == DTYPE_E5M2) decode_fp32(out, from, n, &fp8_formats[1]);
-    else SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_stored(((const stored_t *)from)[i]);
+    else if (dtype_size[s->dtype] == 1) {
+        uint16_t half[STRIP];
+        decode_bf16(half, from, n, s->dtype);
+        SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_bf16(half[i]);
+    } else SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_stored(((const stored_t *)from)[i]);
 }
 
 // Units that nk elements of K take: K is padded with zeros to an even number, and no further.
@@ -719,6 +710,15 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
+            if (n == width && per_unit == 1 && dtype_size[s->dtype] == 1) { // FP8 to fp32: a look into a table, in place
+                const uint8_t *codes = (const uint8_t *)s->data + (i0 + p) * s->row_stride + k0;
+                const float *table = fp8_to_fp32[s->dtype == DTYPE_E5M2];
+                float *to = (float *)dst;
+                for (int u = 0; u < nk; u++, to += width)
+                    UNROLL for (int i = 0; i < width; i++) to[i] = table[codes[i * s->row_stride + u]];
+                if (nk < units) memset(to, 0, width * 4);
+                continue;
+            }
             if (n < width) memset(rows, 0, sizeof(rows));
             for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
                 const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);
