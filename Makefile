@@ -25,7 +25,8 @@ ifdef SANITIZE
 DEBUG = -g -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
 endif
 # No contraction and no -ffast-math: every operation is the one that is written. Without an OpenMP the pragmas are comments.
-NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math
+# No strict aliasing: a packed unit is a float or a pair of bf16.
+NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-strict-aliasing
 WARN = -Wall -Wextra -Werror $(if $(OMP),,-Wno-unknown-pragmas)
 CFLAGS ?= -O3
 ALL_CFLAGS = $(CFLAGS) $(MARCH) $(NUMERICS) $(WARN) $(OMP) $(DEBUG)

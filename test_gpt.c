@@ -639,32 +639,32 @@ static void test_math(void) {
     for (double x = -87; x <= 88; x += 0.0007) {
         float in[16], out[16];
         for (int l = 0; l < 16; l++) in[l] = (float)(x + 0.00004 * l);
-        for (int l = 0; l < 16; l++) out[l] = exp_exact_order(in[l]);
+        for (int l = 0; l < 16; l++) out[l] = exp_fixed_order(in[l]);
         for (int l = 0; l < 16; l++) worst = fmax(worst, fabs((double)out[l] / exp((double)in[l]) - 1));
     }
-    check(worst < 4e-7, "math: exp_exact_order is within 4e-7 of exp() on -87 .. 88", "relative error %.3g",
+    check(worst < 4e-7, "math: exp_fixed_order is within 4e-7 of exp() on -87 .. 88", "relative error %.3g",
           worst); // 3 ulp of fp32
     float special[16] = {-INFINITY, NAN, 0, -200, 88.3f, INFINITY}, out[16];
-    for (int l = 0; l < 16; l++) out[l] = exp_exact_order(special[l]);
+    for (int l = 0; l < 16; l++) out[l] = exp_fixed_order(special[l]);
     check(out[0] == 0 && out[1] != out[1] && out[2] == 1 && out[3] == 0 && out[5] == out[4] && float_is_finite(out[5]),
           "math: exp(-Inf) is 0, exp(NaN) NaN, exp(0) 1, and above 88.3 it saturates", "%g %g %g %g %g", (double)out[0],
           (double)out[1], (double)out[2], (double)out[3], (double)out[5]);
     for (int i = 1; i < 100000; i++) {
         const double x = ldexp(1 + (double)(i % 997) / 997, i % 300 - 150);
-        if (fabs(log(x)) > 1e-3) worst_log = fmax(worst_log, fabs(log_exact_order(x) / log(x) - 1));
+        if (fabs(log(x)) > 1e-3) worst_log = fmax(worst_log, fabs(log_fixed_order(x) / log(x) - 1));
         double s, c;
         const double u = (double)i / 100000;
         sincos_turns(u, &s, &c);
         worst_sin = fmax(worst_sin, fmax(fabs(s - sin(6.283185307179586 * u)), fabs(c - cos(6.283185307179586 * u))));
         worst_power = fmax(worst_power, fabs(power_int(0.9997, i) / pow(0.9997, i) - 1));
     }
-    check(worst_log < 1e-14, "math: log_exact_order equals log() to 1e-14", "%.3g",
+    check(worst_log < 1e-14, "math: log_fixed_order equals log() to 1e-14", "%.3g",
           worst_log); // 11 terms: 6e-19, some roundings
     check(worst_sin < 2e-15, "math: sincos_turns equals sin() and cos() to 2e-15", "%.3g", worst_sin); // of numbers below 1
     check(worst_power < 1e-11, "math: power_int equals pow() to 1e-11", "%.3g", worst_power); // errors add up to n 2^-53
     double s, c;
     sincos_turns(0.25, &s, &c);
-    check(s == 1 && c == 0 && log_exact_order(1) == 0 && power_int(3, 0) == 1, "math: exact at a quarter turn, ln 1 and x^0",
+    check(s == 1 && c == 0 && log_fixed_order(1) == 0 && power_int(3, 0) == 1, "math: exact at a quarter turn, ln 1 and x^0",
           "%g %g", s, c);
 
     float t[16], lanes[16];
@@ -806,8 +806,8 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
             for (size_t i = 0; i < M * stride; i++) out16[i] = stored_from_float(old[i]);
             matmul(output(form < 2 ? (void *)out32 : (void *)out16, form < 2 ? DTYPE_FP32 : STORED, stride, scale,
                           form == 2 ? bias : NULL, form == 1),
-                   operand(data[0][la], da, la ? 1 : K + pad, la ? M + pad : 1),
-                   operand(data[1][lb], db, lb ? 1 : K + pad, lb ? N + pad : 1), M, N, K);
+                   matrix(data[0][la], da, la ? 1 : K + pad, la ? M + pad : 1),
+                   matrix(data[1][lb], db, lb ? 1 : K + pad, lb ? N + pad : 1), M, N, K);
             for (size_t i = 0; i < M; i++)
                 for (size_t j = 0; j < stride; j++) {
                     const float v = form < 2 ? out32[i * stride + j] : float_from_stored(out16[i * stride + j]);
@@ -858,10 +858,10 @@ static void test_product(void) {
     for (size_t i = 0; i < n * n; i++) fa[i] = float_from_stored(a[i]), fb[i] = float_from_stored(b[i]);
     for (size_t i = 0; i < n * n; i++)
         want[i] = chain(fa + i / n * n, fb + i % n * n, n, 0), swapped[i] = chain(fa + i / n * n, fb + i % n * n, n, 1);
-    matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), operand(a, STORED, n, 1), operand(b, STORED, n, 1), n, n, n);
+    matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), matrix(a, STORED, n, 1), matrix(b, STORED, n, 1), n, n, n);
     check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0,
           "planted fault: a chain with the even element first is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
-    matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), operand(a, STORED, n, 1), operand(b, STORED, 1, n), n, n, n);
+    matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), matrix(a, STORED, n, 1), matrix(b, STORED, 1, n), n, n, n);
     check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught",
           "no bit differs");
     product_uses_pairs = pairs_before;
@@ -1621,7 +1621,7 @@ static void test_model(void) {
     // Histories of at least one step, so that scales no longer depend on the tensor; then one batch against two halves.
     model_step(&g, 1, 1e-3f), model_step(&g, 2, 1e-3f);
     float *whole = take_floats(g.param_count);
-    gpt_quantise_weights(&g);
+    gpt_refresh_weights(&g);
     model_gradients(&g, 1);
     memcpy(whole, g.grad, g.param_count * 4);
     Fp8Stats none, *dy_stats = IS_FP8 ? &gpt_scale(&g, 1, LIN_FC, OPERAND_DY)->step : &none;

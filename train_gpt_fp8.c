@@ -9,15 +9,14 @@ that two loss curves differ by nothing but the precision.
     ./train_gpt_fp8 -i text.txt -e d6 -t 256 # any text file; its bytes are the tokens
 
 Where FP8 happens: x and dy become bytes in linear_forward() and linear_backward() (section 5), weights once a step in
-gpt_quantise_weights() (section 6), and matmul's packing decodes them. Each of the three products
+gpt_refresh_weights() (section 6), and matmul's packing decodes them. Each of the three products
     fprop  y  = x  w^T        x: E4M3, w: E4M3
     dgrad  dx = dy w          dy: E5M2
     wgrad  dw = dy^T x
 takes FP8 bytes made by quantise() (section 3), which also measures the amax that the next steps' scales come from
 (scale_advance(), section 3).
 
-What this file refuses to do: multiply FP8 faster than bf16 (no CPU can; FP8 saves memory here), dropout, other
-architectures, several machines.
+What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other architectures, several machines.
 
 Bits: the same seed and data give the same parameters, to the last bit, for any thread count, compiler, instruction set
 and across a resume. NUMERICS_VERSION names the rules: one chain of fused multiply-adds per output of a product (section
@@ -70,7 +69,6 @@ Sections
 #ifdef __FAST_MATH__
 #error "every operation must be the one that is written: no -ffast-math, and -ffp-contract=off (see the Makefile)"
 #endif
-
 #define NUMERICS_VERSION 1 // changes whenever any bit of a result changes
 
 // ==== 1. precision ===================================================================================================
@@ -155,7 +153,7 @@ static double seconds_now(void) {
 static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 static size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
-// Zeroed memory on a huge-page boundary; ends the program if there is none (the plan was checked before).
+// Zeroed memory, from 4 MiB on in huge pages; ends the program if there is none (the plan was checked before).
 static void *memory_allocate(size_t bytes) {
     void *p = NULL;
     bytes = round_up(bytes + 1, 64);
@@ -229,10 +227,10 @@ INLINE float float_from_fp16(uint16_t h) {
 }
 
 // e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
-// Above 88.3 it saturates near 2.3e38. A NaN stays one.
+// Above 88.3 it saturates near 2.2e38. A NaN stays one.
 #define ROUNDER 12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum
 INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
-INLINE float exp_exact_order(float x) {
+INLINE float exp_fixed_order(float x) {
     x = 88.3f < x ? 88.3f : x;
     x = -104.0f > x ? -104.0f : x;
     const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
@@ -263,7 +261,7 @@ INLINE float lanes_sum(float *lanes) {
 }
 
 // ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
-static double log_exact_order(double x) {
+static double log_fixed_order(double x) {
     uint64_t u;
     memcpy(&u, &x, 8);
     int e = (int)(u >> 52) - 1023;
@@ -325,7 +323,7 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
-    float max;                // FP8_MAX
+    float max;                // that value, FP8_MAX in the formulas below
     uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not bring it back to max
 } Fp8Format;
 static const Fp8Format fp8_formats[2] = {
@@ -390,8 +388,8 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 typedef enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_COUNT } ScalingRule;
 static const char *const scaling_names[SCALING_COUNT] = {"delayed", "current", "none", "static"};
 
-// How a role (x, w or dy) is quantised; a recipe is one such row for each role. A new rule is an enum value and its branch in
-// scale_advance() (from earlier steps) or quantise() (from this very tensor).
+// How a role (x, w or dy) is quantised; a recipe is three of these. A new rule is an enum value and its name before STATIC,
+// then a branch in scale_advance() (from earlier steps) or quantise() (from this very tensor).
 typedef struct {
     Dtype format;
     ScalingRule rule;
@@ -404,7 +402,7 @@ typedef struct {
 typedef struct {
     ScalingRecipe recipe;
     float scale;           // in use (delayed: for the whole step; current: the last tensor's)
-    float kept_inv;        // scale_inv of the bytes that now lie in memory: fprop made them, dgrad and wgrad read them
+    float kept_inv;        // scale_inv of the bytes that now lie in memory, for all products that read them
     int32_t history_count; // valid entries, 0 until the first advance that saw a usable amax
     int32_t history_next;  // where the next amax goes
     float amax_history[AMAX_HISTORY_MAX];
@@ -414,7 +412,6 @@ typedef struct {
 } Fp8Scale;
 
 static int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
-
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
 static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
@@ -425,7 +422,7 @@ static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 }
 
 // Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
-// of all its micro-batches; validation and sampling record nothing, so none of theirs gets here.
+// of all its micro-batches; validation and sampling record no x and dy, so none of theirs gets here.
 static void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = &s->recipe;
     s->logged = s->step;
@@ -476,8 +473,7 @@ static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_
     free(sums);
 }
 
-typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling leave no trace
-
+typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
 // The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1 / scale.
 // An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax.
 // record: whether the statistics count for this step, and the sums for SQNR with them.
@@ -526,8 +522,8 @@ typedef struct {
     const void *data;
     Dtype dtype;
     size_t row_stride, k_stride;
-} Operand;
-#define operand(...) ((Operand){__VA_ARGS__})
+} Matrix;
+#define matrix(...) ((Matrix){__VA_ARGS__})
 
 // What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
 typedef struct {
@@ -687,8 +683,8 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
 }
 
-// n <= STRIP consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32.
-static void decode_row(void *out, const Operand *s, size_t offset, int n) {
+// n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32 (n <= STRIP).
+static void decode_row(void *out, const Matrix *s, size_t offset, int n) {
     const void *from = (const char *)s->data + offset * dtype_size[s->dtype];
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
     else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
@@ -704,7 +700,7 @@ static int units_of(int nk) { return product_uses_pairs ? (nk + 1) / 2 : (nk + 1
 
 // Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows. Rows beyond ni are zeros.
 // dst: [ceil(ni / width)][units][width].
-static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni, size_t k0, int nk, const int width) {
+static inline void pack_width(uint32_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk, const int width) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
     uint32_t rows[MAX(MR, NR)][KU_CHUNK] __attribute__((aligned(64)));
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
@@ -767,8 +763,8 @@ static inline void pack_width(uint32_t *dst, const Operand *s, size_t i0, int ni
         dst += panels * units * width;
     }
 }
-static void pack_a(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, MR); }
-static void pack_b(uint32_t *dst, Operand s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
+static void pack_a(uint32_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, MR); }
+static void pack_b(uint32_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
 
 // ---- the product of packed panels
 // Turns rows x cols of a finished tile into output elements at out + (m, n).
@@ -832,7 +828,7 @@ static struct {
 static void *workspace_thread(void) { return workspace.thread + omp_get_thread_num() * workspace.thread_bytes; }
 
 // out[M, N] from a[M, K] and b[N, K]. A task is a block of NB columns of b and a range of rows of a.
-static void matmul(Output out, Operand a, Operand b, size_t M, size_t N, size_t K) {
+static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
     const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
     const size_t step = round_up(ceil_div(K, blocks), 2); // K in equal blocks
     // Raw chains between blocks of K lie in the output itself where it has room for them.
@@ -1005,7 +1001,7 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
 // tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no tanh is needed.
 #define GELU_LINEAR 0.7978845608f
 #define GELU_CUBIC  (0.044715f * 0.7978845608f)
-INLINE float gelu_sigmoid(float x) { return 1 / (1 + exp_exact_order(-2 * (x * (GELU_LINEAR + GELU_CUBIC * (x * x))))); }
+INLINE float gelu_sigmoid(float x) { return 1 / (1 + exp_fixed_order(-2 * (x * (GELU_LINEAR + GELU_CUBIC * (x * x))))); }
 static void gelu_forward(stored_t *out, const stored_t *x, size_t n) {
     PARALLEL_SIMD for (size_t i = 0; i < n; i++) {
         const float v = float_from_stored(x[i]);
@@ -1045,7 +1041,8 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
     X(uint32_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                              \
     X(uint32_t, do_out, QROWS *hp)
 #define BUFFER_FIELD(type, name, count) type *name;
-#define BUFFER_CARVE(type, name, count) w->name = (type *)(base + at), at += round_up((count) * sizeof(type) + 64, 64);
+#define BUFFER_CARVE(type, name, count)                                                                                        \
+    w->name = (type *)((uintptr_t)base + at), at += round_up((count) * sizeof(type) + 64, 64);
 typedef struct {
     ATTENTION_BUFFERS(BUFFER_FIELD)
 } AttentionBuffers;
@@ -1056,7 +1053,7 @@ static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_
     return at;
 }
 
-static inline int32_t float_key(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); } // and back
+static inline int32_t float_key(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); } // its own inverse
 
 // s holds `valid` scores, then anything up to `keys`. Makes e^(s - max) of it, zeros beyond; returns the sum of the row, and in
 // *top the max (a NaN may be lost there, but not in the sum).
@@ -1065,7 +1062,7 @@ static float softmax_row(float *s, int valid, int keys, float *top) {
     for (int j = 0; j < valid; j++) key = MAX(key, float_key(float_bits(s[j])));
     const float max = bits_float(float_key(key));
     float sum;
-    SIMD for (int j = 0; j < valid; j++) s[j] = exp_exact_order(s[j] - max);
+    SIMD for (int j = 0; j < valid; j++) s[j] = exp_fixed_order(s[j] - max);
     memset(s + valid, 0, (keys - valid) * 4);
     STRIPED_SUM(sum, j, valid, s[j]);
     *top = max;
@@ -1083,8 +1080,8 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
         AttentionBuffers w;
         attention_buffers(&w, workspace_thread(), T, hs);
         const stored_t *base = qkv + b * T * stride + h * hs;
-        const Operand q = operand(base + pos * stride, STORED, stride, 1), k = operand(base + C, STORED, stride, 1);
-        const Operand v_t = operand(base + 2 * C, STORED, 1, stride), p = operand(w.p, STORED, Tp, 1);
+        const Matrix q = matrix(base + pos * stride, STORED, stride, 1), k = matrix(base + C, STORED, stride, 1);
+        const Matrix v_t = matrix(base + 2 * C, STORED, 1, stride), p = matrix(w.p, STORED, Tp, 1);
         const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), o = output(w.o, DTYPE_FP32, hs, 1, NULL, 0);
         pack_b(w.k_scores, k, 0, T, 0, hs);
         pack_b(w.v_out, v_t, 0, hs, 0, T);
@@ -1121,11 +1118,11 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         attention_buffers(&w, workspace_thread(), T, hs);
         const stored_t *base = qkv + b * T * stride + h * hs, *dbase = dout + (size_t)b * T * C + h * hs;
         stored_t *dqkv_base = dqkv + b * T * stride + h * hs;
-        const Operand q = operand(base, STORED, stride, 1), q_t = operand(base, STORED, 1, stride);
-        const Operand k = operand(base + C, STORED, stride, 1), k_t = operand(base + C, STORED, 1, stride);
-        const Operand v = operand(base + 2 * C, STORED, stride, 1), p_t = operand(w.p, STORED, 1, Tp);
-        const Operand dO = operand(dbase, STORED, C, 1), dO_t = operand(dbase, STORED, 1, C);
-        const Operand ds = operand(w.ds, STORED, Tp, 1), ds_t = operand(w.ds, STORED, 1, Tp);
+        const Matrix q = matrix(base, STORED, stride, 1), q_t = matrix(base, STORED, 1, stride);
+        const Matrix k = matrix(base + C, STORED, stride, 1), k_t = matrix(base + C, STORED, 1, stride);
+        const Matrix v = matrix(base + 2 * C, STORED, stride, 1), p_t = matrix(w.p, STORED, 1, Tp);
+        const Matrix dO = matrix(dbase, STORED, C, 1), dO_t = matrix(dbase, STORED, 1, C);
+        const Matrix ds = matrix(w.ds, STORED, Tp, 1), ds_t = matrix(w.ds, STORED, 1, Tp);
         const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), dp = output(w.dp, DTYPE_FP32, Tp, 1, NULL, 0);
         pack_b(w.k_scores, k, 0, T, 0, hs);
         pack_b(w.v_scores, v, 0, T, 0, hs);
@@ -1184,8 +1181,8 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
         f->x_scale->kept_inv = quantise(kept, x, rows * f->in, f->x_scale, record);
         scale = f->x_scale->kept_inv * f->w_scale->kept_inv;
     }
-    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), operand(kept, operand_dtype(f->x_scale), f->in, 1),
-           operand(f->w, operand_dtype(f->w_scale), f->in, 1), rows, f->out, f->in);
+    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), matrix(kept, operand_dtype(f->x_scale), f->in, 1),
+           matrix(f->w, operand_dtype(f->w_scale), f->in, 1), rows, f->out, f->in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
@@ -1200,10 +1197,10 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
         g = dy_bytes;
         scale_dx = dy_inv * f->w_scale->kept_inv, scale_dw = dy_inv * f->x_scale->kept_inv;
     }
-    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), operand(g, operand_dtype(f->dy_scale), f->out, 1),
-           operand(f->w, operand_dtype(f->w_scale), 1, f->in), rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), operand(g, operand_dtype(f->dy_scale), 1, f->out),
-           operand(kept, operand_dtype(f->x_scale), 1, f->in), f->out, f->in, rows);
+    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), matrix(g, operand_dtype(f->dy_scale), f->out, 1),
+           matrix(f->w, operand_dtype(f->w_scale), 1, f->in), rows, f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), matrix(g, operand_dtype(f->dy_scale), 1, f->out),
+           matrix(kept, operand_dtype(f->x_scale), 1, f->in), f->out, f->in, rows);
     if (!f->dbias) return;
     const size_t blocks = ceil_div(rows, ROWS), out = f->out;
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
@@ -1215,7 +1212,7 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
     column_sums_finish(f->dbias, partial, blocks, out);
 }
 
-// Softmax cross entropy of `rows` rows of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where
+// Softmax cross entropy of logits [rows, Vp], overwritten, of which V columns count. losses[row] = -ln p[target], 0 where
 // target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
 static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, int rows, int V, int Vp,
                        float dscale) {
@@ -1230,7 +1227,7 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
         }
         float max;
         const float at_target = z[target], sum = softmax_row(z, V, Vp, &max);
-        losses[row] = sum != sum ? sum : (float)(log_exact_order(sum) - ((double)at_target - (double)max));
+        losses[row] = sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
         if (!d) continue;
         const float inverse = 1.0f / sum;
         SIMD for (int j = 0; j < Vp; j++) d[j] = stored_from_float(z[j] * inverse * dscale);
@@ -1290,16 +1287,21 @@ static const char *const linear_name[NLIN] = {"qkv", "attproj", "fc", "fcproj"};
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 #define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
-typedef enum { ROLE_fp32, ROLE_stored, ROLE_operand, ROLE_byte } Role; // of a tensor, and its type in this build:
+typedef enum {
+    STORAGE_fp32,
+    STORAGE_stored,
+    STORAGE_operand,
+    STORAGE_byte
+} Storage; // of a tensor, and its type in this build:
 typedef float fp32_t;
 typedef uint8_t byte_t;
-static size_t role_size(Role role, int precision) { // bytes an element in a build of the given precision
-    if (role == ROLE_byte || (role == ROLE_operand && precision == PRECISION_FP8)) return 1;
-    return role == ROLE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
+static size_t role_size(Storage role, int precision) { // bytes an element in a build of the given precision
+    if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
+    return role == STORAGE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
 }
 
 // Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows; of logits a slab of
-// min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are used again in every layer.
+// min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are overwritten.
 // Those of 0 elements (what only training, t, one build or --fp8-head needs) are not allocated.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
@@ -1307,7 +1309,7 @@ static size_t role_size(Role role, int precision) { // bytes an element in a bui
     X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
     X(fp32, m, 1, t * g->param_count, OPTIMISER) \
     X(fp32, v, 1, t * g->param_count, OPTIMISER) \
-    X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_quantise_weights() */ \
+    X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
@@ -1322,6 +1324,7 @@ static size_t role_size(Role role, int precision) { // bytes an element in a bui
     X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED)             /* [R, 4C] a linear layer's input before it is quantised */ \
+    X(stored, rounded, 1, fp8 * 4 * C * C, REUSED)      /* a weight matrix before it is quantised */ \
     X(stored, y, 1, R * C, REUSED)                       /* [R, C] what is added to the residual stream */ \
     X(fp32, logits, 1, slab * Vp, REUSED)                /* [slab, Vp] */ \
     X(stored, dlogits, 1, t * slab * Vp, REUSED)         /* [slab, Vp] */ \
@@ -1335,12 +1338,12 @@ static size_t role_size(Role role, int precision) { // bytes an element in a bui
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 #define TENSOR_SPEC(role, name, layers, count, life)                                                                           \
-    {(void **)&g->name, (layers) * (count)*role_size(ROLE_##role, precision), life},
-#define TENSORS 28
+    {(void **)&g->name, (layers) * (count)*role_size(STORAGE_##role, precision), life},
+#define TENSORS 29
 typedef struct {
     // what was asked for, before allocation
     Config config;
-    int B;        // rows of a batch; activations have room for B * T positions
+    int B;        // sequences in a batch; activations have room for B * T positions
     int training; // gradients and moments exist
     int fp8_head;
     ScalingRecipe recipes[NOPERAND], head_dy_recipe;
@@ -1354,7 +1357,7 @@ typedef struct {
     Fp8Scale *scales;
     int scale_count;
 
-    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and steps since it changed
+    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
     Record record;
 } Gpt;
 typedef struct {
@@ -1443,7 +1446,7 @@ static void gpt_init(Gpt *g, uint64_t seed) {
             double a = 0, b = 0;
             if (s->init_std > 0) {
                 double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
-                double radius = sqrt(-2.0 * log_exact_order(u)) * s->init_std;
+                double radius = sqrt(-2.0 * log_fixed_order(u)) * s->init_std;
                 sincos_turns(turn, &b, &a);
                 a *= radius, b *= radius;
             }
@@ -1489,7 +1492,7 @@ static Linear gpt_head(const Gpt *g) {
 
 // Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
 // resumed run makes the same bytes. What is quantised is the weight rounded to the stored type.
-static void gpt_quantise_weights(Gpt *g) {
+static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
     if (PRECISION == PRECISION_FP32) return;
@@ -1497,16 +1500,13 @@ static void gpt_quantise_weights(Gpt *g) {
     stored_from_floats(g->head_w, g->master, head);
     Fp8Scale *s = gpt_head(g).w_scale;
     if (s) s->kept_inv = quantise(g->head_q, g->head_w, head, s, RECORD_STATS);
-    // FP8: one matrix at a time is rounded into scratch and from there to bytes.
-    stored_t *rounded = IS_FP8 ? memory_allocate(4 * C * C * sizeof(stored_t)) : NULL;
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
-            stored_t *to = IS_FP8 ? rounded : (stored_t *)f.w;
+            stored_t *to = IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            if (IS_FP8) f.w_scale->kept_inv = quantise((uint8_t *)f.w, rounded, f.in * f.out, f.w_scale, RECORD_STATS);
+            if (IS_FP8) f.w_scale->kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.w_scale, RECORD_STATS);
         }
-    free(rounded);
 }
 
 // What linear layer i of layer l keeps for wgrad.
@@ -1540,7 +1540,7 @@ static void gpt_layernorm_forward(Gpt *g, int norm, stored_t *normed, size_t row
                                gpt_param(g, g->master, id + 1, l), rows, C);
 }
 
-// dresidual += the gradient through the layernorm, whose output's is in dnarrow.
+// dresidual += the layernorm's backward of dnarrow.
 static void gpt_layernorm_backward(Gpt *g, int norm, size_t rows) {
     const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
@@ -1554,7 +1554,7 @@ static void gpt_layernorm_backward(Gpt *g, int norm, size_t rows) {
 static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos) {
     const Config *c = &g->config;
     const size_t C = c->C, R = (size_t)g->B * c->T, rows = (size_t)B * n;
-    gpt_quantise_weights(g);
+    gpt_refresh_weights(g);
     encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
     for (int l = 0; l < c->L; l++) {
         stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C;
@@ -1640,14 +1640,14 @@ static int sample_token(const float *logits, int V, float temperature, double u)
     double total = 0, cut = 0;
     for (int pass = 0; pass < 2; pass++)
         for (int j = 0; j < V; j++) {
-            const float weight = exp_exact_order((logits[j] - logits[best]) / temperature);
+            const float weight = exp_fixed_order((logits[j] - logits[best]) / temperature);
             if (pass == 0) total += weight;
             else if ((cut += weight) > u * total) return j;
         }
     return best;
 }
 
-// Continues context[0 .. *length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
+// Continues context[0 .. length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
 // context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
 static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed,
                          void (*emit)(int, void *), void *arg) {
@@ -1673,7 +1673,7 @@ static void gpt_generate(Gpt *g, int *context, int length, int count, float temp
 
 // ==== 7. optimiser ===================================================================================================
 
-// Sum of squares of all gradients: 16 lanes a chunk, chunks ascending in double. scale: what the gradients are multiplied by.
+// Norm of scale * gradients: squares summed in 16 lanes a chunk, chunks ascending in double.
 static double gradient_norm(const float *grad, size_t n, float scale) {
     const size_t chunks = ceil_div(n, CHUNK);
     float *sums = memory_allocate(chunks * sizeof(float));
@@ -1711,7 +1711,7 @@ static void adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
     g->weights_ready = 0;
 }
 
-// The learning rate of a step (from 0): linear warm-up, then one of four schedules down to final * lr at the last step.
+// The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last step (constant: lr).
 static float schedule_lr(const char *kind, float lr, float final, long step, long warmup, long steps) {
     if (step < warmup) return (float)(lr * (double)(step + 1) / (double)warmup);
     double p = steps > warmup + 1 ? (double)(step - warmup) / (double)(steps - 1 - warmup) : 1, factor = 1, s, c;
@@ -1792,8 +1792,7 @@ static const char *text_value(const char *text, const char *key, char *out) {
     return out;
 }
 
-// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many there are before a column
-// that is no number or is cut off.
+// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many there are before another.
 static int text_row(const char **at, double *row, int n) {
     int found = 0;
     for (const char *p = *at; found < n && !isspace((unsigned char)*p); found++) {
@@ -1922,7 +1921,7 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     return i;
 }
 
-// Rows `first` .. first + B of the endless shuffled sequence of windows; from the second epoch on they are shifted.
+// B from `first` on of the endless shuffled windows; from the second epoch on they are shifted.
 static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens, int *targets, int B, int T) {
     for (int b = 0; b < B; b++) {
         const uint64_t i = first + b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
@@ -2033,12 +2032,12 @@ static Tokenizer tokenizer_open(const char *path, int V) {
 // by merges, is another one now and then (data/tokenize.py makes that).
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
-    for (int length = 1; *text; text += length) {
+    for (int length, left = strlen(text); left > 0; text += length, left -= length) {
         int best = t->V ? -1 : (unsigned char)*text;
-        for (int i = 0, longest = length = t->V ? 0 : 1; i < t->V; i++) {
+        length = t->V ? 0 : 1;
+        for (int i = 0; i < t->V; i++) {
             const int bytes = t->text[i][-1];
-            if (bytes > longest && i != t->eot && !strncmp((const char *)t->text[i], text, bytes))
-                best = i, longest = length = bytes;
+            if (bytes > length && bytes <= left && i != t->eot && !memcmp(t->text[i], text, bytes)) best = i, length = bytes;
         }
         EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d", (unsigned char)*text);
         out[n++] = best;
@@ -2274,8 +2273,7 @@ static void lines_print(const char *line) {
     }
 }
 
-// Opens DIR/name for appending, a new one with its header; of what is there, keeps header and whole rows with step <= `step`
-// (-1: nothing).
+// Opens DIR/name for appending, a new one with its header; keeps header and whole rows up to `step` (-1: nothing).
 static FILE *log_open(const char *dir, const char *name, const char *header, const char *columns, long step) {
     char path[PATH_MAX];
     double row_step;
@@ -2315,7 +2313,7 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         const int layer = scale_name(g, i, name);
         fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, bits_float(t->amax_bits),
                 g->scales[i].logged_scale, t->saturated / count, t->flushed / count, (unsigned long long)t->nonfinite);
-        if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_exact_order(t->signal / t->noise) / 2.302585092994046);
+        if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
         else fprintf(f, "-\n");
     }
 }
@@ -2354,7 +2352,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, val_batches, 'm', "val-batches", FIXED, 1, 1e6, "20", "batches in the fixed validation set") \
     X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", "steps between printed samples; 0: never") \
     X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
-    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: none at all") \
+    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: only at Ctrl-C") \
     X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
     X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options") \
     X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free") \
@@ -2531,7 +2529,7 @@ static void options_recipes(const Options *o, Gpt *g) {
         r->rule = (ScalingRule)rule, r->history_len = o->amax_history, r->use_max = !recent, r->margin = o->margin;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
-    g->head_dy_recipe.rule = SCALING_STATIC; // dlogits are bounded by 1 / tokens
+    g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;
 }
 
@@ -2784,7 +2782,7 @@ static void run_logs_compare(Run *r) {
     if (!different && strcmp(r->baseline_dir, r->dir)) r->baseline = r->baseline_at = text;
 }
 
-// One optimiser step: micro-batches forward and backward, scales, norm, clipping, AdamW. Returns the mean loss. A non-finite
+// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. Returns the mean loss. A non-finite
 // loss or gradient ends the program before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
 static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     Gpt *g = &r->g;
@@ -2825,7 +2823,7 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
 }
 
 // The curves of this run and its baseline, then where everything is.
-static void run_summary(const Run *r, double val_loss, double seconds) {
+static void run_summary(const Run *r, double val_loss, double seconds, long steps) {
     char text[PATH_MAX];
     const long step = r->progress.step;
     struct rusage usage;
@@ -2842,7 +2840,7 @@ static void run_summary(const Run *r, double val_loss, double seconds) {
     }
     getrusage(RUSAGE_SELF, &usage);
     const double peak = usage.ru_maxrss / 1024.0, floor = r->validation.floor;
-    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", step, duration_text(seconds, text), peak,
+    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", steps, duration_text(seconds, text), peak,
            mib(r->plan.total));
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
@@ -2898,7 +2896,7 @@ static int run_train(Run *r) {
             return EXIT_INTERRUPTED;
         }
     }
-    run_summary(r, val_loss, seconds_now() - begin);
+    run_summary(r, val_loss, seconds_now() - begin, r->progress.step - first);
     return EXIT_DONE;
 }
 

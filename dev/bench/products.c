@@ -2,8 +2,8 @@
 Times the trainer's matrix product on the shapes of a GPT-2 d12 and d6 step, packing included, from the operands of this
 precision (FP8 bytes in the FP8 build), as a share of the peak, which is measured in turn with each product.
 
-    gcc -O3 -march=native -mprefer-vector-width=512 -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp \
-        -DPRECISION=0 dev/bench/products.c -o build/products -lm && build/products [REPEATS]
+    gcc -O3 -march=native -mprefer-vector-width=512 -ffp-contract=off -fno-math-errno -fno-trapping-math \
+        -fno-strict-aliasing -fopenmp -DPRECISION=0 dev/bench/products.c -o build/products -lm && build/products [REPEATS]
 
 fprop: x [M, K], w [N, K].  dgrad: the same product with w read across.  wgrad: both operands read across.
 Where the CPU has vdpbf16ps, both ways to compute the same bits are timed, each beside its own peak.
@@ -17,14 +17,14 @@ static int compare_doubles(const void *a, const void *b) {
 }
 
 // A matrix of uniform numbers in -2 .. 2, [rows, k], or stored as its transpose.
-static Operand matrix_random(size_t rows, size_t k, int across, Dtype dtype, uint64_t seed) {
+static Matrix matrix_random(size_t rows, size_t k, int across, Dtype dtype, uint64_t seed) {
     unsigned char *data = (unsigned char *)memory_allocate(rows * k * dtype_size[dtype]);
     for (size_t i = 0; i < rows * k; i++) {
         const float f = (float)(random_unit(random_u64(seed, 0, i)) - 0.5) * 4;
         if (dtype == DTYPE_E4M3 || dtype == DTYPE_E5M2) data[i] = fp8_encode(f, dtype);
         else ((stored_t *)data)[i] = stored_from_float(f);
     }
-    return across ? operand(data, dtype, 1, rows) : operand(data, dtype, k, 1);
+    return across ? matrix(data, dtype, 1, rows) : matrix(data, dtype, k, 1);
 }
 
 int main(int argc, char **argv) {
@@ -54,7 +54,7 @@ int main(int argc, char **argv) {
                 const size_t rows = shapes[s][0], out = shapes[s][1], in = shapes[s][2];
                 const size_t M = kind == 2 ? out : rows, N = kind == 0 ? out : in, K = kind == 0 ? in : kind == 1 ? out : rows;
                 const Dtype x = IS_FP8 ? DTYPE_E4M3 : STORED, dy = IS_FP8 ? DTYPE_E5M2 : STORED;
-                Operand a = matrix_random(M, K, kind == 2, kind == 0 ? x : dy, 1), b = matrix_random(N, K, kind > 0, x, 2);
+                Matrix a = matrix_random(M, K, kind == 2, kind == 0 ? x : dy, 1), b = matrix_random(N, K, kind > 0, x, 2);
                 float *c = (float *)memory_allocate(M * N * sizeof(float));
                 for (int i = -1; i < repeats; i++) {
                     double peak = 0;
