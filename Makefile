@@ -1,6 +1,7 @@
 # make                  the four trainers and the embedded corpus
 # make test             the tests in all four precisions, and on the portable path
 # make test-exhaustive  the encoders on all 2^32 floats, every instruction set that this machine runs (minutes)
+# make ladder         seven matrix products, each a step faster (dev/cpu), all with the same bits
 # make bench          products and whole steps on this machine, in turn, to dev/bench/RESULTS.md (many minutes)
 # make PORTABLE=1       plain C for any CPU of the family: no -march=native
 # make ARCH=x86-64-v3   another -march (x86-64-v3: AVX2 + FMA)
@@ -74,10 +75,16 @@ build/avx2/test_gpt_fp8: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
 test-exhaustive: test_gpt_fp8 build/portable/test_gpt_fp8 $(if $(HAS_AVX2),build/avx2/test_gpt_fp8)
 	set -e; for t in $^; do echo "== $$t"; ./$$t --exhaustive; done
 
+# From three loops to the trainer's own product, an idea at a time.
+build/ladder: dev/cpu/ladder.c $(wildcard dev/cpu/*.c) train_gpt_fp8.c $(FLAGS_FILE)
+	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+ladder: build/ladder
+	build/ladder
+
 bench: data/tales.d/train.txt
 	dev/bench/run.sh
 
 clean:
 	rm -rf build $(TRAINERS) $(TESTS) data/tales data/tales.d
 
-.PHONY: all test test-exhaustive bench clean
+.PHONY: all test test-exhaustive ladder bench clean
