@@ -751,6 +751,8 @@ static inline void pack_width(uint32_t *dst, const Matrix *s, size_t i0, int ni,
         memset(line, 0, STRIP * sizeof(uint32_t));
         for (int u = 0; u < units; u++) {
             const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
+            const char *later = (const char *)s->data + (from + 32 * s->k_stride) * dtype_size[s->dtype]; // strides hide it
+            __builtin_prefetch(later), __builtin_prefetch(later + 64);
             if (product_uses_pairs) {
                 decode_row(even, s, from, n);
                 if (u * 2 + 1 < nk) decode_row(odd, s, from + s->k_stride, n);
