@@ -27,8 +27,7 @@ ifdef SANITIZE
 DEBUG = -g -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
 endif
 # No contraction and no -ffast-math: every operation is the one that is written. Without an OpenMP the pragmas are comments.
-# No strict aliasing: a packed unit is a float or a pair of bf16.
-NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-strict-aliasing
+NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math
 WARN = -Wall -Wextra -Werror $(if $(OMP),,-Wno-unknown-pragmas)
 CFLAGS ?= -O3
 ALL_CFLAGS = $(CFLAGS) $(MARCH) $(NUMERICS) $(WARN) $(OMP) $(DEBUG)

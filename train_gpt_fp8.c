@@ -576,6 +576,7 @@ typedef struct {
 #define vector_fma_pairs vector_fma // never run
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bits of a float, written and read as one
 #define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
@@ -601,7 +602,7 @@ static int product_uses_pairs = 0;
 #define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
 #define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch((line) + 8 * NR + j)
 #if LANES > 1 || !defined(__SSE2__)
-INLINE void kernel_vectors(int units, const uint32_t *a, const uint32_t *b, float *tile, const int pairs) {
+INLINE void kernel_vectors(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs) {
     const int group = pairs ? 1 : 2; // units that a chain takes in turn, the last first
     Vector c[MR][NR / LANES], v[NR / LANES];
     memcpy(c, tile, sizeof(c));
@@ -617,8 +618,8 @@ INLINE void kernel_vectors(int units, const uint32_t *a, const uint32_t *b, floa
         }
     memcpy(tile, c, sizeof(c));
 }
-KERNEL kernel_pairs(int units, const uint32_t *a, const uint32_t *b, float *tile) { kernel_vectors(units, a, b, tile, 1); }
-KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) { kernel_vectors(units, a, b, tile, 0); }
+KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_vectors(units, a, b, tile, 1); }
+KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_vectors(units, a, b, tile, 0); }
 #else
 // No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
 // floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits).
@@ -629,7 +630,7 @@ static inline __m128d float2_to_double(const void *p) {
     return d;
 }
 #define kernel_pairs kernel_fp32
-KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) {
     const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
     for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
         for (int odd = 1; odd >= 0; odd--) {
@@ -655,7 +656,7 @@ KERNEL kernel_fp32(int units, const uint32_t *a, const uint32_t *b, float *tile)
         }
 }
 #endif
-static void kernel(int units, const uint32_t *a, const uint32_t *b, float *tile) {
+static void kernel(int units, const unit_t *a, const unit_t *b, float *tile) {
     if (HAS_PAIRS && product_uses_pairs) kernel_pairs(units, a, b, tile);
     else kernel_fp32(units, a, b, tile);
 }
@@ -700,9 +701,9 @@ static int units_of(int nk) { return product_uses_pairs ? (nk + 1) / 2 : (nk + 1
 
 // Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows. Rows beyond ni are zeros.
 // dst: [ceil(ni / width)][units][width].
-static inline void pack_width(uint32_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk, const int width) {
+INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk, const int width) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
-    uint32_t rows[MAX(MR, NR)][KU_CHUNK] __attribute__((aligned(64)));
+    unit_t rows[MAX(MR, NR)][KU_CHUNK] __attribute__((aligned(64)));
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
@@ -722,7 +723,7 @@ static inline void pack_width(uint32_t *dst, const Matrix *s, size_t i0, int ni,
                     if (len < nu * per_unit) rows[i][nu - 1] = 0;
                     decode_row(rows[i], s, (i0 + p + i) * s->row_stride + k0 + k, len);
                 }
-                uint32_t *to = dst + u0 * width;
+                unit_t *to = dst + u0 * width;
                 int u = 0;
 #if defined(__SSE2__)
                 for (; u + 4 <= nu; u += 4)
@@ -746,7 +747,7 @@ static inline void pack_width(uint32_t *dst, const Matrix *s, size_t i0, int ni,
     // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
         const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
-        uint32_t *line = &rows[0][0]; // one unit of every panel
+        unit_t *line = &rows[0][0]; // one unit of every panel
         uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
         memset(line, 0, STRIP * sizeof(uint32_t));
         for (int u = 0; u < units; u++) {
@@ -765,8 +766,8 @@ static inline void pack_width(uint32_t *dst, const Matrix *s, size_t i0, int ni,
         dst += panels * units * width;
     }
 }
-static void pack_a(uint32_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, MR); }
-static void pack_b(uint32_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
+static void pack_a(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, MR); }
+static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
 
 // ---- the product of packed panels
 // Turns rows x cols of a finished tile into output elements at out + (m, n).
@@ -794,12 +795,12 @@ static void tile_copy(float *to, size_t to_stride, const float *from, size_t fro
 
 // Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first `units` are used). `partial`,
 // where given, holds the raw chains of unfinished products, [m][partial_stride]: loaded unless `first`, stored unless `last`.
-static void product_panels(const Output *out, size_t m0, size_t n0, const uint32_t *a, const uint32_t *b, int m, int n,
-                           int units, int b_units, float *partial, size_t partial_stride, int first, int last) {
+static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a, const unit_t *b, int m, int n, int units,
+                           int b_units, float *partial, size_t partial_stride, int first, int last) {
     float tile[MR * NR] __attribute__((aligned(64)));
     for (int i = 0; i < m; i += MR, a += units * MR) {
         const int rows = MIN(m - i, MR);
-        const uint32_t *panel = b;
+        const unit_t *panel = b;
         for (int j = 0; j < n; j += NR, panel += b_units * NR) {
             const int cols = MIN(n - j, NR);
             float *part = partial ? partial + (m0 + i) * partial_stride + n0 + j : NULL;
@@ -821,7 +822,7 @@ static void product_panels(const Output *out, size_t m0, size_t n0, const uint32
 // Working memory of the products and of attention, made once by workspace_init().
 static struct {
     int threads;
-    uint32_t *packed_a;   // [MC rounded up to MR][KU], shared by all threads
+    unit_t *packed_a;     // [MC rounded up to MR][KU], shared by all threads
     float *partial;       // raw chains of a product whose K takes several blocks, [m][n]
     size_t partial_count; // its size in floats
     char *thread;         // a slice for each thread: packed b of a product, or attention's buffers
@@ -852,7 +853,7 @@ static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K)
                 pack_a(workspace.packed_a + i * units, a, m0 + i, MIN(rows - i, STRIP), k0, nk);
 #pragma omp for schedule(dynamic)
             for (size_t task = 0; task < columns * splits; task++) {
-                uint32_t *packed_b = workspace_thread();
+                unit_t *packed_b = workspace_thread();
                 const size_t n0 = task % columns * width, n = MIN(N - n0, width), part = task / columns;
                 const size_t i0 = panels * part / splits * MR, i1 = MIN(panels * (part + 1) / splits * MR, rows);
                 pack_b(packed_b, b, n0, n, k0, nk);
@@ -879,7 +880,7 @@ static double peak_measure(int pairs) {
         for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
         __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
 #else
-        uint32_t a[2 * MR] = {0}, b[2 * NR] = {0};
+        unit_t a[2 * MR] = {0}, b[2 * NR] = {0};
         for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
 #endif
         best = MAX(best, 2.0 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t));
@@ -1034,14 +1035,13 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
     X(float, o, QROWS *hp)                                                                                                     \
     X(float, dk, Tp *hp)                                                                                                       \
     X(float, dv, Tp *hp)                                                                                                       \
-    X(uint32_t, a,                                                                                                             \
-      (QROWS + MR) * (Tp + MR + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */            \
-    X(uint32_t, k_scores, Tp *hp)    /* packed k and v: [keys, hs] and [hs, keys] */                                           \
-    X(uint32_t, v_scores, Tp *hp)                                                                                              \
-    X(uint32_t, k_out, Tp *hp)                                                                                                 \
-    X(uint32_t, v_out, Tp *hp)                                                                                                 \
-    X(uint32_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                              \
-    X(uint32_t, do_out, QROWS *hp)
+    X(unit_t, a, (QROWS + MR) * (Tp + MR + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */ \
+    X(unit_t, k_scores, Tp *hp)                 /* packed k and v: [keys, hs] and [hs, keys] */                                \
+    X(unit_t, v_scores, Tp *hp)                                                                                                \
+    X(unit_t, k_out, Tp *hp)                                                                                                   \
+    X(unit_t, v_out, Tp *hp)                                                                                                   \
+    X(unit_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                                \
+    X(unit_t, do_out, QROWS *hp)
 #define BUFFER_FIELD(type, name, count) type *name;
 #define BUFFER_CARVE(type, name, count)                                                                                        \
     w->name = (type *)((uintptr_t)base + at), at += round_up((count) * sizeof(type) + 64, 64);

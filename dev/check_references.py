@@ -23,7 +23,7 @@ import tempfile
 DEV = os.path.dirname(os.path.realpath(__file__))
 CHECKS = ["torch_check", "nano_check", "check_fp8_ml_dtypes", "tokenizer_check"]
 PRECISIONS = ["fp8", "fp16", "bf16", "fp32"]  # in the order of PRECISION_*
-FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-strict-aliasing -fopenmp -Wall -Wextra"
+FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp -Wall -Wextra"
 BUILDS = [("torch_check.c", p) for p in PRECISIONS] + [("nano_check.c", "fp32"), ("dump_fp8.c", "fp8"), ("tokenizer_dump.c", "fp8")]
 
 

@@ -3,7 +3,7 @@ Times the trainer's matrix product on the shapes of a GPT-2 d12 and d6 step, pac
 precision (FP8 bytes in the FP8 build), as a share of the peak, which is measured in turn with each product.
 
     gcc -O3 -march=native -mprefer-vector-width=512 -ffp-contract=off -fno-math-errno -fno-trapping-math \
-        -fno-strict-aliasing -fopenmp -DPRECISION=0 dev/bench/products.c -o build/products -lm && build/products [REPEATS]
+        -fopenmp -DPRECISION=0 dev/bench/products.c -o build/products -lm && build/products [REPEATS]
 
 fprop: x [M, K], w [N, K].  dgrad: the same product with w read across.  wgrad: both operands read across.
 Where the CPU has vdpbf16ps, both ways to compute the same bits are timed, each beside its own peak.

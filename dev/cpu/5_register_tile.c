@@ -9,8 +9,8 @@ static void tiles(float *c, const uint8_t *a, const uint8_t *b, int M, int N, in
     product_uses_pairs = pairs;
     const int units = units_of(K);
     const Matrix rows = matrix(a, DTYPE_E4M3, (size_t)K, 1), columns = matrix(b, DTYPE_E4M3, (size_t)K, 1);
-    uint32_t *packed_a = (uint32_t *)memory_allocate(round_up(M, MR) * units * 4 + 4096);
-    uint32_t *packed_b = (uint32_t *)memory_allocate((size_t)units * NR * 4 + 4096);
+    unit_t *packed_a = (unit_t *)memory_allocate(round_up(M, MR) * units * 4 + 4096);
+    unit_t *packed_b = (unit_t *)memory_allocate((size_t)units * NR * 4 + 4096);
     float tile[MR * NR] __attribute__((aligned(64)));
     pack_a(packed_a, rows, 0, M, 0, K);
     for (int n = 0; n < N; n += NR) {
