@@ -80,10 +80,14 @@ build/ladder: dev/cpu/ladder.c $(wildcard dev/cpu/*.c) train_gpt_fp8.c $(FLAGS_F
 ladder: build/ladder
 	build/ladder
 
+# What scripts under dev/ compile with.
+flags:
+	@echo '$(CFLAGS) $(NUMERICS)'
+
 bench: data/tales.d/train.txt
 	dev/bench/run.sh
 
 clean:
 	rm -rf build $(TRAINERS) $(TESTS) data/tales data/tales.d
 
-.PHONY: all test test-exhaustive ladder bench clean
+.PHONY: all test test-exhaustive ladder flags bench clean

@@ -201,7 +201,7 @@ static int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7
 
 // ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
 // operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
-// Round to nearest even, denormals flushed first: what vcvtneps2bf16 does. Any NaN becomes a quiet one.
+// bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a quiet one.
 INLINE uint16_t bf16_from_float(float f) {
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     r = a < 0x00800000 ? (u >> 16) & 0x8000 : r;
@@ -580,7 +580,7 @@ typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bi
 #define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
-#define STRIP    96   // rows that one call packs: a multiple of MR, NR and 16
+#define STRIP    96   // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR and 16
 #define KU_CHUNK 64   // units that are decoded before they are laid out, small enough for L1
 
 #if defined(__clang__)
@@ -830,7 +830,7 @@ static struct {
 } workspace;
 static void *workspace_thread(void) { return workspace.thread + omp_get_thread_num() * workspace.thread_bytes; }
 
-// out[M, N] from a[M, K] and b[N, K]. A task is a block of NB columns of b and a range of rows of a.
+// out[M, N] from a[M, K] and b[N, K]. A task is a block of up to NB columns of b and a range of rows of a.
 static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
     const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
     const size_t step = round_up(ceil_div(K, blocks), 2); // K in equal blocks
@@ -869,36 +869,36 @@ static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K)
 // C has no such instruction: there it is the kernel itself.
 static double peak_measure(int pairs) {
     const int n = LANES > 1 ? 400000 : 8000;
-    double best = 0;
-    for (int repeat = 0; repeat < 3; repeat++) {
-        float tile[MR * NR] = {0};
-        const double t = seconds_now();
+    float tile[MR * NR] = {0};
+    const double t = seconds_now();
 #if LANES > 1
-        Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
-        EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
-        for (int k = 0; pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma_pairs(x, y, c[i][j]);
-        for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
-        __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
+    Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
+    EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
+    for (int k = 0; pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma_pairs(x, y, c[i][j]);
+    for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
+    __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
 #else
-        unit_t a[2 * MR] = {0}, b[2 * NR] = {0};
-        for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
+    unit_t a[2 * MR] = {0}, b[2 * NR] = {0};
+    for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
 #endif
-        best = MAX(best, 2.0 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t));
-    }
-    return best * 1e-9;
+    return 2e-9 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t);
 }
 static double machine_peak_gflops; // all threads together, of the instruction that the products use
 
-// Denormal mode, tables, and which of two instructions is the faster one here.
+// Denormal mode, tables, and which of two instructions is the faster one here: measured in turn, the best of each counts, so
+// that a moment in which the machine is busy misleads neither.
 static void machine_init(void) {
     fp_mode_set();
     fp8_tables_init();
     double fp32_peak = 0, pairs_peak = 0;
 #pragma omp parallel reduction(+ : fp32_peak, pairs_peak)
-    {
-        fp32_peak += peak_measure(0);
+    for (int round = 0; round < 5; round++) {
 #pragma omp barrier
-        if (HAS_PAIRS) pairs_peak += peak_measure(1);
+        const double fp32 = peak_measure(0);
+        fp32_peak = MAX(fp32_peak, fp32);
+#pragma omp barrier
+        const double pairs = HAS_PAIRS ? peak_measure(1) : 0;
+        pairs_peak = MAX(pairs_peak, pairs);
     }
     product_uses_pairs = pairs_peak > fp32_peak;
     machine_peak_gflops = product_uses_pairs ? pairs_peak : fp32_peak;
@@ -1341,7 +1341,8 @@ typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 #define TENSOR_SPEC(role, name, layers, count, life)                                                                           \
     {(void **)&g->name, (layers) * (count)*role_size(STORAGE_##role, precision), life},
-#define TENSORS 29
+#define TENSOR_COUNT(...) +1
+enum { TENSORS = GPT_TENSORS(TENSOR_COUNT) };
 typedef struct {
     // what was asked for, before allocation
     Config config;

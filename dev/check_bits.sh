@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
-numerics="-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -w"
+numerics="$(make -s flags) -w"
 for i in $(seq 400); do echo "$i little fish swam past $((i * 7 % 13)) boats, and $((i % 5)) of them sang."; done > "$work/text.txt"
 arguments=(-i "$work/text.txt" --layers 2 --channels 96 --heads 3 -t 72 -b 3 -x 6 -d 432 -v 3 -m 2 -s 0 -n 3 -u 2 -l 3e-3)
 

@@ -10,7 +10,7 @@ rounds=${ROUNDS:-3} steps=${STEPS:-5} python=${PYTHON:-python3}
 export OMP_NUM_THREADS=${THREADS:-2} LC_ALL=C
 work=build/bench
 rm -rf $work && mkdir -p $work
-flags="-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp"
+flags="$(make -s flags) -fopenmp"
 native="-march=native -mprefer-vector-width=512"
 cc=${CC:-cc}
 precision=0
