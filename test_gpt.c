@@ -701,6 +701,17 @@ static void test_math(void) {
 // The chain that section 4 of the trainer promises, one element at a time; even_first is the planted fault.
 static float chain(const float *a, const float *b, size_t K, int even_first) {
     float acc = 0;
+    if (product_in_tiles) { // --sum-order tiles: two chains over 32 elements, padded with zeros
+        for (size_t k = 0; k < K; k += 32) {
+            float even = 0, odd = 0;
+            for (size_t i = k; i < k + 32; i += 2) {
+                even = fmaf(i < K ? a[i] : 0, i < K ? b[i] : 0, even);
+                odd = fmaf(i + 1 < K ? a[i + 1] : 0, i + 1 < K ? b[i + 1] : 0, odd);
+            }
+            acc = even_first ? acc + even + odd : acc + (even + odd);
+        }
+        return acc;
+    }
     for (size_t k = 0; k < K; k += 2) {
         const float a1 = k + 1 < K ? a[k + 1] : 0, b1 = k + 1 < K ? b[k + 1] : 0;
         if (even_first) acc = fmaf(a1, b1, fmaf(a[k], b[k], acc));
@@ -749,6 +760,18 @@ static uint32_t random_element(Dtype d, int mode, uint64_t i) {
     return dtype_bits(d, f);
 }
 
+// Whether this build and machine have an instruction for pairs of bf16 in the given order of sums.
+static int instruction_exists(int in_tiles) {
+    static int amx = -1;
+    if (amx < 0) { // what machine_init() chose for this order
+        const int before = product_in_tiles, pairs = product_uses_pairs;
+        machine_init(1);
+        amx = product_uses_pairs;
+        product_in_tiles = before, product_uses_pairs = pairs;
+    }
+    return in_tiles ? amx : HAS_PAIRS;
+}
+
 typedef struct {
     size_t cases, differ, touched;
     char first[160];
@@ -794,10 +817,7 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
         }
         for (int variant = 0; variant < 4 * 3 * 2; variant++) { // several threads: not in every combination, for time
             const int la = variant & 1, lb = variant >> 1 & 1, threads = 1 + (variant >> 2) % 3, pairs = variant / 12;
-#ifndef __AVX512BF16__
-            if (pairs) continue;
-#endif
-            if (pairs && (PRECISION == PRECISION_FP16 || PRECISION == PRECISION_FP32)) continue;
+            if (pairs && !instruction_exists(product_in_tiles)) continue;
             if (threads > 1 && (M < 13 || form == 1 || (form + la + lb + threads) % 2)) continue;
             product_uses_pairs = pairs;
             threads_set(threads);
@@ -845,9 +865,9 @@ static void test_product(void) {
             for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
                 if (mode == ORDINARY || i % 3 == 0 || i == 10)
                     product_shape(&r, kinds[kind][0], kinds[kind][1], shapes[i][0], shapes[i][1], shapes[i][2], mode);
-            snprintf(name, sizeof(name),
-                     "product %s x %s: the bits of the chain in every layout, epilogue and thread count; %s",
-                     dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], modes[mode]);
+            snprintf(name, sizeof(name), "product %s x %s%s: the bits of the chain in every layout, epilogue, thread count; %s",
+                     dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], product_in_tiles ? " in tiles" : "",
+                     modes[mode]);
             check(!r.differ && !r.touched, name, "%zu of %zu cases differ, first: %s; %zu elements beyond a row were written",
                   r.differ, r.cases, r.first, r.touched);
         }
@@ -860,7 +880,7 @@ static void test_product(void) {
         want[i] = chain(fa + i / n * n, fb + i % n * n, n, 0), swapped[i] = chain(fa + i / n * n, fb + i % n * n, n, 1);
     matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), matrix(a, STORED, n, 1), matrix(b, STORED, n, 1), n, n, n);
     check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0,
-          "planted fault: a chain with the even element first is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
+          "planted fault: a sum in another order is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
     matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), matrix(a, STORED, n, 1), matrix(b, STORED, 1, n), n, n, n);
     check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught",
           "no bit differs");
@@ -1530,30 +1550,33 @@ static void test_model_bits(void) {
               label("model: 1, 2 and 3 threads give the same bits in three steps%s", head ? " with an FP8 head" : ""),
               "%016llx %016llx %016llx", (unsigned long long)h[0], (unsigned long long)h[1], (unsigned long long)h[2]);
         // From any compiler and instruction set. They change only together with NUMERICS_VERSION.
-        static const uint64_t golden[4][2] = {{0x8f32cd341af91179, 0xad4b247489836db1},
-                                              {0x970706a4759743e9, 0},
-                                              {0xf996a0ed5322630d, 0},
-                                              {0x257564028403654f, 0}};
-        check(h[0] == golden[PRECISION][head],
+        static const uint64_t golden[2][4][2] = {{{0x8f32cd341af91179, 0xad4b247489836db1},
+                                                  {0x970706a4759743e9, 0},
+                                                  {0xf996a0ed5322630d, 0},
+                                                  {0x257564028403654f, 0}},
+                                                 {{0xd39ad3a31c43ccc7, 0xb25384cf7ca2df50},
+                                                  {0xd16b1d341fec3d1e, 0},
+                                                  {0xba305cb0cc9a9f19, 0},
+                                                  {0xa86969c36fadd261, 0}}};
+        const uint64_t want = golden[product_in_tiles][PRECISION][head];
+        check(h[0] == want,
               label("model: the bits are those of numerics version 1 on every machine%s", head ? ", FP8 head" : ""),
-              "%016llx, expected %016llx", (unsigned long long)h[0], (unsigned long long)golden[PRECISION][head]);
+              "%016llx, expected %016llx", (unsigned long long)h[0], (unsigned long long)want);
         const uint64_t disturbed = three_steps(2, head, 1);
         check(disturbed == h[0],
               label("model: validation and sampling between steps change no bit of training%s", head ? ", FP8 head" : ""),
               "%016llx, expected %016llx", (unsigned long long)disturbed, (unsigned long long)h[0]);
     }
-#ifdef __AVX512BF16__
-    if (IS_FP8 || PRECISION == PRECISION_BF16) {
+    if (instruction_exists(product_in_tiles)) {
         const int before = product_uses_pairs;
         product_uses_pairs = 0;
         const uint64_t single = three_steps(2, 0, 0);
         product_uses_pairs = 1;
         const uint64_t pairs = three_steps(2, 0, 0);
-        check(single == pairs, "model: vdpbf16ps and fp32 multiply-adds give the same bits", "%016llx %016llx",
-              (unsigned long long)single, (unsigned long long)pairs);
+        check(single == pairs, label("model: %s and fp32 multiply-adds give the same bits", product_instruction()),
+              "%016llx %016llx", (unsigned long long)single, (unsigned long long)pairs);
         product_uses_pairs = before;
     }
-#endif
     threads_set(2);
 }
 
@@ -2464,6 +2487,14 @@ static void test_run(void) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 
+// All that rests on products, again under --sum-order tiles.
+static void test_tiles(void) {
+    machine_init(1);
+    printf("in tiles, by %s:\n", product_instruction());
+    test_product(), test_layers(), test_gradients(), test_fp8_layer(), test_model_bits(), test_model();
+    machine_init(0);
+}
+
 typedef struct {
     const char *name;
     void (*run)(void);
@@ -2491,6 +2522,7 @@ static const Group groups[] = {
     {"run_rules", test_run_rules},
     {"run_overflow", test_run_overflow},
     {"run_disk_full", test_run_disk_full},
+    {"tiles", test_tiles},
 };
 
 int main(int argc, char **argv) {
@@ -2519,7 +2551,7 @@ int main(int argc, char **argv) {
         printf("cannot make a directory %s\n", work_dir);
         return EXIT_BAD_INPUT;
     }
-    machine_init();
+    machine_init(0);
     values_init();
     layers_workspace(1, 16);
     for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {

@@ -50,6 +50,7 @@ Sections
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef _OPENMP
@@ -172,19 +173,21 @@ static void *memory_allocate(size_t bytes) {
 #define INLINE static inline __attribute__((always_inline))
 static int thread_count(void) { return omp_get_max_threads(); }
 
-// Flushes denormal results (FTZ) and inputs (DAZ) on every thread. vdpbf16ps does so whatever the mode is; every other
-// path has to be told, or bits would depend on the instruction set.
+// Flushes denormal results (FTZ) and inputs (DAZ). vdpbf16ps does so whatever the mode is; every other path has to be told, or
+// bits would depend on the instruction set. libgomp's threads keep what each sets; libomp's take over the first one's.
 static void fp_mode_set(void) {
-#pragma omp parallel
-    {
 #if defined(__x86_64__)
-        _mm_setcsr(_mm_getcsr() | 0x8040);
+    _mm_setcsr(_mm_getcsr() | 0x8040);
 #elif defined(__aarch64__)
-        uint64_t fpcr;
-        __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
-        __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
 #endif
-    }
+}
+static void fp_mode_set_all(void) {
+    fp_mode_set();
+#pragma omp parallel
+    fp_mode_set();
 }
 
 INLINE uint32_t float_bits(float f) {
@@ -513,6 +516,9 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
 //     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
 // which is what vdpbf16ps does. Products of FP8, bf16 or fp16 numbers are exact in fp32, so fp32 FMA gives the same bits.
 // Blocks of K reload the accumulator and so keep the chain: no bit depends on tiles, threads or the instruction set.
+// --sum-order tiles is another rule, that of AMX's tdpbf16ps: of every 32 elements of K, the last padded with zeros,
+//     even = fma(a[k], b[k], even), k = 0, 2, .. 30;  odd likewise, k = 1, 3, .. 31;  acc += even + odd,
+// each from zero. Every machine computes both rules; which is fast depends on the machine.
 //
 // Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels of MR rows (a) or NR
 // columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for vdpbf16ps, or one fp32 number. FP8 is decoded
@@ -575,12 +581,18 @@ typedef struct {
 #define HAS_PAIRS        0
 #define vector_fma_pairs vector_fma // never run
 #endif
+#if HAS_PAIRS && (defined(__AMX_BF16__) || defined(__AMXBF16__))
+#define HAS_AMX 1
+#else
+#define HAS_AMX 0
+#endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bits of a float, written and read as one
 #define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536 // rows of a packed at a time
-#define STRIP    96   // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR and 16
+#define STRIP    96   // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR, AMX_MR
+#define AMX_MR   32   // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
 #define KU_CHUNK 64   // units that are decoded before they are laid out, small enough for L1
 
 #if defined(__clang__)
@@ -592,6 +604,8 @@ typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bi
 // Whether units are bf16 pairs. The bits are the same; which is faster depends on the CPU (a Zen 5 runs vdpbf16ps at twice
 // the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures it.
 static int product_uses_pairs = 0;
+static int product_in_tiles = 0; // --sum-order tiles: AMX where units are pairs, else what it would compute
+static int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR; }
 
 // tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels are not inlined, and a
 // fence keeps the loads of one unit from moving into another: compilers that do either run out of registers, and spilled
@@ -602,11 +616,12 @@ static int product_uses_pairs = 0;
 #define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
 #define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch((line) + 8 * NR + j)
 #if LANES > 1 || !defined(__SSE2__)
-INLINE void kernel_vectors(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs) {
-    const int group = pairs ? 1 : 2; // units that a chain takes in turn, the last first
+// A chain takes `group` units in turn, of these number `from` first, then the ones before it, down to 0.
+INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs, const int group,
+                         const int from) {
     Vector c[MR][NR / LANES], v[NR / LANES];
     memcpy(c, tile, sizeof(c));
-    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR) UNROLL for (int k = group - 1; k >= 0; k--) {
+    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR) UNROLL for (int k = from; k >= 0; k--) {
             const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
             UNIT_FENCE;
             FETCH_LINE(line);
@@ -618,8 +633,6 @@ INLINE void kernel_vectors(int units, const unit_t *a, const unit_t *b, float *t
         }
     memcpy(tile, c, sizeof(c));
 }
-KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_vectors(units, a, b, tile, 1); }
-KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_vectors(units, a, b, tile, 0); }
 #else
 // No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
 // floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits).
@@ -629,16 +642,16 @@ static inline __m128d float2_to_double(const void *p) {
     __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
     return d;
 }
-#define kernel_pairs kernel_fp32
-KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) {
+INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs, const int group,
+                         const int from) {
     const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
-    for (int u = 0; u < units; u += 2, a += 2 * MR, b += 2 * NR)
-        for (int odd = 1; odd >= 0; odd--) {
-            const float *line = (const float *)b + odd * NR;
+    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
+        for (int k = from; !pairs && k >= 0; k--) {
+            const float *line = (const float *)b + k * NR;
             __m128d v[NR / 2];
             UNROLL for (int j = 0; j < NR / 2; j++) v[j] = float2_to_double(line + j * 2);
             for (int i = 0; i < MR; i++) {
-                const float s = bits_float(a[odd * MR + i]);
+                const float s = bits_float(a[k * MR + i]);
                 const __m128d twice = _mm_set1_pd(s);
                 UNROLL for (int j = 0; j < NR; j += 8) {
                     float *c = tile + i * NR + j;
@@ -656,9 +669,63 @@ KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) {
         }
 }
 #endif
-static void kernel(int units, const unit_t *a, const unit_t *b, float *tile) {
-    if (HAS_PAIRS && product_uses_pairs) kernel_pairs(units, a, b, tile);
-    else kernel_fp32(units, a, b, tile);
+KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 1, 1, 0); }
+KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 0, 2, 1); }
+KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile) {
+    kernel_chain(units, a, b, tile, 0, 2, 0);
+}
+#if HAS_AMX
+// Shapes a thread's eight tile registers, once: 16 rows of 64 bytes each.
+static void amx_configure(void) {
+    static __thread int configured;
+    static const struct {
+        uint8_t palette, start, zeros[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    if (!configured) _tile_loadconfig(&shape);
+    configured = 1;
+}
+#define EACH_AMX_TILE(move)                                                                                                    \
+    move(0, tile, line);                                                                                                       \
+    move(1, tile + 16, line);                                                                                                  \
+    move(2, tile + 16 * NR, line);                                                                                             \
+    move(3, tile + 16 * NR + 16, line)
+// tile[32][32] in four of AMX's. Meanwhile a quarter of a next panel, `later`, comes into L2.
+KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
+    const long line = NR * 4;
+    amx_configure();
+    UNIT_FENCE;
+    EACH_AMX_TILE(_tile_loadd);
+    for (int u = 0; u < units; u += 16, a += 16 * AMX_MR, b += 16 * NR, later += 4 * AMX_MR) {
+        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(later + 16 * i, 0, 2);
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, line);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + 16, line);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + 256, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    EACH_AMX_TILE(_tile_stored);
+    UNIT_FENCE;
+}
+#define AMX_PERMITTED() (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0)
+#else
+#define kernel_amx(units, a, b, tile, later) (void)later
+#define AMX_PERMITTED()                      0
+#endif
+static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
+    if (product_uses_pairs && product_in_tiles) kernel_amx(units, a, b, tile, later);
+    else if (product_uses_pairs) kernel_pairs(units, a, b, tile);
+    else if (!product_in_tiles) kernel_fp32(units, a, b, tile);
+    else
+        for (; units > 0; units -= 32, a += 32 * MR, b += 32 * NR) {
+            float sums[2][MR * NR] __attribute__((aligned(64))) = {{0}};
+            kernel_every_other(32, a, b, sums[0]), kernel_every_other(32, a + MR, b + NR, sums[1]);
+            SIMD for (int i = 0; i < MR * NR; i++) tile[i] += sums[0][i] + sums[1][i];
+        }
 }
 
 // ---- packing
@@ -696,14 +763,34 @@ static void decode_row(void *out, const Matrix *s, size_t offset, int n) {
     } else SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_stored(((const stored_t *)from)[i]);
 }
 
-// Units that nk elements of K take: K is padded with zeros to an even number, and no further.
-static int units_of(int nk) { return product_uses_pairs ? (nk + 1) / 2 : (nk + 1) / 2 * 2; }
+// Units that nk elements of K take, padded with zeros as the order of the sum has it.
+static int units_of(int nk) { return round_up(nk, product_in_tiles ? 32 : 2) / (product_uses_pairs ? 2 : 1); }
 
-// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` (MR or NR) rows. Rows beyond ni are zeros.
-// dst: [ceil(ni / width)][units][width].
-INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk, const int width) {
+// to[c * to_stride + r] = from[r * from_stride + c]
+INLINE void units_transpose(unit_t *to, size_t to_stride, const unit_t *from, size_t from_stride, int rows, int columns) {
+    int c = 0;
+#if defined(__SSE2__)
+    for (; c + 4 <= columns; c += 4)
+        for (int i = 0; i < rows; i += 4) { // 4 x 4 blocks; the last may overlap the one before
+            const int r = MIN(i, rows - 4);
+            const float *f = (const float *)from + r * from_stride + c;
+            float *t = (float *)to + c * to_stride + r;
+            __m128 r0 = _mm_loadu_ps(f), r1 = _mm_loadu_ps(f + from_stride);
+            __m128 r2 = _mm_loadu_ps(f + 2 * from_stride), r3 = _mm_loadu_ps(f + 3 * from_stride);
+            _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+            _mm_storeu_ps(t, r0), _mm_storeu_ps(t + to_stride, r1);
+            _mm_storeu_ps(t + 2 * to_stride, r2), _mm_storeu_ps(t + 3 * to_stride, r3);
+        }
+#endif
+    for (; c < columns; c++)
+        for (int r = 0; r < rows; r++) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
+// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` rows. Rows beyond ni are zeros.
+// dst: [ceil(ni / width)][units][width], or, for AMX's left operand (by_row), [ceil(ni / width)][units / 16][width][16].
+INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk, const int width, const int by_row) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
-    unit_t rows[MAX(MR, NR)][KU_CHUNK] __attribute__((aligned(64)));
+    unit_t rows[MAX(MR, NR) * KU_CHUNK] __attribute__((aligned(64)));
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
@@ -713,33 +800,21 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
                 float *to = (float *)dst;
                 for (int u = 0; u < nk; u++, to += width)
                     UNROLL for (int i = 0; i < width; i++) to[i] = table[codes[i * s->row_stride + u]];
-                if (nk < units) memset(to, 0, width * 4);
+                memset(to, 0, (units - nk) * width * 4);
                 continue;
             }
             if (n < width) memset(rows, 0, sizeof(rows));
             for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
                 const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);
                 for (int i = 0; i < n; i++) {
-                    if (len < nu * per_unit) rows[i][nu - 1] = 0;
-                    decode_row(rows[i], s, (i0 + p + i) * s->row_stride + k0 + k, len);
+                    if (len < nu * per_unit) memset(rows + i * KU_CHUNK, 0, nu * 4);
+                    if (len > 0) decode_row(rows + i * KU_CHUNK, s, (i0 + p + i) * s->row_stride + k0 + k, len);
                 }
                 unit_t *to = dst + u0 * width;
-                int u = 0;
-#if defined(__SSE2__)
-                for (; u + 4 <= nu; u += 4)
-                    for (int i = 0; i < width; i += 4) { // 4 x 4 blocks; the last of a panel may overlap the one before
-                        const int r = MIN(i, width - 4);
-                        const float *from = (const float *)&rows[r][u];
-                        float *turned = (float *)to + u * width + r;
-                        __m128 r0 = _mm_load_ps(from), r1 = _mm_load_ps(from + KU_CHUNK);
-                        __m128 r2 = _mm_load_ps(from + 2 * KU_CHUNK), r3 = _mm_load_ps(from + 3 * KU_CHUNK);
-                        _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
-                        _mm_storeu_ps(turned, r0), _mm_storeu_ps(turned + width, r1);
-                        _mm_storeu_ps(turned + 2 * width, r2), _mm_storeu_ps(turned + 3 * width, r3);
-                    }
-#endif
-                for (; u < nu; u++)
-                    for (int i = 0; i < width; i++) to[u * width + i] = rows[i][u];
+                if (!by_row) units_transpose(to, width, rows, KU_CHUNK, width, nu);
+                else
+                    for (int u = 0; u < nu; u += 16)
+                        for (int i = 0; i < width; i++) memcpy(to + u * width + i * 16, rows + i * KU_CHUNK + u, 64);
             }
         }
         return;
@@ -747,27 +822,35 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
         const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
-        unit_t *line = &rows[0][0]; // one unit of every panel
         uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
-        memset(line, 0, STRIP * sizeof(uint32_t));
         for (int u = 0; u < units; u++) {
+            unit_t *line = rows + (by_row ? u % 16 * STRIP : 0); // one unit of every panel
             const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
             const char *later = (const char *)s->data + (from + 32 * s->k_stride) * dtype_size[s->dtype]; // strides hide it
             __builtin_prefetch(later), __builtin_prefetch(later + 64);
-            if (product_uses_pairs) {
+            if (u * per_unit >= nk || n < STRIP) memset(line, 0, STRIP * 4);
+            if (u * per_unit < nk && product_uses_pairs) {
                 decode_row(even, s, from, n);
                 if (u * 2 + 1 < nk) decode_row(odd, s, from + s->k_stride, n);
                 else memset(odd, 0, sizeof(odd));
                 for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
-            } else if (u < nk) decode_row(line, s, from, n);
-            else memset(line, 0, STRIP * sizeof(uint32_t));
-            for (int p = 0; p < panels; p++) memcpy(dst + (p * units + u) * width, line + p * width, width * 4);
+            } else if (u * per_unit < nk) decode_row(line, s, from, n);
+            for (int p = 0; p < panels; p++) {
+                unit_t *to = dst + (p * units + u) * width;
+                if (!by_row) memcpy(to, line + p * width, width * 4);
+                else if (u % 16 == 15) units_transpose(to - 15 * width, 16, rows + p * width, STRIP, 16, width);
+            }
         }
         dst += panels * units * width;
     }
 }
-static void pack_a(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, MR); }
-static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR); }
+static void pack_a(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) {
+#if HAS_AMX
+    if (panel_rows() == AMX_MR) return pack_width(dst, &s, i0, ni, k0, nk, AMX_MR, 1);
+#endif
+    pack_width(dst, &s, i0, ni, k0, nk, MR, 0);
+}
+static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR, 0); }
 
 // ---- the product of packed panels
 // Turns rows x cols of a finished tile into output elements at out + (m, n).
@@ -797,26 +880,34 @@ static void tile_copy(float *to, size_t to_stride, const float *from, size_t fro
 // where given, holds the raw chains of unfinished products, [m][partial_stride]: loaded unless `first`, stored unless `last`.
 static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a, const unit_t *b, int m, int n, int units,
                            int b_units, float *partial, size_t partial_stride, int first, int last) {
-    float tile[MR * NR] __attribute__((aligned(64)));
-    for (int i = 0; i < m; i += MR, a += units * MR) {
-        const int rows = MIN(m - i, MR);
-        const unit_t *panel = b;
-        for (int j = 0; j < n; j += NR, panel += b_units * NR) {
-            const int cols = MIN(n - j, NR);
-            float *part = partial ? partial + (m0 + i) * partial_stride + n0 + j : NULL;
-            if (last) { // the output's lines come while the kernel runs
-                const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
-                const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
-                for (int r = 0; r < rows; r++, to += line)
-                    for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
+    float tiles[MAX(MR, HAS_AMX * AMX_MR) * NB] __attribute__((aligned(64)));
+    const int panel = panel_rows(), amx = panel == AMX_MR;
+    const int group = amx ? NB : NR, piece = amx ? 128 : units; // a piece of a's panel stays in L1 while a group of b's pass
+    for (int i = 0; i < m; i += panel, a += units * panel)
+        for (int j0 = 0; j0 < n; j0 += group) {
+            const int rows = MIN(m - i, panel), j1 = MIN(n, j0 + group);
+            for (int j = j0; j < j1; j += NR) {
+                float *tile = tiles + (j - j0) * panel;
+                if (first || rows < panel || n - j < NR) memset(tile, 0, panel * NR * 4);
+                if (!first)
+                    tile_copy(tile, NR, partial + (m0 + i) * partial_stride + n0 + j, partial_stride, rows, MIN(n - j, NR));
+                if (last) { // the output's lines come while the kernel runs
+                    const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
+                    const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
+                    for (int r = 0; r < rows; r++, to += line)
+                        for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
+                }
             }
-            if (first || rows < MR || cols < NR) memset(tile, 0, sizeof(tile));
-            if (!first) tile_copy(tile, NR, part, partial_stride, rows, cols);
-            kernel(units, a, panel, tile);
-            if (last) epilogue(out, m0 + i, n0 + j, tile, rows, cols);
-            else tile_copy(part, partial_stride, tile, NR, rows, cols);
+            for (int u = 0; u < units; u += piece)
+                for (int j = j0; j < j1; j += NR)
+                    kernel(MIN(piece, units - u), a + u * panel, b + (size_t)j * b_units + u * NR, tiles + (j - j0) * panel,
+                           a + (units + u) * panel + (j - j0) * panel);
+            for (int j = j0; j < j1; j += NR) {
+                float *tile = tiles + (j - j0) * panel;
+                if (last) epilogue(out, m0 + i, n0 + j, tile, rows, MIN(n - j, NR));
+                else tile_copy(partial + (m0 + i) * partial_stride + n0 + j, partial_stride, tile, NR, rows, MIN(n - j, NR));
+            }
         }
-    }
 }
 
 // Working memory of the products and of attention, made once by workspace_init().
@@ -833,7 +924,7 @@ static void *workspace_thread(void) { return workspace.thread + omp_get_thread_n
 // out[M, N] from a[M, K] and b[N, K]. A task is a block of up to NB columns of b and a range of rows of a.
 static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
     const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
-    const size_t step = round_up(ceil_div(K, blocks), 2); // K in equal blocks
+    const size_t step = round_up(ceil_div(K, blocks), 32); // K in equal blocks
     // Raw chains between blocks of K lie in the output itself where it has room for them.
     const int in_place = out.dtype == DTYPE_FP32 && !out.accumulate;
     float *partial = blocks == 1 ? NULL : in_place ? out.data : workspace.partial;
@@ -842,7 +933,7 @@ static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K)
         fatal(EXIT_BAD_INPUT, "matmul: %zu x %zu x %zu needs more workspace than was planned", M, N, K);
     const size_t width = MIN(NB, round_up(ceil_div(N, 3u * workspace.threads), NR)), columns = ceil_div(N, width);
     for (size_t m0 = 0; m0 < M; m0 += MC) {
-        const size_t rows = MIN(M - m0, MC), panels = ceil_div(rows, MR);
+        const size_t rows = MIN(M - m0, MC), panel = panel_rows(), panels = ceil_div(rows, panel);
         size_t splits = 1; // of the rows, so that every thread gets several tasks
         while (splits < panels / 8 && columns * splits < 3u * workspace.threads && workspace.threads > 1) splits++;
 #pragma omp parallel
@@ -855,7 +946,7 @@ static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K)
             for (size_t task = 0; task < columns * splits; task++) {
                 unit_t *packed_b = workspace_thread();
                 const size_t n0 = task % columns * width, n = MIN(N - n0, width), part = task / columns;
-                const size_t i0 = panels * part / splits * MR, i1 = MIN(panels * (part + 1) / splits * MR, rows);
+                const size_t i0 = panels * part / splits * panel, i1 = MIN(panels * (part + 1) / splits * panel, rows);
                 pack_b(packed_b, b, n0, n, k0, nk);
                 product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * units, packed_b, i1 - i0, n, units, units, partial,
                                partial_stride, k0 == 0, k0 + step >= K);
@@ -871,6 +962,14 @@ static double peak_measure(int pairs) {
     const int n = LANES > 1 ? 400000 : 8000;
     float tile[MR * NR] = {0};
     const double t = seconds_now();
+#if HAS_AMX
+#define EACH_AMX_SUM(c, line, ignored) _tile_dpbf16ps(c, 4, 6)
+    if (pairs && product_in_tiles) {
+        amx_configure();
+        for (int k = 0; k < n; k += 4) { EACH_AMX_TILE(EACH_AMX_SUM); }
+        return 2e-9 * n * 16 * 16 * 32 / (seconds_now() - t);
+    }
+#endif
 #if LANES > 1
     Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
     EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
@@ -885,11 +984,13 @@ static double peak_measure(int pairs) {
 }
 static double machine_peak_gflops; // all threads together, of the instruction that the products use
 
-// Denormal mode, tables, and which of two instructions is the faster one here: measured in turn, the best of each counts, so
-// that a moment in which the machine is busy misleads neither.
-static void machine_init(void) {
-    fp_mode_set();
+// Denormal mode, tables, and which instruction computes the products: for an order of pairs the faster of two, measured in
+// turn; the best of each counts, so that a moment in which the machine is busy misleads neither.
+static void machine_init(int in_tiles) {
+    fp_mode_set_all();
     fp8_tables_init();
+    product_in_tiles = in_tiles;
+    const int pairs = in_tiles ? AMX_PERMITTED() : HAS_PAIRS;
     double fp32_peak = 0, pairs_peak = 0;
 #pragma omp parallel reduction(+ : fp32_peak, pairs_peak)
     for (int round = 0; round < 5; round++) {
@@ -897,11 +998,14 @@ static void machine_init(void) {
         const double fp32 = peak_measure(0);
         fp32_peak = MAX(fp32_peak, fp32);
 #pragma omp barrier
-        const double pairs = HAS_PAIRS ? peak_measure(1) : 0;
-        pairs_peak = MAX(pairs_peak, pairs);
+        const double of_pairs = pairs ? peak_measure(1) : 0;
+        pairs_peak = MAX(pairs_peak, of_pairs);
     }
     product_uses_pairs = pairs_peak > fp32_peak;
     machine_peak_gflops = product_uses_pairs ? pairs_peak : fp32_peak;
+}
+static const char *product_instruction(void) {
+    return !product_uses_pairs ? "fp32 multiply-adds" : product_in_tiles ? "tdpbf16ps" : "vdpbf16ps";
 }
 
 // partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
@@ -1035,8 +1139,8 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
     X(float, o, QROWS *hp)                                                                                                     \
     X(float, dk, Tp *hp)                                                                                                       \
     X(float, dv, Tp *hp)                                                                                                       \
-    X(unit_t, a, (QROWS + MR) * (Tp + MR + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */ \
-    X(unit_t, k_scores, Tp *hp)                 /* packed k and v: [keys, hs] and [hs, keys] */                                \
+    X(unit_t, a, (QROWS + AMX_MR) * (Tp + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */  \
+    X(unit_t, k_scores, Tp *hp)                /* packed k and v: [keys, hs] and [hs, keys] */                                 \
     X(unit_t, v_scores, Tp *hp)                                                                                                \
     X(unit_t, k_out, Tp *hp)                                                                                                   \
     X(unit_t, v_out, Tp *hp)                                                                                                   \
@@ -2061,7 +2165,7 @@ static void token_print(int token, void *tokenizer) {
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 2
+#define STATE_VERSION 3
 enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
 
 typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
@@ -2372,6 +2476,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
+    X(TEXT, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "rule of bits of the products: pairs, or tiles (fast with AMX alone)") \
     X(TEXT, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
     X(TEXT, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent") \
@@ -2735,8 +2840,7 @@ static char *run_header(const Run *r) {
     fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n",
             IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count());
     fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n",
-            proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops,
-            product_uses_pairs ? "vdpbf16ps" : "fp32 multiply-adds");
+            proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops, product_instruction());
     fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L,
             c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
     fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
@@ -2978,7 +3082,8 @@ int main(int argc, char **argv) {
     r->baseline = r->baseline_at = "";
     run_open(r);
 
-    machine_init();
+    static const char *const orders[] = {"pairs", "tiles"};
+    machine_init(option_choice("sum-order", o->sum_order, orders, 2));
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, r->model);
     else gpt_init(&r->g, o->seed);

@@ -21,8 +21,12 @@ check() { # name, directory, reference directory
 }
 runs_here() { echo 'int main(void) { return 0; }' | gcc -x c -march="$1" - -o "$work/probe" 2> /dev/null; grep -qw "$2" /proc/cpuinfo; }
 
-for p in 0 1 2 3; do
+given=("${arguments[@]}")
+for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles"; do # precision, order of the products' sums
+  read -r p order <<< "$case"
   name=$(echo fp8 fp16 bf16 fp32 | cut -d' ' -f$((p + 1)))
+  arguments=("${given[@]}" --sum-order "$order")
+  [ "$order" = pairs ] || name=$name-$order
   reference="$work/$name-portable-1"
   build() { # label, compiler and flags, threads, runner
     local label=$1 compiler=$2 threads=$3 runner=${4:-}

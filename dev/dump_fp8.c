@@ -26,7 +26,7 @@ static float *floats_read(const char *path, size_t *count) {
 
 int main(int argc, char **argv) {
     if (argc != 4) fatal(EXIT_BAD_INPUT, "usage: dump_fp8 FLOATS SCALES RESULT");
-    machine_init();
+    machine_init(0);
     size_t count, scale_count;
     float *x = floats_read(argv[1], &count), *scales = floats_read(argv[2], &scale_count);
     FILE *f = fopen(argv[3], "wb");

@@ -32,7 +32,7 @@ static void array_write(FILE *f, const char *name, int layer, const float *x, si
 
 int main(int argc, char **argv) {
     if (argc != 4) fatal(EXIT_BAD_INPUT, "usage: nano_check MODEL TOKENS RESULT");
-    machine_init();
+    machine_init(0);
     int32_t header[256], shape[2];
     FILE *tokens_file = open_or_fail(argv[2], "rb"), *model_file = open_or_fail(argv[1], "rb");
     read_exactly(header, sizeof(header), model_file, argv[1]);

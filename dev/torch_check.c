@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
     if (argc != 11) fatal(EXIT_BAD_INPUT, "usage: torch_check MODEL RESULT L NH C T V B n HEAD");
     int arg[8];
     for (int i = 0; i < 8; i++) arg[i] = atoi(argv[3 + i]);
-    machine_init();
+    machine_init(0);
     Gpt g;
     memset(&g, 0, sizeof(g));
     g.config.L = arg[0], g.config.NH = arg[1], g.config.C = arg[2], g.config.T = arg[3], g.config.V = arg[4];

@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     EXPECT(M > 0 && N > 0 && K > 0 && (argc == 1 || argc == 4), "expected no argument, or M N K above 0");
     uint8_t *a = (uint8_t *)memory_allocate((size_t)M * K), *b = (uint8_t *)memory_allocate((size_t)N * K);
     float *c = (float *)memory_allocate((size_t)M * N * 4), *first = (float *)memory_allocate((size_t)M * N * 4);
-    machine_init();
+    machine_init(0);
     workspace_init((size_t)M * N, 4096);
     for (size_t i = 0; i < (size_t)M * K; i++) a[i] = fp8_encode((float)random_unit(random_u64(1, 0, i)) * 4 - 2, DTYPE_E4M3);
     for (size_t i = 0; i < (size_t)N * K; i++) b[i] = fp8_encode((float)random_unit(random_u64(1, 1, i)) * 4 - 2, DTYPE_E4M3);
