@@ -335,19 +335,21 @@ static const Fp8Format fp8_formats[2] = {
 };
 static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
 
-// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
-// Branch-free, so that the compiler vectorises the loop in quantise_block, where it also knows the format.
-static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
+// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; a larger one's is too large a code. Branch-
+// free, so that the compiler vectorises the loop in quantise_block, where it also knows the format.
+static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
-    uint32_t sign = (u >> 24) & 0x80, a = u & 0x7fffffff;
     // normal results: round at the last kept bit and move the exponent's bias
     uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - f->bias) << f->mantissa_bits);
     // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
     uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - f->bias - f->mantissa_bits) << 23;
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
-    uint32_t code = a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
-    code = code > f->max_code ? f->max_code : code;
-    return a > 0x7f800000 ? 0x7f : code | sign;
+    return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
+}
+// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
+static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
+    const uint32_t a = u & 0x7fffffff, code = MIN(fp8_round_bits(a, f), f->max_code);
+    return a > 0x7f800000 ? 0x7f : code | ((u >> 24) & 0x80);
 }
 static inline uint8_t fp8_encode(float f, Dtype d) { return fp8_encode_bits(float_bits(f), fp8_format(d)); }
 
@@ -449,15 +451,20 @@ static void scale_advance(Fp8Scale *s) {
 INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats, const Fp8Format *f8) {
     uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
     for (size_t i = 0; i < n; i++) {
-        float f = float_from_stored(x[i]), y = f * scale;
-        uint32_t a = float_bits(f) & 0x7fffffff, b = float_bits(y) & 0x7fffffff;
-        uint32_t code = fp8_encode_bits(float_bits(y), f8);
+        const float f = float_from_stored(x[i]);
+        const uint32_t u = float_bits(f * scale), a = float_bits(f) & 0x7fffffff, code = fp8_round_bits(u & 0x7fffffff, f8);
         amax = MAX(a, amax);
-        saturated += (b > f8->saturated_above) & (b <= 0x7f800000);
-        flushed += ((code & 0x7f) == 0) & (a != 0);
-        nonfinite += a >= 0x7f800000;
-        q[i] = (uint8_t)code;
+        flushed += (code == 0) & (a != 0);
+        q[i] = (uint8_t)(code | ((u >> 24) & 0x80));
     }
+    if (amax >= 0x7f800000 || float_bits(bits_float(amax) * scale) > f8->saturated_above) // seldom: again, with all cases
+        for (size_t i = 0; i < n; i++) {
+            const float f = float_from_stored(x[i]);
+            const uint32_t u = float_bits(f * scale), b = u & 0x7fffffff;
+            saturated += (b > f8->saturated_above) & (b <= 0x7f800000);
+            nonfinite += (float_bits(f) & 0x7fffffff) >= 0x7f800000;
+            q[i] = (uint8_t)fp8_encode_bits(u, f8);
+        }
     stats->amax_bits = MAX(stats->amax_bits, amax);
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
 }
