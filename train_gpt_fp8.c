@@ -1428,12 +1428,12 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
-    X(operand, ln1, L, R * C, KEPT)                    /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
+    X(operand, ln1, again, R * C, KEPT)                /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
     X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
     X(operand, att, L, R * C, KEPT) \
-    X(operand, ln2, L, R * C, KEPT) \
+    X(operand, ln2, again, R * C, KEPT)                /* of those that are made again, one layer's exist */ \
     X(stored, fc, L, R * 4 * C, KEPT)                  /* [R, 4C] before the GELU */ \
-    X(operand, gelu, L, R * 4 * C, KEPT) \
+    X(operand, gelu, again, R * 4 * C, KEPT) \
     X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED)             /* [R, 4C] a linear layer's input before it is quantised */ \
@@ -1460,6 +1460,7 @@ typedef struct {
     int B;        // sequences in a batch; activations have room for B * T positions
     int training; // gradients and moments exist
     int fp8_head;
+    int recompute; // the backward pass makes outputs of layernorm and GELU again
     ScalingRecipe recipes[NOPERAND], head_dy_recipe;
 
     ParamSpec params[NPARAM];
@@ -1484,6 +1485,7 @@ typedef struct {
 static void tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
+    const size_t again = g->recompute ? 1 : L;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
     const TensorSpec table[TENSORS] = {GPT_TENSORS(TENSOR_SPEC)};
     memcpy(specs, table, sizeof(table));
@@ -1500,10 +1502,11 @@ static size_t attention_bytes(const Gpt *g) {
     AttentionBuffers w;
     return attention_buffers(&w, NULL, g->config.T, g->config.C / g->config.NH);
 }
+#define PROGRAM_BYTES (3 << 20) // the program and its libraries themselves
 typedef struct {
     size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
-static MemoryPlan memory_plan(Gpt *g) {
+static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data, which are all read
     MemoryPlan plan = {0};
     TensorSpec own[TENSORS], fp16[TENSORS];
     g->param_count = param_specs(g->params, &g->config);
@@ -1511,7 +1514,7 @@ static MemoryPlan memory_plan(Gpt *g) {
     for (int i = 0; i < TENSORS; i++)
         plan.part[own[i].life] += own[i].bytes, plan.kept_fp16 += fp16[i].life == KEPT ? fp16[i].bytes : 0;
     plan.part[REUSED] += scale_count(g) * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
-                         MAX(attention_bytes(g), NB * KU * 4) * thread_count();
+                         MAX(attention_bytes(g), NB * KU * 4) * thread_count() + mapped + PROGRAM_BYTES;
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
@@ -1626,32 +1629,38 @@ static void gpt_refresh_weights(Gpt *g) {
 // What linear layer i of layer l keeps for wgrad.
 static operand_t *gpt_kept(const Gpt *g, int l, int i) {
     operand_t *const kept[NLIN] = {g->ln1, g->att, g->ln2, g->gelu};
-    return kept[i] + (size_t)l * g->B * g->config.T * g->params[linear_param[i]].cols;
+    const size_t layer = g->recompute && i != LIN_ATTPROJ ? 0 : l;
+    return kept[i] + layer * g->B * g->config.T * g->params[linear_param[i]].cols;
 }
 
 // Where that layer's input is written: to the shared scratch in the FP8 build, which keeps bytes, else to its own place.
 static stored_t *gpt_input(const Gpt *g, int l, int i) { return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i); }
+// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention and before the MLP, and
+// 2L at the end. The bias is the parameter after the weight.
+static int layernorm_param(const Gpt *g, int norm) { return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W; }
+
+// residual[norm] = residual[norm - 1] + y, the output of the block between them (NULL: it is there); normed = layernorm of it.
+static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, stored_t *normed, size_t rows) {
+    const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
+    stored_t *residual = g->residual + norm * R * C;
+    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R, y ? residual - R * C : residual,
+                               y, gpt_param(g, g->master, id, l), gpt_param(g, g->master, id + 1, l), rows, C);
+}
+
 static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
     linear_forward(&f, y, STORED, gpt_input(g, l, i), gpt_kept(g, l, i), rows, g->record);
 }
 static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored_t *dy, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
+    if (g->recompute && i != LIN_ATTPROJ) { // its input again, of the same bits
+        stored_t *x = gpt_input(g, l, i);
+        if (i == LIN_FCPROJ) gelu_forward(x, g->fc + (size_t)l * g->B * g->config.T * f.in, rows * f.in);
+        else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
+        if (f.x_scale) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.x_scale, RECORD_NONE);
+    }
     linear_backward(&f, dx, dy, gpt_kept(g, l, i), g->dy_bytes, g->partial_sums, rows, g->record);
-}
-
-// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention and before the MLP, and
-// 2L at the end. The bias is the parameter after the weight.
-static int layernorm_param(const Gpt *g, int norm) { return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W; }
-
-// residual[norm] = residual[norm - 1] + y, the output of the block between them; normed = layernorm of it.
-static void gpt_layernorm_forward(Gpt *g, int norm, stored_t *normed, size_t rows) {
-    const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
-    stored_t *residual = g->residual + norm * R * C; // the encoder wrote the first
-    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R,
-                               norm ? residual - R * C : residual, norm ? g->y : NULL, gpt_param(g, g->master, id, l),
-                               gpt_param(g, g->master, id + 1, l), rows, C);
 }
 
 // dresidual += the layernorm's backward of dnarrow.
@@ -1672,16 +1681,16 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
     for (int l = 0; l < c->L; l++) {
         stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C;
-        gpt_layernorm_forward(g, 2 * l, gpt_input(g, l, LIN_QKV), rows);
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_input(g, l, LIN_QKV), rows); // the encoder wrote the first
         gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
         attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, B, n, pos, c->C, c->NH);
         gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, rows);
-        gpt_layernorm_forward(g, 2 * l + 1, gpt_input(g, l, LIN_FC), rows);
+        gpt_layernorm_forward(g, 2 * l + 1, g->y, gpt_input(g, l, LIN_FC), rows);
         gpt_linear_forward(g, l, LIN_FC, fc, rows);
         gelu_forward(gpt_input(g, l, LIN_FCPROJ), fc, rows * 4 * C);
         gpt_linear_forward(g, l, LIN_FCPROJ, g->y, rows);
     }
-    gpt_layernorm_forward(g, 2 * c->L, g->lnf, rows);
+    gpt_layernorm_forward(g, 2 * c->L, g->y, g->lnf, rows);
 }
 
 // What the head keeps of a slab: its rows of lnf, or their bytes.
@@ -1930,7 +1939,7 @@ typedef struct {
 typedef struct {
     Shard *shards;
     int shard_count, V;
-    size_t tokens, windows;
+    size_t tokens, windows, bytes;
     uint64_t hash; // of every token, their order, and how they are split into files
 } Dataset;
 static int shard_token(const Shard *s, size_t i) {
@@ -1973,7 +1982,7 @@ static Dataset dataset_open(const char *pattern) {
         Shard *s = &d.shards[i];
         *s = shard_open(found.gl_pathv[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
-        d.V = V, d.tokens += s->count;
+        d.V = V, d.tokens += s->count, d.bytes += s->count * s->width;
         d.hash = checksum(d.hash ^ s->count, s->tokens, s->count * s->width); // windows do not cross a file's end
         for (size_t k = 0; s->width == 2 && k < s->count; k++)
             EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
@@ -1987,7 +1996,7 @@ static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
     val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
-    val.shard_count = 0, val.tokens = 0;
+    val.shard_count = 0, val.tokens = 0, val.bytes = 0; // the same files
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
         s->count = s->count < keep ? s->count : keep;
@@ -2484,6 +2493,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
     X(TEXT, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "rule of bits of the products: pairs, or tiles (fast with AMX alone)") \
+    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
     X(TEXT, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
     X(TEXT, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent") \
@@ -2688,15 +2698,15 @@ static const char *proc_value(const char *path, const char *key, char *out) {
 static double mib(size_t bytes) { return bytes / 1048576.0; }
 
 // Refuses a model that does not fit, before anything is allocated, and says what would.
-static MemoryPlan memory_check(Gpt *g) {
+static MemoryPlan memory_check(Gpt *g, size_t mapped) {
     char text[256];
-    const MemoryPlan plan = memory_plan(g);
+    const MemoryPlan plan = memory_plan(g, mapped);
     const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text)) / 1024;
     if (available == 0 || mib(plan.total) <= available) return plan;
     Gpt small = *g;
-    while (small.B > 1 && mib(memory_plan(&small).total) > available) small.B /= 2;
-    while (small.config.T > 16 && mib(memory_plan(&small).total) > available) small.config.T /= 2;
-    if (mib(memory_plan(&small).total) > available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
+    while (small.B > 1 && mib(memory_plan(&small, mapped).total) > available) small.B /= 2;
+    while (small.config.T > 16 && mib(memory_plan(&small, mapped).total) > available) small.config.T /= 2;
+    if (mib(memory_plan(&small, mapped).total) > available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
     else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
     fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total), available, text);
 }
@@ -2904,7 +2914,7 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     const int B = g->B, T = g->config.T, micro_steps = o->total_batch / (B * T);
     const float loss_scale = g->loss_scaling[0];
     double loss = 0;
-    memset(g->grad, 0, g->param_count * 4);
+    PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) g->grad[i] = 0;
     for (int micro = 0; micro < micro_steps && loss - loss == 0; micro++) {
         dataset_batch(&r->train, o->data_seed, (step * micro_steps + micro) * B, r->tokens, r->targets, B, T);
         loss += gpt_forward(g, r->tokens, r->targets, B, T, loss_scale / (float)o->total_batch) / o->total_batch;
@@ -3058,7 +3068,7 @@ static void run_open(Run *r) {
         EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
-    r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains;
+    r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
     EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
@@ -3072,7 +3082,7 @@ static void run_open(Run *r) {
         dataset_windows(&r->val, "validation", o->seq_len);
         r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
     }
-    r->plan = memory_check(&r->g);
+    r->plan = memory_check(&r->g, r->train.bytes + r->val.bytes);
     if (r->trains) run_logs_compare(r);
     if (r->trains && !o->resume) run_directory(r->dir, o->out, 0, 1);
 }

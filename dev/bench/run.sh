@@ -45,8 +45,58 @@ row() { # label, name, tokens a step, name to compare with
   awk -v l="$1" -v ms="$ms" -v tf="$gflops" -v p="$peak" -v n="$3" -v other="$(median < "$work/$4.ms")" -v worst="$(sort -n "$work/$2.ms" | tail -1)" 'BEGIN {
     printf "| %s | %.0f | %.0f | %.0f | %.0f%% | %.2f | %.2f |\n", l, ms, 1e3 * n / ms, tf * 1e3, 1e5 * tf / p, ms / other, worst / ms }'
 }
-head="| | ms a step | tokens/s | GFLOP/s | of measured peak | times FP8's time | slowest step / median |
+head="| | ms a step | tokens/s | GFLOP/s | of measured peak | times FP8's time in that order | slowest step / median |
 |---|---|---|---|---|---|---|"
+
+# Products: a table of means over the shapes of a group, then every shape. A row's figures are medians over the rounds.
+has() { $python -c "import $1" 2> /dev/null; }
+products() {
+  local round
+  for round in $(seq $rounds); do
+    $work/products 9 >> $work/products.tsv
+    $work/products 1 fma > $work/shapes.tsv
+    if [ "$avx2" ]; then $work/products-avx2 9 fma | sed 's/^fma/avx2/' >> $work/products.tsv; fi
+    if has numpy; then
+      $python dev/bench/peers.py sgemm 9 < $work/shapes.tsv | sed 's/^sgemm/OpenBLAS sgemm/' >> $work/products.tsv
+    fi
+    if has torch; then
+      ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16 without AMX/' >> $work/products.tsv
+      if grep -qw amx_bf16 /proc/cpuinfo; then $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16, AMX/' >> $work/products.tsv; fi
+    fi
+  done
+  has numpy || echo "OpenBLAS: skipped, \`$python\` has no NumPy."
+  has torch || echo "oneDNN: skipped, \`$python\` has no torch."
+  grep -v '^rule' $work/products.tsv | sort -t "$(printf '\t')" -k1,6 -k7,7n | awk -F'\t' '
+    function flush_row() { if (key != "") { m = int((c + 1) / 2); print key "\t" v[m] "\t" share[m] } }
+    { k = $1 "\t" $2 "\t" $3 "\t" $4 "\t" $5 "\t" $6; if (k != key) { flush_row(); key = k; c = 0 } v[++c] = $7; share[c] = $9 }
+    END { flush_row() }' > $work/medians.tsv
+  awk -F'\t' '
+    FNR == NR { shape = $3 "\t" $4 "\t" $5 "\t" $6; if ($1 != "rule" && !(shape in seen)) { seen[shape] = 1; order[++shapes] = shape; group[shapes] = $2 } next }
+    { value[$1 "\t" $3 "\t" $4 "\t" $5 "\t" $6] = $7; part[$1 "\t" $3 "\t" $4 "\t" $5 "\t" $6] = $8; if (!($1 in known)) { known[$1] = 1 } }
+    END {
+      n = split("fma\tpairs\ttiles\tavx2\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", all, "\t")
+      split("fp32 FMA\tvdpbf16ps\tAMX (`--sum-order tiles`)\tAVX2 build, FMA\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", title, "\t")
+      for (i = 1; i <= n; i++) if (all[i] in known) { use[++u] = all[i]; head = head " " title[i] " |"; line = line "---|" }
+      print "GFLOP/s, and where it is ours the share of the peak of the instruction, measured in turn. Means over shapes:\n"
+      print "| shapes |" head "\n|---|" line
+      split("d12 head C=384 C=256 odd", groups, " ")
+      for (g = 1; g <= 5; g++) {
+        row = "| " groups[g] " |"
+        for (i = 1; i <= u; i++) {
+          sum = share = count = 0
+          for (s = 1; s <= shapes; s++) if (group[s] == groups[g] && (use[i] "\t" order[s]) in value) { sum += value[use[i] "\t" order[s]]; share += part[use[i] "\t" order[s]]; count++ }
+          row = row (count ? sprintf(" %.0f", sum / count) : " -") (share ? sprintf(" (%.0f%%) |", share / count) : " |")
+        }
+        print row
+      }
+      print "\nEvery shape:\n\n| product | M x N x K |" head "\n|---|---|" line
+      for (s = 1; s <= shapes; s++) {
+        split(order[s], f, "\t"); row = "| " f[1] " | " f[2] " x " f[3] " x " f[4] " |"
+        for (i = 1; i <= u; i++) { k = use[i] "\t" order[s]; row = row (k in value ? " " value[k] : " -") (part[k] + 0 ? " (" part[k] ") |" : " |") }
+        print row
+      }
+    }' $work/shapes.tsv $work/medians.tsv
+}
 
 {
   echo "# Benchmarks of one machine"
@@ -55,12 +105,8 @@ head="| | ms a step | tokens/s | GFLOP/s | of measured peak | times FP8's time |
   echo "Medians of $rounds rounds, taken in turn; a step's time is that of its forward, backward and update, without the first step."
   echo
   echo "## Products, packing included, from FP8 bytes"
-  for p in products ${avx2:+products-avx2}; do
-    echo
-    echo '```text'
-    $work/$p 15
-    echo '```'
-  done
+  echo
+  products
   echo
   echo "## Whole training steps"
   for shape in "d12 4 256 gpt2" "d12 1 1024 gpt2" "d6 4 256 bytes"; do
@@ -74,6 +120,9 @@ head="| | ms a step | tokens/s | GFLOP/s | of measured peak | times FP8's time |
     for round in $(seq $rounds); do
       for name in fp8 bf16 fp16 fp32 ${avx2:+fp8-avx2}; do run $name $id-$name $arguments; done
       OMP_NUM_THREADS=1 run fp8 $id-one $arguments
+      for name in fp8 bf16 fp16 fp32; do run $name $id-$name-tiles $arguments --sum-order tiles; done
+      OMP_NUM_THREADS=1 run fp8 $id-one-tiles $arguments --sum-order tiles
+      run fp8 $id-again-tiles $arguments --sum-order tiles --recompute
       for mode in $python_modes; do
         $python dev/bench/torch_step.py --batch $batch --seq-len $context --steps $steps --threads $OMP_NUM_THREADS $([ $mode = plain ] || echo --compile) 2> /dev/null | cut -d' ' -f2 >> $work/$id-torch-$mode.ms || true
       done
@@ -85,18 +134,21 @@ head="| | ms a step | tokens/s | GFLOP/s | of measured peak | times FP8's time |
     echo "$head"
     for name in fp8 bf16 fp16 fp32 ${avx2:+fp8-avx2}; do row "$name" $id-$name $((batch * context)) $id-fp8; done
     row "fp8, 1 thread" $id-one $((batch * context)) $id-fp8
+    for name in fp8 bf16 fp16 fp32; do row "$name, \`--sum-order tiles\`" $id-$name-tiles $((batch * context)) $id-fp8-tiles; done
+    row "fp8 in tiles, 1 thread" $id-one-tiles $((batch * context)) $id-fp8-tiles
+    row "fp8 in tiles, \`--recompute\`" $id-again-tiles $((batch * context)) $id-fp8-tiles
     for mode in plain compile; do
       if [ -s $work/$id-torch-$mode.ms ]; then
-        awk -v m=$mode -v ms="$(median < $work/$id-torch-$mode.ms)" -v ours="$(median < $work/$id-fp8.ms)" -v n=$((batch * context)) 'BEGIN { printf "| PyTorch, bf16 autocast%s | %.0f | %.0f | | | %.2f | |\n", m == "compile" ? ", torch.compile" : "", ms, 1e3 * n / ms, ms / ours }'
+        awk -v m=$mode -v ms="$(median < $work/$id-torch-$mode.ms)" -v pairs="$(median < $work/$id-fp8.ms)" -v tiles="$(median < $work/$id-fp8-tiles.ms)" -v n=$((batch * context)) 'BEGIN { printf "| PyTorch, bf16 autocast%s | %.0f | %.0f | | | %.2f of pairs, %.2f of tiles | |\n", m == "compile" ? ", torch.compile" : "", ms, 1e3 * n / ms, ms / pairs, ms / tiles }'
       elif [ $model = d12 ]; then echo "| PyTorch ($mode) | skipped: \`$python\` has no torch, or it failed | | | | | |"; fi
     done
     if [ "$id" = d12-256 ]; then
       if [ -s $work/llmc.ms ]; then
-        awk -v ms="$(median < $work/llmc.ms)" -v ours="$(median < $work/$id-fp8.ms)" -v n=$((batch * context)) 'BEGIN { printf "| llm.c train_gpt2, fp32 | %.0f | %.0f | | | %.2f | |\n", ms, 1e3 * n / ms, ms / ours }'
+        awk -v ms="$(median < $work/llmc.ms)" -v pairs="$(median < $work/$id-fp8.ms)" -v tiles="$(median < $work/$id-fp8-tiles.ms)" -v n=$((batch * context)) 'BEGIN { printf "| llm.c train_gpt2, fp32 | %.0f | %.0f | | | %.2f of pairs, %.2f of tiles | |\n", ms, 1e3 * n / ms, ms / pairs, ms / tiles }'
       else echo "| llm.c | skipped: LLMC names no command | | | | | |"; fi
     fi
     echo
-    echo "FP8: $(cat $work/$id-fp8.memory)."
+    echo "FP8: $(cat $work/$id-fp8.memory); with \`--recompute\`: $(cat $work/$id-again-tiles.memory)."
   done
 } | tee $work/RESULTS.md
 cp $work/RESULTS.md dev/bench/RESULTS.md
