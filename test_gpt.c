@@ -272,8 +272,7 @@ static void test_fp8_exhaustive(void) {
                 differ += fp8_encode(f, d) != code_of(f, d);
             }
 #pragma omp critical
-            if (++done % 64 == 0)
-                fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_names[d], done * 100 / 4096), fflush(stderr);
+            if (++done % 64 == 0) fprintf(stderr, "\r%s: %ld%% of 2^32 floats", dtype_names[d], done * 100 / 4096), fflush(stderr);
         }
         fprintf(stderr, "\r%40s\r", "");
         check(!differ, label("fp8 %s: encode is right for all 2^32 floats", dtype_names[d]), "%ld differ", differ);
@@ -396,10 +395,8 @@ static void test_fp8_sixteen_bits(void) {
         }
     }
     check(!bf16, "16 bits: bf16 is rounded to nearest even, denormals flushed first", "%ld of a million floats differ", bf16);
-    check(!fp16, "16 bits: fp16 is rounded to nearest even, denormals kept (F16C's rules)", "%ld of a million floats differ",
-          fp16);
-    check(!vectors, "16 bits: stored_from_floats makes the bits of stored_from_float", "%ld of a million floats differ",
-          vectors);
+    check(!fp16, "16 bits: fp16 is rounded to nearest even, denormals kept (F16C's rules)", "%ld of a million floats differ", fp16);
+    check(!vectors, "16 bits: stored_from_floats makes the bits of stored_from_float", "%ld of a million floats differ", vectors);
     long half = 0;
     for (int h = 0; h < 65536; h++) {
         const int e = (h >> 10) & 31, m = h & 1023;
@@ -474,8 +471,8 @@ static void test_fp8_fma(void) {
         const float twice = product + v[2];
         fused += bits_differ(&twice, &want, 1);
     }
-    check(!differ, "fma: fmaf rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)",
-          differ, (double)first[0], (double)first[1], (double)first[2]);
+    check(!differ, "fma: fmaf rounds once, flushes denormals (nasty and random cases)", "%zu differ, e.g. fma(%a, %a, %a)", differ,
+          (double)first[0], (double)first[1], (double)first[2]);
     check(fused > 0, "planted fault: a multiply and an add instead of fma is caught", "no case differed");
 }
 
@@ -543,8 +540,7 @@ static void test_scale_update(void) {
     s.step.count = 9, s.step.saturated = 3;
     scale_advance(&s);
     check(s.logged.count == 9 && s.logged.saturated == 3 && s.step.count == 0 && s.logged_scale == before.scale,
-          "scale: an advance moves the step's statistics to the log and starts again from zero", "count %d",
-          (int)s.logged.count);
+          "scale: an advance moves the step's statistics to the log and starts again from zero", "count %d", (int)s.logged.count);
 }
 
 static void test_scale_quantise(void) {
@@ -565,8 +561,8 @@ static void test_scale_quantise(void) {
           "quantise: with an empty history the tensor's own amax makes the scale", "scale %g, expected %g", 1 / (double)inv,
           (double)own_x);
     inv = quantise(q, y, n, &s, 1);
-    check(inv == 1 / own_y, "quantise: so it does in every micro-batch of the first step", "scale %g, expected %g",
-          1 / (double)inv, (double)own_y);
+    check(inv == 1 / own_y, "quantise: so it does in every micro-batch of the first step", "scale %g, expected %g", 1 / (double)inv,
+          (double)own_y);
     quantise_slowly(want, y, n, own_y, DTYPE_E4M3, &sy);
     Fp8Stats both = sx;
     stats_merge(&both, &sy);
@@ -661,7 +657,7 @@ static void test_math(void) {
     check(worst_log < 1e-14, "math: log_fixed_order equals log() to 1e-14", "%.3g",
           worst_log); // 11 terms: 6e-19, some roundings
     check(worst_sin < 2e-15, "math: sincos_turns equals sin() and cos() to 2e-15", "%.3g", worst_sin); // of numbers below 1
-    check(worst_power < 1e-11, "math: power_int equals pow() to 1e-11", "%.3g", worst_power); // errors add up to n 2^-53
+    check(worst_power < 1e-11, "math: power_int equals pow() to 1e-11", "%.3g", worst_power);          // errors add up to n 2^-53
     double s, c;
     sincos_turns(0.25, &s, &c);
     check(s == 1 && c == 0 && log_fixed_order(1) == 0 && power_int(3, 0) == 1, "math: exact at a quarter turn, ln 1 and x^0",
@@ -671,8 +667,8 @@ static void test_math(void) {
     int tree_wrong = 0, ascending_differs = 0;
     for (uint64_t k = 0; k < 100; k++) {
         for (uint64_t l = 0; l < 16; l++) t[l] = (float)normal(3 + k, l);
-        const float q0 = (t[0] + t[8]) + (t[4] + t[12]), q1 = (t[1] + t[9]) + (t[5] + t[13]),
-                    q2 = (t[2] + t[10]) + (t[6] + t[14]), q3 = (t[3] + t[11]) + (t[7] + t[15]);
+        const float q0 = (t[0] + t[8]) + (t[4] + t[12]), q1 = (t[1] + t[9]) + (t[5] + t[13]), q2 = (t[2] + t[10]) + (t[6] + t[14]),
+                    q3 = (t[3] + t[11]) + (t[7] + t[15]);
         float ascending = 0;
         for (int l = 0; l < 16; l++) ascending += t[l];
         memcpy(lanes, t, sizeof(t));
@@ -831,8 +827,7 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
             for (size_t i = 0; i < M; i++)
                 for (size_t j = 0; j < stride; j++) {
                     const float v = form < 2 ? out32[i * stride + j] : float_from_stored(out16[i * stride + j]);
-                    const float was =
-                        form < 2 ? old[i * stride + j] : float_from_stored(stored_from_float(old[i * stride + j]));
+                    const float was = form < 2 ? old[i * stride + j] : float_from_stored(stored_from_float(old[i * stride + j]));
                     if (j < N) got[i * N + j] = v;
                     else result->touched += float_bits(v) != float_bits(was);
                 }
@@ -866,8 +861,7 @@ static void test_product(void) {
                 if (mode == ORDINARY || i % 3 == 0 || i == 10)
                     product_shape(&r, kinds[kind][0], kinds[kind][1], shapes[i][0], shapes[i][1], shapes[i][2], mode);
             snprintf(name, sizeof(name), "product %s x %s%s: the bits of the chain in every layout, epilogue, thread count; %s",
-                     dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], product_in_tiles ? " in tiles" : "",
-                     modes[mode]);
+                     dtype_names[kinds[kind][0]], dtype_names[kinds[kind][1]], product_in_tiles ? " in tiles" : "", modes[mode]);
             check(!r.differ && !r.touched, name, "%zu of %zu cases differ, first: %s; %zu elements beyond a row were written",
                   r.differ, r.cases, r.first, r.touched);
         }
@@ -879,11 +873,10 @@ static void test_product(void) {
     for (size_t i = 0; i < n * n; i++)
         want[i] = chain(fa + i / n * n, fb + i % n * n, n, 0), swapped[i] = chain(fa + i / n * n, fb + i % n * n, n, 1);
     matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), matrix(a, STORED, n, 1), matrix(b, STORED, n, 1), n, n, n);
-    check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0,
-          "planted fault: a sum in another order is caught", "%zu bits differ", bits_differ(swapped, out, n * n));
+    check(!bits_differ(want, out, n * n) && bits_differ(swapped, out, n * n) > 0, "planted fault: a sum in another order is caught",
+          "%zu bits differ", bits_differ(swapped, out, n * n));
     matmul(output(out, DTYPE_FP32, n, 1, NULL, 0), matrix(a, STORED, n, 1), matrix(b, STORED, 1, n), n, n, n);
-    check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught",
-          "no bit differs");
+    check(bits_differ(want, out, n * n) > 0, "planted fault: a transposed operand of a square product is caught", "no bit differs");
     product_uses_pairs = pairs_before;
 }
 
@@ -921,8 +914,7 @@ static void attention_reference(double *out, double *dqkv, const double *dout, c
                 double *dbase = dqkv + b * T * S + h * hs;
                 for (int j = 0; j <= i; j++) {
                     dp[j] = 0;
-                    for (int c = 0; c < hs; c++)
-                        dp[j] += g[c] * base[j * S + 2 * C + c], dbase[j * S + 2 * C + c] += p[j] * g[c];
+                    for (int c = 0; c < hs; c++) dp[j] += g[c] * base[j * S + 2 * C + c], dbase[j * S + 2 * C + c] += p[j] * g[c];
                     dot += p[j] * dp[j];
                 }
                 for (int j = 0; j <= i; j++)
@@ -946,8 +938,7 @@ static void layernorm_reference(double *y, const double *x, const double *w, con
         for (int c = 0; dy && c < C; c++) m1 += dy[r * C + c] * w[c] / C, m2 += dy[r * C + c] * w[c] * (x[c] - mean) * rstd / C;
         for (int c = 0; dy && c < C; c++) {
             const double norm = (x[c] - mean) * rstd;
-            dx[r * C + c] += rstd * (dy[r * C + c] * w[c] - m1 - norm * m2), dw[c] += dy[r * C + c] * norm,
-                db[c] += dy[r * C + c];
+            dx[r * C + c] += rstd * (dy[r * C + c] * w[c] - m1 - norm * m2), dw[c] += dy[r * C + c] * norm, db[c] += dy[r * C + c];
         }
     }
 }
@@ -1017,8 +1008,7 @@ static void test_layers(void) {
     layernorm_reference(y, xr, wd, biasd, rows, C, doubles_of_stored(dout, n), dx, dwant, dbwant);
     check_error("layernorm: forward equals the definition in doubles", likeness_stored(y, normed, n), UNIT + FP32_WORK);
     layernorm_backward(dres, dw, db, dout, res, mean, rstd, w, partial, rows, C);
-    check_error("layernorm: backward adds to the gradient of the residual stream", likeness_stored(dx, dres, n),
-                UNIT + FP32_WORK);
+    check_error("layernorm: backward adds to the gradient of the residual stream", likeness_stored(dx, dres, n), UNIT + FP32_WORK);
     check_error("layernorm: backward adds to dweight", likeness_floats(dwant, dw, C), FP32_WORK);
     check_error("layernorm: backward adds to dbias", likeness_floats(dbwant, db, C), FP32_WORK);
 
@@ -1060,8 +1050,8 @@ static void test_layers(void) {
         for (int j = V; j < Vp; j++) padding += float_from_stored(dl[r * Vp + j]) != 0;
     check_error("classifier: losses equal the definition in doubles", likeness_floats(lw, losses, R), FP32_WORK);
     check_error("classifier: dlogits equal (p - onehot) * scale", likeness_stored(dlw, dl, (R * Vp)), UNIT + FP32_WORK);
-    check(!padding && losses[3] == 0, "classifier: the padded vocabulary gets exactly zero, a target of -1 no loss",
-          "%d not zero", padding);
+    check(!padding && losses[3] == 0, "classifier: the padded vocabulary gets exactly zero, a target of -1 no loss", "%d not zero",
+          padding);
 
     // Linear, against doubles, in the builds whose operands are exact.
     if (IS_FP8) return;
@@ -1296,8 +1286,8 @@ static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
     l->w16 = normal_stored(in * out, 0.02, 303);
     l->y = take_stored(rows * out), l->dx = take_stored(rows * in), l->partial = take_floats((rows + ROWS - 1) / ROWS * out);
     l->f.w = (const operand_t *)(const void *)l->w, l->f.dw = take_floats(in * out), l->f.dbias = take_floats(out);
-    l->f.x_scale = &l->scale[OPERAND_X], l->f.w_scale = &l->scale[OPERAND_W], l->f.dy_scale = &l->scale[OPERAND_DY];
-    l->f.w_scale->kept_inv = quantise(l->w, l->w16, in * out, l->f.w_scale, 1);
+    l->f.scales = l->scale;
+    l->scale[OPERAND_W].kept_inv = quantise(l->w, l->w16, in * out, &l->scale[OPERAND_W], RECORD_STATS);
 }
 static void fp8_layer_run(Fp8Layer *l) {
     memset(l->f.dw, 0, l->f.in * l->f.out * 4), memset(l->f.dbias, 0, l->f.out * 4);
@@ -1324,15 +1314,15 @@ static void test_fp8_layer(void) {
     fp8_layer_run(&l);
     // torchao's floors: 25 dB for a cast and a product, 18 dB for a layer's output, 17 dB for its weight gradient. A cast to m
     // mantissa bits of normal numbers leaves about 6 (m + 1) + 7 dB: 31 for E4M3, 25 for E5M2.
-    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.f.x_scale->kept_inv),
-                 cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.f.w_scale->kept_inv);
-    const double cdy = cast_sqnr(l.dy, l.dy_bytes, rows * out, DTYPE_E5M2, 1 / l.f.dy_scale->scale);
-    check(cx >= 25 && cw >= 25 && cdy >= 25, "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB",
-          "%.1f, %.1f, %.1f dB", cx, cw, cdy);
+    const double cx = cast_sqnr(l.x, l.kept, rows * in, DTYPE_E4M3, l.scale[OPERAND_X].kept_inv),
+                 cw = cast_sqnr(l.w16, l.w, in * out, DTYPE_E4M3, l.scale[OPERAND_W].kept_inv);
+    const double cdy = cast_sqnr(l.dy, l.dy_bytes, rows * out, DTYPE_E5M2, 1 / l.scale[OPERAND_DY].scale);
+    check(cx >= 25 && cw >= 25 && cdy >= 25, "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB", "%.1f, %.1f, %.1f dB",
+          cx, cw, cdy);
     double *x = doubles_of_stored(l.x, rows * in), *w = doubles_of_stored(l.w16, in * out),
            *dy = doubles_of_stored(l.dy, rows * out);
-    double *y = take_doubles(rows * out), *dx = take_doubles(rows * in), *dw = take_doubles(in * out),
-           *wt = take_doubles(in * out), *dyt = take_doubles(rows * out), *xt = take_doubles(rows * in);
+    double *y = take_doubles(rows * out), *dx = take_doubles(rows * in), *dw = take_doubles(in * out), *wt = take_doubles(in * out),
+           *dyt = take_doubles(rows * out), *xt = take_doubles(rows * in);
     for (size_t o = 0; o < out; o++)
         for (size_t i = 0; i < in; i++) wt[i * out + o] = w[o * in + i];
     for (size_t r = 0; r < rows; r++) {
@@ -1362,13 +1352,13 @@ static void test_fp8_layer(void) {
     check(!bias_wrong, "fp8 layer: the bias gradient is the column sum of dy before it is quantised, to the bit", "%zu differ",
           bias_wrong);
     for (size_t i = 0; i < rows * out; i++) y[i] *= 2;
-    check(!gradient_right(likeness_stored(y, l.y, rows * out), 0.02),
-          "planted fault: a product whose scale is off by 2 is caught", "it passed");
+    check(!gradient_right(likeness_stored(y, l.y, rows * out), 0.02), "planted fault: a product whose scale is off by 2 is caught",
+          "it passed");
 
     // What the statistics say of a pass, and a second forward pass with the history that the first one made.
-    check(l.f.x_scale->step.count == rows * in && l.f.dy_scale->step.count == rows * out && l.f.x_scale->step.saturated == 0 &&
-              l.f.dy_scale->step.nonfinite == 0,
-          "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.f.x_scale->step.count);
+    check(l.scale[OPERAND_X].step.count == rows * in && l.scale[OPERAND_DY].step.count == rows * out &&
+              l.scale[OPERAND_X].step.saturated == 0 && l.scale[OPERAND_DY].step.nonfinite == 0,
+          "fp8 layer: every operand is counted, nothing of a scaled tensor is cut", "count %d", (int)l.scale[OPERAND_X].step.count);
     for (int i = 0; i < NOPERAND; i++) scale_advance(&l.scale[i]);
     const Fp8Scale x_scale = l.scale[OPERAND_X];
 
@@ -1381,8 +1371,7 @@ static void test_fp8_layer(void) {
                 if (!history) s.scale[i] = scale_make(&l.recipe[i]);
                 memset(&s.scale[i].step, 0, sizeof(Fp8Stats));
             }
-            s.f.x_scale = &s.scale[OPERAND_X], s.f.dy_scale = &s.scale[OPERAND_DY], s.x = take_stored(rows * in),
-            s.dy = take_stored(rows * out);
+            s.f.scales = s.scale, s.x = take_stored(rows * in), s.dy = take_stored(rows * out);
             if (k) memcpy(s.x, l.x, rows * in * sizeof(stored_t)), memcpy(s.dy, l.dy, rows * out * sizeof(stored_t));
             const float odd = k == 1 ? 1e38f : k == 2 ? INFINITY : NAN;
             if (k) s.x[7 * in + 3] = s.dy[9 * out + 5] = stored_from_float(odd);
@@ -1402,12 +1391,11 @@ static void test_fp8_layer(void) {
                 ok = ny == 0 && ndx == 0 && sx->nonfinite == 0 &&
                      (history ? sx->saturated == 1 && sy->saturated == 1 : sx->saturated == 0);
             if (k == 2)
-                ok =
-                    ny == 0 && ndx == 0 && sx->nonfinite == 1 && sy->nonfinite == 1 && sx->saturated == 1 && sy->saturated == 1;
+                ok = ny == 0 && ndx == 0 && sx->nonfinite == 1 && sy->nonfinite == 1 && sx->saturated == 1 && sy->saturated == 1;
             if (k == 3)
                 ok = row == out && ny == out && ndx == in && sx->nonfinite == 1 && sy->nonfinite == 1; // its own row, no other
-            check(ok, name, "%zu and %zu NaN, saturated %d %d, nonfinite %d %d", ny, ndx, (int)sx->saturated,
-                  (int)sy->saturated, (int)sx->nonfinite, (int)sy->nonfinite);
+            check(ok, name, "%zu and %zu NaN, saturated %d %d, nonfinite %d %d", ny, ndx, (int)sx->saturated, (int)sy->saturated,
+                  (int)sx->nonfinite, (int)sy->nonfinite);
             scale_advance(&s.scale[OPERAND_X]);
             const float after = s.scale[OPERAND_X].scale;
             check(after >= 0x1p-126f && after <= 0x1p126f && (k == 1 || !history || after == x_scale.scale),
@@ -1508,8 +1496,7 @@ static void model_reference(const Gpt *g, double *losses) {
     double *w[NPARAM], *x = take_doubles((R * C)), *n = take_doubles((R * C)), *wide = take_doubles((R * 4 * C)),
                        *y = take_doubles((R * C)), *logits = take_doubles((R * V));
     for (int id = 0; id < NPARAM; id++)
-        w[id] =
-            doubles_of_floats(g->master + g->params[id].offset, g->params[id].layers * g->params[id].rows * g->params[id].cols);
+        w[id] = doubles_of_floats(g->master + g->params[id].offset, g->params[id].layers * g->params[id].rows * g->params[id].cols);
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) x[r * C + c] = w[WTE][model_tokens[r] * C + c] + w[WPE][r % T * C + c];
     for (int l = 0; l < L; l++) {
@@ -1550,17 +1537,11 @@ static void test_model_bits(void) {
               label("model: 1, 2 and 3 threads give the same bits in three steps%s", head ? " with an FP8 head" : ""),
               "%016llx %016llx %016llx", (unsigned long long)h[0], (unsigned long long)h[1], (unsigned long long)h[2]);
         // From any compiler and instruction set. They change only together with NUMERICS_VERSION.
-        static const uint64_t golden[2][4][2] = {{{0x8f32cd341af91179, 0xad4b247489836db1},
-                                                  {0x970706a4759743e9, 0},
-                                                  {0xf996a0ed5322630d, 0},
-                                                  {0x257564028403654f, 0}},
-                                                 {{0xd39ad3a31c43ccc7, 0xb25384cf7ca2df50},
-                                                  {0xd16b1d341fec3d1e, 0},
-                                                  {0xba305cb0cc9a9f19, 0},
-                                                  {0xa86969c36fadd261, 0}}};
+        static const uint64_t golden[2][4][2] = {
+            {{0x8f32cd341af91179, 0xad4b247489836db1}, {0x970706a4759743e9, 0}, {0xf996a0ed5322630d, 0}, {0x257564028403654f, 0}},
+            {{0xd39ad3a31c43ccc7, 0xb25384cf7ca2df50}, {0xd16b1d341fec3d1e, 0}, {0xba305cb0cc9a9f19, 0}, {0xa86969c36fadd261, 0}}};
         const uint64_t want = golden[product_in_tiles][PRECISION][head];
-        check(h[0] == want,
-              label("model: the bits are those of numerics version 1 on every machine%s", head ? ", FP8 head" : ""),
+        check(h[0] == want, label("model: the bits are those of numerics version 1 on every machine%s", head ? ", FP8 head" : ""),
               "%016llx, expected %016llx", (unsigned long long)h[0], (unsigned long long)want);
         const uint64_t disturbed = three_steps(2, head, 1);
         check(disturbed == h[0],
@@ -1586,7 +1567,7 @@ static void test_model(void) {
     workspace_free();
     bytes_allocated = 0;
     model_make(&g, 0);
-    const size_t plan = memory_plan(&g).total;
+    const size_t plan = memory_plan(&g, 0).total - PROGRAM_BYTES;
     const double beyond = (double)bytes_allocated - (double)plan;
     // Each of some 35 tensors is rounded up to 64 bytes, each thread's slice to a page.
     check(fabs(beyond) < 35 * 128 + 3 * 4200, "model: the memory plan is what is allocated", "planned %zu, %.0f more", plan,
@@ -1671,10 +1652,9 @@ static void test_model(void) {
     int wrong = 0;
     g.record = 0;
     for (int t = 0; t < MODEL_T; t++) memcpy(cached + t * 128, gpt_decode(&g, model_tokens + t, 1, t), 128 * 4);
-    for (int t = 0; t < MODEL_T; t++)
-        wrong += bits_differ(cached + t * 128, gpt_decode(&g, model_tokens, t + 1, 0), MODEL_V) != 0;
-    check(!wrong, "model: decoding through the KV cache gives the bits of a whole forward pass", "%d of %d positions differ",
-          wrong, MODEL_T);
+    for (int t = 0; t < MODEL_T; t++) wrong += bits_differ(cached + t * 128, gpt_decode(&g, model_tokens, t + 1, 0), MODEL_V) != 0;
+    check(!wrong, "model: decoding through the KV cache gives the bits of a whole forward pass", "%d of %d positions differ", wrong,
+          MODEL_T);
     wrong = 0;
     memcpy(cached + 7 * 128, gpt_decode(&g, model_tokens, 8, 0), 128 * 4);
     gpt_decode(&g, model_tokens, 3, 0);
@@ -1721,14 +1701,14 @@ static void test_optimiser(void) {
                                 (vector ? 0 : decay) * w[i]);
             }
     }
-    check_error("optimiser: three updates of AdamW equal the equations in doubles",
-                likeness(w, doubles_of_floats(g.master, n), n), 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
+    check_error("optimiser: three updates of AdamW equal the equations in doubles", likeness(w, doubles_of_floats(g.master, n), n),
+                1e-6); // beta is a float: 3e-8 relative, over 1 - beta
     check(fabs(gradient_norm(g.grad, n, 0.5f) / sqrt(norm) - 1) < 1e-6,
           "optimiser: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g", gradient_norm(g.grad, n, 0.5f),
           sqrt(norm));
     gpt_free(&g);
     layers_workspace(1, 16);
-    const char *kinds[4] = {"cosine", "linear", "constant", "wsd"};
+    const Schedule kinds[4] = {COSINE, LINEAR, CONSTANT, WSD};
     int wrong = 0;
     for (int k = 0; k < 4; k++) {
         const float at[4] = {schedule_lr(kinds[k], 1, 0.1f, 0, 10, 101), schedule_lr(kinds[k], 1, 0.1f, 10, 10, 101),
@@ -1737,8 +1717,7 @@ static void test_optimiser(void) {
         wrong += fabs((double)at[0] - 0.1) > 1e-6 || fabs((double)at[1] - 1) > 1e-6 || fabs((double)at[2] - middle[k]) > 1e-6 ||
                  fabs((double)at[3] - end) > 1e-6;
     }
-    check(!wrong, "optimiser: schedules start at lr / warmup, peak after it and end at the final rate", "%d of 4 differ",
-          wrong);
+    check(!wrong, "optimiser: schedules start at lr / warmup, peak after it and end at the final rate", "%d of 4 differ", wrong);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1787,7 +1766,7 @@ typedef struct {
 
 static pid_t child_start(int threads, const char *arguments) {
     char number[16], *argv[80], *text = strdup(arguments);
-    const char *error = in_dir("stderr.txt");
+    const char *error = in_dir("stderr.txt"), *output = in_dir("stdout.txt");
     int argc = 0;
     argv[argc++] = self_path, argv[argc++] = (char *)(uintptr_t) "--as-trainer";
     for (char *word = strtok(text, " "); word && argc < 79; word = strtok(NULL, " ")) argv[argc++] = word;
@@ -1797,8 +1776,8 @@ static pid_t child_start(int threads, const char *arguments) {
     fflush(stdout);
     const pid_t pid = fork();
     if (pid == 0) {
-        const int err = open(error, O_WRONLY | O_CREAT | O_TRUNC, 0666), null = open("/dev/null", O_WRONLY);
-        dup2(err, 2), dup2(null, 1);
+        const int err = open(error, O_WRONLY | O_CREAT | O_TRUNC, 0666), out = open(output, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+        dup2(err, 2), dup2(out, 1);
         alarm(60); // survives exec: no child outlives a test
         execv(self_path, argv);
         _exit(127);
@@ -1824,8 +1803,8 @@ static int refused(const char *arguments, const char *word, char *why, size_t ro
     const Child c = child_run(arguments);
     const char *newline = strchr(c.error, '\n');
     if (c.status == EXIT_BAD_INPUT && strstr(c.error, word) && newline && newline[1] == 0) return 1;
-    snprintf(why, room, "'%.120s': expected status 2 and a line with '%.80s', found status %d, '%.300s'", arguments, word,
-             c.status, c.error);
+    snprintf(why, room, "'%.120s': expected status 2 and a line with '%.80s', found status %d, '%.300s'", arguments, word, c.status,
+             c.error);
     return 0;
 }
 
@@ -1906,9 +1885,8 @@ static void test_data(void) {
     static const int story_start[3] = {0, 9, 23}, story_bytes[3] = {9, 14, 4};
     unsigned long long fnv = 14695981039346656037ull;
     for (const char *p = tales; *p; p++) fnv = (fnv ^ (unsigned char)*p) * 1099511628211ull;
-    const int sidecar_bytes =
-        snprintf(sidecar, sizeof(sidecar),
-                 "# stories\t3\n# fnv1a64\t%016llx\noffset\tbytes\tnats\n0\t9\t4.5\n9\t14\t7\n23\t4\t2\n", fnv);
+    const int sidecar_bytes = snprintf(
+        sidecar, sizeof(sidecar), "# stories\t3\n# fnv1a64\t%016llx\noffset\tbytes\tnats\n0\t9\t4.5\n9\t14\t7\n23\t4\t2\n", fnv);
     file_put(in_dir("tales.txt"), tales, strlen(tales)), file_put(in_dir("tales.floor.tsv"), sidecar, sidecar_bytes);
     Dataset told = dataset_open(in_dir("tales.txt"));
     dataset_windows(&told, "test", T);
@@ -1960,8 +1938,7 @@ static void test_data(void) {
         file_put(in_dir("bad.bin"), bad, lengths[i]);
         let_through += !refused(arguments, "bad.bin", why, sizeof(why));
     }
-    check(!let_through,
-          "data: a shard with a damaged header, a token beyond the vocabulary or a wrong length is refused by name",
+    check(!let_through, "data: a shard with a damaged header, a token beyond the vocabulary or a wrong length is refused by name",
           "%d of %d, e.g. %s", let_through, checks, why);
     unlink(in_dir("bad.bin"));
     snprintf(arguments, sizeof(arguments), "-e d1 -t 16 -x 1 -n 0 -o %s -i %s/*.bin", in_dir("never"), work_dir);
@@ -2016,10 +1993,9 @@ static void test_checkpoint(void) {
     model_make(&g, IS_FP8);
     for (long t = 1; t <= 5; t++) model_step(&g, t, 1e-2f);
     const uint64_t straight = fingerprint(&g), loaded = step_after_load(0);
-    check(loaded == straight, "checkpoint: a step after save and load has the bits of a step without",
-          "%016llx, expected %016llx", (unsigned long long)loaded, (unsigned long long)straight);
-    if (IS_FP8)
-        check(step_after_load(1) != straight, "planted fault: amax histories lost in a resume are caught", "the same bits");
+    check(loaded == straight, "checkpoint: a step after save and load has the bits of a step without", "%016llx, expected %016llx",
+          (unsigned long long)loaded, (unsigned long long)straight);
+    if (IS_FP8) check(step_after_load(1) != straight, "planted fault: amax histories lost in a resume are caught", "the same bits");
     check(step_after_load(2) != straight, "planted fault: AdamW's second moment lost in a resume is caught", "the same bits");
 
     // llm.c's model format: header and order, and its bf16 version.
@@ -2104,11 +2080,10 @@ static void test_damage(void) {
         unlink(in_dir(files[k])), cases++;
         through += !refused(resume, strchr(files[k], '/') + 1, why, sizeof(why));
         file_put(in_dir(files[k]), good, n);
-        check(
-            !through,
-            k ? "checkpoint: a damaged model file is refused by name"
-              : "checkpoint: a damaged state file is refused by name: every header field, a byte of every section, any length",
-            "%d of %d were not, e.g. %s", through, cases, why);
+        check(!through,
+              k ? "checkpoint: a damaged model file is refused by name"
+                : "checkpoint: a damaged state file is refused by name: every header field, a byte of every section, any length",
+              "%d of %d were not, e.g. %s", through, cases, why);
     }
     // Whole files that are not this run's: an older model under the new name, a model with a NaN.
     size_t n;
@@ -2138,14 +2113,13 @@ static void test_damage(void) {
 
 static void test_options(void) {
     // "arguments > what the message must name;"
-    static const char bad[] =
-        "--no-such > --no-such;-Z > -Z;stray > stray;--batch 0 > --batch;-b 1.5 > --batch;-b x > --batch;"
-        "-b 70000 > --batch;-l nan > --lr;--lr -1 > --lr;--lr inf > --lr;--lr 1e-3x > --lr;--steps > --steps;"
-        "-x > -x;-x 99999999999999999999 > --steps;--beta1 1 > --beta1;--schedule sine > cosine;"
-        "--heads 5 > --heads;-e d0 > d0;-e d900 > --model;-e /no/model.bin > /no/model.bin;"
-        "-i /no/text > /no/text;-j /no/text > /no/text;-d 33 > --total-batch;-t 100000 > smaller -t;"
-        "--prompt hello > --prompt;--tokenizer /no/t.bin > /no/t.bin;--baseline /no/run > /no/run;-y 2 > 2;"
-        "--eval=1 > --eval;--steps= > --steps;";
+    static const char bad[] = "--no-such > --no-such;-Z > -Z;stray > stray;--batch 0 > --batch;-b 1.5 > --batch;-b x > --batch;"
+                              "-b 70000 > --batch;-l nan > --lr;--lr -1 > --lr;--lr inf > --lr;--lr 1e-3x > --lr;--steps > --steps;"
+                              "-x > -x;-x 99999999999999999999 > --steps;--beta1 1 > --beta1;--schedule sine > cosine;"
+                              "--heads 5 > --heads;-e d0 > d0;-e d900 > --model;-e /no/model.bin > /no/model.bin;"
+                              "-i /no/text > /no/text;-j /no/text > /no/text;-d 33 > --total-batch;-t 100000 > smaller -t;"
+                              "--prompt hello > --prompt;--tokenizer /no/t.bin > /no/t.bin;--baseline /no/run > /no/run;-y 2 > 2;"
+                              "--eval=1 > --eval;--steps= > --steps;";
     static const char bad_fp8[] =
         "--amax-history 0 > --amax-history;--amax-history 1025 > --amax-history;--scaling static > delayed;"
         "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
@@ -2177,8 +2151,8 @@ static void test_options(void) {
     char *lines = options_lines(&o);
     options_resume(&back, lines, given, "test");
     char *lines_back = options_lines(&back);
-    check(!strcmp(lines, lines_back), "options: what a checkpoint keeps is read back the same", "'%s', expected '%s'",
-          lines_back, lines);
+    check(!strcmp(lines, lines_back), "options: what a checkpoint keeps is read back the same", "'%s', expected '%s'", lines_back,
+          lines);
     Options empty = options_parse(1, argv, given), empty_back = empty;
     free(lines), free(lines_back);
     lines = options_lines(&empty);
@@ -2201,8 +2175,7 @@ static char *log_without_time(const char *path) {
     for (const char *line = text; *line; line += strcspn(line, "\n") + 1) {
         size_t length = strcspn(line, "\n");
         if (line[0] == '#' && (!strncmp(line, "# threads", 9) || !strncmp(line, "# m", 3))) continue; // machine, memory
-        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--)
-            tabs += line[length - 1] == '\t';
+        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--) tabs += line[length - 1] == '\t';
         memcpy(kept + out, line, length), out += length;
         kept[out++] = '\n';
         if (!line[strcspn(line, "\n")]) break;
@@ -2273,7 +2246,7 @@ static size_t run_by_hand(char *arguments, const char *model, const char *log, i
             gpt_backward(&g, tokens, 2, 16);
         }
         const double norm = gradient_norm(g.grad, g.param_count, 1 / g.loss_scaling[0]), clip = norm > 0.5 ? 0.5 / norm : 1;
-        const AdamW adamw = {schedule_lr("cosine", 1e-3f, 0.1f, step, 2, 8), 0.9f, 0.95f, 1e-8f, 0.1f};
+        const AdamW adamw = {schedule_lr(COSINE, 1e-3f, 0.1f, step, 2, 8), 0.9f, 0.95f, 1e-8f, 0.1f};
         for (int i = 0; i < g.scale_count; i++) scale_advance(&g.scales[i]);
         adamw_update(&g, &adamw, (float)(clip / (double)g.loss_scaling[0]), step + 1);
         snprintf(want[0], 128, "\n%d\t%d\t%.9g\t", step + 1, 64 * (step + 1), loss);
@@ -2299,8 +2272,8 @@ static void test_run_rules(void) {
     static const char *const rules[] = {"delayed", "current", "none"};
     double last[3] = {0};
     for (int k = 0; k < 3; k++) {
-        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s -i %s -o %s", rules[k],
-                 tiny_text(), in_dir(rules[k]));
+        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s -i %s -o %s", rules[k], tiny_text(),
+                 in_dir(rules[k]));
         const Child run = child_run(arguments);
         size_t n;
         char path[256];
@@ -2330,6 +2303,43 @@ static void test_run_rules(void) {
     check(strstr(none, "\t65536\t") && !strstr(delayed, "\t65536\t"),
           "run: --scaling none scales the loss as FP16 does, delayed does not", "it is the other way round");
 #endif
+}
+
+// Options that trade speed and memory: the bits stay; the plan is what is used.
+static void test_run_memory(void) {
+    char arguments[PATH_MAX * 2], how[700] = "";
+    double peak[2] = {0}, planned[2] = {1, 1};
+    int status = 0;
+    for (int again = 0; again < 2; again++) {
+        snprintf(arguments, sizeof(arguments), "-l 1e-3 -e d4 -b 4 -t 128 -m 1 -x 2 -v 0 -s 0 -n 2 -u 0 --recompute %d -i %s -o %s",
+                 again, tiny_text(), in_dir(again ? "again" : "kept"));
+        status |= child_run(arguments).status;
+        size_t n = 0;
+        const char *text = (const char *)file_get(in_dir("stdout.txt"), &n), *at = text ? strstr(text, "peak memory") : NULL;
+        if (at) sscanf(at, "peak memory %lf MiB (planned %lf)", &peak[again], &planned[again]);
+    }
+    size_t n[2] = {0};
+    const unsigned char *model[2] = {file_get(in_dir("kept/model_00000002.bin"), &n[0]),
+                                     file_get(in_dir("again/model_00000002.bin"), &n[1])};
+    check(status == 0 && n[0] && n[0] == n[1] && !memcmp(model[0], model[1], n[0]), "run: --recompute changes no bit", "status %d",
+          status);
+    check(fabs(peak[0] / planned[0] - 1) < 0.05 && fabs(peak[1] / planned[1] - 1) < 0.05,
+          "run: peak memory is within 5% of the plan, with and without --recompute", "%g of %g, %g of %g MiB", peak[0], planned[0],
+          peak[1], planned[1]);
+    check(planned[1] < planned[0] - 1, "run: --recompute keeps less", "%g and %g MiB", planned[0], planned[1]);
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-x 4 -v 0 -n 2 --sum-order tiles --keep 0 -i %s -o %s", tiny_text(),
+             in_dir("tiles"));
+    const Child run = child_run(arguments);
+    shell("cp -r", in_dir("tiles"), in_dir("tiles-again")), unlink(in_dir("tiles-again/DONE_00000004"));
+    snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir("tiles-again"));
+    const Child resumed = child_run(arguments);
+    check(run.status == 0 && resumed.status == 0 && runs_same("tiles", "tiles-again", 4, how, sizeof(how)),
+          "run: --sum-order tiles resumed at step 2: the same bits", "status %d %d, %s %s", run.status, resumed.status, how,
+          resumed.error);
+    snprintf(arguments, sizeof(arguments), "-y --sum-order pairs -o %s", in_dir("tiles-again"));
+    check(refused(arguments, "'tiles'", how, sizeof(how)), "run: a resume cannot change --sum-order", "%s", how);
+    snprintf(arguments, sizeof(arguments), TINY_RUN "--sum-order rows -i %s", tiny_text());
+    check(refused(arguments, "pairs tiles; found 'rows'", how, sizeof(how)), "run: an unknown --sum-order is refused", "%s", how);
 }
 
 // A gradient that overflows FP16: the step is skipped, the loss scale halved, Adam's count stays; other builds stop.
@@ -2401,8 +2411,8 @@ static void test_run(void) {
 #define RUN_OPTIONS TINY_RUN "-d 64 -v 2 -n 2 --keep 0 -x 8 --grad-clip 0.5 -i %s %s -o "
     snprintf(arguments, sizeof(arguments), RUN_OPTIONS "%s", text, scales, in_dir("straight"));
     const Child straight = child_run(arguments);
-    if (!check(straight.status == 0, "run: eight steps with validation, checkpoints and a log", "status %d, %s",
-               straight.status, straight.error))
+    if (!check(straight.status == 0, "run: eight steps with validation, checkpoints and a log", "status %d, %s", straight.status,
+               straight.error))
         return;
     size_t n;
     int rows = 0;
@@ -2444,8 +2454,8 @@ static void test_run(void) {
     check(refused(arguments, "--lr", how, sizeof(how)), "run: a resume may not change the learning rate", "%s", how);
     snprintf(arguments, sizeof(arguments), "-y -o %s --val-every 1 -t 16", in_dir("other"));
     const Child free_option = child_run(arguments);
-    check(free_option.status == 0, "run: it may change --val-every, and repeat what it was", "status %d, %s",
-          free_option.status, free_option.error);
+    check(free_option.status == 0, "run: it may change --val-every, and repeat what it was", "status %d, %s", free_option.status,
+          free_option.error);
 
     // A kill at an instant nobody chose, and an interrupt.
     snprintf(arguments, sizeof(arguments), TINY_RUN "-v 5 -n 3 -x 60 -i %s -o %s", text, in_dir("long"));
@@ -2464,10 +2474,9 @@ static void test_run(void) {
         const Child second = child_run(resume);
         const int same = runs_same("long", dir, 60, how, sizeof(how));
         snprintf(name, sizeof(name),
-                 k ? "run: interrupted (status 130), resumed: the same end"
-                   : "run: killed at any instant, resumed: the same end");
-        check((first.status == (k ? EXIT_INTERRUPTED : 1000 + SIGKILL) || first.status == 0) && second.status == 0 && same,
-              name, "status %d then %d, %s %s", first.status, second.status, how, second.error);
+                 k ? "run: interrupted (status 130), resumed: the same end" : "run: killed at any instant, resumed: the same end");
+        check((first.status == (k ? EXIT_INTERRUPTED : 1000 + SIGKILL) || first.status == 0) && second.status == 0 && same, name,
+              "status %d then %d, %s %s", first.status, second.status, how, second.error);
     }
     snprintf(arguments, sizeof(arguments), TINY_RUN "-u 0 -l 1e30 -v 0 -x 20 -n 0 -i %s -o %s", text, in_dir("diverges"));
     const Child diverges = child_run(arguments);
@@ -2520,6 +2529,7 @@ static const Group groups[] = {
     {"options", test_options},
     {"run", test_run},
     {"run_rules", test_run_rules},
+    {"run_memory", test_run_memory},
     {"run_overflow", test_run_overflow},
     {"run_disk_full", test_run_disk_full},
     {"tiles", test_tiles},

@@ -132,9 +132,9 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
 }
 
 // Bad input ends the program before anything is lost.
-#define EXPECT(condition, ...)                                                                                                 \
-    do {                                                                                                                       \
-        if (!(condition)) fatal(EXIT_BAD_INPUT, __VA_ARGS__);                                                                  \
+#define EXPECT(condition, ...)                                                                                                     \
+    do {                                                                                                                           \
+        if (!(condition)) fatal(EXIT_BAD_INPUT, __VA_ARGS__);                                                                      \
     } while (0)
 
 // Prints a file name into out[PATH_MAX].
@@ -245,17 +245,17 @@ INLINE float exp_fixed_order(float x) {
 }
 
 // sum = terms of i < n in the one order that every build keeps: 16 striped lanes, then a tree of distances 8, 4, 2, 1.
-#define STRIPED_SUM(sum, i, n, term)                                                                                           \
-    do {                                                                                                                       \
-        float lanes[16] = {0};                                                                                                 \
-        size_t first = 0;                                                                                                      \
-        for (; first + 16 <= (size_t)(n); first += 16)                                                                         \
-            for (size_t lane = 0; lane < 16; lane++) {                                                                         \
-                const size_t i = first + lane;                                                                                 \
-                lanes[lane] += (term);                                                                                         \
-            }                                                                                                                  \
-        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                                               \
-        sum = lanes_sum(lanes);                                                                                                \
+#define STRIPED_SUM(sum, i, n, term)                                                                                               \
+    do {                                                                                                                           \
+        float lanes[16] = {0};                                                                                                     \
+        size_t first = 0;                                                                                                          \
+        for (; first + 16 <= (size_t)(n); first += 16)                                                                             \
+            for (size_t lane = 0; lane < 16; lane++) {                                                                             \
+                const size_t i = first + lane;                                                                                     \
+                lanes[lane] += (term);                                                                                             \
+            }                                                                                                                      \
+        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                                                   \
+        sum = lanes_sum(lanes);                                                                                                    \
     } while (0)
 INLINE float lanes_sum(float *lanes) {
     for (int d = 8; d > 0; d /= 2)
@@ -595,12 +595,12 @@ typedef struct {
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bits of a float, written and read as one
-#define NB       192  // columns of b that one task packs at most; a panel of a in L1 meets them all
-#define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
-#define MC       1536 // rows of a packed at a time
-#define STRIP    96   // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR, AMX_MR
-#define AMX_MR   32   // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
-#define KU_CHUNK 64   // units that are decoded before they are laid out, small enough for L1
+#define NB       192                                // columns of b that one task packs at most; a panel of a in L1 meets them all
+#define KU       1024                               // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
+#define MC       1536                               // rows of a packed at a time
+#define STRIP    96 // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR, AMX_MR
+#define AMX_MR   32 // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
+#define KU_CHUNK 64 // units that are decoded before they are laid out, small enough for L1
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -678,25 +678,20 @@ INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *til
 #endif
 KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 1, 1, 0); }
 KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 0, 2, 1); }
-KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile) {
-    kernel_chain(units, a, b, tile, 0, 2, 0);
-}
+KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 0, 2, 0); }
 #if HAS_AMX
 // Shapes a thread's eight tile registers, once: 16 rows of 64 bytes each.
 static void amx_configure(void) {
     static __thread int configured;
-    static const struct {
-        uint8_t palette, start, zeros[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    if (!configured) _tile_loadconfig(&shape);
+    uint8_t shape[64] = {1}; // the palette; from 16 on bytes a row, two of shape each; from 48 on rows
+    for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
+    if (!configured) _tile_loadconfig(shape);
     configured = 1;
 }
-#define EACH_AMX_TILE(move)                                                                                                    \
-    move(0, tile, line);                                                                                                       \
-    move(1, tile + 16, line);                                                                                                  \
-    move(2, tile + 16 * NR, line);                                                                                             \
+#define EACH_AMX_TILE(move)                                                                                                        \
+    move(0, tile, line);                                                                                                           \
+    move(1, tile + 16, line);                                                                                                      \
+    move(2, tile + 16 * NR, line);                                                                                                 \
     move(3, tile + 16 * NR + 16, line)
 // tile[32][32] in four of AMX's. Meanwhile a quarter of a next panel, `later`, comes into L2.
 KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
@@ -896,8 +891,7 @@ static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t
             for (int j = j0; j < j1; j += NR) {
                 float *tile = tiles + (j - j0) * panel;
                 if (first || rows < panel || n - j < NR) memset(tile, 0, panel * NR * 4);
-                if (!first)
-                    tile_copy(tile, NR, partial + (m0 + i) * partial_stride + n0 + j, partial_stride, rows, MIN(n - j, NR));
+                if (!first) tile_copy(tile, NR, partial + (m0 + i) * partial_stride + n0 + j, partial_stride, rows, MIN(n - j, NR));
                 if (last) { // the output's lines come while the kernel runs
                     const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
                     const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
@@ -1085,8 +1079,7 @@ static void residual_layernorm_forward(stored_t *residual, stored_t *normed, flo
 //   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
 // partial: [2][ceil(rows / ROWS)][C], of dweight and of dbias.
 static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
-                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows,
-                               size_t C) {
+                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows, size_t C) {
     const size_t blocks = ceil_div(rows, ROWS);
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
         float *dw = partial + k * C, *db = partial + (blocks + k) * C, sum, sum_norm;
@@ -1138,24 +1131,23 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
 
 // A thread's buffers in its slice of the workspace: type, name, count. Tp = T rounded up to 64, hp = head size likewise; p and
 // ds are stored numbers, the rest fp32 or packed.
-#define ATTENTION_BUFFERS(X)                                                                                                   \
-    X(float, scores, QROWS *Tp)                                                                                                \
-    X(float, dp, QROWS *Tp)                                                                                                    \
-    X(stored_t, p, QROWS *Tp)                                                                                                  \
-    X(stored_t, ds, QROWS *Tp)                                                                                                 \
-    X(float, o, QROWS *hp)                                                                                                     \
-    X(float, dk, Tp *hp)                                                                                                       \
-    X(float, dv, Tp *hp)                                                                                                       \
-    X(unit_t, a, (QROWS + AMX_MR) * (Tp + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */  \
-    X(unit_t, k_scores, Tp *hp)                /* packed k and v: [keys, hs] and [hs, keys] */                                 \
-    X(unit_t, v_scores, Tp *hp)                                                                                                \
-    X(unit_t, k_out, Tp *hp)                                                                                                   \
-    X(unit_t, v_out, Tp *hp)                                                                                                   \
-    X(unit_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                                \
+#define ATTENTION_BUFFERS(X)                                                                                                       \
+    X(float, scores, QROWS *Tp)                                                                                                    \
+    X(float, dp, QROWS *Tp)                                                                                                        \
+    X(stored_t, p, QROWS *Tp)                                                                                                      \
+    X(stored_t, ds, QROWS *Tp)                                                                                                     \
+    X(float, o, QROWS *hp)                                                                                                         \
+    X(float, dk, Tp *hp)                                                                                                           \
+    X(float, dv, Tp *hp)                                                                                                           \
+    X(unit_t, a, (QROWS + AMX_MR) * (Tp + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */      \
+    X(unit_t, k_scores, Tp *hp)                /* packed k and v: [keys, hs] and [hs, keys] */                                     \
+    X(unit_t, v_scores, Tp *hp)                                                                                                    \
+    X(unit_t, k_out, Tp *hp)                                                                                                       \
+    X(unit_t, v_out, Tp *hp)                                                                                                       \
+    X(unit_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                                    \
     X(unit_t, do_out, QROWS *hp)
 #define BUFFER_FIELD(type, name, count) type *name;
-#define BUFFER_CARVE(type, name, count)                                                                                        \
-    w->name = (type *)((uintptr_t)base + at), at += round_up((count) * sizeof(type) + 64, 64);
+#define BUFFER_CARVE(type, name, count) w->name = (type *)((uintptr_t)base + at), at += round_up((count) * sizeof(type) + 64, 64);
 typedef struct {
     ATTENTION_BUFFERS(BUFFER_FIELD)
 } AttentionBuffers;
@@ -1282,38 +1274,40 @@ typedef struct {
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
     size_t in, out;
-    Fp8Scale *x_scale, *w_scale, *dy_scale; // of a layer whose products are FP8, else NULL
+    Fp8Scale *scales; // [NOPERAND] of a layer whose products are FP8, else NULL
 } Linear;
-static Dtype operand_dtype(const Fp8Scale *s) { return s ? s->recipe.format : STORED; }
+enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
+static Dtype operand_dtype(const Linear *f, int operand) { return f->scales ? f->scales[operand].recipe.format : STORED; }
 
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
 // made here, or, where the layer is not FP8, x itself.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, Record record) {
     float scale = 1;
-    if (f->x_scale) {
-        f->x_scale->kept_inv = quantise(kept, x, rows * f->in, f->x_scale, record);
-        scale = f->x_scale->kept_inv * f->w_scale->kept_inv;
+    if (f->scales) {
+        f->scales[OPERAND_X].kept_inv = quantise(kept, x, rows * f->in, f->scales + OPERAND_X, record);
+        scale = f->scales[OPERAND_X].kept_inv * f->scales[OPERAND_W].kept_inv;
     }
-    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), matrix(kept, operand_dtype(f->x_scale), f->in, 1),
-           matrix(f->w, operand_dtype(f->w_scale), f->in, 1), rows, f->out, f->in);
+    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), matrix(kept, operand_dtype(f, OPERAND_X), f->in, 1),
+           matrix(f->w, operand_dtype(f, OPERAND_W), f->in, 1), rows, f->out, f->in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
 // its largest number, a non-finite dy is seen in dbias. dy_bytes: room for dy's FP8 bytes.
 // partial: [ceil(rows / ROWS)][out].
-static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes,
-                            float *partial, size_t rows, Record record) {
+static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes, float *partial,
+                            size_t rows, Record record) {
     float scale_dx = 1, scale_dw = 1;
     const void *g = dy;
-    if (f->dy_scale) {
-        float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->dy_scale, record);
+    if (f->scales) {
+        float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->scales + OPERAND_DY, record);
         g = dy_bytes;
-        scale_dx = dy_inv * f->w_scale->kept_inv, scale_dw = dy_inv * f->x_scale->kept_inv;
+        scale_dx = dy_inv * f->scales[OPERAND_W].kept_inv, scale_dw = dy_inv * f->scales[OPERAND_X].kept_inv;
     }
-    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), matrix(g, operand_dtype(f->dy_scale), f->out, 1),
-           matrix(f->w, operand_dtype(f->w_scale), 1, f->in), rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), matrix(g, operand_dtype(f->dy_scale), 1, f->out),
-           matrix(kept, operand_dtype(f->x_scale), 1, f->in), f->out, f->in, rows);
+    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), matrix(g, operand_dtype(f, OPERAND_DY), f->out, 1),
+           matrix(f->w, operand_dtype(f, OPERAND_W), 1, f->in), rows, f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), matrix(g, operand_dtype(f, OPERAND_DY), 1, f->out),
+           matrix(kept, operand_dtype(f, OPERAND_X), 1, f->in), f->out, f->in, rows);
     if (!f->dbias) return;
     const size_t blocks = ceil_div(rows, ROWS), out = f->out;
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
@@ -1327,8 +1321,7 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
 
 // Softmax cross entropy of logits [rows, Vp], overwritten, of which V columns count. losses[row] = -ln p[target], 0 where
 // target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
-static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, int rows, int V, int Vp,
-                       float dscale) {
+static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, int rows, int V, int Vp, float dscale) {
     PARALLEL(static) for (int row = 0; row < rows; row++) {
         float *z = logits + (size_t)row * Vp;
         stored_t *d = dlogits ? dlogits + (size_t)row * Vp : NULL;
@@ -1397,15 +1390,8 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN] = {"qkv", "attproj", "fc", "fcproj"};
-enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
-static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 #define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
-typedef enum {
-    STORAGE_fp32,
-    STORAGE_stored,
-    STORAGE_operand,
-    STORAGE_byte
-} Storage; // of a tensor, and its type in this build:
+typedef enum { STORAGE_fp32, STORAGE_stored, STORAGE_operand, STORAGE_byte } Storage; // of a tensor, and its type in this build:
 typedef float fp32_t;
 typedef uint8_t byte_t;
 static size_t role_size(Storage role, int precision) { // bytes an element in a build of the given precision
@@ -1450,7 +1436,7 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
 // clang-format on
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
-#define TENSOR_SPEC(role, name, layers, count, life)                                                                           \
+#define TENSOR_SPEC(role, name, layers, count, life)                                                                               \
     {(void **)&g->name, (layers) * (count)*role_size(STORAGE_##role, precision), life},
 #define TENSOR_COUNT(...) +1
 enum { TENSORS = GPT_TENSORS(TENSOR_COUNT) };
@@ -1577,10 +1563,6 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 static void stored_from_floats(stored_t *out, const float *x, size_t n) {
     PARALLEL_SIMD for (size_t i = 0; i < n; i++) out[i] = stored_from_float(x[i]);
 }
-static void linear_set_scales(Linear *f, Fp8Scale *s) {
-    f->x_scale = &s[OPERAND_X], f->w_scale = &s[OPERAND_W], f->dy_scale = &s[OPERAND_DY];
-}
-
 // One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
 // fc 4, fcproj 4; the fp32 build reads the master.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
@@ -1592,7 +1574,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.bias = gpt_param(g, g->master, id + 1, l);
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
-    if (IS_FP8) linear_set_scales(&f, gpt_scale(g, l, i, 0));
+    if (IS_FP8) f.scales = gpt_scale(g, l, i, 0);
     return f;
 }
 
@@ -1600,10 +1582,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
 static Linear gpt_head(const Gpt *g) {
     const void *w = PRECISION == PRECISION_FP32 ? (void *)g->master : g->head_w;
     Linear f = {.w = w, .dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
-    if (g->head_q) {
-        f.w = g->head_q;
-        linear_set_scales(&f, gpt_scale(g, g->config.L, 0, 0));
-    }
+    if (g->head_q) f.w = g->head_q, f.scales = gpt_scale(g, g->config.L, 0, 0);
     return f;
 }
 
@@ -1615,14 +1594,15 @@ static void gpt_refresh_weights(Gpt *g) {
     if (PRECISION == PRECISION_FP32) return;
     const size_t C = g->config.C, head = g->config.Vp * C;
     stored_from_floats(g->head_w, g->master, head);
-    Fp8Scale *s = gpt_head(g).w_scale;
-    if (s) s->kept_inv = quantise(g->head_q, g->head_w, head, s, RECORD_STATS);
+    Fp8Scale *s = gpt_head(g).scales;
+    if (s) s[OPERAND_W].kept_inv = quantise(g->head_q, g->head_w, head, s + OPERAND_W, RECORD_STATS);
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            if (IS_FP8) f.w_scale->kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.w_scale, RECORD_STATS);
+            if (IS_FP8)
+                f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, RECORD_STATS);
         }
 }
 
@@ -1644,8 +1624,8 @@ static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, stored_t 
     const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
     stored_t *residual = g->residual + norm * R * C;
-    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R, y ? residual - R * C : residual,
-                               y, gpt_param(g, g->master, id, l), gpt_param(g, g->master, id + 1, l), rows, C);
+    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R, y ? residual - R * C : residual, y,
+                               gpt_param(g, g->master, id, l), gpt_param(g, g->master, id + 1, l), rows, C);
 }
 
 static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
@@ -1658,7 +1638,7 @@ static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored
         stored_t *x = gpt_input(g, l, i);
         if (i == LIN_FCPROJ) gelu_forward(x, g->fc + (size_t)l * g->B * g->config.T * f.in, rows * f.in);
         else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
-        if (f.x_scale) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.x_scale, RECORD_NONE);
+        if (f.scales) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.scales + OPERAND_X, RECORD_NONE);
     }
     linear_backward(&f, dx, dy, gpt_kept(g, l, i), g->dy_bytes, g->partial_sums, rows, g->record);
 }
@@ -1714,9 +1694,10 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     const size_t rows = (size_t)B * n;
     stored_t *dlogits = grad_scale != 0 ? g->dlogits : NULL;
     gpt_forward_blocks(g, tokens, B, n, 0);
-    Fp8Scale *s = gpt_head(g).dy_scale;
-    if (s && dlogits) // dlogits are bounded by grad_scale: a static power-of-two scale
+    if (g->head_q && dlogits) { // dlogits are bounded by grad_scale: a static power-of-two scale
+        Fp8Scale *s = gpt_head(g).scales + OPERAND_DY;
         for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe.format)->max;) s->scale *= 2;
+    }
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
@@ -1772,8 +1753,8 @@ static int sample_token(const float *logits, int V, float temperature, double u)
 
 // Continues context[0 .. length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
 // context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
-static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed,
-                         void (*emit)(int, void *), void *arg) {
+static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed, void (*emit)(int, void *),
+                         void *arg) {
     const int T = g->config.T;
     const Record record = g->record;
     int pos = 0;
@@ -1835,16 +1816,15 @@ static void adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
 }
 
 // The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last step (constant: lr).
-static float schedule_lr(const char *kind, float lr, float final, long step, long warmup, long steps) {
+typedef enum { COSINE, LINEAR, CONSTANT, WSD } Schedule; // --schedule's words
+static float schedule_lr(Schedule kind, float lr, float final, long step, long warmup, long steps) {
     if (step < warmup) return (float)(lr * (double)(step + 1) / (double)warmup);
-    double p = steps > warmup + 1 ? (double)(step - warmup) / (double)(steps - 1 - warmup) : 1, factor = 1, s, c;
-    if (p > 1) p = 1;
-    if (!strcmp(kind, "cosine")) {
-        sincos_turns(0.5 * p, &s, &c);
-        factor = final + (1 - final) * 0.5 * (1 + c);
-    } else if (!strcmp(kind, "linear")) factor = 1 + (final - 1) * p;
-    else if (!strcmp(kind, "wsd") && p > 0.8)
-        factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
+    const double p = steps > warmup + 1 ? MIN((double)(step - warmup) / (double)(steps - 1 - warmup), 1) : 1;
+    double factor = 1, s, c;
+    sincos_turns(0.5 * p, &s, &c);
+    if (kind == COSINE) factor = final + (1 - final) * 0.5 * (1 + c);
+    if (kind == LINEAR) factor = 1 + (final - 1) * p;
+    if (kind == WSD && p > 0.8) factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
     return (float)(lr * factor);
 }
 
@@ -2407,8 +2387,7 @@ static FILE *log_open(const char *dir, const char *name, const char *header, con
     for (const char *line = old, *next = old; line && *line; line = next) {
         const int is_row = text_row(&next, &row_step, 1);
         const int whole = next[-1] == '\n'; // the checkpoint's own row was written whole: it can only lack its newline
-        if (is_row ? row_step == step || (whole && row_step < step) : whole)
-            fprintf(f, "%.*s\n", (int)(next - line) - whole, line);
+        if (is_row ? row_step == step || (whole && row_step < step) : whole) fprintf(f, "%.*s\n", (int)(next - line) - whole, line);
     }
     free(old);
     file_commit(f, path);
@@ -2457,6 +2436,7 @@ static int log_validation(const char **at, double *row, double step) {
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
 // The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
+// CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
     X(TEXT, train, 'i', "train", FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
@@ -2487,18 +2467,18 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
     X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak") \
     X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", "decoupled, on matrices only") \
-    X(TEXT, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine, linear, constant or wsd (decays over the last fifth)") \
+    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine linear constant wsd: the last decays over the last fifth") \
     X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping") \
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(TEXT, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "rule of bits of the products: pairs, or tiles (fast with AMX alone)") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: rule of the products' bits; tiles is AMX's, and fast there") \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
-    X(TEXT, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed (history of amax), current (own amax) or none (1)") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none: scale from amax's history, from its own amax, or 1") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
-    X(TEXT, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max of the history, or the most recent") \
+    X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
     X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
-    X(TEXT, formats, 0, "formats", FP8 | FIXED, 0, 0, "hybrid", "hybrid (x and w E4M3, dy E5M2), e4m3 or e5m2") \
+    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "hybrid", "hybrid e4m3 e5m2: hybrid has x and w in E4M3, dy in E5M2") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
@@ -2506,9 +2486,9 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
-typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE } OptionKind;
+typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE, OPT_CHOICE } OptionKind;
 typedef char *TEXT_t;
-typedef long LONG_t, FLAG_t, MAYBE_t;
+typedef long LONG_t, FLAG_t, MAYBE_t, CHOICE_t;
 typedef double DOUBLE_t;
 #define OPTION_FIELD(kind, field, ...) kind##_t field;
 typedef struct {
@@ -2533,6 +2513,14 @@ static int option_index(const char *name) {
     return -1;
 }
 
+// Copies word `n` of a CHOICE's to out[32]; returns whether there is one.
+static int option_word(const OptionSpec *s, long n, char *out) {
+    const char *at = s->help;
+    for (; n > 0 && *at != ':'; n--) at += strcspn(at, " :"), at += *at == ' ';
+    snprintf(out, 32, "%.*s", (int)strcspn(at, " :"), at);
+    return *at != ':';
+}
+
 // Sets one option from text that came from `where`.
 static void option_set(Options *o, const OptionSpec *s, const char *text, const char *where) {
     void *field = (char *)o + s->field;
@@ -2540,6 +2528,12 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     if (s->kind == OPT_TEXT) {
         EXPECT((s->scope & CALL) || !strchr(text, '\n'), "%s --%s: a log cannot keep a text of several lines", where, s->name);
         *(char **)field = strdup(text);
+        return;
+    }
+    if (s->kind == OPT_CHOICE) {
+        char word[32];
+        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text); ++*(long *)field) {}
+        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name, (int)strcspn(s->help, ":"), s->help, text);
         return;
     }
     const int real = s->kind == OPT_DOUBLE;
@@ -2553,6 +2547,7 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
 static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT) path_print(out, "%s", *(char *const *)field);
+    else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
     else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a resume reads it
         path_print(out, "%.9g", *(const double *)field);
         if (strtod(out, NULL) != *(const double *)field) path_print(out, "%.17g", *(const double *)field);
@@ -2561,7 +2556,7 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
 }
 
 static void options_help(void) {
-    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]"};
+    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD"};
     printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME
            " on this CPU. With no option: a byte-level model on the embedded corpus.\n"
            "In [brackets] the default; * marks what a resume may change.\n\n");
@@ -2633,25 +2628,12 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
     }
 }
 
-static int option_choice(const char *name, const char *value, const char *const *choices, int n) {
-    char list[256] = "";
-    for (int i = 0; i < n; i++) {
-        if (!strcmp(value, choices[i])) return i;
-        strcat(strcat(list, i ? ", " : ""), choices[i]);
-    }
-    fatal(EXIT_BAD_INPUT, "option --%s: expected one of %s; found '%s'", name, list, value);
-}
-
 // The recipe of every role from the options: three rows of one table.
 static void options_recipes(const Options *o, Gpt *g) {
-    static const char *const formats[] = {"hybrid", "e4m3", "e5m2"}, *const algos[] = {"max", "recent"};
-    const int rule = option_choice("scaling", o->scaling, scaling_names, SCALING_STATIC);
-    const int format = option_choice("formats", o->formats, formats, 3);
-    const int recent = option_choice("amax-algo", o->amax_algo, algos, 2);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        r->format = format == 2 || (format == 0 && i == OPERAND_DY) ? DTYPE_E5M2 : DTYPE_E4M3;
-        r->rule = (ScalingRule)rule, r->history_len = o->amax_history, r->use_max = !recent, r->margin = o->margin;
+        r->format = o->formats == 2 || (o->formats == 0 && i == OPERAND_DY) ? DTYPE_E5M2 : DTYPE_E4M3;
+        r->rule = (ScalingRule)o->scaling, r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
@@ -2855,20 +2837,18 @@ static char *run_header(const Run *r) {
     size_t size;
     FILE *f = open_memstream(&text, &size);
     fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n",
-            IS_FP8 ? r->o.scaling : "-", NUMERICS_VERSION, thread_count());
-    fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n",
-            proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops, product_instruction());
-    fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L,
-            c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
+            IS_FP8 ? scaling_names[r->o.scaling] : "-", NUMERICS_VERSION, thread_count());
+    fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu),
+            machine_peak_gflops, product_instruction());
+    fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
+            c->C, c->T, c->V, c->Vp, r->g.param_count);
     fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
             r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
-            (unsigned long long)r->val.hash);
+    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
     fprintf(f,
             "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]),
-            r->option_lines);
+            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
 }
@@ -2927,15 +2907,15 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
         const long newest = checkpoint_newest(r->dir, LONG_MAX);
         if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, newest);
         nonfinite_find(g, tensor, sizeof(tensor));
-        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s",
-              step + 1, bad_loss ? "the loss" : "the gradient", tensor, last);
+        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s", step + 1,
+              bad_loss ? "the loss" : "the gradient", tensor, last);
     }
     uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
     for (int i = 0; i < g->scale_count; i++) {
         scale_advance(&g->scales[i]);
         if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
     }
-    *lr_out = schedule_lr(o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
+    *lr_out = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
     if (!overflow) {
         const double clip = o->grad_clip > 0 && norm > o->grad_clip ? o->grad_clip / norm : 1;
         const AdamW adamw = {*lr_out, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
@@ -2995,15 +2975,14 @@ static int run_train(Run *r) {
         const int width = 10 * step / o->steps;
         const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
         printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.0f GFLOP/s, %.0f%% of peak%s\n",
-               step, o->steps, width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left),
-               loss, lr, norm, tok_s, gflops, 100 * gflops / machine_peak_gflops,
-               norm - norm != 0 ? " | overflow: step skipped" : "");
+               step, o->steps, width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss,
+               lr, norm, tok_s, gflops, 100 * gflops / machine_peak_gflops, norm - norm != 0 ? " | overflow: step skipped" : "");
         if (o->val_every && (step % o->val_every == 0 || last)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
         }
-        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text,
-                lr, norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
+        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
+                norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, r->dir);
         if (log_now) log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
@@ -3038,13 +3017,10 @@ static void run_open(Run *r) {
         options_resume(o, (const char *)r->state.data[SECTION_OPTIONS], r->given, r->state.path);
         memcpy(&r->progress, r->state.data[SECTION_PROGRESS], sizeof(r->progress));
     }
-    static const char *const schedules[] = {"cosine", "linear", "constant", "wsd"};
-    option_choice("schedule", o->schedule, schedules, 4);
     options_recipes(o, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
-        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
-            o->val = strdup("data/tales.d/val.txt");
+        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
         r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
         V = r->train.V;
@@ -3052,18 +3028,15 @@ static void run_open(Run *r) {
     }
     const int depth = options_depth(o);
     if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
-    EXPECT(r->model[0] || !r->prompts,
-           "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
+    EXPECT(r->model[0] || !r->prompts, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
     if (r->model[0]) {
         uint64_t sum;
         r->g.config = model_check(r->model, &sum);
         const int longest = r->g.config.T;
         EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", r->model,
                r->state.path);
-        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape",
-               r->model);
-        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V,
-               r->g.config.V);
+        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape", r->model);
+        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V, r->g.config.V);
         if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len)) o->seq_len = longest;
         EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
@@ -3099,8 +3072,7 @@ int main(int argc, char **argv) {
     r->baseline = r->baseline_at = "";
     run_open(r);
 
-    static const char *const orders[] = {"pairs", "tiles"};
-    machine_init(option_choice("sum-order", o->sum_order, orders, 2));
+    machine_init(o->sum_order);
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, r->model);
     else gpt_init(&r->g, o->seed);

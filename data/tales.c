@@ -154,18 +154,16 @@ static const ListSource LISTS[] = {
     {"time", "morning,evening,day,Sunday,Monday"},
     {"day", "Monday,Tuesday,Wednesday,Thursday,Friday,Saturday,Sunday,week,night,spring,summer,autumn,winter"},
     {"month", "spring,summer,autumn,winter,January,March,April,May,June,July,August,October"},
-    {"motion",
-     "walked,ran,went,hurried,skipped,wandered,marched,raced,strolled,crept,trotted,rushed,hopped,tiptoed,rode,danced"},
+    {"motion", "walked,ran,went,hurried,skipped,wandered,marched,raced,strolled,crept,trotted,rushed,hopped,tiptoed,rode,danced"},
     {"adverb", "slowly,quietly,gladly,sadly,proudly,bravely,happily,loudly,softly,sweetly,shyly,twice,again,all day"},
     {"way", "early,late,alone,singing,at dusk,on foot,at noon,in tears,laughing,by boat,by train"},
     {"said", "said,cried,shouted,called,sang,muttered,sighed,answered,yelled"},
     {"exclaim", "How lovely,Oh dear,What a day,Well done,Good luck,How odd,What fun,Hooray,What luck,How funny,Never mind,"
                 "Not again,I knew it"},
-    {"activity",
-     "sang a song,took a nap,drank tea,danced,told jokes,climbed a tree,swept the floor,fed the ducks,picked flowers,"
-     "played chess,made soup,baked bread,read a poem,went fishing,painted a wall,counted stars,ate supper,laughed,"
-     "slept well,hummed a tune,lit a fire,had a bath,rested,milked the cow,cut the grass,played cards,smiled,"
-     "went to bed"},
+    {"activity", "sang a song,took a nap,drank tea,danced,told jokes,climbed a tree,swept the floor,fed the ducks,picked flowers,"
+                 "played chess,made soup,baked bread,read a poem,went fishing,painted a wall,counted stars,ate supper,laughed,"
+                 "slept well,hummed a tune,lit a fire,had a bath,rested,milked the cow,cut the grass,played cards,smiled,"
+                 "went to bed"},
     // Comparative, superlative, its opposite.
     {"more", "taller/tallest/shortest,older/oldest/youngest,faster/fastest/slowest,stronger/strongest/weakest,"
              "richer/richest/poorest,louder/loudest/softest,wiser/wisest/silliest,happier/happiest/saddest,"
@@ -453,8 +451,7 @@ static int tale_branch(Tale *t, const Option *options, int count) {
     tale_say(t, options[pick].text);
     return pick;
 }
-#define BRANCH(t, ...)                                                                                                         \
-    tale_branch(t, (const Option[]){__VA_ARGS__}, (int)(sizeof((const Option[]){__VA_ARGS__}) / sizeof(Option)))
+#define BRANCH(t, ...) tale_branch(t, (const Option[]){__VA_ARGS__}, (int)(sizeof((const Option[]){__VA_ARGS__}) / sizeof(Option)))
 
 // Binds without saying: a number that follows from others, or the word of another slot.
 static void number_bind(Tale *t, char slot, int value) {
@@ -511,8 +508,7 @@ static int tale_close(Tale *t, int brief, const Option *more, int count) {
     int pick = tale_branch(t, all, count + COUNT(closings));
     return pick < count ? pick : -1;
 }
-#define CLOSE(t, ...)                                                                                                          \
-    tale_close(t, 1, (const Option[]){__VA_ARGS__}, (int)(sizeof((const Option[]){__VA_ARGS__}) / sizeof(Option)))
+#define CLOSE(t, ...) tale_close(t, 1, (const Option[]){__VA_ARGS__}, (int)(sizeof((const Option[]){__VA_ARGS__}) / sizeof(Option)))
 static void tale_finish(Tale *t) { tale_close(t, 0, NULL, 0); }
 static void tale_finish_brief(Tale *t) { tale_close(t, 1, NULL, 0); }
 
@@ -672,8 +668,7 @@ static const Plot PLOTS[] = {
 
 static void tale_tell(Tale *t) {
     Option plots[MAX_BRANCH];
-    if (tale_branch(t, OPENINGS, COUNT(OPENINGS)) == 1)
-        BRANCH(t, {1, " girl named <name?f=H>."}, {1, " boy named <name?m=H>."});
+    if (tale_branch(t, OPENINGS, COUNT(OPENINGS)) == 1) BRANCH(t, {1, " girl named <name?f=H>."}, {1, " boy named <name?m=H>."});
     for (int i = 0; i < COUNT(PLOTS); i++) {
         plots[i].weight = !PLOTS[i].needs || slot_bound(t, PLOTS[i].needs) ? PLOTS[i].weight : 0;
         plots[i].text = PLOTS[i].text;
@@ -741,8 +736,8 @@ static Corpus corpus_draw(const Lexicon *lexicon, uint64_t seed, uint64_t stream
 }
 
 static void corpus_print(const char *name, const Corpus *c) {
-    printf("%-9s %9zu bytes, %6zu stories, mean %.1f, longest %zu bytes, floor %.6f nats per byte\n", name, c->bytes,
-           c->stories, (double)c->bytes / (double)c->stories, c->longest, c->total / (double)c->bytes);
+    printf("%-9s %9zu bytes, %6zu stories, mean %.1f, longest %zu bytes, floor %.6f nats per byte\n", name, c->bytes, c->stories,
+           (double)c->bytes / (double)c->stories, c->longest, c->total / (double)c->bytes);
 }
 
 // The distinct words of a text, in lower case, told apart by a hash of their letters.

@@ -100,8 +100,7 @@ int main(int argc, char **argv) {
     params_perturb(&g, 8);
     model_file_write(&g, argv[1]);
 
-    int *tokens = (int *)memory_allocate(rows * sizeof(int)), *targets = (int *)memory_allocate(rows * sizeof(int)),
-        counted = 0;
+    int *tokens = (int *)memory_allocate(rows * sizeof(int)), *targets = (int *)memory_allocate(rows * sizeof(int)), counted = 0;
     for (size_t i = 0; i < rows; i++) {
         tokens[i] = (int)(random_u64(9, 0, i) % (uint64_t)g.config.V);
         targets[i] = i % 5 == 3 ? -1 : (int)(random_u64(9, 1, i) % (uint64_t)g.config.V);

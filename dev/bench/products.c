@@ -34,11 +34,11 @@ static const struct {
     size_t rows, out, in;
     const char *kinds;
 } shapes[] = {
-    {"d12", 1024, 2304, 768, "fdw"},  {"d12", 1024, 768, 768, "fdw"},    {"d12", 1024, 3072, 768, "fdw"},
-    {"d12", 1024, 768, 3072, "fdw"},  {"d12", 2048, 2304, 768, "fdw"},   {"d12", 2048, 768, 768, "fdw"},
-    {"d12", 2048, 3072, 768, "fdw"},  {"d12", 2048, 768, 3072, "fdw"},   {"head", 512, 50304, 768, "fdw"},
-    {"C=384", 1024, 384, 384, "fdw"}, {"C=384", 1024, 1536, 384, "fdw"}, {"C=256", 1024, 256, 256, "fdw"},
-    {"C=256", 1024, 1024, 256, "fdw"}, {"odd", 1000, 770, 770, "fdw"},   {"odd", 1021, 1009, 997, "fdw"},
+    {"d12", 1024, 2304, 768, "fdw"},   {"d12", 1024, 768, 768, "fdw"},    {"d12", 1024, 3072, 768, "fdw"},
+    {"d12", 1024, 768, 3072, "fdw"},   {"d12", 2048, 2304, 768, "fdw"},   {"d12", 2048, 768, 768, "fdw"},
+    {"d12", 2048, 3072, 768, "fdw"},   {"d12", 2048, 768, 3072, "fdw"},   {"head", 512, 50304, 768, "fdw"},
+    {"C=384", 1024, 384, 384, "fdw"},  {"C=384", 1024, 1536, 384, "fdw"}, {"C=256", 1024, 256, 256, "fdw"},
+    {"C=256", 1024, 1024, 256, "fdw"}, {"odd", 1000, 770, 770, "fdw"},    {"odd", 1021, 1009, 997, "fdw"},
     {"odd", 333, 3001, 129, "fdw"},
 };
 
@@ -52,7 +52,8 @@ int main(int argc, char **argv) {
     workspace_init(4096 * 4096, 4096);
     printf("rule\tgroup\tproduct\tM\tN\tK\tGFLOP/s\tpeak\tshare\n");
     for (int rule = 0; rule < 3; rule++) {
-        if ((argc > 2 && strcmp(argv[2], rules[rule])) || (rule == 1 && !HAS_PAIRS) || (rule == 2 && argc < 3 && !has_amx)) continue;
+        if ((argc > 2 && strcmp(argv[2], rules[rule])) || (rule == 1 && !HAS_PAIRS) || (rule == 2 && argc < 3 && !has_amx))
+            continue;
         product_in_tiles = rule == 2, product_uses_pairs = rule == 1 || (rule == 2 && has_amx);
         for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++)
             for (int kind = 0; kind < 3; kind++) {
@@ -75,8 +76,8 @@ int main(int argc, char **argv) {
                 qsort(peaks, (size_t)repeats, sizeof(double), compare_doubles);
                 const double gflops = 2.0 * (double)M * (double)N * (double)K / times[repeats / 2] * 1e-9;
                 const double peak = peaks[repeats / 2];
-                printf("%s\t%s\t%s\t%zu\t%zu\t%zu\t%.0f\t%.0f\t%.1f%%\n", rules[rule], shapes[s].group, kinds[kind], M, N, K, gflops,
-                       peak, 100 * gflops / peak);
+                printf("%s\t%s\t%s\t%zu\t%zu\t%zu\t%.0f\t%.0f\t%.1f%%\n", rules[rule], shapes[s].group, kinds[kind], M, N, K,
+                       gflops, peak, 100 * gflops / peak);
                 fflush(stdout);
                 free((void *)(uintptr_t)a.data), free((void *)(uintptr_t)b.data), free(c);
             }

@@ -24,6 +24,4 @@ static void tiles(float *c, const uint8_t *a, const uint8_t *b, int M, int N, in
     free(packed_a), free(packed_b);
     product_uses_pairs = before;
 }
-static void product_register_tile(float *c, const uint8_t *a, const uint8_t *b, int M, int N, int K) {
-    tiles(c, a, b, M, N, K, 0);
-}
+static void product_register_tile(float *c, const uint8_t *a, const uint8_t *b, int M, int N, int K) { tiles(c, a, b, M, N, K, 0); }

@@ -36,8 +36,8 @@ int main(int argc, char **argv) {
     workspace_init((size_t)M * N, 4096);
     for (size_t i = 0; i < (size_t)M * K; i++) a[i] = fp8_encode((float)random_unit(random_u64(1, 0, i)) * 4 - 2, DTYPE_E4M3);
     for (size_t i = 0; i < (size_t)N * K; i++) b[i] = fp8_encode((float)random_unit(random_u64(1, 1, i)) * 4 - 2, DTYPE_E4M3);
-    printf("%d x %d x %d, E4M3 bytes, %s, %d threads on the last rung\n%-28s %10s %10s   %s\n", M, N, K, ISA_NAME,
-           thread_count(), "", "GFLOP/s", "of peak", "bits");
+    printf("%d x %d x %d, E4M3 bytes, %s, %d threads on the last rung\n%-28s %10s %10s   %s\n", M, N, K, ISA_NAME, thread_count(),
+           "", "GFLOP/s", "of peak", "bits");
     int failed = 0;
     for (size_t r = 0; r < sizeof(rungs) / sizeof(rungs[0]); r++) {
         if (rungs[r].pairs && !HAS_PAIRS) {
