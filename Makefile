@@ -80,6 +80,19 @@ build/ladder: dev/cpu/ladder.c $(wildcard dev/cpu/*.c) train_gpt_fp8.c $(FLAGS_F
 ladder: build/ladder
 	build/ladder
 
+# Arms with the same seeds and data, and whether their losses differ; dev/compare.c says what ARMS, SEEDS and RUN may be.
+ARMS = fp16,bf16,fp8,fp8 --scaling none
+SEEDS = 5
+RUN = -e d3 -x 400 -v 50
+build/compare: dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
+	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+# Small programs that take the trainer's file apart; the first lines of each say what it shows.
+build/lab/%: dev/lab/%.c train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+compare: build/compare all
+	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out log/compare -- $(RUN)
+
 # What scripts under dev/ compile with.
 flags:
 	@echo '$(CFLAGS) $(NUMERICS)'
@@ -90,4 +103,4 @@ bench: data/tales.d/train.txt
 clean:
 	rm -rf build $(TRAINERS) $(TESTS) data/tales data/tales.d
 
-.PHONY: all test test-exhaustive ladder flags bench clean
+.PHONY: all test test-exhaustive ladder compare flags bench clean

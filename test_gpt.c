@@ -499,7 +499,7 @@ static void test_scale_update(void) {
         for (int margin = 0; margin <= 64; margin += 8)
             for (size_t i = 0; i < 13; i++) {
                 const float amax = amaxes[i];
-                const ScalingRecipe r = {t ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, margin};
+                const ScalingRecipe r = {t ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, margin, 0, 0};
                 const float s = scale_from_amax(amax, 7, &r);
                 bad += !(s >= 0x1p-126f && s <= 0x1p126f) || !(1 / s >= 0x1p-126f);
                 const int usable = amax >= 0x1p-126f && amax < INFINITY;
@@ -514,7 +514,7 @@ static void test_scale_update(void) {
     check(!bad, "scale: FP8_MAX / amax / 2^margin in 2^-126 .. 2^126; amax 0, denormal, Inf, NaN keep the old one",
           "%d cases differ, e.g. %s", bad, first);
 
-    const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0}, recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1};
+    const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0, 0, 0}, recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1, 0, 0};
     Fp8Scale s = scale_make(&max3), r = scale_make(&recent);
     const volatile float unusable[] = {0, 1e-40f, INFINITY, NAN}; // volatile: a compiler folds 1e-40 > 0 without the flush
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
@@ -548,8 +548,9 @@ static void test_scale_quantise(void) {
     stored_t *x = normal_stored(n, 1, 11), *y = normal_stored(n, 4, 12);
     uint8_t *q = (uint8_t *)take(n), *want = (uint8_t *)take(n);
     Fp8Stats sx, sy;
-    const ScalingRecipe delayed = {DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0}, current = {DTYPE_E4M3, SCALING_CURRENT, 4, 1, 0};
-    const ScalingRecipe none = {DTYPE_E5M2, SCALING_NONE, 4, 1, 0}, fixed = {DTYPE_E4M3, SCALING_STATIC, 4, 1, 0};
+    const ScalingRecipe delayed = {DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0, 0, 0},
+                        current = {DTYPE_E4M3, SCALING_CURRENT, 4, 1, 0, 0, 0};
+    const ScalingRecipe none = {DTYPE_E5M2, SCALING_NONE, 4, 1, 0, 0, 0}, fixed = {DTYPE_E4M3, SCALING_STATIC, 4, 1, 0, 0, 0};
     quantise_slowly(want, x, n, 1, DTYPE_E4M3, &sx), quantise_slowly(want, y, n, 1, DTYPE_E4M3, &sy);
     const float own_x = 448 / bits_float(sx.amax_bits), own_y = 448 / bits_float(sy.amax_bits);
 
@@ -613,7 +614,7 @@ static void test_scale_quantise(void) {
     check(!sqnr_wrong, "quantise: SQNR sums equal a slow reference exactly, for 1, 2 and 3 threads", "%d differ", sqnr_wrong);
 
     // E5M2 against E4M3's 448 wastes 7 binades at the top: the largest byte used tells.
-    const ScalingRecipe e5m2 = {DTYPE_E5M2, SCALING_CURRENT, 4, 1, 0};
+    const ScalingRecipe e5m2 = {DTYPE_E5M2, SCALING_CURRENT, 4, 1, 0, 0, 0};
     Fp8Scale d = scale_make(&e5m2), wasted = scale_make(&fixed);
     ScalingRecipe fault = fixed;
     fault.format = DTYPE_E5M2;
@@ -1277,7 +1278,7 @@ typedef struct {
 static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
     memset(l, 0, sizeof(*l));
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0};
+        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0, 0, 0};
         l->recipe[i] = r, l->scale[i] = scale_make(&l->recipe[i]);
     }
     l->rows = rows, l->f.in = in, l->f.out = out;
@@ -1417,7 +1418,7 @@ static void model_make(Gpt *g, int fp8_head) {
     memset(g, 0, sizeof(*g));
     g->config = c, g->B = MODEL_B, g->training = 1, g->fp8_head = fp8_head;
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0};
+        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0, 0, 0};
         g->recipes[i] = r;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY], g->head_dy_recipe.rule = SCALING_STATIC;
@@ -2120,10 +2121,10 @@ static void test_options(void) {
                               "-i /no/text > /no/text;-j /no/text > /no/text;-d 33 > --total-batch;-t 100000 > smaller -t;"
                               "--prompt hello > --prompt;--tokenizer /no/t.bin > /no/t.bin;--baseline /no/run > /no/run;-y 2 > 2;"
                               "--eval=1 > --eval;--steps= > --steps;";
-    static const char bad_fp8[] =
-        "--amax-history 0 > --amax-history;--amax-history 1025 > --amax-history;--scaling static > delayed;"
-        "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
-        "--margin 65 > --margin;";
+    static const char bad_fp8[] = "--amax-history 0 > --amax-history;--amax-history 1025 > --amax-history;--scaling block128 > "
+                                  "delayed;--static-scale 0 > --static-scale;--format-x fp6 > e4m3;"
+                                  "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
+                                  "--margin 65 > --margin;";
     char arguments[PATH_MAX * 2], why[700] = "", one[2][64];
     const char *text = tiny_text();
     for (int table = 0; table < 2; table++) {
@@ -2269,11 +2270,12 @@ static size_t run_by_hand(char *arguments, const char *model, const char *log, i
 static void test_run_rules(void) {
 #if IS_FP8
     char arguments[PATH_MAX * 2], how[700] = "", name[128];
-    static const char *const rules[] = {"delayed", "current", "none"};
-    double last[3] = {0};
-    for (int k = 0; k < 3; k++) {
-        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s -i %s -o %s", rules[k], tiny_text(),
-                 in_dir(rules[k]));
+    static const char *const rules[] = {"delayed", "current", "none", "static"};
+    static const char *const more[] = {"", "", "", "--static-scale 32 --format-w e5m2 --format-dy e4m3"};
+    double last[4] = {0};
+    for (int k = 0; k < 4; k++) {
+        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s %s -i %s -o %s", rules[k], more[k],
+                 tiny_text(), in_dir(rules[k]));
         const Child run = child_run(arguments);
         size_t n;
         char path[256];
@@ -2300,6 +2302,17 @@ static void test_run_rules(void) {
     size_t n;
     const char *none = (const char *)file_get(in_dir("none/log.tsv"), &n),
                *delayed = (const char *)file_get(in_dir("delayed/log.tsv"), &n);
+    Gpt g;
+    memset(&g, 0, sizeof(g));
+    int given[OPTION_COUNT] = {0};
+    char *words[] = {(char *)"test", (char *)"--formats", (char *)"e5m2", (char *)"--format-w", (char *)"e4m3", (char *)"--pow2"};
+    const Options o = options_parse(6, words, given);
+    options_recipes(&o, &g);
+    const ScalingRecipe *r = g.recipes;
+    check(r[OPERAND_X].format == DTYPE_E5M2 && r[OPERAND_W].format == DTYPE_E4M3 && r[OPERAND_DY].format == DTYPE_E5M2,
+          "recipe: --format-w overrides --formats", "%d %d %d", r[0].format, r[1].format, r[2].format);
+    const float scale = scale_from_amax(3, 1, &r[OPERAND_W]);
+    check(scale == 128, "recipe: --pow2 takes the power of two below 448 / 3", "%g", scale);
     check(strstr(none, "\t65536\t") && !strstr(delayed, "\t65536\t"),
           "run: --scaling none scales the loss as FP16 does, delayed does not", "it is the other way round");
 #endif

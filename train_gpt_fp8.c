@@ -22,11 +22,8 @@ Bits: the same seed and data give the same parameters, to the last bit, for any 
 and across a resume. NUMERICS_VERSION names the rules: one chain of fused multiply-adds per output of a product (section
 4); sums in 16 striped lanes and fixed chunks, exp, log, sin and cos of our own, denormals flushed (section 2).
 
-Sections
-     1. precision   2. utilities: errors, memory, 16-bit types, exp, log, sin, sums, random numbers
-     3. FP8: encode, decode, quantise, scales   4. matrix product   5. layers
-     6. model: configuration, tables of tensors, forward, backward, sampling   7. optimiser
-     8. data   9. checkpoint   10. log   11. options   12. training loop
+Sections, each under a line of //====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
+9 checkpoint, 10 log, 11 options, 12 training loop.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -401,6 +398,8 @@ typedef struct {
     int history_len; // delayed: how many steps' amax are remembered
     int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
     int margin;      // the scale is divided by 2^margin
+    int power2;      // the scale is rounded down to a power of two
+    float fixed;     // static: the scale itself
 } ScalingRecipe;
 #define AMAX_HISTORY_MAX 1024
 // The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
@@ -423,6 +422,7 @@ static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     scale /= amax;
+    if (r->power2) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
@@ -957,33 +957,18 @@ static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K)
 }
 
 // ---- the machine's peak
-// GFLOP/s of one thread in multiply-adds that touch no memory, in as many chains as a kernel has; pairs: vdpbf16ps. Portable
-// C has no such instruction: there it is the kernel itself.
-static double peak_measure(int pairs) {
-    const int n = LANES > 1 ? 400000 : 8000;
-    float tile[MR * NR] = {0};
+// GFLOP/s of one thread in the kernel now in use, its operands in L1.
+static double kernel_speed(void) {
+    enum { UNITS = 128, CALLS = LANES > 1 ? 1600 : 32 };
+    unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)], b[UNITS * NR];
+    float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
+    for (size_t i = 0; i < sizeof(a) / 4; i++) a[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
+    for (size_t i = 0; i < sizeof(b) / 4; i++) b[i] = 0xbf41bf41; // -0.75
     const double t = seconds_now();
-#if HAS_AMX
-#define EACH_AMX_SUM(c, line, ignored) _tile_dpbf16ps(c, 4, 6)
-    if (pairs && product_in_tiles) {
-        amx_configure();
-        for (int k = 0; k < n; k += 4) { EACH_AMX_TILE(EACH_AMX_SUM); }
-        return 2e-9 * n * 16 * 16 * 32 / (seconds_now() - t);
-    }
-#endif
-#if LANES > 1
-    Vector c[MR][NR / LANES], x = vector_set1(1.2284f), y = vector_set1(-0.7531f); // zeros would cost less power
-    EACH_ROW EACH_VECTOR c[i][j] = vector_set1(i * NR + j); // all different, or a compiler would make one chain of two
-    for (int k = 0; pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma_pairs(x, y, c[i][j]);
-    for (int k = 0; !pairs && k < n; k++) EACH_ROW EACH_VECTOR c[i][j] = vector_fma(x, y, c[i][j]);
-    __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
-#else
-    unit_t a[2 * MR] = {0}, b[2 * NR] = {0};
-    for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
-#endif
-    return 2e-9 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t);
+    for (int i = 0; i < CALLS; i++) kernel(UNITS, a, b, tile, a);
+    return 2e-9 * CALLS * panel_rows() * NR * UNITS * (product_uses_pairs ? 2 : 1) / (seconds_now() - t);
 }
-static double machine_peak_gflops; // all threads together, of the instruction that the products use
+static double machine_peak_gflops; // all threads together
 
 // Denormal mode, tables, and which instruction computes the products: for an order of pairs the faster of two, measured in
 // turn; the best of each counts, so that a moment in which the machine is busy misleads neither.
@@ -992,18 +977,16 @@ static void machine_init(int in_tiles) {
     fp8_tables_init();
     product_in_tiles = in_tiles;
     const int pairs = in_tiles ? AMX_PERMITTED() : HAS_PAIRS;
-    double fp32_peak = 0, pairs_peak = 0;
-#pragma omp parallel reduction(+ : fp32_peak, pairs_peak)
-    for (int round = 0; round < 5; round++) {
-#pragma omp barrier
-        const double fp32 = peak_measure(0);
-        fp32_peak = MAX(fp32_peak, fp32);
-#pragma omp barrier
-        const double of_pairs = pairs ? peak_measure(1) : 0;
-        pairs_peak = MAX(pairs_peak, of_pairs);
-    }
-    product_uses_pairs = pairs_peak > fp32_peak;
-    machine_peak_gflops = product_uses_pairs ? pairs_peak : fp32_peak;
+    double peak[2] = {0}; // with fp32 units, with pairs
+    for (int round = 0; round < 5; round++)
+        for (product_uses_pairs = 0; product_uses_pairs <= pairs; product_uses_pairs++) {
+            double sum = 0;
+#pragma omp parallel reduction(+ : sum)
+            sum += kernel_speed();
+            peak[product_uses_pairs] = MAX(peak[product_uses_pairs], sum);
+        }
+    product_uses_pairs = peak[1] > peak[0];
+    machine_peak_gflops = peak[product_uses_pairs];
 }
 static const char *product_instruction(void) {
     return !product_uses_pairs ? "fp32 multiply-adds" : product_in_tiles ? "tdpbf16ps" : "vdpbf16ps";
@@ -1515,7 +1498,7 @@ static void gpt_allocate(Gpt *g) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
-        s->scale = s->kept_inv = s->logged_scale = 1;
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_STATIC && s->recipe.fixed > 0 ? s->recipe.fixed : 1, s->kept_inv = 1;
     }
     g->loss_scaling[0] = 1;
     workspace_init(partial_count(g), attention_bytes(g));
@@ -1834,7 +1817,8 @@ static float schedule_lr(Schedule kind, float lr, float final, long step, long w
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_NONE);
+    const ScalingRule rule = g->recipes[OPERAND_DY].rule;
+    return PRECISION == PRECISION_FP16 || (IS_FP8 && (rule == SCALING_NONE || rule == SCALING_STATIC));
 }
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
@@ -2474,11 +2458,16 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
     X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: rule of the products' bits; tiles is AMX's, and fast there") \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
-    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none: scale from amax's history, from its own amax, or 1") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static: scale from amax's history, its own amax, 1, --static-scale") \
+    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-30, 1e30, "1", "of every operand, under --scaling static") \
+    X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
     X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
     X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
     X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "hybrid", "hybrid e4m3 e5m2: hybrid has x and w in E4M3, dy in E5M2") \
+    X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone; same: as --formats says; also -w, -dy") \
+    X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
+    X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
@@ -2630,10 +2619,13 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
 
 // The recipe of every role from the options: three rows of one table.
 static void options_recipes(const Options *o, Gpt *g) {
+    const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        r->format = o->formats == 2 || (o->formats == 0 && i == OPERAND_DY) ? DTYPE_E5M2 : DTYPE_E4M3;
+        const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY);
+        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3;
         r->rule = (ScalingRule)o->scaling, r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin;
+        r->power2 = o->pow2, r->fixed = o->static_scale;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
@@ -2845,6 +2837,7 @@ static char *run_header(const Run *r) {
     fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
             r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
     fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    fprintf(f, "# floor\t%.9g\n", r->validation.floor);
     fprintf(f,
             "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",

@@ -11,6 +11,7 @@ same bits; tiles is the other order. Without RULE: all that this CPU has instruc
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
+#include "peak.h"
 
 static int compare_doubles(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;

@@ -4,6 +4,7 @@ holds each to the bits of the first, and prints how fast it is. `make ladder`, o
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
+#include "../bench/peak.h"
 
 #include "1_naive.c"
 #include "2_blocked.c"

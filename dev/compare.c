@@ -1,0 +1,561 @@
+/*
+Trains several arms (precisions, recipes) with the same seeds and data, and says whether their losses differ.
+
+    make build/compare
+    build/compare --arms "fp16,bf16,fp8,fp8 --scaling none" --seeds 5 --out DIR -- -i TRAIN -j VAL -e d4 -x 400 ...
+
+An arm is the name of a build and options of its own; what follows -- goes to every arm. Seeds 1 .. N set both the initial
+weights and the order of the data, so that arms are compared in pairs. Runs that are whole are not run again, stopped ones
+go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run), summary.tsv (a row an arm) and
+report.html (one page with curves and the scale atlas).
+
+    --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
+    --bound X         gaps inside +-X nats count as none [0.002]
+    --statistics FILE two columns of numbers: prints n, mean difference, standard error, 95% interval and p, and stops
+
+Exit status: 0 every arm matches the reference (or is better), 1 one is worse or diverged, 2 bad input, 3 none is worse but
+one is undecided.
+*/
+#define TESTING
+#include "../train_gpt_fp8.c"
+#include <sys/wait.h>
+
+#define ARMS_MAX   32
+#define SEEDS_MAX  64
+#define POINTS_MAX 4096
+
+// ==== 1. statistics ==================================================================================================
+
+// The regularised incomplete beta function I_x(a, b) by its continued fraction (Lentz; Numerical Recipes 6.4).
+static double beta_fraction(double a, double b, double x) {
+    double c = 1, d = 1 / (1 - (a + b) * x / (a + 1)), h = d;
+    for (int m = 1; m < 300; m++) {
+        const double even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m));
+        const double odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1));
+        d = 1 / (1 + even * d), c = 1 + even / c, h *= d * c;
+        d = 1 / (1 + odd * d), c = 1 + odd / c, h *= d * c;
+    }
+    return h;
+}
+static double beta_incomplete(double a, double b, double x) {
+    if (x <= 0 || x >= 1) return x > 0;
+    const double front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log1p(-x));
+    return x < (a + 1) / (a + b + 2) ? front * beta_fraction(a, b, x) / a : 1 - front * beta_fraction(b, a, 1 - x) / b;
+}
+// The share of Student's t distribution beyond +-t.
+static double t_two_sided(double t, double df) { return beta_incomplete(df / 2, 0.5, df / (df + t * t)); }
+// The t beyond which, on both sides together, the share p lies.
+static double t_quantile(double p, double df) {
+    double low = 0, high = 1e6;
+    for (int i = 0; i < 200; i++) {
+        const double middle = (low + high) / 2;
+        if (t_two_sided(middle, df) > p) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+// Paired differences: their mean, its standard error, the 95% interval of Student's t, and the p-value of "the mean is 0".
+typedef struct {
+    int n;
+    double mean, error, low, high, p;
+} Gap;
+static Gap gap_of(const double *a, const double *b, int n) {
+    Gap g = {n, 0, INFINITY, -INFINITY, INFINITY, 1};
+    double squares = 0;
+    for (int i = 0; i < n; i++) g.mean += (a[i] - b[i]) / n;
+    for (int i = 0; i < n; i++) squares += (a[i] - b[i] - g.mean) * (a[i] - b[i] - g.mean);
+    if (n < 2) return g;
+    g.error = sqrt(squares / (n - 1) / n);
+    const double half = t_quantile(0.05, n - 1) * g.error;
+    g.low = g.mean - half, g.high = g.mean + half;
+    g.p = g.error > 0 ? t_two_sided(g.mean / g.error, n - 1) : g.mean == 0;
+    return g;
+}
+
+// Seeds that a decision may take, if mean and spread stay: until the interval lies inside the bound, or leaves it.
+static int seeds_needed(const Gap *g, double bound) {
+    const double spread = g->error * sqrt(g->n);
+    for (int n = g->n + 1; n < 1000; n++) {
+        const double half = t_quantile(0.05, n - 1) * spread / sqrt(n);
+        if (fabs(g->mean) + half <= bound || fabs(g->mean) - half > 0) return n - g->n;
+    }
+    return 1000;
+}
+
+// ==== 2. runs ========================================================================================================
+
+typedef struct {
+    char dir[PATH_MAX], *log, died[256]; // died: why this run has no final loss, or ""
+    int points;                          // validations
+    double step[POINTS_MAX], val[POINTS_MAX], seconds[POINTS_MAX];
+    double final_loss, final_bf16, tok_s, mib; // final_bf16: the same weights, evaluated by the BF16 build; 0: not asked
+    long stopped_at;                           // its last step
+} TrainedRun;
+typedef struct {
+    char label[256], build[16], options[256], slug[256];
+    TrainedRun *runs; // [seeds]
+} Arm;
+static struct {
+    Arm arms[ARMS_MAX];
+    int arm_count, seeds, reference, bf16; // the last two: arms, or -1
+    double bound, floor;
+    const char *out, *common;
+} all;
+
+// The words of a command line, quotes not interpreted; words beyond what fits are an error.
+static int words_split(char *text, char **words, int n, int room) {
+    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) {
+        EXPECT(n < room - 1, "too many options");
+        words[n++] = word;
+    }
+    words[n] = NULL;
+    return n;
+}
+
+// Runs a program with its output appended to a file; returns its exit status.
+static int program_run(char **argv, const char *output) {
+    fflush(stdout);
+    const pid_t pid = fork();
+    EXPECT(pid >= 0, "cannot start %s: %s", argv[0], strerror(errno));
+    if (pid == 0) {
+        const int fd = open(output, O_WRONLY | O_CREAT | O_APPEND, 0666);
+        if (fd >= 0) dup2(fd, 1), dup2(fd, 2);
+        execv(argv[0], argv);
+        _exit(127);
+    }
+    int status = 0;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// The number after the last `key` in a text, or 0.
+static double number_after(const char *text, const char *key) {
+    double value = 0;
+    for (const char *at = text; at && (at = strstr(at, key)); at += strlen(key)) value = atof(at + strlen(key));
+    return value;
+}
+
+// Reads a run's log. Returns whether the run is whole: its last step is there, with a validation loss.
+static int run_read(TrainedRun *r) {
+    char path[PATH_MAX], value[PATH_MAX];
+    path_print(path, "%s/log.tsv", r->dir);
+    free(r->log);
+    r->log = text_read(path), r->points = 0, r->final_loss = 0, r->stopped_at = 0;
+    if (!r->log) return 0;
+    const long steps = atol(text_value(r->log, "steps", value));
+    double seconds = 0, rates[2] = {0};
+    const char *at = strstr(r->log, "\nstep\t");
+    for (at = at ? at + 1 + strcspn(at + 1, "\n") : ""; *at; at += strcspn(at, "\n")) {
+        at += *at == '\n';
+        double step, tokens, train, ms, tok_s;
+        char val[32];
+        if (sscanf(at, "%lf\t%lf\t%lf\t%31s\t%*s\t%*s\t%*s\t%lf\t%lf", &step, &tokens, &train, val, &ms, &tok_s) != 6) break;
+        r->stopped_at = (long)step, seconds += ms * 1e-3, rates[0] += tok_s, rates[1]++;
+        if (!strcmp(val, "-") || r->points == POINTS_MAX) continue;
+        r->step[r->points] = step, r->val[r->points] = atof(val), r->seconds[r->points++] = seconds;
+    }
+    r->tok_s = rates[1] ? rates[0] / rates[1] : 0;
+    const int whole = steps > 0 && r->stopped_at == steps && r->points && r->step[r->points - 1] == (double)steps;
+    if (whole) r->final_loss = r->val[r->points - 1];
+    return whole;
+}
+
+// What makes two runs incomparable: any option that is part of a run's identity, but for FP8's, the seeds, and the order of sums.
+static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
+    char mine[PATH_MAX], theirs[PATH_MAX], want[32];
+    static const char *const also[] = {"data_hash", "val_hash", "numerics"};
+    for (int i = 0; i < OPTION_COUNT + 3; i++) {
+        const OptionSpec *s = i < OPTION_COUNT ? &option_specs[i] : NULL;
+        const char *name = s ? s->name : also[i - OPTION_COUNT];
+        if (s && (s->scope != FIXED || !strcmp(name, "seed") || !strcmp(name, "data-seed") || !strcmp(name, "sum-order"))) continue;
+        text_value(r->log, name, mine), text_value(first->log, name, theirs);
+        EXPECT(!strcmp(mine, theirs), "%s and %s are not of one configuration: %s is '%s' and '%s'; use another --out", r->dir,
+               first->dir, name, mine, theirs);
+    }
+    snprintf(want, sizeof(want), "%d", seed);
+    EXPECT(!strcmp(text_value(r->log, "seed", mine), want) && !strcmp(text_value(r->log, "data-seed", mine), want),
+           "%s: expected seeds %d, found another; use another --out", r->dir, seed);
+}
+
+// Trains one arm with one seed, unless it is there already; then reads it.
+static void run_make(Arm *arm, int seed) {
+    TrainedRun *r = &arm->runs[seed - 1];
+    char program[64], text[4 * PATH_MAX], output[PATH_MAX], number[16], *argv[256];
+    snprintf(program, sizeof(program), "./train_gpt_%s", arm->build), snprintf(number, sizeof(number), "%d", seed);
+    path_print(r->dir, "%s/%s-%d", all.out, arm->slug, seed);
+    path_print(output, "%s.out", r->dir);
+    EXPECT(!access(program, X_OK), "arm '%s': %s: no such program; run make", arm->label, program);
+    if (!run_read(r)) {
+        int n = 0, status;
+        argv[n++] = program;
+        if (checkpoint_newest(r->dir, LONG_MAX) >= 0) {
+            argv[n++] = (char *)"-y", argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
+        } else {
+            char remove[2 * PATH_MAX + 16]; // what a run left that died before its first checkpoint
+            snprintf(remove, sizeof(remove), "rm -rf '%s' '%s'", r->dir, output);
+            EXPECT(system(remove) == 0, "%s: cannot be removed", r->dir);
+            snprintf(text, sizeof(text), "-s 0 %s %s", all.common, arm->options);
+            n = words_split(text, argv, n, 240);
+            argv[n++] = (char *)"--seed", argv[n++] = number, argv[n++] = (char *)"--data-seed", argv[n++] = number;
+            argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
+        }
+        status = program_run(argv, output);
+        char *said = text_read(output);
+        EXPECT(status != EXIT_BAD_INPUT && status != 127, "arm '%s', seed %d: %s did not start: %s", arm->label, seed, program,
+               said ? said : "no output");
+        if (status == EXIT_INTERRUPTED) fatal(EXIT_INTERRUPTED, "interrupted; the same command goes on");
+        if (!run_read(r)) {
+            if (status == EXIT_NONFINITE) snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
+            else snprintf(r->died, sizeof(r->died), "died after step %ld with status %d", r->stopped_at, status);
+        }
+        free(said);
+    }
+    if (!r->log) return;
+    char *said = text_read(output), value[PATH_MAX], model[PATH_MAX], path[PATH_MAX];
+    r->mib = number_after(said, "peak memory "), all.floor = atof(text_value(r->log, "floor", value));
+    free(said);
+    if (strcmp(arm->build, "fp8") || r->died[0]) return;
+    path_print(path, "%s.bf16", r->dir); // what part of a gap is the evaluation's
+    path_print(model, "%s/model_%08ld.bin", r->dir, r->stopped_at);
+    if (access(path, F_OK) && !access(model, F_OK) && !access("train_gpt_bf16", X_OK)) {
+        int n = 0;
+        argv[n++] = (char *)"./train_gpt_bf16", argv[n++] = (char *)"--eval";
+        snprintf(text, sizeof(text), "%s", all.common);
+        n = words_split(text, argv, n, 240);
+        argv[n++] = (char *)"-e", argv[n++] = model, argv[n] = NULL;
+        program_run(argv, path);
+    }
+    said = text_read(path);
+    r->final_bf16 = number_after(said, ": loss ");
+    free(said);
+}
+
+// ==== 3. the verdict =================================================================================================
+
+static int losses_of(const Arm *arm, double *out) { // the final losses; returns how many seeds from the first on have one
+    int n = 0;
+    for (; n < all.seeds && !arm->runs[n].died[0]; n++) out[n] = arm->runs[n].final_loss;
+    return n;
+}
+static Gap arm_gap(const Arm *arm, int reference) {
+    double a[SEEDS_MAX], b[SEEDS_MAX];
+    if (reference < 0) return (Gap){0, 0, 0, 0, 0, 1};
+    const int n = MIN(losses_of(arm, a), losses_of(&all.arms[reference], b));
+    return gap_of(a, b, n);
+}
+
+// Writes an arm's verdict; returns 0 match or better, 1 worse or diverged, 3 undecided.
+static int arm_verdict(const Arm *arm, char *out, size_t room) {
+    for (int s = 0; s < all.seeds; s++)
+        if (arm->runs[s].died[0]) return snprintf(out, room, "%s (seed %d)", arm->runs[s].died, s + 1), 1;
+    if (arm == &all.arms[all.reference]) return snprintf(out, room, "reference"), 0;
+    const Gap g = arm_gap(arm, all.reference);
+    if (g.low >= -all.bound && g.high <= all.bound) return snprintf(out, room, "match"), 0;
+    if (g.low > 0) return snprintf(out, room, "worse by %.4f", g.mean), 1;
+    if (g.high < 0) return snprintf(out, room, "better by %.4f", -g.mean), 0;
+    if (g.n < 2) return snprintf(out, room, "undecided: one seed has no error bar"), 3;
+    const int more = seeds_needed(&g, all.bound);
+    return snprintf(out, room, more < 1000 ? "undecided: needs %d more seeds" : "undecided: %d more seeds would not do", more), 3;
+}
+
+// Mean over the seeds at validation `point`, and the spread between seeds.
+static double mean_at(const Arm *arm, int point, double *spread) {
+    double sum = 0, squares = 0;
+    for (int s = 0; s < all.seeds; s++) sum += arm->runs[s].val[point] / all.seeds;
+    for (int s = 0; s < all.seeds; s++) squares += (arm->runs[s].val[point] - sum) * (arm->runs[s].val[point] - sum);
+    if (spread) *spread = all.seeds > 1 ? sqrt(squares / (all.seeds - 1)) : 0;
+    return sum;
+}
+static int points_of(const Arm *arm) {
+    int points = arm->runs[0].points;
+    for (int s = 1; s < all.seeds; s++) points = MIN(points, arm->runs[s].points);
+    return points;
+}
+
+// The first validation at which the arm's mean loss is at most the reference's final one: its step, and mean seconds of training.
+static double steps_to_reference(const Arm *arm, double *seconds) {
+    const Arm *reference = &all.arms[all.reference];
+    const double target = mean_at(reference, points_of(reference) - 1, NULL);
+    for (int p = 0; p < points_of(arm); p++)
+        if (mean_at(arm, p, NULL) <= target) {
+            *seconds = 0;
+            for (int s = 0; s < all.seeds; s++) *seconds += arm->runs[s].seconds[p] / all.seeds;
+            return arm->runs[0].step[p];
+        }
+    return *seconds = 0;
+}
+
+// A curve in eighths of a line, between `low` and `high`.
+static void curve_print(const Arm *arm, double low, double high) {
+    static const char *const blocks[8] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+    const int points = points_of(arm), width = MIN(points, 64);
+    for (int i = 0; i < width; i++) {
+        const double v = (mean_at(arm, i * points / width, NULL) - low) / (high - low + 1e-30);
+        fputs(blocks[MAX(0, MIN(7, (int)(v * 8)))], stdout);
+    }
+}
+
+static int summary_write(void) {
+    char path[PATH_MAX], verdict[320];
+    int worst = 0;
+    path_print(path, "%s/runs.tsv", all.out);
+    FILE *runs = fopen(path, "w");
+    path_print(path, "%s/summary.tsv", all.out);
+    FILE *f = fopen(path, "w");
+    EXPECT(f && runs, "%s: cannot write: %s", path, strerror(errno));
+    fprintf(runs, "arm\tseed\tval_loss\tval_loss_bf16\ttok_s\tpeak_mib\tstate\n");
+    fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n# floor\t%.9g\n# reference\t%s\n", all.common, all.seeds, all.bound,
+            all.floor, all.arms[all.reference].label);
+    fprintf(f, "arm\tloss\tseed_spread\tgap\tgap_low\tgap_high\tgap_p\tgap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_"
+               "p\tevaluated_in_bf16\t"
+               "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
+    printf("\n%-28s %9s %9s   %-33s %9s  %s\n", "arm", "loss", "spread", "gap to the reference, 95%, p", "tok/s", "verdict");
+    for (int a = 0; a < all.arm_count; a++) {
+        const Arm *arm = &all.arms[a];
+        const int status = arm_verdict(arm, verdict, sizeof(verdict));
+        worst = status == 1 || worst == 1 ? 1 : MAX(worst, status);
+        double losses[SEEDS_MAX], tok_s = 0, mib_peak = 0, seconds = 0, spread = 0, mean = 0, steps = 0, in_bf16 = 0;
+        const int n = losses_of(arm, losses);
+        for (int s = 0; s < all.seeds; s++) {
+            const TrainedRun *r = &arm->runs[s];
+            fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, s + 1, r->final_loss, r->final_bf16, r->tok_s, r->mib,
+                    r->died[0] ? r->died : "whole");
+            tok_s += r->tok_s / all.seeds, mib_peak = MAX(mib_peak, r->mib), in_bf16 += r->final_bf16 / all.seeds;
+        }
+        if (n == all.seeds) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
+        const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16);
+        fprintf(f, "%s\t%.6f\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%.6f\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n",
+                arm->label, mean, spread, g.mean, g.low, g.high, g.p, b.mean, b.low, b.high, b.p, in_bf16,
+                all.floor > 0 ? mean - all.floor : 0, steps, seconds, tok_s, mib_peak, verdict);
+        printf("%-28.28s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", arm->label, mean, spread, g.mean, g.low, g.high,
+               g.p, tok_s, verdict);
+    }
+    fclose(f), fclose(runs);
+    double low = INFINITY, high = -INFINITY;
+    for (int a = 0; a < all.arm_count; a++)
+        for (int p = 0; p < points_of(&all.arms[a]); p++) {
+            const double v = mean_at(&all.arms[a], p, NULL);
+            low = MIN(low, v), high = MAX(high, v);
+        }
+    printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
+    for (int a = 0; a < all.arm_count; a++)
+        printf("%-28.28s ", all.arms[a].label), curve_print(&all.arms[a], low, high), printf("\n");
+    return worst;
+}
+
+// ==== 4. the page ====================================================================================================
+
+static void json_text(FILE *f, const char *text) {
+    fputc('"', f);
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\' || *text == '<' || (unsigned char)*text < 32) fprintf(f, "\\u%04x", (unsigned char)*text);
+        else fputc(*text, f);
+    fputc('"', f);
+}
+static void json_numbers(FILE *f, const char *name, const double *x, int n, const char *format) {
+    fprintf(f, "\"%s\":[", name);
+    for (int i = 0; i < n; i++) {
+        if (i) fputc(',', f);
+        if (isfinite(x[i])) fprintf(f, format, x[i]);
+        else fprintf(f, "null");
+    }
+    fputc(']', f);
+}
+
+// The atlas of the first seed's scales.tsv: steps, names of its tensors, and for each quantity a number a tensor and step.
+static void atlas_write(FILE *f, const TrainedRun *r) {
+    enum { AMAX, SCALE, SATURATED, FLUSHED, SQNR, STALE, QUANTITIES };
+    static const char *const names[QUANTITIES] = {"amax", "scale", "saturated", "flushed", "sqnr", "stale"};
+    char path[PATH_MAX];
+    path_print(path, "%s/scales.tsv", r->dir);
+    char *text = text_read(path);
+    if (!text) return (void)fprintf(f, "null");
+    size_t rows = 0, steps = 0, tensors = 0;
+    for (const char *at = text; *at; at++) rows += *at == '\n';
+    double(*values)[QUANTITIES] = (double(*)[QUANTITIES])memory_allocate((rows + 1) * sizeof(*values));
+    double *when = (double *)memory_allocate((rows + 1) * sizeof(double)), last = -1;
+    char(*labels)[48] = (char(*)[48])memory_allocate((rows + 1) * sizeof(*labels));
+    size_t n = 0;
+    for (const char *at = strchr(text, '\n'); at && at[1]; at = strchr(at + 1, '\n')) {
+        double step, *v = values[n];
+        int layer;
+        char operand[32], sqnr[32];
+        if (sscanf(at + 1, "%lf\t%d\t%31s\t%lf\t%lf\t%lf\t%lf\t%*s\t%31s", &step, &layer, operand, &v[AMAX], &v[SCALE],
+                   &v[SATURATED], &v[FLUSHED], sqnr) != 8)
+            break;
+        const int wide = strstr(operand, ".dy") != NULL; // the default recipe's E5M2
+        v[SQNR] = *sqnr == '-' ? NAN : atof(sqnr);
+        v[STALE] =
+            v[AMAX] > 0 ? log2(v[SCALE] * v[AMAX] / (wide ? 57344.0 : 448.0)) : NAN; // binades above (cut) or below (room left)
+        if (step != last) when[steps++] = last = step;
+        if (steps == 1) snprintf(labels[tensors++], sizeof(labels[0]), "%d %s", layer, operand);
+        n++;
+    }
+    if (tensors) steps = n / tensors;
+    fprintf(f, "{");
+    json_numbers(f, "steps", when, steps, "%.0f");
+    fprintf(f, ",\"tensors\":[");
+    for (size_t i = 0; i < tensors; i++) fprintf(f, i ? "," : ""), json_text(f, labels[i]);
+    fprintf(f, "]");
+    double *row = (double *)memory_allocate((n + 1) * sizeof(double));
+    for (int q = 0; q < QUANTITIES; q++) {
+        for (size_t i = 0; i < tensors * steps; i++) row[i] = values[i][q];
+        fprintf(f, ","), json_numbers(f, names[q], row, tensors * steps, "%.4g");
+    }
+    fprintf(f, "}");
+    free(row), free(values), free(when), free(labels), free(text);
+}
+
+// The column of a log as numbers, for the gradient norm; at most POINTS_MAX of its rows, evenly.
+static void column_write(FILE *f, const char *log, int column) {
+    static double x[2][1 << 20];
+    int n = 0;
+    const char *at = strstr(log, "\nstep\t");
+    for (at = at ? strchr(at + 1, '\n') : NULL; at && at[1] && n < 1 << 20; at = strchr(at + 1, '\n'), n++) {
+        const char *field = at + 1;
+        x[0][n] = atof(field);
+        for (int c = 0; c < column && field; c++) field = strchr(field, '\t') ? strchr(field, '\t') + 1 : NULL;
+        x[1][n] = field ? atof(field) : NAN;
+    }
+    const int every = n / 600 + 1, kept = (n + every - 1) / every;
+    for (int i = 0; i < kept; i++) x[0][i] = x[0][i * every], x[1][i] = x[1][i * every];
+    json_numbers(f, "norm_step", x[0], kept, "%.0f"), fprintf(f, ","), json_numbers(f, "norm", x[1], kept, "%.4g");
+}
+
+static void report_write(void) {
+    static const char mark[] = "/*DATA*/null";
+    char path[PATH_MAX], verdict[320];
+    char *page = text_read("dev/compare.html");
+    EXPECT(page && strstr(page, mark), "dev/compare.html: cannot read the page's template; run this from the project's directory");
+    path_print(path, "%s/report.html", all.out);
+    FILE *f = file_begin(path);
+    char *data = strstr(page, mark);
+    fwrite(page, 1, data - page, f);
+    fprintf(f, "{\"common\":"), json_text(f, all.common);
+    fprintf(f, ",\"seeds\":%d,\"bound\":%g,\"floor\":%.9g,\"reference\":%d,\"arms\":[", all.seeds, all.bound, all.floor,
+            all.reference);
+    for (int a = 0; a < all.arm_count; a++) {
+        const Arm *arm = &all.arms[a];
+        const int points = points_of(arm);
+        double mean[POINTS_MAX], spread[POINTS_MAX], gap[POINTS_MAX], low[POINTS_MAX], high[POINTS_MAX];
+        const int shared = MIN(points, points_of(&all.arms[all.reference]));
+        for (int p = 0; p < points; p++) mean[p] = mean_at(arm, p, &spread[p]);
+        for (int p = 0; p < shared; p++) {
+            double x[SEEDS_MAX], y[SEEDS_MAX];
+            for (int s = 0; s < all.seeds; s++) x[s] = arm->runs[s].val[p], y[s] = all.arms[all.reference].runs[s].val[p];
+            const Gap g = gap_of(x, y, all.seeds);
+            gap[p] = g.mean, low[p] = g.low, high[p] = g.high;
+        }
+        const Gap g = arm_gap(arm, all.reference);
+        const double last[6] = {g.mean, g.low, g.high, g.p, points ? mean[points - 1] : NAN, arm->runs[0].tok_s};
+        arm_verdict(arm, verdict, sizeof(verdict));
+        fprintf(f, "%s{\"label\":", a ? "," : ""), json_text(f, arm->label), fprintf(f, ",\"verdict\":"), json_text(f, verdict);
+        fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","),
+            json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
+        fprintf(f, ","), json_numbers(f, "mean", mean, points, "%.6g"), fprintf(f, ","),
+            json_numbers(f, "spread", spread, points, "%.4g");
+        fprintf(f, ","), json_numbers(f, "gap", gap, shared, "%.4g"), fprintf(f, ","), json_numbers(f, "low", low, shared, "%.4g");
+        fprintf(f, ","), json_numbers(f, "high", high, shared, "%.4g"), fprintf(f, ",");
+        column_write(f, arm->runs[0].log ? arm->runs[0].log : "", 5);
+        fprintf(f, ",\"atlas\":"), atlas_write(f, &arm->runs[0]), fprintf(f, "}");
+    }
+    fprintf(f, "]}%s", data + strlen(mark));
+    file_commit(f, path);
+    printf("\nreport      %s\n", path);
+}
+
+// ==== 5. the program =================================================================================================
+
+static int statistics_print(const char *path) {
+    static double a[1 << 16], b[1 << 16];
+    char *text = text_read(path);
+    int n = 0;
+    EXPECT(text, "%s: cannot read: %s", path, strerror(errno));
+    for (const char *at = text; *at && n < 1 << 16; at += strcspn(at, "\n"), at += *at == '\n')
+        n += sscanf(at, "%lf%lf", &a[n], &b[n]) == 2;
+    EXPECT(n >= 2, "%s: expected two columns of at least two numbers, found %d rows", path, n);
+    const Gap g = gap_of(a, b, n);
+    printf("%d\t%.15g\t%.15g\t%.15g\t%.15g\t%.15g\n", g.n, g.mean, g.error, g.low, g.high, g.p);
+    return 0;
+}
+
+static void arms_parse(char *text) {
+    for (char *arm = strtok(text, ","); arm; arm = strtok(NULL, ",")) {
+        EXPECT(all.arm_count < ARMS_MAX, "option --arms: at most %d", ARMS_MAX);
+        Arm *a = &all.arms[all.arm_count];
+        arm += strspn(arm, " ");
+        snprintf(a->label, sizeof(a->label), "%s", arm);
+        snprintf(a->build, sizeof(a->build), "%.*s", (int)strcspn(arm, " "), arm);
+        snprintf(a->options, sizeof(a->options), "%s", arm + strcspn(arm, " "));
+        EXPECT(!strcmp(a->build, "fp8") || !strcmp(a->build, "fp16") || !strcmp(a->build, "bf16") || !strcmp(a->build, "fp32"),
+               "option --arms: an arm begins with fp8, fp16, bf16 or fp32; found '%s'", arm);
+        for (size_t i = 0; i <= strlen(arm); i++)
+            a->slug[i] = isalnum((unsigned char)arm[i]) || !arm[i] || arm[i] == '.' ? arm[i] : '_';
+        for (int i = 0; i < all.arm_count; i++)
+            EXPECT(strcmp(all.arms[i].slug, a->slug), "option --arms: '%s' stands there twice", arm);
+        all.arm_count++;
+    }
+}
+static int arm_index(const char *label) {
+    for (int a = 0; a < all.arm_count; a++)
+        if (!strcmp(all.arms[a].label, label)) return a;
+    return -1;
+}
+
+int main(int argc, char **argv) {
+    static char common[3 * PATH_MAX];
+    const char *arms = "fp16,bf16,fp8", *reference = NULL;
+    setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
+    all.seeds = 5, all.bound = 0.002, all.out = "log/compare", all.common = common;
+    int i = 1;
+    for (; i < argc && strcmp(argv[i], "--"); i += 2) {
+        static const char *const names[] = {"--arms", "--seeds", "--out", "--bound", "--reference", "--statistics"};
+        int which = 0;
+        while (which < 6 && strcmp(argv[i], names[which])) which++;
+        EXPECT(which < 6 && i + 1 < argc, "option '%s': %s; the first lines of dev/compare.c say what there is", argv[i],
+               which < 6 ? "needs a value" : "is unknown");
+        const char *value = argv[i + 1];
+        if (which == 0) arms = value;
+        else if (which == 1) all.seeds = atoi(value);
+        else if (which == 2) all.out = value;
+        else if (which == 3) all.bound = atof(value);
+        else if (which == 4) reference = value;
+        else return statistics_print(value);
+    }
+    for (i++; i < argc; i++) strncat(strncat(common, common[0] ? " " : "", 2), argv[i], sizeof(common) - strlen(common) - 2);
+    EXPECT(all.seeds >= 1 && all.seeds <= SEEDS_MAX, "option --seeds: expected 1 to %d, found %d", SEEDS_MAX, all.seeds);
+    EXPECT(all.bound > 0, "option --bound: expected a number above 0");
+    arms_parse(strdup(arms));
+    EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
+    all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = arm_index("bf16");
+    EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);
+    all.reference = MAX(all.reference, 0);
+    char path[PATH_MAX];
+    path_print(path, "%s/", all.out);
+    for (char *p = path + 1; *p; p++)
+        if (*p == '/') *p = 0, mkdir(path, 0777), *p = '/';
+
+    const double begin = seconds_now();
+    const int total = all.arm_count * all.seeds;
+    int done = 0, made = 0;
+    const TrainedRun *first = NULL;
+    for (int a = 0; a < all.arm_count; a++) all.arms[a].runs = (TrainedRun *)memory_allocate(all.seeds * sizeof(TrainedRun));
+    for (int seed = 1; seed <= all.seeds; seed++) // seed by seed, so that a stopped comparison has whole pairs
+        for (int a = 0; a < all.arm_count; a++) {
+            Arm *arm = &all.arms[a];
+            char left[64];
+            const double t = seconds_now();
+            run_make(arm, seed);
+            TrainedRun *r = &arm->runs[seed - 1];
+            if (r->log && !first) first = r;
+            if (r->log) run_compare(r, first, seed);
+            made += seconds_now() - t > 2, done++;
+            const double each = made ? (seconds_now() - begin) / made : 0;
+            printf("[%d/%d] %-28s seed %d: %s %.5f | %s left\n", done, total, arm->label, seed, r->died[0] ? r->died : "loss",
+                   r->final_loss, duration_text(each * (total - done), left));
+        }
+    const int worst = summary_write();
+    report_write();
+    return worst;
+}

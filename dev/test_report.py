@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Opens a report page in a headless Chromium: no error in its console, curves, an atlas, and a click that opens a history.
+
+    python3 dev/test_report.py log/compare/report.html [SCREENSHOT.png]
+
+Needs the PyPI package playwright and a chromium of the system. The page is opened offline, light and dark, wide and narrow.
+"""
+
+import os
+import shutil
+import sys
+import time
+
+from playwright.sync_api import sync_playwright
+
+failed = 0
+
+
+def check(good, name, found=""):
+    global failed
+    failed += not good
+    print(("ok   " if good else "FAIL ") + name, "" if good else found)
+
+
+def main():
+    page_path = os.path.abspath(sys.argv[1])
+    size = os.path.getsize(page_path)
+    check(size < 3e6, "the page has less than 3 MB", size)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("chromium-browser"), args=["--no-sandbox"])
+        for scheme, width in (("light", 1200), ("dark", 1200), ("light", 390)):
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
+            page, errors = context.new_page(), []
+            page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda e: errors.append(str(e)))
+            begin = time.time()
+            page.goto("file://" + page_path)
+            page.wait_for_selector("#loss path.curve")
+            seconds, name = time.time() - begin, f"{scheme}, {width} wide: "
+            check(not errors, name + "no error in the console", errors)
+            check(seconds < 1, name + "drawn in less than a second", seconds)
+            for chart in ("loss", "gap", "norm"):
+                curves = page.locator(f"#{chart} path.curve")
+                drawn = sum(len(curves.nth(i).get_attribute("d")) > 10 for i in range(curves.count()))
+                check(drawn >= 1 and drawn == curves.count(), name + f"every curve of '{chart}' is there", f"{drawn} of {curves.count()}")
+            check(page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name + "nothing is wider than the screen")
+            if page.locator("#atlas-section").is_visible():
+                colours = page.evaluate("""() => { const c = document.getElementById('atlas'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, s = new Set();
+                    for (let i = 0; i < d.length; i += 4) s.add(d[i] + ',' + d[i + 1] + ',' + d[i + 2]); return s.size; }""")
+                check(colours > 5, name + "the atlas has cells of many values", colours)
+                check(not page.locator("#history").is_visible(), name + "no history before a click")
+                page.locator("#atlas").click(position={"x": 60, "y": 40})
+                curve = page.locator("#history path.curve")
+                check(page.locator("#history").is_visible() and curve.count() == 1, name + "a click opens the tensor's history")
+                for what in ("sqnr", "stale", "flushed"):
+                    page.select_option("#atlas-what", what)
+                check(not errors, name + "other quantities make no error", errors)
+            else:
+                check(False, name + "there is an atlas")
+            if len(sys.argv) > 2:
+                page.screenshot(path=sys.argv[2].replace(".png", f"-{scheme}-{width}.png"), full_page=True)
+            context.close()
+        browser.close()
+    print("passed" if not failed else f"{failed} failed")
+    return failed != 0
+
+
+sys.exit(main())
