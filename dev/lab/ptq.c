@@ -241,7 +241,7 @@ static double row_print(const char *what, Scheme s, const ValidationSet *v, doub
         const double found = loss_of(v);
         if (found < loss) loss = found, snprintf(best, sizeof(best), "%s", s.activations == INT8 ? calibration_name[way] : "");
     }
-    printf("%s\t%.4f\t%.3f\t%+.4f\t%s\n", what, loss, exp(loss), loss - base, best);
+    printf("%s\t%.4f\t%.3f\t%+.4f\t%s\n", what, loss, exp(loss), base > 0 ? loss - base : 0, best);
     fflush(stdout);
     return loss;
 }
