@@ -499,7 +499,7 @@ static void test_scale_update(void) {
         for (int margin = 0; margin <= 64; margin += 8)
             for (size_t i = 0; i < 13; i++) {
                 const float amax = amaxes[i];
-                const ScalingRecipe r = {t ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, margin, 0, 0};
+                const ScalingRecipe r = {t ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, margin, 0, 0, 0, 0};
                 const float s = scale_from_amax(amax, 7, &r);
                 bad += !(s >= 0x1p-126f && s <= 0x1p126f) || !(1 / s >= 0x1p-126f);
                 const int usable = amax >= 0x1p-126f && amax < INFINITY;
@@ -514,7 +514,8 @@ static void test_scale_update(void) {
     check(!bad, "scale: FP8_MAX / amax / 2^margin in 2^-126 .. 2^126; amax 0, denormal, Inf, NaN keep the old one",
           "%d cases differ, e.g. %s", bad, first);
 
-    const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0, 0, 0}, recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1, 0, 0};
+    const ScalingRecipe max3 = {DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0, 0, 0, 0, 0},
+                        recent = {DTYPE_E5M2, SCALING_DELAYED, 3, 0, 1, 0, 0, 0, 0};
     Fp8Scale s = scale_make(&max3), r = scale_make(&recent);
     const volatile float unusable[] = {0, 1e-40f, INFINITY, NAN}; // volatile: a compiler folds 1e-40 > 0 without the flush
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
@@ -548,9 +549,10 @@ static void test_scale_quantise(void) {
     stored_t *x = normal_stored(n, 1, 11), *y = normal_stored(n, 4, 12);
     uint8_t *q = (uint8_t *)take(n), *want = (uint8_t *)take(n);
     Fp8Stats sx, sy;
-    const ScalingRecipe delayed = {DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0, 0, 0},
-                        current = {DTYPE_E4M3, SCALING_CURRENT, 4, 1, 0, 0, 0};
-    const ScalingRecipe none = {DTYPE_E5M2, SCALING_NONE, 4, 1, 0, 0, 0}, fixed = {DTYPE_E4M3, SCALING_STATIC, 4, 1, 0, 0, 0};
+    const ScalingRecipe delayed = {DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0, 0, 0, 0, 0},
+                        current = {DTYPE_E4M3, SCALING_CURRENT, 4, 1, 0, 0, 0, 0, 0};
+    const ScalingRecipe none = {DTYPE_E5M2, SCALING_NONE, 4, 1, 0, 0, 0, 0, 0},
+                        fixed = {DTYPE_E4M3, SCALING_STATIC, 4, 1, 0, 0, 0, 0, 0};
     quantise_slowly(want, x, n, 1, DTYPE_E4M3, &sx), quantise_slowly(want, y, n, 1, DTYPE_E4M3, &sy);
     const float own_x = 448 / bits_float(sx.amax_bits), own_y = 448 / bits_float(sy.amax_bits);
 
@@ -614,7 +616,7 @@ static void test_scale_quantise(void) {
     check(!sqnr_wrong, "quantise: SQNR sums equal a slow reference exactly, for 1, 2 and 3 threads", "%d differ", sqnr_wrong);
 
     // E5M2 against E4M3's 448 wastes 7 binades at the top: the largest byte used tells.
-    const ScalingRecipe e5m2 = {DTYPE_E5M2, SCALING_CURRENT, 4, 1, 0, 0, 0};
+    const ScalingRecipe e5m2 = {DTYPE_E5M2, SCALING_CURRENT, 4, 1, 0, 0, 0, 0, 0};
     Fp8Scale d = scale_make(&e5m2), wasted = scale_make(&fixed);
     ScalingRecipe fault = fixed;
     fault.format = DTYPE_E5M2;
@@ -841,6 +843,107 @@ static void product_shape(ProductResult *result, Dtype da, Dtype db, size_t M, s
         }
     }
     while (block_count > first_block) free(blocks[--block_count]);
+}
+
+// Bytes, scales and counts of quantise_blocks() against the definition, one element at a time; then products of such bytes against
+// chains over the numbers that they stand for.
+static void test_blocks(void) {
+#if IS_FP8
+    static const struct {
+        const char *name;
+        ScalingRule rule;
+        int across, along, power2;
+        Dtype format;
+    } recipes[] = {
+        {"rowwise", SCALING_ROWWISE, 1, INT_MAX, 1, DTYPE_E4M3}, {"block, x and dy", SCALING_BLOCK, 1, 128, 1, DTYPE_E4M3},
+        {"block, w", SCALING_BLOCK, 128, 128, 1, DTYPE_E4M3},    {"mx, up", SCALING_MX, 1, 32, 1, DTYPE_E4M3},
+        {"mx, floor", SCALING_MX, 1, 32, 2, DTYPE_E4M3},         {"mx, floor, E5M2", SCALING_MX, 1, 32, 2, DTYPE_E5M2}};
+    static const size_t shapes[][2] = {{1, 1}, {37, 300}, {64, 1100}, {130, 33}, {300, 64}};
+    char name[160];
+    for (size_t n = 0; n < sizeof(recipes) / sizeof(recipes[0]); n++) {
+        size_t wrong = 0, counts = 0, products = 0;
+        const ScalingRecipe r = {recipes[n].format, recipes[n].rule, 1, 1, 0, recipes[n].power2, 0,
+                                 recipes[n].across, recipes[n].along};
+        const float most = recipes[n].format == DTYPE_E4M3 ? 448 : 57344;
+        for (size_t shape = 0; shape < 5; shape++)
+            for (int along_rows = 0; along_rows < 2; along_rows++) {
+                const size_t rows = shapes[shape][0], columns = shapes[shape][1], count = rows * columns;
+                const size_t I = along_rows ? columns : rows, K = along_rows ? rows : columns;
+                const size_t blocks = ceil_div(K, r.along), all = ceil_div(I, r.across) * blocks;
+                stored_t *x = normal_stored(count, 1, 90 + shape);
+                for (size_t i = 0; i < count; i++) { // binades far apart; a quiet row; shape 3 has what is not finite
+                    x[i] = stored_from_float(float_from_stored(x[i]) * bits_float((uint32_t)(117 + i / 7 % 20) << 23));
+                    if (i / columns == 2) x[i] = 0;
+                    if (shape == 3 && i % 501 == 77) x[i] = stored_from_float(i % 2 ? NAN : -INFINITY);
+                }
+                uint8_t *q = (uint8_t *)take(count);
+                float *inv = take_floats(all), *scale = take_floats(all), *amax = take_floats(all);
+                Fp8Scale s = scale_make(&r);
+                threads_set(1 + (int)(shape % 3));
+                quantise_blocks(q, inv, x, rows, columns, along_rows, &s, RECORD_STATS);
+                memset(amax, 0, all * sizeof(float));
+                uint64_t saturated = 0, flushed = 0, nonfinite = 0;
+                for (int pass = 0; pass < 2; pass++) {
+                    for (size_t i = 0; i < count; i++) {
+                        const size_t row = i / columns, column = i % columns;
+                        const size_t b =
+                            (along_rows ? column : row) / (size_t)r.across * blocks + (along_rows ? row : column) / (size_t)r.along;
+                        const float f = float_from_stored(x[i]);
+                        if (pass == 0) amax[b] = isnan(f) || isnan(amax[b]) ? NAN : MAX(amax[b], fabsf(f));
+                        else {
+                            const uint8_t want = fp8_encode(f * scale[b], r.format);
+                            wrong += q[i] != want || inv[b] != 1 / scale[b];
+                            saturated += fabsf(f * scale[b]) > (r.format == DTYPE_E4M3 ? 464 : 61439.99f) && !isnan(f);
+                            flushed += (want & 0x7f) == 0 && f != 0, nonfinite += !isfinite(f);
+                        }
+                    }
+                    for (size_t b = 0; pass == 0 && b < all; b++) { // in doubles, from the rule's words
+                        int e, e_most;
+                        frexp(amax[b], &e), frexp(most, &e_most);
+                        const double exact =
+                            r.power2 == 2 ? ldexp(1, e_most - e) : exp2(floor(log2((double)most / (double)amax[b])));
+                        scale[b] = amax[b] > 0 && isfinite(amax[b]) ? (float)exact : 1;
+                    }
+                }
+                const Fp8Stats *t = &s.step;
+                counts += t->saturated != saturated || t->flushed != flushed || t->nonfinite != nonfinite || t->count != count;
+            }
+        // a [M, K] and b [N, K], each in both layouts
+        enum { M = 33, N = 40, K = 300 };
+        float *va[2], *vb[2], *want = take_floats(M * N), *got = take_floats(M * N);
+        Matrix a[2], b[2];
+        for (int which = 0; which < 2; which++)
+            for (int layout = 0; layout < 2; layout++) {
+                const size_t I = which ? N : M, blocks = ceil_div(K, r.along);
+                stored_t *x = normal_stored(I * K, 3, 95 + which);
+                uint8_t *q = (uint8_t *)take(I * K);
+                float *inv = take_floats(ceil_div(I, r.across) * blocks), *v = (which ? vb : va)[layout] = take_floats(I * K);
+                Fp8Scale s = scale_make(&r);
+                quantise_blocks(q, inv, x, layout ? K : I, layout ? I : K, layout, &s, RECORD_NONE);
+                for (size_t i = 0; i < I; i++)
+                    for (size_t k = 0; k < K; k++)
+                        v[i * K + k] = fp8_decode(q[layout ? k * I + i : i * K + k], r.format) *
+                                       inv[i / (size_t)r.across * blocks + k / (size_t)r.along];
+                (which ? b : a)[layout] = operand_blocks(&s, q, inv, layout ? 1 : K, layout ? I : 1, K);
+            }
+        const int before = product_uses_pairs;
+        for (int way = 0; way < 8; way++) {
+            const int la = way & 1, lb = way >> 1 & 1;
+            if (way >= 4 && !instruction_exists(product_in_tiles)) break;
+            product_uses_pairs = way >= 4;
+            for (size_t i = 0; i < M * N; i++) want[i] = chain(va[la] + i / N * K, vb[lb] + i % N * K, K, 0);
+            matmul(output(got, DTYPE_FP32, N, 1, NULL, 0), a[la], b[lb], M, N, K);
+            products += bits_differ(want, got, M * N);
+        }
+        product_uses_pairs = before;
+        snprintf(name, sizeof(name), "blocks: bytes and scales of %s equal the definition", recipes[n].name);
+        check(!wrong && !counts, name, "%zu elements differ, %zu counts", wrong, counts);
+        snprintf(name, sizeof(name), "blocks: products of %s%s are chains over what the bytes stand for", recipes[n].name,
+                 product_in_tiles ? ", in tiles," : "");
+        check(!products, name, "%zu elements differ", products);
+    }
+    threads_set(2);
+#endif
 }
 
 static void test_product(void) {
@@ -1278,7 +1381,7 @@ typedef struct {
 static void fp8_layer_make(Fp8Layer *l, size_t rows, size_t in, size_t out) {
     memset(l, 0, sizeof(*l));
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0, 0, 0};
+        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 4, 1, 0, 0, 0, 0, 0};
         l->recipe[i] = r, l->scale[i] = scale_make(&l->recipe[i]);
     }
     l->rows = rows, l->f.in = in, l->f.out = out;
@@ -1418,7 +1521,7 @@ static void model_make(Gpt *g, int fp8_head) {
     memset(g, 0, sizeof(*g));
     g->config = c, g->B = MODEL_B, g->training = 1, g->fp8_head = fp8_head;
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0, 0, 0};
+        const ScalingRecipe r = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 3, 1, 0, 0, 0, 0, 0};
         g->recipes[i] = r;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY], g->head_dy_recipe.rule = SCALING_STATIC;
@@ -2124,7 +2227,7 @@ static void test_options(void) {
     static const char bad_fp8[] = "--amax-history 0 > --amax-history;--amax-history 1025 > --amax-history;--scaling block128 > "
                                   "delayed;--static-scale 0 > --static-scale;--format-x fp6 > e4m3;"
                                   "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
-                                  "--margin 65 > --margin;";
+                                  "--margin 65 > --margin;--scaling mx --fp8-head > --fp8-head;";
     char arguments[PATH_MAX * 2], why[700] = "", one[2][64];
     const char *text = tiny_text();
     for (int table = 0; table < 2; table++) {
@@ -2270,10 +2373,11 @@ static size_t run_by_hand(char *arguments, const char *model, const char *log, i
 static void test_run_rules(void) {
 #if IS_FP8
     char arguments[PATH_MAX * 2], how[700] = "", name[128];
-    static const char *const rules[] = {"delayed", "current", "none", "static"};
-    static const char *const more[] = {"", "", "", "--static-scale 32 --format-w e5m2 --format-dy e4m3"};
-    double last[4] = {0};
-    for (int k = 0; k < 4; k++) {
+    static const char *const rules[] = {"delayed", "current", "none", "static", "rowwise", "block", "mx"};
+    static const char *const more[] = {
+        "", "", "", "--static-scale 32 --format-w e5m2 --format-dy e4m3", "", "--recompute", "--mx-round floor"};
+    double last[7] = {0};
+    for (int k = 0; k < 7; k++) {
         snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s %s -i %s -o %s", rules[k], more[k],
                  tiny_text(), in_dir(rules[k]));
         const Child run = child_run(arguments);
@@ -2311,6 +2415,12 @@ static void test_run_rules(void) {
     const ScalingRecipe *r = g.recipes;
     check(r[OPERAND_X].format == DTYPE_E5M2 && r[OPERAND_W].format == DTYPE_E4M3 && r[OPERAND_DY].format == DTYPE_E5M2,
           "recipe: --format-w overrides --formats", "%d %d %d", r[0].format, r[1].format, r[2].format);
+    char *named[] = {(char *)"test", (char *)"--margin",  (char *)"2",   (char *)"--recipe",
+                     (char *)"te",   (char *)"--formats", (char *)"e4m3"};
+    const Options te = options_parse(7, named, given);
+    check(te.amax_history == 1024 && te.margin == 2 && te.formats == 1 && te.scaling == SCALING_DELAYED,
+          "recipe: a named set is expanded, options after it change it", "%ld %ld %ld %ld", te.amax_history, te.margin, te.formats,
+          te.scaling);
     const float scale = scale_from_amax(3, 1, &r[OPERAND_W]);
     check(scale == 128, "recipe: --pow2 takes the power of two below 448 / 3", "%g", scale);
     check(strstr(none, "\t65536\t") && !strstr(delayed, "\t65536\t"),
@@ -2513,7 +2623,7 @@ static void test_run(void) {
 static void test_tiles(void) {
     machine_init(1);
     printf("in tiles, by %s:\n", product_instruction());
-    test_product(), test_layers(), test_gradients(), test_fp8_layer(), test_model_bits(), test_model();
+    test_product(), test_blocks(), test_layers(), test_gradients(), test_fp8_layer(), test_model_bits(), test_model();
     machine_init(0);
 }
 
@@ -2530,6 +2640,7 @@ static const Group groups[] = {
     {"scale_quantise", test_scale_quantise},
     {"math", test_math},
     {"product", test_product},
+    {"blocks", test_blocks},
     {"layers", test_layers},
     {"gradients", test_gradients},
     {"fp8_layer", test_fp8_layer},

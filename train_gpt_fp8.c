@@ -387,20 +387,31 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 }
 
 // ---- scales
-typedef enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_COUNT } ScalingRule;
-static const char *const scaling_names[SCALING_COUNT] = {"delayed", "current", "none", "static"};
+typedef enum {
+    SCALING_DELAYED,
+    SCALING_CURRENT,
+    SCALING_NONE,
+    SCALING_STATIC,
+    SCALING_ROWWISE, // from here on: blocks of a tensor have a scale of their own amax, a power of two
+    SCALING_BLOCK,
+    SCALING_MX,
+    SCALING_COUNT
+} ScalingRule; // --scaling's words
 
-// How a role (x, w or dy) is quantised; a recipe is three of these. A new rule is an enum value and its name before STATIC,
-// then a branch in scale_advance() (from earlier steps) or quantise() (from this very tensor).
+// How a role (x, w or dy) is quantised; a recipe is three of these, made by options_recipes(). A new rule is an enum value and
+// a word of --scaling, then a branch in scale_advance() (from earlier steps) or quantise() (from this very tensor), or a shape of
+// block.
 typedef struct {
     Dtype format;
     ScalingRule rule;
     int history_len; // delayed: how many steps' amax are remembered
     int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
     int margin;      // the scale is divided by 2^margin
-    int power2;      // the scale is rounded down to a power of two
+    int power2;      // the scale is rounded down to a power of two; 2: as OCP's MX has it, by amax's exponent alone, which may cut
     float fixed;     // static: the scale itself
+    int across, along; // blocks: elements that share a scale across and along the product's K
 } ScalingRecipe;
+static int recipe_blocks(const ScalingRecipe *r) { return r->rule >= SCALING_ROWWISE; }
 #define AMAX_HISTORY_MAX 1024
 // The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
 typedef struct {
@@ -419,6 +430,10 @@ static int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
 static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
+    if (r->power2 == 2) // 2^(exponent of the format's largest number - exponent of amax)
+        return MIN(
+            bits_float((127u << 23) + (float_bits(fp8_format(r->format)->max) & 0x7f800000) - (float_bits(amax) & 0x7f800000)),
+            0x1p126f);
     float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     scale /= amax;
@@ -517,6 +532,57 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     return scale_inv;
 }
 
+// Bytes of x [rows, columns] whose blocks have scales of their own; its K runs along the columns or, for products that read x
+// across, along the rows. inv: [blocks across K][blocks along it]. No block's scale depends on another step.
+static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns, int along_rows, Fp8Scale *s,
+                            Record record) {
+    enum { SPAN = 512 }; // columns at a time
+    const ScalingRecipe *r = &s->recipe;
+    const Fp8Format *f8 = fp8_format(r->format);
+    const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across)),
+                 wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
+    const size_t step = wide < SPAN ? SPAN / wide * wide : wide, bands = ceil_div(rows, tall), lanes = MIN(wide, SPAN);
+    const size_t inv_row = along_rows ? 1 : ceil_div(columns, wide), inv_column = along_rows ? bands : 1;
+    Fp8Stats total = {0};
+#pragma omp parallel
+    {
+        Fp8Stats mine = {0};
+#pragma omp for collapse(2) schedule(static)
+        for (size_t band = 0; band < bands; band++)
+            for (size_t c0 = 0; c0 < columns; c0 += step) {
+                const size_t r1 = MIN(rows, (band + 1) * tall), c1 = MIN(columns, c0 + step), used = MIN(SPAN, c1 - c0);
+                uint32_t top[SPAN] = {0};
+                float scale[SPAN];
+                for (size_t row = band * tall; row < r1; row++)
+                    for (size_t c = c0; c < c1; c += SPAN)
+                        for (size_t i = 0; i < MIN(SPAN, c1 - c); i++)
+                            top[i] = MAX(top[i], float_bits(float_from_stored(x[row * columns + c + i])) & 0x7fffffff);
+                for (size_t i = 0; i < used; i += lanes) {
+                    uint32_t amax = 0;
+                    for (size_t l = i; l < MIN(used, i + lanes); l++) amax = MAX(amax, top[l]);
+                    const float one = scale_from_amax(bits_float(amax), 1, r);
+                    for (size_t l = i; l < MIN(used, i + lanes); l++) scale[l] = one;
+                    inv[band * inv_row + (c0 + i) / wide * inv_column] = 1 / one;
+                    mine.amax_bits = MAX(mine.amax_bits, amax);
+                }
+                for (size_t row = band * tall; row < r1; row++)
+                    for (size_t c = c0; c < c1; c += SPAN)
+                        for (size_t i = 0; i < MIN(SPAN, c1 - c); i++) {
+                            const float f = float_from_stored(x[row * columns + c + i]);
+                            const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff, code = fp8_encode_bits(u, f8);
+                            mine.saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
+                            mine.flushed += ((code & 0x7f) == 0) & (f != 0);
+                            mine.nonfinite += a >= 0x7f800000;
+                            q[row * columns + c + i] = (uint8_t)code;
+                        }
+            }
+#pragma omp critical
+        stats_merge(&total, &mine);
+    }
+    total.count = rows * columns;
+    if (record != RECORD_NONE) s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r), stats_merge(&s->step, &total);
+}
+
 // ==== 4. matrix product ==============================================================================================
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]). Every sum is one chain of fp32 fused multiply-adds, the odd
 // element of each pair first,
@@ -535,8 +601,10 @@ typedef struct {
     const void *data;
     Dtype dtype;
     size_t row_stride, k_stride;
+    const float *inv; // of scales in blocks, powers of two, so that what is multiplied by them stays exact; or NULL
+    size_t across, along, inv_stride;
 } Matrix;
-#define matrix(...) ((Matrix){__VA_ARGS__})
+#define matrix(...) ((Matrix){__VA_ARGS__, NULL, 0, 0, 0})
 
 // What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
 typedef struct {
@@ -753,16 +821,27 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
 }
 
-// n consecutive elements from data[offset] to the kernel's numbers: bf16 (pairs) or fp32 (n <= STRIP).
-static void decode_row(void *out, const Matrix *s, size_t offset, int n) {
-    const void *from = (const char *)s->data + offset * dtype_size[s->dtype];
+// n consecutive elements, from (i, k) on along K or across it, to the kernel's numbers: bf16 (pairs) or fp32 (n <= STRIP across K).
+static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
+    const void *from = (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
     else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
     else if (dtype_size[s->dtype] == 1) {
         uint16_t half[STRIP];
         decode_bf16(half, from, n, s->dtype);
-        SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_bf16(half[i]);
-    } else SIMD for (int i = 0; i < n; i++)((float *)out)[i] = float_from_stored(((const stored_t *)from)[i]);
+        SIMD for (int j = 0; j < n; j++)((float *)out)[j] = float_from_bf16(half[j]);
+    } else SIMD for (int j = 0; j < n; j++)((float *)out)[j] = float_from_stored(((const stored_t *)from)[j]);
+    if (!s->inv) return;
+    const int goes_along = s->k_stride == 1;
+    const size_t block = goes_along ? s->along : s->across, start = goes_along ? k : i;
+    for (int j = 0, run; j < n; j += run) { // elements of one block
+        run = MIN((size_t)(n - j), block - (start + j) % block);
+        const float inv = s->inv[(goes_along ? i : i + j) / s->across * s->inv_stride + (goes_along ? k + j : k) / s->along];
+        float *floats = (float *)out + j;
+        uint16_t *halves = (uint16_t *)out + j;
+        if (product_uses_pairs) SIMD for (int x = 0; x < run; x++) halves[x] = float_bits(float_from_bf16(halves[x]) * inv) >> 16;
+        else SIMD for (int x = 0; x < run; x++) floats[x] *= inv;
+    }
 }
 
 // Units that nk elements of K take, padded with zeros as the order of the sum has it.
@@ -796,7 +875,7 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
-            if (n == width && per_unit == 1 && dtype_size[s->dtype] == 1) { // FP8 to fp32: a look into a table, in place
+            if (n == width && per_unit == 1 && dtype_size[s->dtype] == 1 && !s->inv) { // FP8 to fp32: a look into a table, in place
                 const uint8_t *codes = (const uint8_t *)s->data + (i0 + p) * s->row_stride + k0;
                 const float *table = fp8_to_fp32[s->dtype == DTYPE_E5M2];
                 float *to = (float *)dst;
@@ -810,7 +889,7 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
                 const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);
                 for (int i = 0; i < n; i++) {
                     if (len < nu * per_unit) memset(rows + i * KU_CHUNK, 0, nu * 4);
-                    if (len > 0) decode_row(rows + i * KU_CHUNK, s, (i0 + p + i) * s->row_stride + k0 + k, len);
+                    if (len > 0) decode_row(rows + i * KU_CHUNK, s, i0 + p + i, k0 + k, len);
                 }
                 unit_t *to = dst + u0 * width;
                 if (!by_row) units_transpose(to, width, rows, KU_CHUNK, width, nu);
@@ -832,11 +911,11 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
             __builtin_prefetch(later), __builtin_prefetch(later + 64);
             if (u * per_unit >= nk || n < STRIP) memset(line, 0, STRIP * 4);
             if (u * per_unit < nk && product_uses_pairs) {
-                decode_row(even, s, from, n);
-                if (u * 2 + 1 < nk) decode_row(odd, s, from + s->k_stride, n);
+                decode_row(even, s, i0 + j, k, n);
+                if (u * 2 + 1 < nk) decode_row(odd, s, i0 + j, k + 1, n);
                 else memset(odd, 0, sizeof(odd));
                 for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
-            } else if (u * per_unit < nk) decode_row(line, s, from, n);
+            } else if (u * per_unit < nk) decode_row(line, s, i0 + j, k, n);
             for (int p = 0; p < panels; p++) {
                 unit_t *to = dst + (p * units + u) * width;
                 if (!by_row) memcpy(to, line + p * width, width * 4);
@@ -1258,21 +1337,35 @@ typedef struct {
     float *dw, *dbias; // [out, in], [out] or NULL
     size_t in, out;
     Fp8Scale *scales; // [NOPERAND] of a layer whose products are FP8, else NULL
+    // of a recipe in blocks, which rounds each operand once for each direction of K; else NULL
+    uint8_t *w_across, *x_bytes;                  // [out, in] with K along `out`; [rows, in] with K along `in`, not kept
+    float *w_inv, *w_across_inv, *kept_inv, *inv; // the last: of x_bytes, and of dy
 } Linear;
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 static Dtype operand_dtype(const Linear *f, int operand) { return f->scales ? f->scales[operand].recipe.format : STORED; }
 
+static Matrix operand_blocks(const Fp8Scale *s, const void *q, const float *inv, size_t row_stride, size_t k_stride, size_t K) {
+    const ScalingRecipe *r = &s->recipe;
+    return (Matrix){q, r->format, row_stride, k_stride, inv, r->across, r->along, ceil_div(K, r->along)};
+}
+
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
 // made here, or, where the layer is not FP8, x itself.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, Record record) {
     float scale = 1;
-    if (f->scales) {
-        f->scales[OPERAND_X].kept_inv = quantise(kept, x, rows * f->in, f->scales + OPERAND_X, record);
-        scale = f->scales[OPERAND_X].kept_inv * f->scales[OPERAND_W].kept_inv;
+    Matrix a = matrix(kept, operand_dtype(f, OPERAND_X), f->in, 1), b = matrix(f->w, operand_dtype(f, OPERAND_W), f->in, 1);
+    Fp8Scale *s = f->scales;
+    if (f->inv) {
+        quantise_blocks(f->x_bytes, f->inv, x, rows, f->in, 0, s + OPERAND_X, record);
+        if (f->dw) quantise_blocks(kept, f->kept_inv, x, rows, f->in, 1, s + OPERAND_X, RECORD_NONE);
+        a = operand_blocks(s + OPERAND_X, f->x_bytes, f->inv, f->in, 1, f->in);
+        b = operand_blocks(s + OPERAND_W, f->w, f->w_inv, f->in, 1, f->in);
+    } else if (s) {
+        s[OPERAND_X].kept_inv = quantise(kept, x, rows * f->in, s + OPERAND_X, record);
+        scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv;
     }
-    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), matrix(kept, operand_dtype(f, OPERAND_X), f->in, 1),
-           matrix(f->w, operand_dtype(f, OPERAND_W), f->in, 1), rows, f->out, f->in);
+    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), a, b, rows, f->out, f->in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
@@ -1281,18 +1374,26 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
 static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes, float *partial,
                             size_t rows, Record record) {
     float scale_dx = 1, scale_dw = 1;
-    const void *g = dy;
-    if (f->scales) {
-        float dy_inv = quantise(dy_bytes, dy, rows * f->out, f->scales + OPERAND_DY, record);
-        g = dy_bytes;
-        scale_dx = dy_inv * f->scales[OPERAND_W].kept_inv, scale_dw = dy_inv * f->scales[OPERAND_X].kept_inv;
+    const size_t in = f->in, out = f->out;
+    const void *g = f->scales ? (const void *)dy_bytes : dy;
+    Matrix dy_along = matrix(g, operand_dtype(f, OPERAND_DY), out, 1), dy_across = matrix(g, operand_dtype(f, OPERAND_DY), 1, out);
+    Matrix w = matrix(f->w, operand_dtype(f, OPERAND_W), 1, in), x = matrix(kept, operand_dtype(f, OPERAND_X), 1, in);
+    Fp8Scale *s = f->scales;
+    if (f->inv) {
+        quantise_blocks(dy_bytes, f->inv, dy, rows, out, 0, s + OPERAND_DY, record);
+        dy_along = operand_blocks(s + OPERAND_DY, g, f->inv, out, 1, out),
+        dy_across = operand_blocks(s + OPERAND_DY, g, f->inv, 1, out, rows);
+        w = operand_blocks(s + OPERAND_W, f->w_across, f->w_across_inv, 1, in, out);
+        x = operand_blocks(s + OPERAND_X, kept, f->kept_inv, 1, in, rows);
+    } else if (s) {
+        const float dy_inv = quantise(dy_bytes, dy, rows * out, s + OPERAND_DY, record);
+        scale_dx = dy_inv * s[OPERAND_W].kept_inv, scale_dw = dy_inv * s[OPERAND_X].kept_inv;
     }
-    matmul(output(dx, STORED, f->in, scale_dx, NULL, 0), matrix(g, operand_dtype(f, OPERAND_DY), f->out, 1),
-           matrix(f->w, operand_dtype(f, OPERAND_W), 1, f->in), rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, scale_dw, NULL, 1), matrix(g, operand_dtype(f, OPERAND_DY), 1, f->out),
-           matrix(kept, operand_dtype(f, OPERAND_X), 1, f->in), f->out, f->in, rows);
+    matmul(output(dx, STORED, in, scale_dx, NULL, 0), dy_along, w, rows, in, out);
+    if (f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, RECORD_NONE);
+    matmul(output(f->dw, DTYPE_FP32, in, scale_dw, NULL, 1), dy_across, x, out, in, rows);
     if (!f->dbias) return;
-    const size_t blocks = ceil_div(rows, ROWS), out = f->out;
+    const size_t blocks = ceil_div(rows, ROWS);
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
         float *sum = partial + k * out;
         memset(sum, 0, out * 4);
@@ -1394,6 +1495,11 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
+    X(byte, w_across, L, blocks * t * 12 * C * C, REUSED) /* for recipes in blocks: weights with K along their outputs, all their scales, */ \
+    X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* those of what wgrad keeps, */ \
+    X(fp32, kept_inv, L, blocks * t * SCALE_ROOM(7 * R * C, C), KEPT)     /* those of x and dy as they pass, */ \
+    X(fp32, inv, 1, blocks * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* and a forward product's x */ \
+    X(byte, x_bytes, 1, blocks * R * 4 * C, REUSED) \
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
@@ -1417,6 +1523,7 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
     X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
+#define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 #define TENSOR_SPEC(role, name, layers, count, life)                                                                               \
@@ -1454,8 +1561,8 @@ typedef struct {
 static void tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
-    const size_t again = g->recompute ? 1 : L;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
+    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes);
     const TensorSpec table[TENSORS] = {GPT_TENSORS(TENSOR_SPEC)};
     memcpy(specs, table, sizeof(table));
 }
@@ -1550,7 +1657,7 @@ static void stored_from_floats(stored_t *out, const float *x, size_t n) {
 // fc 4, fcproj 4; the fp32 build reads the master.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
     static const size_t start[NLIN] = {0, 3, 4, 8};
-    const size_t CC = (size_t)g->config.C * g->config.C;
+    const size_t C = g->config.C, CC = C * C, RC = (size_t)g->B * g->config.T * C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
     f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l) : g->weights + (l * 12 + start[i]) * CC;
@@ -1558,6 +1665,11 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
     if (IS_FP8) f.scales = gpt_scale(g, l, i, 0);
+    if (!g->inv) return f;
+    const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C), x_start[NLIN] = {0, 1, 2, 3};
+    f.w_across = g->w_across + (l * 12 + start[i]) * CC, f.x_bytes = g->x_bytes, f.inv = g->inv;
+    f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_across_inv = f.w_inv + room;
+    f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
     return f;
 }
 
@@ -1584,7 +1696,10 @@ static void gpt_refresh_weights(Gpt *g) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            if (IS_FP8)
+            if (f.inv) {
+                quantise_blocks((uint8_t *)f.w, f.w_inv, to, f.out, f.in, 0, f.scales + OPERAND_W, RECORD_STATS);
+                if (g->training) quantise_blocks(f.w_across, f.w_across_inv, to, f.out, f.in, 1, f.scales + OPERAND_W, RECORD_NONE);
+            } else if (IS_FP8)
                 f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, RECORD_STATS);
         }
 }
@@ -1621,7 +1736,8 @@ static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored
         stored_t *x = gpt_input(g, l, i);
         if (i == LIN_FCPROJ) gelu_forward(x, g->fc + (size_t)l * g->B * g->config.T * f.in, rows * f.in);
         else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
-        if (f.scales) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.scales + OPERAND_X, RECORD_NONE);
+        if (f.inv) quantise_blocks((uint8_t *)gpt_kept(g, l, i), f.kept_inv, x, rows, f.in, 1, f.scales + OPERAND_X, RECORD_NONE);
+        else if (f.scales) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.scales + OPERAND_X, RECORD_NONE);
     }
     linear_backward(&f, dx, dy, gpt_kept(g, l, i), g->dy_bytes, g->partial_sums, rows, g->record);
 }
@@ -2458,8 +2574,10 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
     X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: rule of the products' bits; tiles is AMX's, and fast there") \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
-    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static: scale from amax's history, its own amax, 1, --static-scale") \
+    X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets --scaling, --formats, --amax-history; options after it stand") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, --static-scale, in blocks") \
     X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-30, 1e30, "1", "of every operand, under --scaling static") \
+    X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: a block's exponent so that nothing is cut, or OCP's rule") \
     X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
     X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
@@ -2472,6 +2590,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
+    X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads under the chosen recipe, and stop") \
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
@@ -2561,6 +2680,14 @@ static void options_help(void) {
     printf("\nExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
 }
 
+// What each word of --recipe stands for: the paper's hybrid formats with this trainer's delayed scaling; Transformer Engine's
+// DelayedScaling; torchao's tensorwise scaling; DeepSeek-V3's blocks; OCP's MX; no scales at all.
+static const char *const recipe_sets[] = {
+    "scaling delayed formats hybrid amax-history 16", "scaling delayed formats hybrid amax-history 1024",
+    "scaling current formats hybrid amax-history 16", "scaling block formats hybrid amax-history 16",
+    "scaling mx formats hybrid amax-history 16",      "scaling none formats e4m3 amax-history 16",
+};
+
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
     Options o;
@@ -2588,6 +2715,11 @@ static Options options_parse(int argc, char **argv, int *given) {
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
+        if (s->field != offsetof(Options, recipe)) continue;
+        char set[128], *end = set;
+        snprintf(set, sizeof(set), "%s ", recipe_sets[o.recipe]);
+        for (char *name; (name = strtok_r(end == set ? set : NULL, " ", &end));)
+            option_set(&o, &option_specs[option_index(name)], strtok_r(NULL, " ", &end), "option");
     }
     EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, see --help", argv[optind]);
     return o;
@@ -2619,13 +2751,17 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
 
 // The recipe of every role from the options: three rows of one table.
 static void options_recipes(const Options *o, Gpt *g) {
+    static const int along[SCALING_COUNT] = {[SCALING_ROWWISE] = INT_MAX, [SCALING_BLOCK] = 128, [SCALING_MX] = 32};
     const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
+    const int blocks = o->scaling >= SCALING_ROWWISE; // all in E4M3, as their authors have it
+    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: not with --scaling rowwise, block or mx");
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY);
+        const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY && !blocks);
         r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3;
         r->rule = (ScalingRule)o->scaling, r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin;
-        r->power2 = o->pow2, r->fixed = o->static_scale;
+        r->power2 = o->scaling == SCALING_MX && o->mx_round ? 2 : blocks || o->pow2, r->fixed = o->static_scale;
+        r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
     }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
@@ -2825,11 +2961,11 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char cpu[256], *text;
+    char cpu[256], recipe[PATH_MAX], *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
     fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n",
-            IS_FP8 ? scaling_names[r->o.scaling] : "-", NUMERICS_VERSION, thread_count());
+            IS_FP8 ? option_text(&r->o, &option_specs[option_index("scaling")], recipe) : "-", NUMERICS_VERSION, thread_count());
     fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu),
             machine_peak_gflops, product_instruction());
     fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
@@ -2844,6 +2980,48 @@ static char *run_header(const Run *r) {
             mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
+}
+
+// --explain: for every product of a layer and of the head its shape, its operands as they are read, how many bytes they take, and
+// what is made.
+static void run_explain(const Run *r) {
+    static const char *const products[3] = {"fprop", "dgrad", "wgrad"}, *const rules[] = {"history of amax", "own amax", "1",
+                                                                                          "fixed"};
+    static const int operands[3][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    const Gpt *g = &r->g;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, in[] = {C, C, C, 4 * C, C},
+                 out[] = {3 * C, C, 4 * C, C, g->config.Vp};
+    printf("product         M x N x K            operand  format  scale                               bytes   made by\n");
+    for (int i = 0; i <= NLIN; i++)
+        for (int p = 0; p < 3; p++) {
+            const size_t M = p == 2 ? out[i] : R, N = p == 0 ? out[i] : in[i], K = p == 0 ? in[i] : p == 1 ? out[i] : R;
+            for (int side = 0; side < 2; side++) {
+                const int o = operands[p][side], fp8 = i < NLIN || g->fp8_head;
+                const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
+                char rule[64] = "none needed", shape[64];
+                if (fp8 && recipe_blocks(q))
+                    snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, (int)MIN((size_t)q->along, K));
+                else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
+                snprintf(shape, sizeof(shape), "%zu x %zu x %zu", M, N, K);
+                printf("%-7s %-7s %-20s %-8s %-7s %-32s %9zu   %s\n",
+                       side       ? ""
+                       : i < NLIN ? linear_name[i]
+                                  : "head",
+                       side ? "" : products[p], side ? "" : shape, operand_name[o],
+                       !fp8                      ? "bf16"
+                       : q->format == DTYPE_E4M3 ? "E4M3"
+                                                 : "E5M2",
+                       rule, (side ? N : M) * K * (fp8 ? 1 : 2),
+                       o == OPERAND_W               ? "gpt_refresh_weights(), once a step"
+                       : !fp8                       ? "stored so"
+                       : p == 0 || recipe_blocks(q) ? "this product"
+                       : o == OPERAND_X             ? "fprop"
+                                                    : "dgrad");
+            }
+        }
+    printf("Every sum is one chain in fp32 (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16, wgrad adds to "
+           "fp32.\n",
+           HEAD_ROWS);
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
@@ -3061,9 +3239,10 @@ int main(int argc, char **argv) {
     *o = options_parse(argc, argv, r->given);
     if (o->help) return options_help(), EXIT_DONE;
     if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
-    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
+    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval && !o->explain;
     r->baseline = r->baseline_at = "";
     run_open(r);
+    if (o->explain) return run_explain(r), EXIT_DONE;
 
     machine_init(o->sum_order);
     gpt_allocate(&r->g);

@@ -44,7 +44,7 @@ int main(int argc, char **argv) {
         fwrite(values, 4, 512, f);
         for (size_t i = 0; i < count; i++) codes[i] = fp8_encode(x[i], d);
         fwrite(codes, 1, count, f);
-        const ScalingRecipe recipe = {d, SCALING_STATIC, 1, 1, 0, 0, 0};
+        const ScalingRecipe recipe = {d, SCALING_STATIC, 1, 1, 0, 0, 0, 0, 0};
         for (size_t i = 0; i < scale_count; i++) {
             Fp8Scale s;
             memset(&s, 0, sizeof(s));
