@@ -1526,10 +1526,11 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
 #define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
-#define TENSOR_SPEC(role, name, layers, count, life)                                                                               \
-    {(void **)&g->name, (layers) * (count)*role_size(STORAGE_##role, precision), life},
-#define TENSOR_COUNT(...) +1
-enum { TENSORS = GPT_TENSORS(TENSOR_COUNT) };
+#define TENSOR_FREE(role, name, ...)                  free(g->name);
+#define TENSOR_MAKE(role, name, layers, count, life)                                                                               \
+    bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                                                               \
+    if (part) part[life] += bytes;                                                                                                 \
+    else g->name = (role##_t *)(bytes ? memory_allocate(bytes) : NULL);
 typedef struct {
     // what was asked for, before allocation
     Config config;
@@ -1551,20 +1552,17 @@ typedef struct {
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
     Record record;
 } Gpt;
-typedef struct {
-    void **where;
-    size_t bytes;
-    Life life;
-} TensorSpec;
 
-// precision: whose table; the plan also asks for another build's.
-static void tensor_specs(Gpt *g, TensorSpec *specs, int precision) {
+// Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
+// allocates them.
+static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
     const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes);
-    const TensorSpec table[TENSORS] = {GPT_TENSORS(TENSOR_SPEC)};
-    memcpy(specs, table, sizeof(table));
+    size_t bytes;
+    g->param_count = param_specs(g->params, c);
+    GPT_TENSORS(TENSOR_MAKE)
 }
 static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
 
@@ -1584,11 +1582,9 @@ typedef struct {
 } MemoryPlan;
 static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data, which are all read
     MemoryPlan plan = {0};
-    TensorSpec own[TENSORS], fp16[TENSORS];
-    g->param_count = param_specs(g->params, &g->config);
-    tensor_specs(g, own, PRECISION), tensor_specs(g, fp16, PRECISION_FP16);
-    for (int i = 0; i < TENSORS; i++)
-        plan.part[own[i].life] += own[i].bytes, plan.kept_fp16 += fp16[i].life == KEPT ? fp16[i].bytes : 0;
+    size_t fp16[LIVES] = {0};
+    tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
+    plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] += scale_count(g) * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
                          MAX(attention_bytes(g), NB * KU * 4) * thread_count() + mapped + PROGRAM_BYTES;
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
@@ -1596,10 +1592,7 @@ static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data,
 }
 
 static void gpt_allocate(Gpt *g) {
-    TensorSpec t[TENSORS];
-    g->param_count = param_specs(g->params, &g->config);
-    tensor_specs(g, t, PRECISION);
-    for (int i = 0; i < TENSORS; i++) *t[i].where = t[i].bytes ? memory_allocate(t[i].bytes) : NULL;
+    tensors_make(g, PRECISION, NULL);
     g->scale_count = scale_count(g);
     g->scales = memory_allocate(g->scale_count * sizeof(Fp8Scale));
     for (int i = 0; i < g->scale_count; i++) {
@@ -1611,9 +1604,7 @@ static void gpt_allocate(Gpt *g) {
     workspace_init(partial_count(g), attention_bytes(g));
 }
 static void gpt_free(Gpt *g) {
-    TensorSpec t[TENSORS];
-    tensor_specs(g, t, PRECISION);
-    for (int i = 0; i < TENSORS; i++) free(*t[i].where);
+    GPT_TENSORS(TENSOR_FREE)
     free(g->scales);
     workspace_free();
     memset(g, 0, sizeof(*g));
@@ -2863,14 +2854,12 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
     const size_t RC = (size_t)R * g->config.C;
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
-        const char *found = stored_nonfinite(residual, RC) ? "residual before attention" : NULL;
-        if (!found && l == L) found = stored_nonfinite(g->lnf, RC) ? "lnf" : NULL;
-        else if (!found)
-            found = stored_nonfinite(g->qkv + l * 3 * RC, 3 * RC)  ? "qkv"
-                    : stored_nonfinite(residual + RC, RC)          ? "residual before the MLP"
-                    : stored_nonfinite(g->fc + l * 4 * RC, 4 * RC) ? "fc"
-                                                                   : NULL;
-        if (found) return (void)snprintf(out, room, "activation %s of layer %d", found, l);
+        const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC, g->fc + l * 4 * RC, g->lnf};
+        static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
+        static const int wide[] = {1, 3, 1, 4, 1};
+        for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
+            if ((l == L ? i % 4 == 0 : i < 4) && stored_nonfinite(at[i], wide[i] * RC))
+                return (void)snprintf(out, room, "activation %s of layer %d", names[i], l);
     }
     for (int l = L - 1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
