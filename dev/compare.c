@@ -13,7 +13,11 @@ report.html (one page with curves and the scale atlas).
     --bound X         gaps inside +-X nats count as none [0.002]
     --statistics FILE two columns of numbers: prints n, mean difference, standard error, 95% interval and p, and stops
 
-Exit status: 0 every arm matches the reference (or is better), 1 one is worse or diverged, 2 bad input, 3 none is worse but
+Verdicts: `match` if the whole 95% interval of the gap lies inside the bound; else `worse` or `better` if it excludes 0; else
+`undecided`. The number of seeds that it then names is a guess; seeds added until a verdict pleases, or many arms at once, make
+chance verdicts likelier than 1 in 20.
+
+Exit status: 0 every arm matches the reference (or is better), 1 one is worse, diverged or died, 2 bad input, 3 none is worse but
 one is undecided.
 */
 #define TESTING
@@ -73,7 +77,7 @@ static Gap gap_of(const double *a, const double *b, int n) {
     return g;
 }
 
-// Seeds that a decision may take, if mean and spread stay: until the interval lies inside the bound, or leaves it.
+// Seeds that a decision may take, if mean and spread stay: until the interval lies inside the bound, or excludes 0.
 static int seeds_needed(const Gap *g, double bound) {
     const double spread = g->error * sqrt(g->n);
     for (int n = g->n + 1; n < 1000; n++) {
@@ -156,16 +160,18 @@ static int run_read(TrainedRun *r) {
         r->step[r->points] = step, r->val[r->points] = atof(val), r->seconds[r->points++] = seconds;
     }
     r->tok_s = rates[1] ? rates[0] / rates[1] : 0;
+    EXPECT(r->points < POINTS_MAX, "%s: more than %d validations", path, POINTS_MAX - 1);
     const int whole = steps > 0 && r->stopped_at == steps && r->points && r->step[r->points - 1] == (double)steps;
     if (whole) r->final_loss = r->val[r->points - 1];
+    if (whole && !isfinite(r->final_loss)) snprintf(r->died, sizeof(r->died), "diverged: its last validation loss is not finite");
     return whole;
 }
 
 // What makes two runs incomparable: any option that is part of a run's identity, but for FP8's, the seeds, and the order of sums.
 static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
     char mine[PATH_MAX], theirs[PATH_MAX], want[32];
-    static const char *const also[] = {"data_hash", "val_hash", "numerics"};
-    for (int i = 0; i < OPTION_COUNT + 3; i++) {
+    static const char *const also[] = {"data_hash", "val_hash", "numerics", "val-every"};
+    for (int i = 0; i < OPTION_COUNT + 4; i++) {
         const OptionSpec *s = i < OPTION_COUNT ? &option_specs[i] : NULL;
         const char *name = s ? s->name : also[i - OPTION_COUNT];
         if (s && (s->scope != FIXED || !strcmp(name, "seed") || !strcmp(name, "data-seed") || !strcmp(name, "sum-order"))) continue;
@@ -181,19 +187,35 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
 // Trains one arm with one seed, unless it is there already; then reads it.
 static void run_make(Arm *arm, int seed) {
     TrainedRun *r = &arm->runs[seed - 1];
-    char program[64], text[4 * PATH_MAX], output[PATH_MAX], number[16], *argv[256];
+    char program[64], text[4 * PATH_MAX], command[4 * PATH_MAX], output[PATH_MAX], path[PATH_MAX], number[16], *argv[256];
     snprintf(program, sizeof(program), "./train_gpt_%s", arm->build), snprintf(number, sizeof(number), "%d", seed);
     path_print(r->dir, "%s/%s-%d", all.out, arm->slug, seed);
     path_print(output, "%s.out", r->dir);
     EXPECT(!access(program, X_OK), "arm '%s': %s: no such program; run make", arm->label, program);
+    // what made a directory stands beside it; nothing else in DIR is read, or removed
+    snprintf(command, sizeof(command), "%s -s 0 %s %s --seed %d --data-seed %d\n", program, all.common, arm->options, seed, seed);
+    path_print(path, "%s.command", r->dir);
+    char *made_by = text_read(path);
+    EXPECT(made_by || access(r->dir, F_OK), "%s: there is such a directory, but no word of what made it; use another --out",
+           r->dir);
+    EXPECT(!made_by || !strcmp(made_by, command), "%s was made by '%.*s', this would be '%.*s'; use another --out", r->dir,
+           (int)strcspn(made_by, "\n"), made_by, (int)strcspn(command, "\n"), command);
+    if (!made_by) {
+        FILE *f = file_begin(path);
+        fputs(command, f);
+        file_commit(f, path);
+    }
+    free(made_by);
     if (!run_read(r)) {
         int n = 0, status;
         argv[n++] = program;
-        if (checkpoint_newest(r->dir, LONG_MAX) >= 0) {
+        char steps[PATH_MAX];
+        const long newest = checkpoint_newest(r->dir, LONG_MAX);
+        if (r->log && newest >= 0 && newest < atol(text_value(r->log, "steps", steps))) { // from the end it could not mend its log
             argv[n++] = (char *)"-y", argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
         } else {
-            char remove[2 * PATH_MAX + 16]; // what a run left that died before its first checkpoint
-            snprintf(remove, sizeof(remove), "rm -rf '%s' '%s'", r->dir, output);
+            char remove[3 * PATH_MAX + 32]; // what a run left that died before its first checkpoint
+            snprintf(remove, sizeof(remove), "rm -rf '%s' '%s' '%s.bf16'", r->dir, output, r->dir);
             EXPECT(system(remove) == 0, "%s: cannot be removed", r->dir);
             snprintf(text, sizeof(text), "-s 0 %s %s", all.common, arm->options);
             n = words_split(text, argv, n, 240);
@@ -201,9 +223,13 @@ static void run_make(Arm *arm, int seed) {
             argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
         }
         status = program_run(argv, output);
-        char *said = text_read(output);
-        EXPECT(status != EXIT_BAD_INPUT && status != 127, "arm '%s', seed %d: %s did not start: %s", arm->label, seed, program,
-               said ? said : "no output");
+        char *said = text_read(output), *end = said ? said + strlen(said) : NULL;
+        while (end && end > said && end[-1] == '\n') *--end = 0;
+        char *line = end ? strrchr(said, '\n') : NULL;
+        EXPECT(status != EXIT_BAD_INPUT && status != 127, "arm '%s', seed %d: %s", arm->label, seed,
+               line   ? line + 1
+               : said ? said
+                      : "no output");
         if (status == EXIT_INTERRUPTED) fatal(EXIT_INTERRUPTED, "interrupted; the same command goes on");
         if (!run_read(r)) {
             if (status == EXIT_NONFINITE) snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
@@ -212,9 +238,10 @@ static void run_make(Arm *arm, int seed) {
         free(said);
     }
     if (!r->log) return;
-    char *said = text_read(output), value[PATH_MAX], model[PATH_MAX], path[PATH_MAX];
+    char *said = text_read(output), value[PATH_MAX], model[PATH_MAX];
     r->mib = number_after(said, "peak memory "), all.floor = atof(text_value(r->log, "floor", value));
     free(said);
+    r->final_bf16 = NAN;
     if (strcmp(arm->build, "fp8") || r->died[0]) return;
     path_print(path, "%s.bf16", r->dir); // what part of a gap is the evaluation's
     path_print(model, "%s/model_%08ld.bin", r->dir, r->stopped_at);
@@ -224,25 +251,26 @@ static void run_make(Arm *arm, int seed) {
         snprintf(text, sizeof(text), "%s", all.common);
         n = words_split(text, argv, n, 240);
         argv[n++] = (char *)"-e", argv[n++] = model, argv[n] = NULL;
-        program_run(argv, path);
+        if (program_run(argv, path)) unlink(path);
     }
     said = text_read(path);
-    r->final_bf16 = number_after(said, ": loss ");
+    if (said && strstr(said, ": loss ")) r->final_bf16 = number_after(said, ": loss ");
     free(said);
 }
 
 // ==== 3. the verdict =================================================================================================
 
-static int losses_of(const Arm *arm, double *out) { // the final losses; returns how many seeds from the first on have one
-    int n = 0;
-    for (; n < all.seeds && !arm->runs[n].died[0]; n++) out[n] = arm->runs[n].final_loss;
-    return n;
+static int losses_of(const Arm *arm, double *out) { // the final losses; whether every seed has one
+    for (int s = 0; s < all.seeds; s++) {
+        if (arm->runs[s].died[0]) return 0;
+        out[s] = arm->runs[s].final_loss;
+    }
+    return 1;
 }
 static Gap arm_gap(const Arm *arm, int reference) {
     double a[SEEDS_MAX], b[SEEDS_MAX];
-    if (reference < 0) return (Gap){0, 0, 0, 0, 0, 1};
-    const int n = MIN(losses_of(arm, a), losses_of(&all.arms[reference], b));
-    return gap_of(a, b, n);
+    if (reference < 0 || !losses_of(arm, a) || !losses_of(&all.arms[reference], b)) return (Gap){0, NAN, NAN, NAN, NAN, NAN};
+    return gap_of(a, b, all.seeds);
 }
 
 // Writes an arm's verdict; returns 0 match or better, 1 worse or diverged, 3 undecided.
@@ -251,6 +279,7 @@ static int arm_verdict(const Arm *arm, char *out, size_t room) {
         if (arm->runs[s].died[0]) return snprintf(out, room, "%s (seed %d)", arm->runs[s].died, s + 1), 1;
     if (arm == &all.arms[all.reference]) return snprintf(out, room, "reference"), 0;
     const Gap g = arm_gap(arm, all.reference);
+    if (g.n == 0) return snprintf(out, room, "undecided: the reference has runs that died"), 3;
     if (g.low >= -all.bound && g.high <= all.bound) return snprintf(out, room, "match"), 0;
     if (g.low > 0) return snprintf(out, room, "worse by %.4f", g.mean), 1;
     if (g.high < 0) return snprintf(out, room, "better by %.4f", -g.mean), 0;
@@ -268,7 +297,7 @@ static double mean_at(const Arm *arm, int point, double *spread) {
     return sum;
 }
 static int points_of(const Arm *arm) {
-    int points = arm->runs[0].points;
+    int points = arm->runs[0].points; // all at the same steps: run_compare()
     for (int s = 1; s < all.seeds; s++) points = MIN(points, arm->runs[s].points);
     return points;
 }
@@ -276,6 +305,7 @@ static int points_of(const Arm *arm) {
 // The first validation at which the arm's mean loss is at most the reference's final one: its step, and mean seconds of training.
 static double steps_to_reference(const Arm *arm, double *seconds) {
     const Arm *reference = &all.arms[all.reference];
+    if (!points_of(reference)) return *seconds = 0;
     const double target = mean_at(reference, points_of(reference) - 1, NULL);
     for (int p = 0; p < points_of(arm); p++)
         if (mean_at(arm, p, NULL) <= target) {
@@ -315,15 +345,15 @@ static int summary_write(void) {
         const Arm *arm = &all.arms[a];
         const int status = arm_verdict(arm, verdict, sizeof(verdict));
         worst = status == 1 || worst == 1 ? 1 : MAX(worst, status);
-        double losses[SEEDS_MAX], tok_s = 0, mib_peak = 0, seconds = 0, spread = 0, mean = 0, steps = 0, in_bf16 = 0;
-        const int n = losses_of(arm, losses);
+        double losses[SEEDS_MAX], tok_s = 0, mib_peak = 0, seconds = 0, spread = NAN, mean = NAN, steps = 0, in_bf16 = 0;
+        const int whole = losses_of(arm, losses);
         for (int s = 0; s < all.seeds; s++) {
             const TrainedRun *r = &arm->runs[s];
             fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, s + 1, r->final_loss, r->final_bf16, r->tok_s, r->mib,
                     r->died[0] ? r->died : "whole");
             tok_s += r->tok_s / all.seeds, mib_peak = MAX(mib_peak, r->mib), in_bf16 += r->final_bf16 / all.seeds;
         }
-        if (n == all.seeds) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
+        if (whole) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
         const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16);
         fprintf(f, "%s\t%.6f\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%.6f\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n",
                 arm->label, mean, spread, g.mean, g.low, g.high, g.p, b.mean, b.low, b.high, b.p, in_bf16,
@@ -338,7 +368,7 @@ static int summary_write(void) {
             const double v = mean_at(&all.arms[a], p, NULL);
             low = MIN(low, v), high = MAX(high, v);
         }
-    printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
+    if (low <= high) printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
     for (int a = 0; a < all.arm_count; a++)
         printf("%-28.28s ", all.arms[a].label), curve_print(&all.arms[a], low, high), printf("\n");
     return worst;
@@ -363,6 +393,16 @@ static void json_numbers(FILE *f, const char *name, const double *x, int n, cons
     fputc(']', f);
 }
 
+// Whether an operand, x, w or dy, was E5M2 in a run, by the options in its log.
+static int operand_is_e5m2(const char *log, const char *operand) {
+    char key[64], own[PATH_MAX], formats[PATH_MAX], scaling[PATH_MAX];
+    snprintf(key, sizeof(key), "format-%s", operand);
+    if (strcmp(text_value(log, key, own), "same")) return !strcmp(own, "e5m2");
+    text_value(log, "formats", formats), text_value(log, "scaling", scaling);
+    const int blocks = !strcmp(scaling, "rowwise") || !strcmp(scaling, "block") || !strcmp(scaling, "mx");
+    return !strcmp(formats, "e5m2") || (!strcmp(formats, "hybrid") && !strcmp(operand, "dy") && !blocks);
+}
+
 // The atlas of the first seed's scales.tsv: steps, names of its tensors, and for each quantity a number a tensor and step.
 static void atlas_write(FILE *f, const TrainedRun *r) {
     enum { AMAX, SCALE, SATURATED, FLUSHED, SQNR, STALE, QUANTITIES };
@@ -384,7 +424,7 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
         if (sscanf(at + 1, "%lf\t%d\t%31s\t%lf\t%lf\t%lf\t%lf\t%*s\t%31s", &step, &layer, operand, &v[AMAX], &v[SCALE],
                    &v[SATURATED], &v[FLUSHED], sqnr) != 8)
             break;
-        const int wide = strstr(operand, ".dy") != NULL; // the default recipe's E5M2
+        const int wide = operand_is_e5m2(r->log, strrchr(operand, '.') ? strrchr(operand, '.') + 1 : operand);
         v[SQNR] = *sqnr == '-' ? NAN : atof(sqnr);
         v[STALE] =
             v[AMAX] > 0 ? log2(v[SCALE] * v[AMAX] / (wide ? 57344.0 : 448.0)) : NAN; // binades above (cut) or below (room left)
@@ -407,7 +447,7 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
     free(row), free(values), free(when), free(labels), free(text);
 }
 
-// The column of a log as numbers, for the gradient norm; at most POINTS_MAX of its rows, evenly.
+// The column of a log as numbers, for the gradient norm; at most 600 of its rows, evenly.
 static void column_write(FILE *f, const char *log, int column) {
     static double x[2][1 << 20];
     int n = 0;
@@ -472,8 +512,11 @@ static int statistics_print(const char *path) {
     char *text = text_read(path);
     int n = 0;
     EXPECT(text, "%s: cannot read: %s", path, strerror(errno));
-    for (const char *at = text; *at && n < 1 << 16; at += strcspn(at, "\n"), at += *at == '\n')
-        n += sscanf(at, "%lf%lf", &a[n], &b[n]) == 2;
+    for (const char *at = text; *at && n < 1 << 16;) { // a row that has no two numbers is an error
+        double row[2];
+        EXPECT(text_row(&at, row, 2) == 2, "%s: row %d: expected two numbers with a tab between", path, n + 1);
+        a[n] = row[0], b[n++] = row[1];
+    }
     EXPECT(n >= 2, "%s: expected two columns of at least two numbers, found %d rows", path, n);
     const Gap g = gap_of(a, b, n);
     printf("%d\t%.15g\t%.15g\t%.15g\t%.15g\t%.15g\n", g.n, g.mean, g.error, g.low, g.high, g.p);
@@ -485,6 +528,8 @@ static void arms_parse(char *text) {
         EXPECT(all.arm_count < ARMS_MAX, "option --arms: at most %d", ARMS_MAX);
         Arm *a = &all.arms[all.arm_count];
         arm += strspn(arm, " ");
+        for (size_t n = strlen(arm); n > 0 && arm[n - 1] == ' ';) arm[--n] = 0;
+        EXPECT(strlen(arm) < sizeof(a->label) - 1, "option --arms: '%.40s...' is too long", arm);
         snprintf(a->label, sizeof(a->label), "%s", arm);
         snprintf(a->build, sizeof(a->build), "%.*s", (int)strcspn(arm, " "), arm);
         snprintf(a->options, sizeof(a->options), "%s", arm + strcspn(arm, " "));
@@ -536,6 +581,10 @@ int main(int argc, char **argv) {
     for (char *p = path + 1; *p; p++)
         if (*p == '/') *p = 0, mkdir(path, 0777), *p = '/';
 
+    path_print(path, "%s/lock", all.out);
+    const int lock = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
+    EXPECT(lock >= 0, "%s: cannot create: %s", path, strerror(errno));
+    EXPECT(flock(lock, LOCK_EX | LOCK_NB) == 0, "%s: another comparison runs in this directory", all.out);
     const double begin = seconds_now();
     const int total = all.arm_count * all.seeds;
     int done = 0, made = 0;

@@ -7,10 +7,11 @@ beside an unbroken run of the same seed.
 
 FAULT                    what is done before step STEP (counted from 1)                    OPERAND
 zero                     the tensor becomes all zeros, for one step                        x of qkv or fc, w of any linear layer
-spike                    its first element becomes 1000 times the largest, for one step    the same
+spike                    its first element (of x: the first channel) grows 1000 times      the same
+                         beyond the largest, for one step
 nan                      its first element becomes NaN, for one step                       the same
-stale                    its scale is 2^10 times too large, as after a jump of its values  any
-flip                     the top exponent bit of one of its bytes flips, for one step      w
+stale                    its delayed scale is 2^10 times too large, as after a jump         any
+flip                     the top exponent bit of its first byte flips, for one step        w
 
 x is broken through the layernorm that makes it. Printed: a row a step from STEP - 2 on, loss and gradient norm of both runs, and
 amax, scale, saturated and flushed share of the operand in the broken one; then what became of it: `stopped` (a non-finite value
@@ -85,6 +86,9 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     r->trains = 1, r->baseline = r->baseline_at = "";
     path_print(r->dir, "%s", "nowhere");
     r->prompts = 0;
+    EXPECT(options_depth(o), "option --model: expected a depth; this trains from new weights");
+    EXPECT(step >= 1 && step <= o->steps, "STEP: expected 1 to --steps, %ld, found %ld", o->steps, step);
+    EXPECT(fault != STALE || o->scaling == SCALING_DELAYED, "FAULT stale: only --scaling delayed keeps a scale from earlier steps");
     o->out = strdup(out);
     r->trains = 0; // no directory
     run_open(r);
@@ -98,6 +102,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     r->targets = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     float *kept = (float *)memory_allocate(8 * (size_t)r->g.config.C * r->g.config.C * sizeof(float));
     FILE *f = fopen(out, "w");
+    EXPECT(f, "%s: cannot write: %s; run this from the project's directory", out, strerror(errno));
     r->g.record = RECORD_STATS;
     for (long i = 1; i <= o->steps; i++) {
         double norm;

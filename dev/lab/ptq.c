@@ -6,9 +6,10 @@ Post-training quantisation of a model that was trained in 16 bits: the last tabl
 MODEL: a model file of this trainer or of llm.c. CALIBRATION: text or shards from which the scales of activations are taken (64
 rows); VALIDATION: what is scored, ROWS rows of T tokens. Everything that is quantised is made of real bytes: INT8 with a scale per
 output channel of a weight and a scale per tensor of an activation, the best of three ways to calibrate (largest value;
-percentile 99.99; least squared error), products summed in int32; E4M3 and E5M2 with a scale per tensor from the largest value.
-Prints loss and perplexity of: 16 bits, weights alone, weights and activations of the linear layers, the same with the products of
-attention; then the paper's study of one exponent bias for all tensors, with the residual stream quantised too.
+percentile 99.99; least squared error), sums of the linear layers in int32 (what attention reads is rounded to INT8 and back to
+bf16); the calibration is chosen by the score itself; E4M3 and E5M2 with a scale per tensor from the largest value. Prints loss and
+perplexity of: 16 bits, weights alone, weights and activations of the linear layers, the same with the products of attention; then
+the paper's study of one exponent bias for all tensors, with the residual stream quantised too.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -57,7 +58,9 @@ static void site_watch(Site *s, const stored_t *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         const float a = fabsf(float_from_stored(x[i]));
         s->amax = MAX(s->amax, a);
-        if (s->seen++ % 37 == 0 && s->count < SAMPLES) s->samples[s->count++] = float_from_stored(x[i]);
+        const uint64_t place = s->seen < SAMPLES ? s->seen : random_u64(5, 0, s->seen) % (s->seen + 1); // every element as likely
+        if (place < SAMPLES) s->samples[place] = float_from_stored(x[i]);
+        s->count = MIN(++s->seen, SAMPLES);
     }
 }
 static int compare_magnitudes(const void *a, const void *b) {
@@ -152,8 +155,9 @@ static void linear(int l, int i, stored_t *y, const stored_t *x, size_t rows) {
         }
     } else matmul(output(lab.y32, DTYPE_FP32, out, 1, NULL, 0), a, b, rows, out, in);
     PARALLEL(static)
-    for (size_t r = 0; r < rows; r++) for (size_t o = 0; o < out; o++) y[r * out + o] =
-        stored_from_float(fmaf(lab.y32[r * out + o], inverse * lab.channel[o], f.bias ? f.bias[o] : 0));
+    for (size_t r = 0; r < rows; r++)
+        for (size_t o = 0; o < out; o++)
+            y[r * out + o] = stored_from_float(fmaf(lab.y32[r * out + o], inverse * lab.channel[o], f.bias ? f.bias[o] : 0));
 }
 
 // Attention with its four operands rounded by the scheme; in fp32 with plain loops, one row of probabilities at a time.
@@ -195,6 +199,18 @@ static void attention(int l, stored_t *out, stored_t *qkv, int B, int T, int C, 
     }
 }
 
+// The layernorm before attention (0) or the MLP (1), of a residual stream that is rounded, where the scheme says so, after y is
+// added to it.
+static void residual_layernorm(int l, int second, const stored_t *y, stored_t *normed, size_t rows) {
+    Gpt *g = &lab.g;
+    const size_t C = g->config.C;
+    gpt_layernorm_forward(g, 2 * l + second, y, normed, rows);
+    if (!lab.scheme.residual && !lab.calibrates) return;
+    round_trip(l, second ? SITE_RESIDUAL_2 : SITE_RESIDUAL, g->residual + (2 * l + second) * (size_t)g->B * g->config.T * C,
+               rows * C);
+    gpt_layernorm_forward(g, 2 * l + second, NULL, normed, rows);
+}
+
 // The sum of the losses of B rows, as gpt_forward() computes it, by the scheme.
 static double forward(const int *tokens, const int *targets, int B) {
     Gpt *g = &lab.g;
@@ -202,14 +218,12 @@ static double forward(const int *tokens, const int *targets, int B) {
     const size_t rows = (size_t)B * T;
     encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, T, 0, C);
     for (int l = 0; l < L; l++) {
-        if (lab.scheme.residual || lab.calibrates) round_trip(l, SITE_RESIDUAL, g->residual + 2 * l * rows * C, rows * C);
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, g->ln1, rows);
+        residual_layernorm(l, 0, l ? g->y : NULL, g->ln1, rows);
         linear(l, SITE_QKV, g->qkv, g->ln1, rows);
         if (lab.scheme.attention || lab.calibrates) attention(l, g->att, g->qkv, B, T, C, g->config.NH);
         else attention_forward(g->att, g->qkv, B, T, 0, C, g->config.NH);
         linear(l, SITE_ATTPROJ, g->y, g->att, rows);
-        if (lab.scheme.residual || lab.calibrates) round_trip(l, SITE_RESIDUAL_2, g->y, rows * C);
-        gpt_layernorm_forward(g, 2 * l + 1, g->y, g->ln2, rows);
+        residual_layernorm(l, 1, g->y, g->ln2, rows);
         linear(l, SITE_FC, g->fc, g->ln2, rows);
         gelu_forward(g->gelu, g->fc, rows * 4 * C);
         linear(l, SITE_FCPROJ, g->y, g->gelu, rows);
