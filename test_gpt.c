@@ -2421,6 +2421,10 @@ static void test_run_rules(void) {
     check(te.amax_history == 1024 && te.margin == 2 && te.formats == 1 && te.scaling == SCALING_DELAYED,
           "recipe: a named set is expanded, options after it change it", "%ld %ld %ld %ld", te.amax_history, te.margin, te.formats,
           te.scaling);
+    ScalingRecipe mx = r[OPERAND_W];
+    mx.power2 = 2;
+    const float tiny = scale_from_amax(0x1p-126f, 1, &mx), one = scale_from_amax(1, 1, &mx);
+    check(tiny == 0x1p126f && one == 256, "recipe: --mx-round floor of the smallest amax stays a scale", "%g %g", tiny, one);
     const float scale = scale_from_amax(3, 1, &r[OPERAND_W]);
     check(scale == 128, "recipe: --pow2 takes the power of two below 448 / 3", "%g", scale);
     check(strstr(none, "\t65536\t") && !strstr(delayed, "\t65536\t"),

@@ -430,12 +430,10 @@ static int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
 static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
-    if (r->power2 == 2) // 2^(exponent of the format's largest number - exponent of amax)
-        return MIN(
-            bits_float((127u << 23) + (float_bits(fp8_format(r->format)->max) & 0x7f800000) - (float_bits(amax) & 0x7f800000)),
-            0x1p126f);
     float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
+    if (r->power2 == 2) amax = bits_float(float_bits(amax) & 0x7f800000); // of both only the exponent
+    if (r->power2 == 2) scale = bits_float(float_bits(scale) & 0x7f800000);
     scale /= amax;
     if (r->power2) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
@@ -753,6 +751,7 @@ static void amx_configure(void) {
     static __thread int configured;
     uint8_t shape[64] = {1}; // the palette; from 16 on bytes a row, two of shape each; from 48 on rows
     for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
+    UNIT_FENCE; // gcc's intrinsic does not say that it reads all of it
     if (!configured) _tile_loadconfig(shape);
     configured = 1;
 }
@@ -1039,7 +1038,7 @@ static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K)
 // GFLOP/s of one thread in the kernel now in use, its operands in L1.
 static double kernel_speed(void) {
     enum { UNITS = 128, CALLS = LANES > 1 ? 1600 : 32 };
-    unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)], b[UNITS * NR];
+    unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)] __attribute__((aligned(64))), b[UNITS * NR] __attribute__((aligned(64)));
     float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
     for (size_t i = 0; i < sizeof(a) / 4; i++) a[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
     for (size_t i = 0; i < sizeof(b) / 4; i++) b[i] = 0xbf41bf41; // -0.75
@@ -1580,7 +1579,7 @@ static size_t attention_bytes(const Gpt *g) {
 typedef struct {
     size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
-static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data, which are all read
+static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data, whose pages count in the peak
     MemoryPlan plan = {0};
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
@@ -2567,7 +2566,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
     X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets --scaling, --formats, --amax-history; options after it stand") \
     X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, --static-scale, in blocks") \
-    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-30, 1e30, "1", "of every operand, under --scaling static") \
+    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of every operand, under --scaling static") \
     X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: a block's exponent so that nothing is cut, or OCP's rule") \
     X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
@@ -2803,13 +2802,13 @@ static MemoryPlan memory_check(Gpt *g, size_t mapped) {
     char text[256];
     const MemoryPlan plan = memory_plan(g, mapped);
     const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text)) / 1024;
-    if (available == 0 || mib(plan.total) <= available) return plan;
+    if (available == 0 || mib(plan.total - mapped) <= available) return plan; // pages of data can be dropped and read again
     Gpt small = *g;
-    while (small.B > 1 && mib(memory_plan(&small, mapped).total) > available) small.B /= 2;
-    while (small.config.T > 16 && mib(memory_plan(&small, mapped).total) > available) small.config.T /= 2;
-    if (mib(memory_plan(&small, mapped).total) > available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
+    while (small.B > 1 && mib(memory_plan(&small, 0).total) > available) small.B /= 2;
+    while (small.config.T > 16 && mib(memory_plan(&small, 0).total) > available) small.config.T /= 2;
+    if (mib(memory_plan(&small, 0).total) > available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
     else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
-    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total), available, text);
+    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total - mapped), available, text);
 }
 static int run_exists(const char *dir) {
     char path[PATH_MAX];
@@ -3008,7 +3007,8 @@ static void run_explain(const Run *r) {
                                                     : "dgrad");
             }
         }
-    printf("Every sum is one chain in fp32 (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16, wgrad adds to "
+    printf("Sums are in fp32, in the order of --sum-order (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16, "
+           "wgrad adds to "
            "fp32.\n",
            HEAD_ROWS);
 }
