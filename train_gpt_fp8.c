@@ -19,10 +19,10 @@ takes FP8 bytes made by quantise() (section 3), which also measures the amax tha
 What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other architectures, several machines.
 
 Bits: the same seed and data give the same parameters, to the last bit, for any thread count, compiler, instruction set
-and across a resume. NUMERICS_VERSION names the rules: one chain of fused multiply-adds per output of a product (section
+and across a resume. NUMERICS_VERSION names the rules: fused multiply-adds in a fixed order for each output of a product (section
 4); sums in 16 striped lanes and fixed chunks, exp, log, sin and cos of our own, denormals flushed (section 2).
 
-Sections, each under a line of //====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
+Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
 9 checkpoint, 10 log, 11 options, 12 training loop.
 */
 #ifndef _GNU_SOURCE
@@ -332,7 +332,7 @@ static const Fp8Format fp8_formats[2] = {
 };
 static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
 
-// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; a larger one's is too large a code. Branch-
+// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones give a code above max_code. Branch-
 // free, so that the compiler vectorises the loop in quantise_block, where it also knows the format.
 static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
@@ -387,16 +387,16 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 }
 
 // ---- scales
+// --scaling's words. From ROWWISE on, blocks of a tensor have a scale of their own amax, a power of two.
 typedef enum {
     SCALING_DELAYED,
     SCALING_CURRENT,
     SCALING_NONE,
     SCALING_STATIC,
-    SCALING_ROWWISE, // from here on: blocks of a tensor have a scale of their own amax, a power of two
+    SCALING_ROWWISE,
     SCALING_BLOCK,
-    SCALING_MX,
-    SCALING_COUNT
-} ScalingRule; // --scaling's words
+    SCALING_MX
+} ScalingRule;
 
 // How a role (x, w or dy) is quantised; a recipe is three of these, made by options_recipes(). A new rule is an enum value and
 // a word of --scaling, then a branch in scale_advance() (from earlier steps) or quantise() (from this very tensor), or a shape of
@@ -432,8 +432,7 @@ static float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
     float scale = fp8_format(r->format)->max;
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
-    if (r->power2 == 2) amax = bits_float(float_bits(amax) & 0x7f800000); // of both only the exponent
-    if (r->power2 == 2) scale = bits_float(float_bits(scale) & 0x7f800000);
+    if (r->power2 == 2) amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
     scale /= amax;
     if (r->power2) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
@@ -760,7 +759,8 @@ static void amx_configure(void) {
     move(1, tile + 16, line);                                                                                                      \
     move(2, tile + 16 * NR, line);                                                                                                 \
     move(3, tile + 16 * NR + 16, line)
-// tile[32][32] in four of AMX's. Meanwhile a quarter of a next panel, `later`, comes into L2.
+// tile[32][32] in four of AMX's. Meanwhile `later`, a quarter of such a piece of the next panel of a (or what
+// lies beyond the last), comes into L2.
 KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
     const long line = NR * 4;
     amx_configure();
@@ -1494,11 +1494,11 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
-    X(byte, w_across, L, blocks * t * 12 * C * C, REUSED) /* for recipes in blocks: weights with K along their outputs, all their scales, */ \
-    X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* those of what wgrad keeps, */ \
-    X(fp32, kept_inv, L, blocks * t * SCALE_ROOM(7 * R * C, C), KEPT)     /* those of x and dy as they pass, */ \
-    X(fp32, inv, 1, blocks * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* and a forward product's x */ \
-    X(byte, x_bytes, 1, blocks * R * 4 * C, REUSED) \
+    X(byte, w_across, L, blocks * 12 * C * C, REUSED)    /* for recipes in blocks: weights with K along their outputs; */ \
+    X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
+    X(fp32, kept_inv, L, blocks * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
+    X(fp32, inv, 1, blocks * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x_bytes and of dy as they pass; */ \
+    X(byte, x_bytes, 1, blocks * R * 4 * C, REUSED)      /* [R, 4C] a forward product's x */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
@@ -2741,7 +2741,7 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
 
 // The recipe of every role from the options: three rows of one table.
 static void options_recipes(const Options *o, Gpt *g) {
-    static const int along[SCALING_COUNT] = {[SCALING_ROWWISE] = INT_MAX, [SCALING_BLOCK] = 128, [SCALING_MX] = 32};
+    static const int along[] = {[SCALING_ROWWISE] = INT_MAX, [SCALING_BLOCK] = 128, [SCALING_MX] = 32};
     const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
     const int blocks = o->scaling >= SCALING_ROWWISE; // all in E4M3, as their authors have it
     EXPECT(!blocks || !o->fp8_head, "option --fp8-head: not with --scaling rowwise, block or mx");
@@ -3002,8 +3002,8 @@ static void run_explain(const Run *r) {
                        rule, (side ? N : M) * K * (fp8 ? 1 : 2),
                        o == OPERAND_W               ? "gpt_refresh_weights(), once a step"
                        : !fp8                       ? "stored so"
-                       : p == 0 || recipe_blocks(q) ? "this product"
                        : o == OPERAND_X             ? "fprop"
+                       : p == 2 && recipe_blocks(q) ? "wgrad"
                                                     : "dgrad");
             }
         }

@@ -22,7 +22,6 @@ def main():
         import numpy
         make = lambda *shape: numpy.random.default_rng(1).random(shape, dtype=numpy.float32) * 4 - 2
         multiply = lambda a, b, out: numpy.matmul(a, b, out=out)
-    name = sys.argv[3] if len(sys.argv) > 3 else library
     for line in sys.stdin:
         field = line.rstrip("\n").split("\t")
         if not field[3:] or not field[3].isdigit():
@@ -38,7 +37,7 @@ def main():
             multiply(a, b, out)
             times.append(time.perf_counter() - begin)
         gflops = 2e-9 * m * n * k / sorted(times[1:])[repeats // 2]
-        print("\t".join([name] + field[1:6] + [f"{gflops:.0f}", "-", "-"]), flush=True)
+        print("\t".join([library] + field[1:6] + [f"{gflops:.0f}", "-", "-"]), flush=True)
 
 
 main()
