@@ -924,7 +924,7 @@ static void test_blocks(void) {
                     for (size_t k = 0; k < K; k++)
                         v[i * K + k] = fp8_decode(q[layout ? k * I + i : i * K + k], r.format) *
                                        inv[i / (size_t)r.across * blocks + k / (size_t)r.along];
-                (which ? b : a)[layout] = operand_blocks(&s, q, inv, layout ? 1 : K, layout ? I : 1, K);
+                (which ? b : a)[layout] = operand_bytes(&s, q, inv, layout ? 1 : K, layout ? I : 1, K);
             }
         const int before = product_uses_pairs;
         for (int way = 0; way < 8; way++) {
@@ -1455,6 +1455,37 @@ static void test_fp8_layer(void) {
     bias_wrong = bits_differ(bias, l.f.dbias, out);
     check(!bias_wrong, "fp8 layer: the bias gradient is the column sum of dy before it is quantised, to the bit", "%zu differ",
           bias_wrong);
+    // --bf16: each product has the bits of the layer all in FP8, or of plain bf16, whatever the other two have; statistics are
+    // those of the operands that became bytes.
+    stored_t *y_of[2] = {take_stored(rows * out), take_stored(rows * out)},
+             *dx_of[2] = {take_stored(rows * in), take_stored(rows * in)};
+    float *dw_of[2] = {take_floats(in * out), take_floats(in * out)};
+    size_t differ = 0, counted = 0;
+    for (int kind = 0; kind < 2; kind++) { // of FP8, of bf16
+        Linear f = l.f;
+        if (kind) f.scales = NULL, f.w = l.w16;
+        memset(f.dw, 0, in * out * 4);
+        linear_forward(&f, y_of[kind], STORED, l.x, kind ? (void *)l.x : l.kept, rows, RECORD_NONE);
+        linear_backward(&f, dx_of[kind], l.dy, kind ? (void *)l.x : l.kept, l.dy_bytes, l.partial, rows, RECORD_NONE);
+        memcpy(dw_of[kind], f.dw, in * out * 4);
+    }
+    for (int mask = 0; mask < 8; mask++) {
+        Fp8Layer m = l;
+        m.f.scales = m.scale, m.f.bf16 = mask, m.f.w16 = mask & (1 << FPROP | 1 << DGRAD) ? l.w16 : NULL;
+        m.f.x16 = mask & 1 << WGRAD ? take_stored(rows * in) : NULL;
+        memset(&m.scale[OPERAND_X].step, 0, sizeof(Fp8Stats)), memset(&m.scale[OPERAND_DY].step, 0, sizeof(Fp8Stats));
+        fp8_layer_run(&m);
+        const size_t x_read = !(mask & 1 << FPROP) || !(mask & 1 << WGRAD), dy_read = !(mask & 1 << DGRAD) || !(mask & 1 << WGRAD);
+        counted += m.scale[OPERAND_X].step.count == x_read * rows * in && m.scale[OPERAND_DY].step.count == dy_read * rows * out;
+        differ += memcmp(m.y, y_of[mask >> FPROP & 1], rows * out * 2) != 0;
+        differ += memcmp(m.dx, dx_of[mask >> DGRAD & 1], rows * in * 2) != 0;
+        differ += memcmp(m.f.dw, dw_of[mask >> WGRAD & 1], in * out * 4) != 0;
+    }
+    check(!differ && counted == 8 && memcmp(y_of[0], y_of[1], rows * out * 2) && memcmp(dw_of[0], dw_of[1], in * out * 4),
+          "fp8 layer: every choice of products in bf16 has each product's own bits", "%zu products differ, %zu counts right",
+          differ, counted);
+    for (int i = 0; i < NOPERAND; i++) memset(&l.scale[i].step, 0, sizeof(Fp8Stats));
+    fp8_layer_run(&l);
     for (size_t i = 0; i < rows * out; i++) y[i] *= 2;
     check(!gradient_right(likeness_stored(y, l.y, rows * out), 0.02), "planted fault: a product whose scale is off by 2 is caught",
           "it passed");
@@ -2224,10 +2255,13 @@ static void test_options(void) {
                               "-i /no/text > /no/text;-j /no/text > /no/text;-d 33 > --total-batch;-t 100000 > smaller -t;"
                               "--prompt hello > --prompt;--tokenizer /no/t.bin > /no/t.bin;--baseline /no/run > /no/run;-y 2 > 2;"
                               "--eval=1 > --eval;--steps= > --steps;";
-    static const char bad_fp8[] = "--amax-history 0 > --amax-history;--amax-history 1025 > --amax-history;--scaling block128 > "
-                                  "delayed;--static-scale 0 > --static-scale;--format-x fp6 > e4m3;"
-                                  "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
-                                  "--margin 65 > --margin;--scaling mx --fp8-head > --fp8-head;";
+    static const char bad_fp8[] =
+        "--amax-history 0 > --amax-history;--amax-history 1025 > --amax-history;--scaling block128 > "
+        "delayed;--static-scale 0 > --static-scale;--format-x fp6 > e4m3;"
+        "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
+        "--margin 65 > --margin;--scaling mx --fp8-head > --fp8-head;--bf16 head > 'head';--bf16 fc.4 > '4';"
+        "--scaling none --margin 1 > --margin;--scaling static --pow2 > --margin;"
+        "--static-scale 2 > --static-scale;--mx-round floor > --mx-round;";
     char arguments[PATH_MAX * 2], why[700] = "", one[2][64];
     const char *text = tiny_text();
     for (int table = 0; table < 2; table++) {

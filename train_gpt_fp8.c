@@ -1335,36 +1335,43 @@ typedef struct {
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
     size_t in, out;
-    Fp8Scale *scales; // [NOPERAND] of a layer whose products are FP8, else NULL
+    Fp8Scale *scales;    // [NOPERAND] of a layer whose products are FP8, else NULL
+    int bf16;            // bit p: product p of an FP8 layer stays in bf16, and reads these:
+    stored_t *w16, *x16; // [out, in] and, kept for wgrad, [rows, in]
     // of a recipe in blocks, which rounds each operand once for each direction of K; else NULL
     uint8_t *w_across, *x_bytes;                  // [out, in] with K along `out`; [rows, in] with K along `in`, not kept
     float *w_inv, *w_across_inv, *kept_inv, *inv; // the last: of x_bytes, and of dy
 } Linear;
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
-static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
-static Dtype operand_dtype(const Linear *f, int operand) { return f->scales ? f->scales[operand].recipe.format : STORED; }
+enum { FPROP, DGRAD, WGRAD, NPRODUCT };
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
+static int linear_in_fp8(const Linear *f, int product) { return f->scales && !(f->bf16 >> product & 1); }
 
-static Matrix operand_blocks(const Fp8Scale *s, const void *q, const float *inv, size_t row_stride, size_t k_stride, size_t K) {
+// The bytes q of an operand as a product reads them.
+static Matrix operand_bytes(const Fp8Scale *s, const void *q, const float *inv, size_t row_stride, size_t k_stride, size_t K) {
     const ScalingRecipe *r = &s->recipe;
-    return (Matrix){q, r->format, row_stride, k_stride, inv, r->across, r->along, ceil_div(K, r->along)};
+    return (Matrix){q, r->format, row_stride, k_stride, inv, r->across, r->along, inv ? ceil_div(K, r->along) : 0};
 }
 
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
 // made here, or, where the layer is not FP8, x itself.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, Record record) {
+    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = linear_in_fp8(f, WGRAD);
+    const size_t in = f->in;
     float scale = 1;
-    Matrix a = matrix(kept, operand_dtype(f, OPERAND_X), f->in, 1), b = matrix(f->w, operand_dtype(f, OPERAND_W), f->in, 1);
+    Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
     Fp8Scale *s = f->scales;
     if (f->inv) {
-        quantise_blocks(f->x_bytes, f->inv, x, rows, f->in, 0, s + OPERAND_X, record);
-        if (f->dw) quantise_blocks(kept, f->kept_inv, x, rows, f->in, 1, s + OPERAND_X, RECORD_NONE);
-        a = operand_blocks(s + OPERAND_X, f->x_bytes, f->inv, f->in, 1, f->in);
-        b = operand_blocks(s + OPERAND_W, f->w, f->w_inv, f->in, 1, f->in);
-    } else if (s) {
-        s[OPERAND_X].kept_inv = quantise(kept, x, rows * f->in, s + OPERAND_X, record);
-        scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv;
+        if (fprop8) quantise_blocks(f->x_bytes, f->inv, x, rows, in, 0, s + OPERAND_X, record);
+        if (wgrad8 && f->dw) quantise_blocks(kept, f->kept_inv, x, rows, in, 1, s + OPERAND_X, fprop8 ? RECORD_NONE : record);
+    } else if (fprop8 || wgrad8) s[OPERAND_X].kept_inv = quantise(kept, x, rows * in, s + OPERAND_X, record);
+    if (fprop8) {
+        a = operand_bytes(s + OPERAND_X, f->inv ? f->x_bytes : kept, f->inv, in, 1, in);
+        b = operand_bytes(s + OPERAND_W, f->w, f->w_inv, in, 1, in);
+        if (!f->inv) scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv;
     }
-    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), a, b, rows, f->out, f->in);
+    if (f->x16) memcpy(f->x16, x, rows * in * sizeof(stored_t));
+    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), a, b, rows, f->out, in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
@@ -1372,25 +1379,27 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
 // partial: [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes, float *partial,
                             size_t rows, Record record) {
-    float scale_dx = 1, scale_dw = 1;
+    const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD);
     const size_t in = f->in, out = f->out;
-    const void *g = f->scales ? (const void *)dy_bytes : dy;
-    Matrix dy_along = matrix(g, operand_dtype(f, OPERAND_DY), out, 1), dy_across = matrix(g, operand_dtype(f, OPERAND_DY), 1, out);
-    Matrix w = matrix(f->w, operand_dtype(f, OPERAND_W), 1, in), x = matrix(kept, operand_dtype(f, OPERAND_X), 1, in);
+    float dy_inv = 1, scale = 1;
     Fp8Scale *s = f->scales;
-    if (f->inv) {
-        quantise_blocks(dy_bytes, f->inv, dy, rows, out, 0, s + OPERAND_DY, record);
-        dy_along = operand_blocks(s + OPERAND_DY, g, f->inv, out, 1, out),
-        dy_across = operand_blocks(s + OPERAND_DY, g, f->inv, 1, out, rows);
-        w = operand_blocks(s + OPERAND_W, f->w_across, f->w_across_inv, 1, in, out);
-        x = operand_blocks(s + OPERAND_X, kept, f->kept_inv, 1, in, rows);
-    } else if (s) {
-        const float dy_inv = quantise(dy_bytes, dy, rows * out, s + OPERAND_DY, record);
-        scale_dx = dy_inv * s[OPERAND_W].kept_inv, scale_dw = dy_inv * s[OPERAND_X].kept_inv;
+    Matrix a = matrix(dy, STORED, out, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
+    if (dgrad8 && f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 0, s + OPERAND_DY, record);
+    else if ((dgrad8 || wgrad8) && !f->inv) dy_inv = quantise(dy_bytes, dy, rows * out, s + OPERAND_DY, record);
+    if (dgrad8) {
+        a = operand_bytes(s + OPERAND_DY, dy_bytes, f->inv, out, 1, out);
+        b = operand_bytes(s + OPERAND_W, f->inv ? f->w_across : f->w, f->w_across_inv, 1, in, out);
+        if (!f->inv) scale = dy_inv * s[OPERAND_W].kept_inv;
     }
-    matmul(output(dx, STORED, in, scale_dx, NULL, 0), dy_along, w, rows, in, out);
-    if (f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, RECORD_NONE);
-    matmul(output(f->dw, DTYPE_FP32, in, scale_dw, NULL, 1), dy_across, x, out, in, rows);
+    matmul(output(dx, STORED, in, scale, NULL, 0), a, b, rows, in, out);
+    if (wgrad8 && f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
+    a = matrix(dy, STORED, 1, out), b = matrix(f->x16 ? f->x16 : kept, STORED, 1, in), scale = 1;
+    if (wgrad8) {
+        a = operand_bytes(s + OPERAND_DY, dy_bytes, f->inv, 1, out, rows);
+        b = operand_bytes(s + OPERAND_X, kept, f->kept_inv, 1, in, rows);
+        if (!f->inv) scale = dy_inv * s[OPERAND_X].kept_inv;
+    }
+    matmul(output(f->dw, DTYPE_FP32, in, scale, NULL, 1), a, b, out, in, rows);
     if (!f->dbias) return;
     const size_t blocks = ceil_div(rows, ROWS);
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
@@ -1426,6 +1435,7 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
 
 // ==== 6. model =======================================================================================================
 
+#define LAYERS_MAX 1024
 typedef struct {
     int T, V, Vp, L, NH, C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
 } Config;
@@ -1472,7 +1482,7 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 }
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
-static const char *const linear_name[NLIN] = {"qkv", "attproj", "fc", "fcproj"};
+static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
 #define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
 typedef enum { STORAGE_fp32, STORAGE_stored, STORAGE_operand, STORAGE_byte } Storage; // of a tensor, and its type in this build:
 typedef float fp32_t;
@@ -1494,6 +1504,8 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
+    X(stored, w16, L, bf16 * 12 * C * C, REUSED)         /* for layers or products that --bf16 names: weights, */ \
+    X(stored, x16, L, bf16 * 7 * R * C, KEPT)            /* and what wgrad keeps */ \
     X(byte, w_across, L, blocks * 12 * C * C, REUSED)    /* for recipes in blocks: weights with K along their outputs; */ \
     X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
     X(fp32, kept_inv, L, blocks * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
@@ -1538,6 +1550,8 @@ typedef struct {
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     ScalingRecipe recipes[NOPERAND], head_dy_recipe;
+    int some_bf16;                  // --bf16 names something:
+    uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer
 
     ParamSpec params[NPARAM];
     size_t param_count;
@@ -1558,7 +1572,7 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes);
+    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes), bf16 = fp8 && g->some_bf16;
     size_t bytes;
     g->param_count = param_specs(g->params, c);
     GPT_TENSORS(TENSOR_MAKE)
@@ -1646,7 +1660,7 @@ static void stored_from_floats(stored_t *out, const float *x, size_t n) {
 // One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
 // fc 4, fcproj 4; the fp32 build reads the master.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    static const size_t start[NLIN] = {0, 3, 4, 8};
+    static const size_t start[NLIN] = {0, 3, 4, 8}, x_start[NLIN] = {0, 1, 2, 3}; // its input: C wide, fcproj's 4 C
     const size_t C = g->config.C, CC = C * C, RC = (size_t)g->B * g->config.T * C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
@@ -1655,8 +1669,11 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
     if (IS_FP8) f.scales = gpt_scale(g, l, i, 0);
+    f.bf16 = g->bf16[l][i];
+    if (f.bf16 & (1 << FPROP | 1 << DGRAD)) f.w16 = g->w16 + (l * 12 + start[i]) * CC;
+    if (f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (l * 7 + x_start[i]) * RC;
     if (!g->inv) return f;
-    const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C), x_start[NLIN] = {0, 1, 2, 3};
+    const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.w_across = g->w_across + (l * 12 + start[i]) * CC, f.x_bytes = g->x_bytes, f.inv = g->inv;
     f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_across_inv = f.w_inv + room;
     f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
@@ -1684,13 +1701,13 @@ static void gpt_refresh_weights(Gpt *g) {
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
-            stored_t *to = IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
+            stored_t *to = f.w16 ? f.w16 : IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
+            if (!linear_in_fp8(&f, FPROP) && !linear_in_fp8(&f, DGRAD)) continue;
             if (f.inv) {
                 quantise_blocks((uint8_t *)f.w, f.w_inv, to, f.out, f.in, 0, f.scales + OPERAND_W, RECORD_STATS);
                 if (g->training) quantise_blocks(f.w_across, f.w_across_inv, to, f.out, f.in, 1, f.scales + OPERAND_W, RECORD_NONE);
-            } else if (IS_FP8)
-                f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, RECORD_STATS);
+            } else f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, RECORD_STATS);
         }
 }
 
@@ -1722,7 +1739,7 @@ static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
 }
 static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored_t *dy, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
-    if (g->recompute && i != LIN_ATTPROJ) { // its input again, of the same bits
+    if (g->recompute && i != LIN_ATTPROJ && !f.x16) { // its input again, of the same bits
         stored_t *x = gpt_input(g, l, i);
         if (i == LIN_FCPROJ) gelu_forward(x, g->fc + (size_t)l * g->B * g->config.T * f.in, rows * f.in);
         else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
@@ -2324,7 +2341,7 @@ static uint64_t model_save(const Gpt *g, const char *path) {
 // Checks a model file: its header, its size, and that every weight is finite. sum: its checksum, where asked for.
 static Config model_check(const char *path, uint64_t *sum) {
     static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
-    static const int limits[6] = {1 << 20, 65536, 1024, 1024, 65536, 65536};
+    static const int limits[6] = {1 << 20, 65536, LAYERS_MAX, 1024, 65536, 65536};
     ParamSpec specs[NPARAM];
     size_t bytes;
     FileHeader h;
@@ -2492,7 +2509,7 @@ static void log_flush(FILE *f, const char *dir) {
 // Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
 static int scale_name(const Gpt *g, int i, char *out) {
     const int linear = i / NOPERAND, layer = linear / NLIN;
-    snprintf(out, 32, "%s.%s", layer == g->config.L ? "head" : linear_name[linear % NLIN], operand_name[i % NOPERAND]);
+    snprintf(out, 32, "%s.%s", linear_name[layer == g->config.L ? NLIN : linear % NLIN], operand_name[i % NOPERAND]);
     return layer;
 }
 
@@ -2537,7 +2554,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, seed, 0, "seed", FIXED, 0, 1e15, "1", "of the initial weights and of sampling") \
     X(LONG, data_seed, 0, "data-seed", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
-    X(LONG, layers, 0, "layers", FIXED, 0, 1024, "0", "instead of what dN says; also --heads, --channels") \
+    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", "instead of what dN says; also --heads, --channels") \
     X(LONG, heads, 0, "heads", FIXED, 0, 1024, "0", "") \
     X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
     X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
@@ -2576,6 +2593,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone; same: as --formats says; also -w, -dy") \
     X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
     X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
+    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16: blocks (first, last, N), layers, products, or e.g. 0.fc.dgrad") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
@@ -2745,6 +2763,10 @@ static void options_recipes(const Options *o, Gpt *g) {
     const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
     const int blocks = o->scaling >= SCALING_ROWWISE; // all in E4M3, as their authors have it
     EXPECT(!blocks || !o->fp8_head, "option --fp8-head: not with --scaling rowwise, block or mx");
+    EXPECT((o->scaling != SCALING_NONE && o->scaling != SCALING_STATIC) || !(o->margin || o->pow2),
+           "option --margin, --pow2: not with --scaling none or static, whose scales are what they are");
+    EXPECT(o->scaling == SCALING_STATIC || o->static_scale == 1, "option --static-scale: only with --scaling static");
+    EXPECT(o->scaling == SCALING_MX || !o->mx_round, "option --mx-round: only with --scaling mx");
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
         const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY && !blocks);
@@ -2756,6 +2778,34 @@ static void options_recipes(const Options *o, Gpt *g) {
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;
+}
+
+// --bf16: items parted by commas or plus signs, words within one by dots. An item names the products that agree with all its words,
+// each a block (first, last or a number), a layer (linear_name) or a product (product_name).
+static void options_bf16(const Options *o, Gpt *g) {
+    char list[PATH_MAX], *item, *word, *items = list, *end;
+    const int L = g->config.L;
+    path_print(list, "%s", o->bf16);
+    while ((item = strtok_r(items, ",+", &items))) {
+        int layer = -1, linear = -1, product = -1;
+        while ((word = strtok_r(item, ".", &item))) {
+            const long number = strtol(word, &end, 10);
+            const int named = !strcmp(word, "first") ? 0 : !strcmp(word, "last") ? L - 1 : *end ? -1 : (int)number;
+            int known = named >= 0 && named < L;
+            if (known) layer = named;
+            for (int i = 0; i < NLIN; i++)
+                if (!strcmp(word, linear_name[i])) linear = i, known = 1;
+            for (int i = 0; i < NPRODUCT; i++)
+                if (!strcmp(word, product_name[i])) product = i, known = 1;
+            EXPECT(known,
+                   "option --bf16: expected first, last, 0 to %d, qkv, attproj, fc, fcproj, fprop, dgrad or wgrad; found '%s'",
+                   L - 1, word);
+        }
+        for (int i = 0; i < L * NLIN; i++)
+            if ((layer < 0 || i / NLIN == layer) && (linear < 0 || i % NLIN == linear))
+                g->bf16[i / NLIN][i % NLIN] |= product < 0 ? 7 : 1 << product;
+        g->some_bf16 = 1;
+    }
 }
 
 // -e dN: its depth; 0 where -e names a file.
@@ -2970,46 +3020,36 @@ static char *run_header(const Run *r) {
     return text;
 }
 
-// --explain: for every product of a layer and of the head its shape, its operands as they are read, how many bytes they take, and
-// what is made.
+// --explain: for every product of a block and of the head its shape, its operands as they are read, their bytes, and who makes
+// these. Blocks that --bf16 treats alike are shown together.
 static void run_explain(const Run *r) {
-    static const char *const products[3] = {"fprop", "dgrad", "wgrad"}, *const rules[] = {"history of amax", "own amax", "1",
-                                                                                          "fixed"};
-    static const int operands[3][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
+    static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
     const Gpt *g = &r->g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, in[] = {C, C, C, 4 * C, C},
-                 out[] = {3 * C, C, 4 * C, C, g->config.Vp};
-    printf("product         M x N x K            operand  format  scale                               bytes   made by\n");
-    for (int i = 0; i <= NLIN; i++)
-        for (int p = 0; p < 3; p++) {
-            const size_t M = p == 2 ? out[i] : R, N = p == 0 ? out[i] : in[i], K = p == 0 ? in[i] : p == 1 ? out[i] : R;
-            for (int side = 0; side < 2; side++) {
-                const int o = operands[p][side], fp8 = i < NLIN || g->fp8_head;
-                const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
-                char rule[64] = "none needed", shape[64];
-                if (fp8 && recipe_blocks(q))
-                    snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, (int)MIN((size_t)q->along, K));
-                else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
-                snprintf(shape, sizeof(shape), "%zu x %zu x %zu", M, N, K);
-                printf("%-7s %-7s %-20s %-8s %-7s %-32s %9zu   %s\n",
-                       side       ? ""
-                       : i < NLIN ? linear_name[i]
-                                  : "head",
-                       side ? "" : products[p], side ? "" : shape, operand_name[o],
-                       !fp8                      ? "bf16"
-                       : q->format == DTYPE_E4M3 ? "E4M3"
-                                                 : "E5M2",
-                       rule, (side ? N : M) * K * (fp8 ? 1 : 2),
-                       o == OPERAND_W               ? "gpt_refresh_weights(), once a step"
-                       : !fp8                       ? "stored so"
-                       : o == OPERAND_X             ? "fprop"
-                       : p == 2 && recipe_blocks(q) ? "wgrad"
-                                                    : "dgrad");
-            }
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L;
+    const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, g->config.Vp};
+    printf("block   layer   product        M       N       K  operand format scale                              bytes  made by\n");
+    for (size_t l = 0, next; l <= L; l = next) {
+        for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
+        for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
+            const int i = l == L ? NLIN : row / 2 / NPRODUCT, p = row / 2 % NPRODUCT, o = operands[p][row % 2];
+            const size_t M = p == WGRAD ? out[i] : R, N = p == FPROP ? out[i] : in[i], K = p == WGRAD ? R : in[i] * out[i] / N;
+            const int fp8 = i == NLIN ? g->fp8_head : !(g->bf16[l][i] >> p & 1);
+            const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
+            const int blocks = recipe_blocks(q), along = MIN((size_t)q->along, K);
+            const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks ? p : DGRAD] : "stored so";
+            if (o == OPERAND_W) maker = "gpt_refresh_weights(), once a step";
+            char where[32], rule[64] = "none needed";
+            if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, along);
+            else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
+            snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
+            printf("%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s%8zu  %s\n", where, linear_name[i], product_name[p], M, N, K,
+                   operand_name[o], fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, (row % 2 ? N : M) * K * (fp8 ? 1 : 2),
+                   maker);
         }
+    }
     printf("Sums are in fp32, in the order of --sum-order (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16, "
-           "wgrad adds to "
-           "fp32.\n",
+           "wgrad adds to fp32.\n",
            HEAD_ROWS);
 }
 
@@ -3201,6 +3241,7 @@ static void run_open(Run *r) {
         EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
+    options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
     EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);

@@ -62,5 +62,14 @@ for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles"; do # precision, o
     failed=$((failed + 1)); echo "FAIL $name resumed: $(tail -1 "$work/log")"
   fi
 done
+
+# All products in bf16: the FP8 build is the BF16 build, through every scratch and kept tensor that it has instead.
+out="$work/fp8-as-bf16"
+if OMP_NUM_THREADS=2 "$work/fp8-native" "${given[@]}" --bf16 qkv+attproj+fc.fprop+fc.dgrad+fc.wgrad+0.fcproj+last -o "$out" > "$work/log" 2>&1 &&
+  cmp -s "$out/model_00000006.bin" "$work/bf16-native-2/model_00000006.bin"; then
+  passed=$((passed + 1)); echo "ok   fp8 with every product in bf16 makes the weights of the BF16 build"
+else
+  failed=$((failed + 1)); echo "FAIL fp8 with every product in bf16: $(tail -1 "$work/log")"
+fi
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

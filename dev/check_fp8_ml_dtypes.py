@@ -72,11 +72,43 @@ def check_codes(ref, name, got, wanted, x):
     return ref.check(name, not len(bad), f"{len(bad)} of {len(x)} differ{first}")
 
 
+# As `recipes` in dump_fp8.c: name, format, elements of a block, whether the scale's exponent is OCP's (floor log2 amax - emax)
+BLOCKS = [("mx floor", "E4M3", 32, True), ("mx floor", "E5M2", 32, True), ("mx up", "E4M3", 32, False), ("block", "E4M3", 128, False),
+          ("rowwise", "E4M3", 512, False)]
+
+
+def block_sample():
+    """[64, 512] bf16 numbers: magnitudes that change within a block and from block to block, powers of two, a block of zeros."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(64, 512)) * 2.0 ** rng.integers(-8, 8, (64, 512)) * np.repeat(2.0 ** rng.integers(-40, 40, (64, 16)), 32, 1)
+    x[1, ::7] = 2.0 ** rng.integers(-3, 3, x[1, ::7].shape)
+    x[2, 32:64] = 0
+    return (x.astype(np.float32).view(np.uint32) & 0xffff0000).view(np.float32)
+
+
+def check_blocks(ref, name, form, size, ocp, codes, inv, x):
+    dtype, _, max_code = FORMATS[form]
+    blocks, inv = x.reshape(-1, size).astype(np.float64), inv.reshape(-1, 1).astype(np.float64)
+    amax = np.abs(blocks).max(1, keepdims=True)
+    largest = np.float64(np.uint8(max_code).view(dtype).astype(np.float32))
+    exponent = np.floor(np.log2(np.where(amax > 0, largest / amax, 1)))  # nothing is cut
+    if ocp: exponent = np.where(amax > 0, np.floor(np.log2(largest)) - np.floor(np.log2(np.where(amax > 0, amax, 1))), 0)
+    ref.check(f"{name} {form}: scales of {len(inv)} blocks are the rule's", np.array_equal(inv, 2.0**-exponent))
+    wanted = encode_ml_dtypes((blocks / inv).astype(np.float32), form)
+    check_codes(ref, f"{name} {form} against ml_dtypes", codes, wanted.ravel(), x.ravel())
+    if gfloat is None or not ocp: return
+    info = getattr(gfloat.formats, "format_info_mxfp8_" + form.lower())
+    values = codes.view(dtype).astype(np.float64).reshape(-1, size) * inv
+    theirs = np.array([gfloat.quantize_block(info, b, gfloat.compute_scale_amax) for b in blocks])
+    ref.check(f"{name} {form} against gfloat's {info.name}: {values.size} numbers", np.array_equal(values, theirs))
+
+
 def run(ref):
     x = sample()
+    block_sample().tofile(ref.path("matrix"))
     x.tofile(ref.path("floats"))
     SCALES.tofile(ref.path("scales"))
-    ref.run("dump_fp8.c", "fp8", ref.path("floats"), ref.path("scales"), ref.path("fp8"))
+    ref.run("dump_fp8.c", "fp8", ref.path("floats"), ref.path("scales"), ref.path("matrix"), ref.path("fp8"))
     data, at = open(ref.path("fp8"), "rb").read(), 0
 
     def take(dtype, count):
@@ -127,6 +159,9 @@ def run(ref):
         for fault, wrong in {"ties towards zero": down, "ties away from zero": up, "no saturation": raw}.items():
             ref.check(f"{name}: a planted fault is seen, {fault}", np.any(wrong != codes) and np.array_equal(even, codes),
                       f"{np.count_nonzero(wrong != codes)} differ")
+    for name, form, size, ocp in BLOCKS:
+        codes = take(np.uint8, 64 * 512)
+        check_blocks(ref, name, form, size, ocp, codes, take("<f4", 64 * 512 // size), block_sample())
     ref.check("FP8: the whole of the helper's output was read", at == len(data))
 
 

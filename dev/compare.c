@@ -6,8 +6,8 @@ Trains several arms (precisions, recipes) with the same seeds and data, and says
 
 An arm is the name of a build and options of its own; what follows -- goes to every arm. Seeds 1 .. N set both the initial
 weights and the order of the data, so that arms are compared in pairs. Runs that are whole are not run again, stopped ones
-go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run), summary.tsv (a row an arm) and
-report.html (one page with curves and the scale atlas).
+go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run), summary.tsv (a row an arm),
+report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
 
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
     --bound X         gaps inside +-X nats count as none [0.002]
@@ -505,7 +505,103 @@ static void report_write(void) {
     printf("\nreport      %s\n", path);
 }
 
-// ==== 5. the program =================================================================================================
+// ==== 5. the picture =================================================================================================
+// curves.svg: the mean loss of every arm with its spread over seeds, and its gap to the reference with the 95% interval.
+
+enum { PLOT_LEFT = 64, PLOT_WIDTH = 560, PLOT_HEIGHT = 230 };
+static const char *const plot_colours[] = {"#888888", "#3b82f6", "#f97316", "#22a06b", "#d6409f", "#8e4ec6", "#b98900", "#0ea5b7"};
+typedef struct {
+    double top, x1, y0, y1; // pixels; steps 0 .. x1 and nats y0 .. y1 that are shown
+} Panel;
+static double plot_x(const Panel *p, double x) { return PLOT_LEFT + PLOT_WIDTH * x / p->x1; }
+static double plot_y(const Panel *p, double y) { return p->top + PLOT_HEIGHT * (p->y1 - y) / (p->y1 - p->y0); }
+
+// Frame, title, and lines at round numbers (1, 2 or 5 times a power of ten) on both axes.
+static void panel_begin(FILE *f, const Panel *p, const char *title) {
+    fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"title\">%s</text>\n", PLOT_LEFT, p->top - 10, title);
+    for (int axis = 0; axis < 2; axis++) {
+        const double low = axis ? p->y0 : 0, high = axis ? p->y1 : p->x1;
+        double step = pow(10, floor(log10(high - low)));
+        for (int k = 0; (high - low) / step < 4; k++) step /= k % 3 == 1 ? 2.5 : 2;
+        for (double v = ceil(low / step - 1e-9) * step; v <= high + 1e-9 * step; v += step) {
+            const double x = axis ? PLOT_LEFT : plot_x(p, v), y = axis ? plot_y(p, v) : p->top + PLOT_HEIGHT;
+            fprintf(f, "<path class=\"grid\" d=\"M%.1f %.1f%c%g\"/>", x, y, axis ? 'h' : 'v',
+                    axis ? PLOT_WIDTH : -PLOT_HEIGHT * 1.0);
+            fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" class=\"%s\">%g</text>\n", axis ? x - 8 : x, axis ? y + 4 : y + 16,
+                    axis ? "right" : "middle", fabs(v) < step / 2 ? 0 : v);
+        }
+    }
+}
+// One arm: the band low .. high and the line of its means, over n validations.
+static void panel_curve(FILE *f, const Panel *p, const double *steps, const double *mean, const double *low, const double *high,
+                        int n, const char *colour) {
+    fprintf(f, "<g clip-path=\"url(#clip%g)\"><path fill=\"%s\" opacity=\".18\" d=\"", p->top, colour);
+    for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, high[i]));
+    for (int i = n - 1; i >= 0; i--) fprintf(f, "L%.1f %.1f", plot_x(p, steps[i]), plot_y(p, low[i]));
+    fprintf(f, "Z\"/><path fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" d=\"", colour);
+    for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, mean[i]));
+    fprintf(f, "\"/></g>\n");
+}
+
+static void picture_write(void) {
+    char path[PATH_MAX], title[64];
+    static double mean[ARMS_MAX][POINTS_MAX], around[2][ARMS_MAX][POINTS_MAX], gap[ARMS_MAX][POINTS_MAX],
+        within[2][ARMS_MAX][POINTS_MAX];
+    Panel loss = {30, 1, INFINITY, -INFINITY}, gaps = {30 + PLOT_HEIGHT + 64, 1, -2 * all.bound, 2 * all.bound};
+    const Arm *reference = &all.arms[all.reference];
+    int n[ARMS_MAX];
+    for (int a = 0; a < all.arm_count; a++) {
+        const Arm *arm = &all.arms[a];
+        n[a] = MIN(points_of(arm), points_of(reference));
+        for (int p = 0; p < n[a]; p++) {
+            double x[SEEDS_MAX], y[SEEDS_MAX], spread;
+            for (int s = 0; s < all.seeds; s++) x[s] = arm->runs[s].val[p], y[s] = reference->runs[s].val[p];
+            const Gap g = gap_of(x, y, all.seeds);
+            mean[a][p] = mean_at(arm, p, &spread), gap[a][p] = g.mean;
+            around[0][a][p] = mean[a][p] - spread, around[1][a][p] = mean[a][p] + spread;
+            within[0][a][p] = isfinite(g.low) ? g.low : g.mean, within[1][a][p] = isfinite(g.high) ? g.high : g.mean;
+            loss.x1 = gaps.x1 = MAX(loss.x1, arm->runs[0].step[p]);
+            loss.y0 = MIN(loss.y0, around[0][a][p]), loss.y1 = MAX(loss.y1, around[1][a][p]);
+            if (2 * p >= n[a])
+                gaps.y0 = MIN(gaps.y0, within[0][a][p]), gaps.y1 = MAX(gaps.y1, within[1][a][p]); // early ones are cut
+        }
+    }
+    if (!(loss.y1 > loss.y0) || !isfinite(loss.y1) || !isfinite(gaps.y1 - gaps.y0)) return; // nothing to draw
+    path_print(path, "%s/curves.svg", all.out);
+    FILE *f = file_begin(path);
+    const double width = PLOT_LEFT + PLOT_WIDTH + 230, height = gaps.top + PLOT_HEIGHT + 40;
+    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" height=\"%g\">\n", width, height,
+            width, height);
+    fprintf(
+        f,
+        "<style>text{font:12px sans-serif;fill:#333}.title{font-weight:bold}.right{text-anchor:end}.middle{text-anchor:middle}"
+        ".grid{stroke:#8883;fill:none}.page{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#ddd}.page{fill:#111}}</style>\n"
+        "<rect class=\"page\" width=\"100%%\" height=\"100%%\"/>\n");
+    const Panel *panels[2] = {&loss, &gaps};
+    for (int k = 0; k < 2; k++)
+        fprintf(f, "<clipPath id=\"clip%g\"><rect x=\"%d\" y=\"%g\" width=\"%d\" height=\"%d\"/></clipPath>\n", panels[k]->top,
+                PLOT_LEFT, panels[k]->top, PLOT_WIDTH, PLOT_HEIGHT);
+    panel_begin(f, &loss, "validation loss, nats a token: mean and spread over seeds");
+    snprintf(title, sizeof(title), "gap to %.20s, with its 95%% interval", reference->label);
+    panel_begin(f, &gaps, title);
+    fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" fill=\"#8882\"/>\n", PLOT_LEFT, plot_y(&gaps, all.bound),
+            PLOT_WIDTH, plot_y(&gaps, -all.bound) - plot_y(&gaps, all.bound));
+    for (int a = 0; a < all.arm_count; a++) {
+        const double *steps = all.arms[a].runs[0].step, y = loss.top + 12 + 18 * a;
+        const char *colour = plot_colours[a % (int)(sizeof(plot_colours) / sizeof(plot_colours[0]))];
+        panel_curve(f, &loss, steps, mean[a], around[0][a], around[1][a], n[a], colour);
+        if (a != all.reference) panel_curve(f, &gaps, steps, gap[a], within[0][a], within[1][a], n[a], colour);
+        fprintf(f, "<path stroke=\"%s\" stroke-width=\"3\" d=\"M%d %gh18\"/><text x=\"%d\" y=\"%g\">", colour,
+                PLOT_LEFT + PLOT_WIDTH + 14, y, PLOT_LEFT + PLOT_WIDTH + 38, y + 4);
+        for (const char *c = all.arms[a].label; *c; c++) fprintf(f, *c == '<' ? "&lt;" : *c == '&' ? "&amp;" : "%c", *c);
+        fprintf(f, "</text>\n");
+    }
+    fprintf(f, "</svg>\n");
+    file_commit(f, path);
+    printf("picture     %s\n", path);
+}
+
+// ==== 6. the program =================================================================================================
 
 static int statistics_print(const char *path) {
     static double a[1 << 16], b[1 << 16];
@@ -606,5 +702,6 @@ int main(int argc, char **argv) {
         }
     const int worst = summary_write();
     report_write();
+    picture_write();
     return worst;
 }

@@ -1,11 +1,13 @@
 /*
 The trainer's FP8 conversions on given numbers, for dev/check_fp8_ml_dtypes.py. FP8 build only.
 
-    dump_fp8 FLOATS SCALES RESULT
+    dump_fp8 FLOATS SCALES MATRIX RESULT
 
 FLOATS and SCALES are raw float32. RESULT, for E4M3 and then for E5M2: the value of every code from fp8_decode() and from
 decode_bf16(), the products' path (256 float32 each); a code for each number of FLOATS, from fp8_encode(); for each scale
 all 65536 bf16 numbers through quantise(), and its statistics as uint64: amax_bits, saturated, flushed, nonfinite, count.
+Then, for each recipe in blocks of `recipes` below, MATRIX, raw float32 [64, 512], through quantise_blocks(): its bytes, and 64 x
+512 / block float32 inverses of the blocks' scales.
 */
 #define TESTING
 #include "../train_gpt_fp8.c"
@@ -25,12 +27,12 @@ static float *floats_read(const char *path, size_t *count) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 4) fatal(EXIT_BAD_INPUT, "usage: dump_fp8 FLOATS SCALES RESULT");
+    if (argc != 5) fatal(EXIT_BAD_INPUT, "usage: dump_fp8 FLOATS SCALES MATRIX RESULT");
     machine_init(0);
     size_t count, scale_count;
     float *x = floats_read(argv[1], &count), *scales = floats_read(argv[2], &scale_count);
-    FILE *f = fopen(argv[3], "wb");
-    if (!f) fatal(EXIT_BAD_INPUT, "%s: %s", argv[3], strerror(errno));
+    FILE *f = fopen(argv[4], "wb");
+    if (!f) fatal(EXIT_BAD_INPUT, "%s: %s", argv[4], strerror(errno));
     uint8_t *codes = (uint8_t *)memory_allocate(count);
     static uint16_t all_bf16[65536], decoded[256];
     static uint8_t all_codes[256], quantised[65536];
@@ -55,7 +57,28 @@ int main(int argc, char **argv) {
             fwrite(stats, 8, 5, f);
         }
     }
-    if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[3], strerror(errno));
+    enum { ROWS_IN = 64, COLUMNS = 512, MATRIX = ROWS_IN * COLUMNS };
+    static const ScalingRecipe recipes[] = {{DTYPE_E4M3, SCALING_MX, 1, 1, 0, 2, 0, 1, 32},
+                                            {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 2, 0, 1, 32}, // OCP's rule
+                                            {DTYPE_E4M3, SCALING_MX, 1, 1, 0, 1, 0, 1, 32},
+                                            {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
+                                            {DTYPE_E4M3, SCALING_ROWWISE, 1, 1, 0, 1, 0, 1, 512}};
+    size_t matrix_count;
+    float *numbers = floats_read(argv[3], &matrix_count);
+    if (matrix_count != MATRIX) fatal(EXIT_BAD_INPUT, "%s: expected %d numbers, found %zu", argv[3], MATRIX, matrix_count);
+    static stored_t stored[MATRIX];
+    static uint8_t bytes[MATRIX];
+    static float inv[MATRIX];
+    for (int i = 0; i < MATRIX; i++) stored[i] = stored_from_float(numbers[i]);
+    for (size_t i = 0; i < sizeof(recipes) / sizeof(recipes[0]); i++) {
+        Fp8Scale s;
+        memset(&s, 0, sizeof(s));
+        s.recipe = recipes[i];
+        quantise_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, 0, &s, RECORD_NONE);
+        fwrite(bytes, 1, MATRIX, f), fwrite(inv, 4, MATRIX / recipes[i].along, f);
+    }
+    free(numbers);
+    if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[4], strerror(errno));
     fclose(f);
     free(x), free(scales), free(codes);
     return 0;
