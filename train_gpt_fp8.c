@@ -373,6 +373,28 @@ static void fp8_tables_init(void) {
         }
 }
 
+// n FP8 codes to bf16.
+static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
+    const int t = d == DTYPE_E5M2;
+    int i = 0;
+#ifdef __AVX512VBMI__
+    // Low and high byte of the bf16 come from two tables of 128 entries; the sign is the code's own top bit. Quadwords are
+    // put in an order that makes the lane-wise unpack give ascending elements.
+    const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
+    const __m512i h0 = _mm512_loadu_si512(fp8_high[t]), h1 = _mm512_loadu_si512(fp8_high[t] + 64);
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), top = _mm512_set1_epi8((char)0x80);
+    for (; i < n; i += 64) {
+        const __mmask64 valid = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
+        __m512i c = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(valid, codes + i));
+        __m512i low = _mm512_permutex2var_epi8(l0, c, l1), high = _mm512_permutex2var_epi8(h0, c, h1);
+        high = _mm512_ternarylogic_epi64(high, c, top, 0xf8); // high | (c & 0x80)
+        _mm512_mask_storeu_epi16(out + i, (__mmask32)valid, _mm512_unpacklo_epi8(low, high));
+        _mm512_mask_storeu_epi16(out + i + 32, (__mmask32)(valid >> 32), _mm512_unpackhi_epi8(low, high));
+    }
+#endif
+    for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
+}
+
 // ---- what is counted for every operand, in the pass that quantises it
 typedef struct {
     uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
@@ -480,19 +502,18 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
     stats->amax_bits = MAX(stats->amax_bits, amax);
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
 }
-// Signal and noise for the SQNR: one pair of double sums a chunk, added in ascending order.
-static void sqnr_add(Fp8Stats *stats, const uint8_t *q, const stored_t *x, size_t n, Dtype format, float scale_inv) {
-    const size_t chunks = ceil_div(n, CHUNK);
-    double(*sums)[2] = memory_allocate(chunks * sizeof(*sums));
-    PARALLEL(static) for (size_t c = 0; c < chunks; c++) {
-        for (size_t i = c * CHUNK; i < MIN(n, (c + 1) * CHUNK); i++) {
-            double f = float_from_stored(x[i]);
-            double e = f - (double)fp8_to_fp32[format == DTYPE_E5M2][q[i]] * scale_inv;
-            sums[c][0] += f * f, sums[c][1] += e * e;
-        }
+// Signal and noise for the SQNR, in the numbers that codes stand for: sums over n <= CHUNK of (x scale)^2, and of what encoding
+// changed of x scale, squared.
+static void sqnr_sums(float *sums, const uint8_t *q, const stored_t *x, size_t n, float scale, Dtype format) {
+    uint16_t decoded[CHUNK];
+    float scaled[CHUNK], error[CHUNK];
+    decode_bf16(decoded, q, n, format);
+    SIMD for (size_t i = 0; i < n; i++) {
+        scaled[i] = float_from_stored(x[i]) * scale;
+        error[i] = scaled[i] - float_from_bf16(decoded[i]);
     }
-    for (size_t c = 0; c < chunks; c++) stats->signal += sums[c][0], stats->noise += sums[c][1];
-    free(sums);
+    STRIPED_SUM(sums[0], i, n, scaled[i] * scaled[i]);
+    STRIPED_SUM(sums[1], i, n, error[i] * error[i]);
 }
 
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
@@ -512,19 +533,26 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
         scale = scale_from_amax(bits_float(amax), scale, r);
         if (record != RECORD_NONE) s->scale = scale;
     }
-    float scale_inv = 1.0f / scale;
+    const float scale_inv = 1.0f / scale;
+    const size_t chunks = ceil_div(n, CHUNK);
+    float(*sums)[2] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel if (n > CHUNK)
     {
         Fp8Stats mine = {0};
 #pragma omp for schedule(static)
-        for (size_t at = 0; at < n; at += CHUNK)
-            if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, MIN(n - at, CHUNK), scale, &mine, &fp8_formats[0]);
-            else quantise_block(q + at, x + at, MIN(n - at, CHUNK), scale, &mine, &fp8_formats[1]);
+        for (size_t c = 0; c < chunks; c++) {
+            const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
+            if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, m, scale, &mine, &fp8_formats[0]);
+            else quantise_block(q + at, x + at, m, scale, &mine, &fp8_formats[1]);
+            if (sums) sqnr_sums(sums[c], q + at, x + at, m, scale, r->format);
+        }
 #pragma omp critical
         stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
     }
-    if (record == RECORD_SQNR) sqnr_add(&total, q, x, n, r->format, scale_inv);
+    const double inv2 = (double)scale_inv * scale_inv;
+    for (size_t c = 0; sums && c < chunks; c++) total.signal += sums[c][0] * inv2, total.noise += sums[c][1] * inv2;
+    free(sums);
     if (record != RECORD_NONE) stats_merge(&s->step, &total);
     return scale_inv;
 }
@@ -798,28 +826,6 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, con
 }
 
 // ---- packing
-// n FP8 codes to bf16.
-static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
-    const int t = d == DTYPE_E5M2;
-    int i = 0;
-#if LANES == 16 && defined(__AVX512VBMI__)
-    // Low and high byte of the bf16 come from two tables of 128 entries; the sign is the code's own top bit. Quadwords are
-    // put in an order that makes the lane-wise unpack give ascending elements.
-    const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
-    const __m512i h0 = _mm512_loadu_si512(fp8_high[t]), h1 = _mm512_loadu_si512(fp8_high[t] + 64);
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), top = _mm512_set1_epi8((char)0x80);
-    for (; i < n; i += 64) {
-        const __mmask64 valid = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
-        __m512i c = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(valid, codes + i));
-        __m512i low = _mm512_permutex2var_epi8(l0, c, l1), high = _mm512_permutex2var_epi8(h0, c, h1);
-        high = _mm512_ternarylogic_epi64(high, c, top, 0xf8); // high | (c & 0x80)
-        _mm512_mask_storeu_epi16(out + i, (__mmask32)valid, _mm512_unpacklo_epi8(low, high));
-        _mm512_mask_storeu_epi16(out + i + 32, (__mmask32)(valid >> 32), _mm512_unpackhi_epi8(low, high));
-    }
-#endif
-    for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
-}
-
 // n consecutive elements, from (i, k) on along K or across it, to the kernel's numbers: bf16 (pairs) or fp32 (n <= STRIP across K).
 static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
     const void *from = (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
@@ -1335,7 +1341,7 @@ typedef struct {
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
     size_t in, out;
-    Fp8Scale *scales;    // [NOPERAND] of a layer whose products are FP8, else NULL
+    Fp8Scale *scales;    // [NOPERAND] in the FP8 build, but for the head, else NULL
     int bf16;            // bit p: product p of an FP8 layer stays in bf16, and reads these:
     stored_t *w16, *x16; // [out, in] and, kept for wgrad, [rows, in]
     // of a recipe in blocks, which rounds each operand once for each direction of K; else NULL
@@ -1354,21 +1360,21 @@ static Matrix operand_bytes(const Fp8Scale *s, const void *q, const float *inv, 
 }
 
 // y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
-// made here, or, where the layer is not FP8, x itself.
+// made here, or, in another build, x itself. A wgrad in bf16 reads x16.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, Record record) {
-    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = linear_in_fp8(f, WGRAD);
+    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
     const size_t in = f->in;
     float scale = 1;
     Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
     Fp8Scale *s = f->scales;
     if (f->inv) {
         if (fprop8) quantise_blocks(f->x_bytes, f->inv, x, rows, in, 0, s + OPERAND_X, record);
-        if (wgrad8 && f->dw) quantise_blocks(kept, f->kept_inv, x, rows, in, 1, s + OPERAND_X, fprop8 ? RECORD_NONE : record);
+        if (wgrad8) quantise_blocks(kept, f->kept_inv, x, rows, in, 1, s + OPERAND_X, fprop8 ? RECORD_NONE : record);
     } else if (fprop8 || wgrad8) s[OPERAND_X].kept_inv = quantise(kept, x, rows * in, s + OPERAND_X, record);
     if (fprop8) {
         a = operand_bytes(s + OPERAND_X, f->inv ? f->x_bytes : kept, f->inv, in, 1, in);
         b = operand_bytes(s + OPERAND_W, f->w, f->w_inv, in, 1, in);
-        if (!f->inv) scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv;
+        scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv; // 1 where blocks have scales
     }
     if (f->x16) memcpy(f->x16, x, rows * in * sizeof(stored_t));
     matmul(output(y, y_dtype, f->out, scale, f->bias, 0), a, b, rows, f->out, in);
@@ -1389,7 +1395,7 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
     if (dgrad8) {
         a = operand_bytes(s + OPERAND_DY, dy_bytes, f->inv, out, 1, out);
         b = operand_bytes(s + OPERAND_W, f->inv ? f->w_across : f->w, f->w_across_inv, 1, in, out);
-        if (!f->inv) scale = dy_inv * s[OPERAND_W].kept_inv;
+        scale = dy_inv * s[OPERAND_W].kept_inv;
     }
     matmul(output(dx, STORED, in, scale, NULL, 0), a, b, rows, in, out);
     if (wgrad8 && f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
@@ -1397,7 +1403,7 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
     if (wgrad8) {
         a = operand_bytes(s + OPERAND_DY, dy_bytes, f->inv, 1, out, rows);
         b = operand_bytes(s + OPERAND_X, kept, f->kept_inv, 1, in, rows);
-        if (!f->inv) scale = dy_inv * s[OPERAND_X].kept_inv;
+        scale = dy_inv * s[OPERAND_X].kept_inv;
     }
     matmul(output(f->dw, DTYPE_FP32, in, scale, NULL, 1), a, b, out, in, rows);
     if (!f->dbias) return;
@@ -1494,7 +1500,7 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
 
 // Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows; of logits a slab of
 // min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are overwritten.
-// Those of 0 elements (what only training, t, one build or --fp8-head needs) are not allocated.
+// Those of 0 elements (what only training, t, one build, one recipe or an option needs) are not allocated.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
     X(fp32, master, 1, g->param_count, OPTIMISER)   /* weights, their gradients, AdamW's moments */ \
@@ -1504,8 +1510,8 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
-    X(stored, w16, L, bf16 * 12 * C * C, REUSED)         /* for layers or products that --bf16 names: weights, */ \
-    X(stored, x16, L, bf16 * 7 * R * C, KEPT)            /* and what wgrad keeps */ \
+    X(stored, w16, w16_layers, 12 * C * C, REUSED)       /* for products that --bf16 names: weights, */ \
+    X(stored, x16, x16_layers, 7 * R * C, KEPT)          /* and what wgrad keeps */ \
     X(byte, w_across, L, blocks * 12 * C * C, REUSED)    /* for recipes in blocks: weights with K along their outputs; */ \
     X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
     X(fp32, kept_inv, L, blocks * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
@@ -1550,8 +1556,7 @@ typedef struct {
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     ScalingRecipe recipes[NOPERAND], head_dy_recipe;
-    int some_bf16;                  // --bf16 names something:
-    uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer
+    uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer stays in bf16
 
     ParamSpec params[NPARAM];
     size_t param_count;
@@ -1566,13 +1571,22 @@ typedef struct {
     Record record;
 } Gpt;
 
+// How many of the first `end` layers have one of these products in bf16.
+#define READ_W (1 << FPROP | 1 << DGRAD)
+static size_t layers_in_bf16(const Gpt *g, int end, int products) {
+    size_t n = 0;
+    for (int l = 0; l < end; l++) n += ((g->bf16[l][0] | g->bf16[l][1] | g->bf16[l][2] | g->bf16[l][3]) & products) != 0;
+    return n;
+}
+
 // Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
 // allocates them.
 static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes), bf16 = fp8 && g->some_bf16;
+    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes);
+    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
     GPT_TENSORS(TENSOR_MAKE)
@@ -1670,8 +1684,8 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.dbias = gpt_param(g, g->grad, id + 1, l);
     if (IS_FP8) f.scales = gpt_scale(g, l, i, 0);
     f.bf16 = g->bf16[l][i];
-    if (f.bf16 & (1 << FPROP | 1 << DGRAD)) f.w16 = g->w16 + (l * 12 + start[i]) * CC;
-    if (f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (l * 7 + x_start[i]) * RC;
+    if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
+    if (g->x16 && f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + x_start[i]) * RC;
     if (!g->inv) return f;
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.w_across = g->w_across + (l * 12 + start[i]) * CC, f.x_bytes = g->x_bytes, f.inv = g->inv;
@@ -2437,6 +2451,7 @@ static void state_load(Gpt *g, const StateFile *f) {
                f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
         if (s[i].data) memcpy(s[i].data, f->data[i], h->bytes);
     }
+    for (int i = 0; i < g->scale_count; i++) memset(&g->scales[i].step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     g->weights_ready = 0;
 }
 
@@ -2593,7 +2608,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone; same: as --formats says; also -w, -dy") \
     X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
     X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
-    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16: blocks (first, last, N), layers, products, or e.g. 0.fc.dgrad") \
+    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16: layers (first, last, N), matrices (fc ..), products, or e.g. 0.fc.dgrad+qkv") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
@@ -2688,13 +2703,10 @@ static void options_help(void) {
     printf("\nExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
 }
 
-// What each word of --recipe stands for: the paper's hybrid formats with this trainer's delayed scaling; Transformer Engine's
-// DelayedScaling; torchao's tensorwise scaling; DeepSeek-V3's blocks; OCP's MX; no scales at all.
-static const char *const recipe_sets[] = {
-    "scaling delayed formats hybrid amax-history 16", "scaling delayed formats hybrid amax-history 1024",
-    "scaling current formats hybrid amax-history 16", "scaling block formats hybrid amax-history 16",
-    "scaling mx formats hybrid amax-history 16",      "scaling none formats e4m3 amax-history 16",
-};
+// What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
+// delayed scaling; Transformer Engine's DelayedScaling; torchao's tensorwise; DeepSeek-V3's blocks; OCP's MX; no scales at all.
+static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED, 0, 1024}, {SCALING_CURRENT, 0, 16},
+                                     {SCALING_BLOCK, 0, 16},   {SCALING_MX, 0, 16},        {SCALING_NONE, 1, 16}};
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
@@ -2723,11 +2735,8 @@ static Options options_parse(int argc, char **argv, int *given) {
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
-        if (s->field != offsetof(Options, recipe)) continue;
-        char set[128], *end = set;
-        snprintf(set, sizeof(set), "%s ", recipe_sets[o.recipe]);
-        for (char *name; (name = strtok_r(end == set ? set : NULL, " ", &end));)
-            option_set(&o, &option_specs[option_index(name)], strtok_r(NULL, " ", &end), "option");
+        const int *set = recipe_sets[o.recipe];
+        if (s->field == offsetof(Options, recipe)) o.scaling = set[0], o.formats = set[1], o.amax_history = set[2];
     }
     EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, see --help", argv[optind]);
     return o;
@@ -2780,31 +2789,35 @@ static void options_recipes(const Options *o, Gpt *g) {
     g->fp8_head = o->fp8_head;
 }
 
-// --bf16: items parted by commas or plus signs, words within one by dots. An item names the products that agree with all its words,
-// each a block (first, last or a number), a layer (linear_name) or a product (product_name).
+// --bf16: items parted by commas or plus signs, words within one by dots. An item names the products that agree with all its
+// words: a layer (first, last or a number), a matrix (linear_name) and a product (product_name).
 static void options_bf16(const Options *o, Gpt *g) {
-    char list[PATH_MAX], *item, *word, *items = list, *end;
+    char list[PATH_MAX], *items = list, *end;
     const int L = g->config.L;
     path_print(list, "%s", o->bf16);
-    while ((item = strtok_r(items, ",+", &items))) {
-        int layer = -1, linear = -1, product = -1;
-        while ((word = strtok_r(item, ".", &item))) {
-            const long number = strtol(word, &end, 10);
-            const int named = !strcmp(word, "first") ? 0 : !strcmp(word, "last") ? L - 1 : *end ? -1 : (int)number;
-            int known = named >= 0 && named < L;
-            if (known) layer = named;
-            for (int i = 0; i < NLIN; i++)
-                if (!strcmp(word, linear_name[i])) linear = i, known = 1;
-            for (int i = 0; i < NPRODUCT; i++)
-                if (!strcmp(word, product_name[i])) product = i, known = 1;
-            EXPECT(known,
-                   "option --bf16: expected first, last, 0 to %d, qkv, attproj, fc, fcproj, fprop, dgrad or wgrad; found '%s'",
+    EXPECT(!*list || strspn(list, ",+.") < strlen(list), "option --bf16: '%s' names nothing", list);
+    for (char *item; (item = strtok_r(items, ",+", &items));) {
+        int layer = -1, linear = -1, product = -1, words = 0;
+        for (char *word; (word = strtok_r(item, ".", &item)); words++) {
+            const int before = (layer >= 0) + (linear >= 0) + (product >= 0);
+            const long number = strtol(word, &end, 10), named = !strcmp(word, "first")  ? 0
+                                                                : !strcmp(word, "last") ? L - 1
+                                                                : *end                  ? -1
+                                                                                        : number;
+            if (layer < 0 && named >= 0 && named < L) layer = named;
+            for (int i = 0; linear < 0 && i < NLIN; i++)
+                if (!strcmp(word, linear_name[i])) linear = i;
+            for (int i = 0; product < 0 && i < NPRODUCT; i++)
+                if (!strcmp(word, product_name[i])) product = i;
+            EXPECT((layer >= 0) + (linear >= 0) + (product >= 0) > before,
+                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, attproj, fc, fcproj), one product "
+                   "(fprop, dgrad, wgrad) with dots between; found '%s'",
                    L - 1, word);
         }
+        EXPECT(words, "option --bf16: an item of '%s' names nothing", o->bf16);
         for (int i = 0; i < L * NLIN; i++)
             if ((layer < 0 || i / NLIN == layer) && (linear < 0 || i % NLIN == linear))
                 g->bf16[i / NLIN][i % NLIN] |= product < 0 ? 7 : 1 << product;
-        g->some_bf16 = 1;
     }
 }
 
@@ -2999,11 +3012,11 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char cpu[256], recipe[PATH_MAX], *text;
+    char cpu[256], *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# recipe\t%s\n# numerics\t%d\n# threads\t%d\n",
-            IS_FP8 ? option_text(&r->o, &option_specs[option_index("scaling")], recipe) : "-", NUMERICS_VERSION, thread_count());
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n# threads\t%d\n", NUMERICS_VERSION,
+            thread_count());
     fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu),
             machine_peak_gflops, product_instruction());
     fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
@@ -3021,14 +3034,14 @@ static char *run_header(const Run *r) {
 }
 
 // --explain: for every product of a block and of the head its shape, its operands as they are read, their bytes, and who makes
-// these. Blocks that --bf16 treats alike are shown together.
+// these. Layers in a row that --bf16 treats alike are shown together.
 static void run_explain(const Run *r) {
     static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
     static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
     const Gpt *g = &r->g;
     const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L;
     const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, g->config.Vp};
-    printf("block   layer   product        M       N       K  operand format scale                              bytes  made by\n");
+    printf("layer   matrix  product        M       N       K  operand format scale                              bytes  made by\n");
     for (size_t l = 0, next; l <= L; l = next) {
         for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
         for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
@@ -3036,8 +3049,9 @@ static void run_explain(const Run *r) {
             const size_t M = p == WGRAD ? out[i] : R, N = p == FPROP ? out[i] : in[i], K = p == WGRAD ? R : in[i] * out[i] / N;
             const int fp8 = i == NLIN ? g->fp8_head : !(g->bf16[l][i] >> p & 1);
             const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
-            const int blocks = recipe_blocks(q), along = MIN((size_t)q->along, K);
-            const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks ? p : DGRAD] : "stored so";
+            const int blocks = recipe_blocks(q), along = MIN((size_t)q->along, K),
+                      dgrad8 = i == NLIN || !(g->bf16[l][i] >> DGRAD & 1);
+            const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks || !dgrad8 ? p : DGRAD] : "stored so";
             if (o == OPERAND_W) maker = "gpt_refresh_weights(), once a step";
             char where[32], rule[64] = "none needed";
             if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, along);
@@ -3048,8 +3062,9 @@ static void run_explain(const Run *r) {
                    maker);
         }
     }
-    printf("Sums are in fp32, in the order of --sum-order (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16, "
-           "wgrad adds to fp32.\n",
+    printf("Sums are in fp32, in the order of --sum-order (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16 "
+           "(the head's "
+           "fprop fp32), wgrad adds to fp32.\n",
            HEAD_ROWS);
 }
 
@@ -3247,7 +3262,8 @@ static void run_open(Run *r) {
     EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
     EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
-    if (o->lr == 0) o->lr = 0.3 / r->g.config.C; // wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+    if (o->lr == 0)
+        o->lr = round(3e8 / r->g.config.C) / 1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
     EXPECT(!r->prompts || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);

@@ -24,9 +24,9 @@ ROWS, K = 512, 512
 
 def main():
     rng = np.random.default_rng(1)
-    scale = 2.0 ** rng.integers(-6, 6, (ROWS, 1))  # rows of many magnitudes, some around 1 so that sums grow
-    a, b = rng.normal(size=(2, ROWS, K)).astype(np.float32)
-    a = torch.tensor((a + (np.arange(ROWS) % 2)[:, None]) * scale).to(torch.float8_e4m3fn)
+    scale = 2.0 ** rng.integers(-13, 6, (ROWS, 1))  # rows of many magnitudes, down to denormals and zeros
+    a, b = rng.normal(size=(2, ROWS, K)).astype(np.float32) + (np.arange(ROWS) % 2)[:, None]  # every other around 1: sums grow
+    a = torch.tensor(a * scale).to(torch.float8_e4m3fn)
     b = torch.tensor(b).to(torch.float8_e4m3fn)
     program = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../build/lab/accumulator")
     with tempfile.TemporaryDirectory() as work:

@@ -4,6 +4,7 @@
 dev/dump_fp8.c converts with the trainer's code. Where the libraries differ from our rules on purpose:
   overflow  ml_dtypes gives NaN (E4M3) or Inf (E5M2), ours saturates, Inf included; gfloat saturates when asked
   NaN       theirs keeps the sign or a payload, ours is 0x7F always, as CUDA's satfinite conversion does
+  scales    of a block are clamped to 2^-126 .. 2^126, so that neither they nor their inverses are denormals; OCP's E8M0 has 2^-127
   denormals quantise() multiplies with denormals flushed (bf16's smallest numbers, and results below 2^-126), NumPy does not
 """
 

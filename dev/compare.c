@@ -10,6 +10,8 @@ go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row 
 report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
 
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
+    --jobs N          runs at a time, each on its share of the threads: small models train faster so, but tokens/s and seconds are
+                      then those of runs that share the machine [1]
     --bound X         gaps inside +-X nats count as none [0.002]
     --statistics FILE two columns of numbers: prints n, mean difference, standard error, 95% interval and p, and stops
 
@@ -206,7 +208,7 @@ static void run_make(Arm *arm, int seed) {
         file_commit(f, path);
     }
     free(made_by);
-    if (!run_read(r)) {
+    if (!run_read(r) && !r->died[0]) {
         int n = 0, status;
         argv[n++] = program;
         char steps[PATH_MAX];
@@ -519,12 +521,15 @@ static double plot_y(const Panel *p, double y) { return p->top + PLOT_HEIGHT * (
 // Frame, title, and lines at round numbers (1, 2 or 5 times a power of ten) on both axes.
 static void panel_begin(FILE *f, const Panel *p, const char *title) {
     fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"title\">%s</text>\n", PLOT_LEFT, p->top - 10, title);
+    fprintf(f, "<text x=\"%d\" y=\"%g\">step</text>\n", PLOT_LEFT + PLOT_WIDTH + 8, p->top + PLOT_HEIGHT + 16);
     for (int axis = 0; axis < 2; axis++) {
         const double low = axis ? p->y0 : 0, high = axis ? p->y1 : p->x1;
         double step = pow(10, floor(log10(high - low)));
         for (int k = 0; (high - low) / step < 4; k++) step /= k % 3 == 1 ? 2.5 : 2;
-        for (double v = ceil(low / step - 1e-9) * step; v <= high + 1e-9 * step; v += step) {
-            const double x = axis ? PLOT_LEFT : plot_x(p, v), y = axis ? plot_y(p, v) : p->top + PLOT_HEIGHT;
+        const double first = ceil(low / step - 1e-9);
+        for (int k = 0; k < 12 && (first + k) * step <= high + 1e-9 * step; k++) {
+            const double v = (first + k) * step, x = axis ? PLOT_LEFT : plot_x(p, v),
+                         y = axis ? plot_y(p, v) : p->top + PLOT_HEIGHT;
             fprintf(f, "<path class=\"grid\" d=\"M%.1f %.1f%c%g\"/>", x, y, axis ? 'h' : 'v',
                     axis ? PLOT_WIDTH : -PLOT_HEIGHT * 1.0);
             fprintf(f, "<text x=\"%.1f\" y=\"%.1f\" class=\"%s\">%g</text>\n", axis ? x - 8 : x, axis ? y + 4 : y + 16,
@@ -538,38 +543,46 @@ static void panel_curve(FILE *f, const Panel *p, const double *steps, const doub
     fprintf(f, "<g clip-path=\"url(#clip%g)\"><path fill=\"%s\" opacity=\".18\" d=\"", p->top, colour);
     for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, high[i]));
     for (int i = n - 1; i >= 0; i--) fprintf(f, "L%.1f %.1f", plot_x(p, steps[i]), plot_y(p, low[i]));
-    fprintf(f, "Z\"/><path fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" d=\"", colour);
+    fprintf(f, "Z\"/><path fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" stroke-linecap=\"round\" d=\"", colour);
     for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, mean[i]));
-    fprintf(f, "\"/></g>\n");
+    fprintf(f, "h0\"/></g>\n"); // a single point is seen, too
+}
+static void svg_text(FILE *f, const char *text) {
+    for (; *text; text++) fprintf(f, *text == '<' ? "&lt;" : *text == '&' ? "&amp;" : "%c", *text);
 }
 
 static void picture_write(void) {
-    char path[PATH_MAX], title[64];
+    char path[PATH_MAX];
     static double mean[ARMS_MAX][POINTS_MAX], around[2][ARMS_MAX][POINTS_MAX], gap[ARMS_MAX][POINTS_MAX],
         within[2][ARMS_MAX][POINTS_MAX];
     Panel loss = {30, 1, INFINITY, -INFINITY}, gaps = {30 + PLOT_HEIGHT + 64, 1, -2 * all.bound, 2 * all.bound};
     const Arm *reference = &all.arms[all.reference];
-    int n[ARMS_MAX];
-    for (int a = 0; a < all.arm_count; a++) {
-        const Arm *arm = &all.arms[a];
-        n[a] = MIN(points_of(arm), points_of(reference));
-        for (int p = 0; p < n[a]; p++) {
+    int n[ARMS_MAX], paired[ARMS_MAX]; // validations that all seeds have, with finite losses; and the reference, too
+    path_print(path, "%s/curves.svg", all.out);
+    unlink(path);
+    for (int a = -1; a < all.arm_count; a++) { // the reference first
+        const Arm *arm = a < 0 ? reference : &all.arms[a];
+        const int at = a < 0 ? all.reference : a;
+        for (n[at] = 0; n[at] < points_of(arm) && isfinite(mean_at(arm, n[at], NULL)); n[at]++) {}
+        paired[at] = MIN(n[at], n[all.reference]);
+        for (int p = 0; p < n[at]; p++) {
             double x[SEEDS_MAX], y[SEEDS_MAX], spread;
+            mean[at][p] = mean_at(arm, p, &spread);
+            around[0][at][p] = mean[at][p] - spread, around[1][at][p] = mean[at][p] + spread;
+            loss.x1 = gaps.x1 = MAX(loss.x1, arm->runs[0].step[p]);
+            loss.y0 = MIN(loss.y0, around[0][at][p]), loss.y1 = MAX(loss.y1, around[1][at][p]);
+            if (p >= paired[at]) continue;
             for (int s = 0; s < all.seeds; s++) x[s] = arm->runs[s].val[p], y[s] = reference->runs[s].val[p];
             const Gap g = gap_of(x, y, all.seeds);
-            mean[a][p] = mean_at(arm, p, &spread), gap[a][p] = g.mean;
-            around[0][a][p] = mean[a][p] - spread, around[1][a][p] = mean[a][p] + spread;
-            within[0][a][p] = isfinite(g.low) ? g.low : g.mean, within[1][a][p] = isfinite(g.high) ? g.high : g.mean;
-            loss.x1 = gaps.x1 = MAX(loss.x1, arm->runs[0].step[p]);
-            loss.y0 = MIN(loss.y0, around[0][a][p]), loss.y1 = MAX(loss.y1, around[1][a][p]);
-            if (2 * p >= n[a])
-                gaps.y0 = MIN(gaps.y0, within[0][a][p]), gaps.y1 = MAX(gaps.y1, within[1][a][p]); // early ones are cut
+            gap[at][p] = g.mean, within[0][at][p] = g.n > 1 ? g.low : g.mean, within[1][at][p] = g.n > 1 ? g.high : g.mean;
+            if (2 * p < paired[at]) continue; // early ones may be cut
+            gaps.y0 = MIN(gaps.y0, within[0][at][p]), gaps.y1 = MAX(gaps.y1, within[1][at][p]);
         }
     }
-    if (!(loss.y1 > loss.y0) || !isfinite(loss.y1) || !isfinite(gaps.y1 - gaps.y0)) return; // nothing to draw
-    path_print(path, "%s/curves.svg", all.out);
+    if (!(loss.y0 <= loss.y1)) return; // nothing to draw
+    loss.y0 -= 0.01 * (loss.y1 - loss.y0) + 1e-4, loss.y1 += 0.01 * (loss.y1 - loss.y0) + 1e-4;
     FILE *f = file_begin(path);
-    const double width = PLOT_LEFT + PLOT_WIDTH + 230, height = gaps.top + PLOT_HEIGHT + 40;
+    const double width = PLOT_LEFT + PLOT_WIDTH + 300, height = gaps.top + PLOT_HEIGHT + 40;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" height=\"%g\">\n", width, height,
             width, height);
     fprintf(
@@ -577,23 +590,23 @@ static void picture_write(void) {
         "<style>text{font:12px sans-serif;fill:#333}.title{font-weight:bold}.right{text-anchor:end}.middle{text-anchor:middle}"
         ".grid{stroke:#8883;fill:none}.page{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#ddd}.page{fill:#111}}</style>\n"
         "<rect class=\"page\" width=\"100%%\" height=\"100%%\"/>\n");
-    const Panel *panels[2] = {&loss, &gaps};
+    const Panel *const panels[2] = {&loss, &gaps};
     for (int k = 0; k < 2; k++)
         fprintf(f, "<clipPath id=\"clip%g\"><rect x=\"%d\" y=\"%g\" width=\"%d\" height=\"%d\"/></clipPath>\n", panels[k]->top,
                 PLOT_LEFT, panels[k]->top, PLOT_WIDTH, PLOT_HEIGHT);
     panel_begin(f, &loss, "validation loss, nats a token: mean and spread over seeds");
-    snprintf(title, sizeof(title), "gap to %.20s, with its 95%% interval", reference->label);
-    panel_begin(f, &gaps, title);
+    panel_begin(f, &gaps, "gap to the reference (gray: the bound), with its 95% interval");
     fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" fill=\"#8882\"/>\n", PLOT_LEFT, plot_y(&gaps, all.bound),
             PLOT_WIDTH, plot_y(&gaps, -all.bound) - plot_y(&gaps, all.bound));
     for (int a = 0; a < all.arm_count; a++) {
         const double *steps = all.arms[a].runs[0].step, y = loss.top + 12 + 18 * a;
         const char *colour = plot_colours[a % (int)(sizeof(plot_colours) / sizeof(plot_colours[0]))];
         panel_curve(f, &loss, steps, mean[a], around[0][a], around[1][a], n[a], colour);
-        if (a != all.reference) panel_curve(f, &gaps, steps, gap[a], within[0][a], within[1][a], n[a], colour);
+        if (a != all.reference) panel_curve(f, &gaps, steps, gap[a], within[0][a], within[1][a], paired[a], colour);
         fprintf(f, "<path stroke=\"%s\" stroke-width=\"3\" d=\"M%d %gh18\"/><text x=\"%d\" y=\"%g\">", colour,
                 PLOT_LEFT + PLOT_WIDTH + 14, y, PLOT_LEFT + PLOT_WIDTH + 38, y + 4);
-        for (const char *c = all.arms[a].label; *c; c++) fprintf(f, *c == '<' ? "&lt;" : *c == '&' ? "&amp;" : "%c", *c);
+        svg_text(f, all.arms[a].label);
+        fprintf(f, a == all.reference ? " (the reference)" : "");
         fprintf(f, "</text>\n");
     }
     fprintf(f, "</svg>\n");
@@ -644,28 +657,42 @@ static int arm_index(const char *label) {
     return -1;
 }
 
+// Waits for the end of one child that made a run, and says how far all are; an error of its ends the program. Returns 1.
+static int child_wait(int *done, int total, double begin) {
+    int status;
+    char left[64];
+    while (wait(&status) < 0) EXPECT(errno == EINTR, "lost a run: %s", strerror(errno));
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    if (code) fatal(code, "a run failed; when the others that are under way have ended, the same command goes on");
+    ++*done;
+    printf("%d of %d runs | %s left\n", *done, total, duration_text((seconds_now() - begin) / *done * (total - *done), left));
+    return 1;
+}
+
 int main(int argc, char **argv) {
     static char common[3 * PATH_MAX];
     const char *arms = "fp16,bf16,fp8", *reference = NULL;
     setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
     all.seeds = 5, all.bound = 0.002, all.out = "log/compare", all.common = common;
-    int i = 1;
+    int i = 1, jobs = 1;
     for (; i < argc && strcmp(argv[i], "--"); i += 2) {
-        static const char *const names[] = {"--arms", "--seeds", "--out", "--bound", "--reference", "--statistics"};
+        static const char *const names[] = {"--arms", "--seeds", "--out", "--bound", "--reference", "--statistics", "--jobs"};
         int which = 0;
-        while (which < 6 && strcmp(argv[i], names[which])) which++;
-        EXPECT(which < 6 && i + 1 < argc, "option '%s': %s; the first lines of dev/compare.c say what there is", argv[i],
-               which < 6 ? "needs a value" : "is unknown");
+        while (which < 7 && strcmp(argv[i], names[which])) which++;
+        EXPECT(which < 7 && i + 1 < argc, "option '%s': %s; the first lines of dev/compare.c say what there is", argv[i],
+               which < 7 ? "needs a value" : "is unknown");
         const char *value = argv[i + 1];
         if (which == 0) arms = value;
         else if (which == 1) all.seeds = atoi(value);
         else if (which == 2) all.out = value;
         else if (which == 3) all.bound = atof(value);
         else if (which == 4) reference = value;
+        else if (which == 6) jobs = atoi(value);
         else return statistics_print(value);
     }
     for (i++; i < argc; i++) strncat(strncat(common, common[0] ? " " : "", 2), argv[i], sizeof(common) - strlen(common) - 2);
     EXPECT(all.seeds >= 1 && all.seeds <= SEEDS_MAX, "option --seeds: expected 1 to %d, found %d", SEEDS_MAX, all.seeds);
+    EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
     EXPECT(all.bound > 0, "option --bound: expected a number above 0");
     arms_parse(strdup(arms));
     EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
@@ -683,10 +710,36 @@ int main(int argc, char **argv) {
     EXPECT(flock(lock, LOCK_EX | LOCK_NB) == 0, "%s: another comparison runs in this directory", all.out);
     const double begin = seconds_now();
     const int total = all.arm_count * all.seeds;
-    int done = 0, made = 0;
+    int done = 0, made = 0, running = 0;
     const TrainedRun *first = NULL;
-    for (int a = 0; a < all.arm_count; a++) all.arms[a].runs = (TrainedRun *)memory_allocate(all.seeds * sizeof(TrainedRun));
-    for (int seed = 1; seed <= all.seeds; seed++) // seed by seed, so that a stopped comparison has whole pairs
+    for (int a = 0; a < all.arm_count; a++) {
+        // shared, so that what a child saw of a run's end is known here
+        void *runs = mmap(NULL, all.seeds * sizeof(TrainedRun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        EXPECT(runs != MAP_FAILED, "out of memory");
+        all.arms[a].runs = (TrainedRun *)runs;
+    }
+    if (jobs > 1) { // make them all in children; below they are only read
+        char threads[16];
+        snprintf(threads, sizeof(threads), "%d", MAX(1, thread_count() / jobs));
+        setenv("OMP_NUM_THREADS", threads, 1);
+        for (int k = 0; k < total || running; k++) { // seed by seed
+            if (k >= total || running == jobs) running -= child_wait(&done, total, begin);
+            if (k >= total) continue;
+            fflush(stdout);
+            const pid_t child = fork();
+            EXPECT(child >= 0, "cannot start a run: %s", strerror(errno));
+            Arm *arm = &all.arms[k % all.arm_count];
+            const int seed = k / all.arm_count + 1;
+            if (child == 0) {
+                run_make(arm, seed);
+                arm->runs[seed - 1].log = NULL; // the child's own memory
+                _exit(0);
+            }
+            running++;
+        }
+        done = 0;
+    }
+    for (int seed = 1; seed <= all.seeds; seed++) // so that a stopped comparison has whole pairs
         for (int a = 0; a < all.arm_count; a++) {
             Arm *arm = &all.arms[a];
             char left[64];

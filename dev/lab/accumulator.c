@@ -8,7 +8,7 @@ lies below 13 fraction bits of it, adds what is left, and cuts the sum to 13 fra
 DeepSeek-V3 (arXiv 2412.19437, section 3.3.2) therefore adds the accumulator to an fp32 total, and clears it, every 128 elements of
 K: promotion. Both are modelled here, beside the trainer's own sum, one chain of fp32 multiply-adds. dev/check_accumulator.py
 compares this model, bit for bit, with one that was validated on an H100: with three files, the program reads E4M3 bytes a [M, 512]
-and b [M, 512] and writes the sums [M] as fp32, without promotion and with. The error is the root mean square over ROWS x ROWS
+and b [M, 512] and writes the sums [M, 2] as fp32, without promotion and with. The error is the root mean square over ROWS x ROWS
 outputs of the distance to the exact sum of the same bytes, over the root mean square of the exact sums.
 */
 #define TESTING
@@ -84,8 +84,7 @@ int main(int argc, char **argv) {
     for (int s = 0; s < SUMS; s++) printf("\t%s", sums[s].name);
     printf("\n");
     for (int shifted = 0; shifted < 2; shifted++) {
-        for (int which = 0; which < 2;
-             which++) // normal numbers, on 0 or, the left one, on 1, as after a GELU: then sums grow with K
+        for (int which = 0; which < 2; which++) // normal numbers around 0 or, the left one, around 1, as after a GELU
             for (size_t i = 0; i < (size_t)rows * K_MAX; i++) {
                 double sine, cosine, u = 1 - random_unit(random_u64(7 + which, 0, i));
                 sincos_turns(random_unit(random_u64(7 + which, 1, i)), &sine, &cosine);
