@@ -45,7 +45,9 @@ static void fault_apply(Gpt *g, int fault, int layer, int linear, int which, flo
     }
     if (fault == FLIP) {
         gpt_refresh_weights(g);
-        if (!undo) ((uint8_t *)(uintptr_t)gpt_linear(g, layer, linear).w)[0] ^= 0x40;
+        const Linear f = gpt_linear(g, layer, linear);
+        EXPECT(linear_in_fp8(&f, FPROP) || linear_in_fp8(&f, DGRAD), "FAULT flip: no product reads this weight in FP8");
+        if (!undo) ((uint8_t *)(uintptr_t)f.w)[0] ^= 0x40; // in blocks: of the copy that fprop reads
         return;
     }
     size_t n;
