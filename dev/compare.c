@@ -512,6 +512,12 @@ static void report_write(void) {
 
 enum { PLOT_LEFT = 64, PLOT_WIDTH = 560, PLOT_HEIGHT = 230 };
 static const char *const plot_colours[] = {"#888888", "#3b82f6", "#f97316", "#22a06b", "#d6409f", "#8e4ec6", "#b98900", "#0ea5b7"};
+enum { COLOURS = sizeof(plot_colours) / sizeof(plot_colours[0]) };
+// A line in an arm's colour; where colours begin again, dashed.
+static void svg_stroke(FILE *f, int arm, double width) {
+    fprintf(f, "stroke=\"%s\" stroke-width=\"%g\"", plot_colours[arm % COLOURS], width);
+    if (arm >= COLOURS) fprintf(f, " stroke-dasharray=\"%d 3\"", 9 / (arm / COLOURS));
+}
 typedef struct {
     double top, x1, y0, y1; // pixels; steps 0 .. x1 and nats y0 .. y1 that are shown
 } Panel;
@@ -521,7 +527,7 @@ static double plot_y(const Panel *p, double y) { return p->top + PLOT_HEIGHT * (
 // Frame, title, and lines at round numbers (1, 2 or 5 times a power of ten) on both axes.
 static void panel_begin(FILE *f, const Panel *p, const char *title) {
     fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"title\">%s</text>\n", PLOT_LEFT, p->top - 10, title);
-    fprintf(f, "<text x=\"%d\" y=\"%g\">step</text>\n", PLOT_LEFT + PLOT_WIDTH + 8, p->top + PLOT_HEIGHT + 16);
+    fprintf(f, "<text x=\"%d\" y=\"%g\">step</text>\n", PLOT_LEFT + PLOT_WIDTH + 24, p->top + PLOT_HEIGHT + 16);
     for (int axis = 0; axis < 2; axis++) {
         const double low = axis ? p->y0 : 0, high = axis ? p->y1 : p->x1;
         double step = pow(10, floor(log10(high - low)));
@@ -539,11 +545,11 @@ static void panel_begin(FILE *f, const Panel *p, const char *title) {
 }
 // One arm: the band low .. high and the line of its means, over n validations.
 static void panel_curve(FILE *f, const Panel *p, const double *steps, const double *mean, const double *low, const double *high,
-                        int n, const char *colour) {
-    fprintf(f, "<g clip-path=\"url(#clip%g)\"><path fill=\"%s\" opacity=\".18\" d=\"", p->top, colour);
+                        int n, int arm) {
+    fprintf(f, "<g clip-path=\"url(#clip%g)\"><path fill=\"%s\" opacity=\".18\" d=\"", p->top, plot_colours[arm % COLOURS]);
     for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, high[i]));
     for (int i = n - 1; i >= 0; i--) fprintf(f, "L%.1f %.1f", plot_x(p, steps[i]), plot_y(p, low[i]));
-    fprintf(f, "Z\"/><path fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" stroke-linecap=\"round\" d=\"", colour);
+    fprintf(f, "Z\"/><path fill=\"none\" stroke-linecap=\"round\" "), svg_stroke(f, arm, 1.8), fprintf(f, " d=\"");
     for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, mean[i]));
     fprintf(f, "h0\"/></g>\n"); // a single point is seen, too
 }
@@ -600,11 +606,11 @@ static void picture_write(void) {
             PLOT_WIDTH, plot_y(&gaps, -all.bound) - plot_y(&gaps, all.bound));
     for (int a = 0; a < all.arm_count; a++) {
         const double *steps = all.arms[a].runs[0].step, y = loss.top + 12 + 18 * a;
-        const char *colour = plot_colours[a % (int)(sizeof(plot_colours) / sizeof(plot_colours[0]))];
-        panel_curve(f, &loss, steps, mean[a], around[0][a], around[1][a], n[a], colour);
-        if (a != all.reference) panel_curve(f, &gaps, steps, gap[a], within[0][a], within[1][a], paired[a], colour);
-        fprintf(f, "<path stroke=\"%s\" stroke-width=\"3\" d=\"M%d %gh18\"/><text x=\"%d\" y=\"%g\">", colour,
-                PLOT_LEFT + PLOT_WIDTH + 14, y, PLOT_LEFT + PLOT_WIDTH + 38, y + 4);
+        panel_curve(f, &loss, steps, mean[a], around[0][a], around[1][a], n[a], a);
+        if (a != all.reference) panel_curve(f, &gaps, steps, gap[a], within[0][a], within[1][a], paired[a], a);
+        fprintf(f, "<path "), svg_stroke(f, a, 3);
+        fprintf(f, " d=\"M%d %gh18\"/><text x=\"%d\" y=\"%g\">", PLOT_LEFT + PLOT_WIDTH + 14, y, PLOT_LEFT + PLOT_WIDTH + 38,
+                y + 4);
         svg_text(f, all.arms[a].label);
         fprintf(f, a == all.reference ? " (the reference)" : "");
         fprintf(f, "</text>\n");

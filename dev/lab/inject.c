@@ -144,6 +144,7 @@ int main(int argc, char **argv) {
     const int clean = train(argc - 4, argv + 4, "build/lab/clean.tsv", -1, step, layer, linear, which);
     EXPECT(clean == 0, "the unbroken run ended with status %d", clean);
     const int broken = train(argc - 4, argv + 4, "build/lab/broken.tsv", fault, step, layer, linear, which);
+    if (broken != 0 && broken != EXIT_NONFINITE) return EXIT_BAD_INPUT; // it has said why
     char *a = text_read("build/lab/clean.tsv"), *b = text_read("build/lab/broken.tsv");
     double x[3], y[7];
     long recovered = -1, last = 0;
