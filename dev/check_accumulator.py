@@ -42,7 +42,7 @@ def main():
         print(f"{'FAIL' if differ else 'ok  '} {name}: {differ} of {ROWS} sums of {K} differ from mmaemu's; "
               f"{np.count_nonzero(exact.astype(np.float32) != theirs)} differ from the exact sum")
         failed += differ
-    return failed != 0
+    return int(failed != 0)
 
 
 if __name__ == "__main__":
