@@ -350,34 +350,36 @@ static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
 }
 static inline uint8_t fp8_encode(float f, Dtype d) { return fp8_encode_bits(float_bits(f), fp8_format(d)); }
 
-// The value of a code by the format's definition (paper, table 1).
-static float fp8_decode(uint8_t code, Dtype d) {
-    const Fp8Format *f = fp8_format(d);
-    uint32_t sign = (uint32_t)(code & 0x80) << 24, a = code & 0x7f;
-    int e = a >> f->mantissa_bits, m = a & ((1u << f->mantissa_bits) - 1);
-    if (a > f->max_code) return bits_float(sign | (d == DTYPE_E5M2 && m == 0 ? 0x7f800000 : 0x7fc00000));
-    uint32_t ulp = (uint32_t)(127 + (e ? e : 1) - f->bias - f->mantissa_bits) << 23; // the value of the last bit
-    return bits_float(sign | float_bits((float)(e ? m + (1 << f->mantissa_bits) : m) * bits_float(ulp)));
+// The value of a code (paper, table 1), without branches. Denormals are whole numbers of the format's smallest.
+INLINE float fp8_value(uint32_t code, const Fp8Format *f) {
+    const uint32_t a = code & 0x7f, normal = (a << (23 - f->mantissa_bits)) + ((127u - f->bias) << 23);
+    const float smallest = bits_float((uint32_t)(128 - f->bias - f->mantissa_bits) << 23);
+    uint32_t r = a >> f->mantissa_bits ? normal : float_bits((float)(int32_t)a * smallest);
+    r = a > f->max_code ? (a == 0x7c ? 0x7f800000 : 0x7fc00000) : r; // E5M2's Inf; NaN
+    return bits_float(r | (code & 0x80) << 24);
 }
+static float fp8_decode(uint8_t code, Dtype d) { return fp8_value(code, fp8_format(d)); }
 
-// Every code as fp32, and as bf16, which holds both formats exactly. The first 128 also split in bytes, for vpermi2b.
-static float fp8_to_fp32[2][256];
-static uint16_t fp8_to_bf16[2][256];
+// The first 128 codes as bf16, which holds both formats exactly, split in bytes for vpermi2b.
 static uint8_t fp8_low[2][128], fp8_high[2][128];
 static void fp8_tables_init(void) {
-    for (int d = 0; d < 2; d++)
-        for (int c = 0; c < 256; c++) {
-            fp8_to_fp32[d][c] = fp8_decode(c, d ? DTYPE_E5M2 : DTYPE_E4M3);
-            const uint16_t h = fp8_to_bf16[d][c] = float_bits(fp8_to_fp32[d][c]) >> 16;
-            if (c < 128) fp8_low[d][c] = h & 0xff, fp8_high[d][c] = h >> 8;
-        }
+    for (int i = 0; i < 256; i++) {
+        const uint32_t h = float_bits(fp8_value(i & 127, &fp8_formats[i >> 7])) >> 16;
+        fp8_low[i >> 7][i & 127] = h & 0xff, fp8_high[i >> 7][i & 127] = h >> 8;
+    }
+}
+
+// n FP8 codes to fp32.
+static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
+    if (d == DTYPE_E4M3) SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(codes[i], &fp8_formats[0]);
+    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(codes[i], &fp8_formats[1]);
 }
 
 // n FP8 codes to bf16.
 static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
-    const int t = d == DTYPE_E5M2;
     int i = 0;
 #ifdef __AVX512VBMI__
+    const int t = d == DTYPE_E5M2;
     // Low and high byte of the bf16 come from two tables of 128 entries; the sign is the code's own top bit. Quadwords are
     // put in an order that makes the lane-wise unpack give ascending elements.
     const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
@@ -392,7 +394,7 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
         _mm512_mask_storeu_epi16(out + i + 32, (__mmask32)(valid >> 32), _mm512_unpackhi_epi8(low, high));
     }
 #endif
-    for (; i < n; i++) out[i] = fp8_to_bf16[t][codes[i]];
+    for (; i < n; i++) out[i] = float_bits(fp8_decode(codes[i], d)) >> 16;
 }
 
 // ---- what is counted for every operand, in the pass that quantises it
@@ -688,7 +690,7 @@ typedef struct {
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bits of a float, written and read as one
-#define NB       192                                // columns of b that one task packs at most; a panel of a in L1 meets them all
+#define NB       (LANES == 16 ? 192 : 96)           // columns of b that one task packs at most; a panel of a in L1 meets them all
 #define KU       1024                               // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
 #define MC       1536                               // rows of a packed at a time
 #define STRIP    96 // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR, AMX_MR
@@ -710,8 +712,13 @@ static int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses
 // tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels are not inlined, and a
 // fence keeps the loads of one unit from moving into another: compilers that do either run out of registers, and spilled
 // accumulators cost a quarter of the speed.
-#define KERNEL           __attribute__((noinline)) static void
-#define UNIT_FENCE       __asm__ volatile("" : : : "memory")
+#define KERNEL     __attribute__((noinline)) static void
+#define UNIT_FENCE __asm__ volatile("" : : : "memory")
+#if defined(__x86_64__) && LANES > 1
+#define IN_REGISTER(v) __asm__("" : "+v"(v)) // or gcc loads it again for every row
+#else
+#define IN_REGISTER(v) (void)0
+#endif
 #define EACH_ROW         UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
 #define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch((line) + 8 * NR + j)
@@ -719,19 +726,20 @@ static int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses
 // A chain takes `group` units in turn, of these number `from` first, then the ones before it, down to 0.
 INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs, const int group,
                          const int from) {
-    Vector c[MR][NR / LANES], v[NR / LANES];
-    memcpy(c, tile, sizeof(c));
+    Vector c[MR][NR / LANES], v[NR / LANES], *t = (Vector *)tile;
+    EACH_ROW EACH_VECTOR c[i][j] = t[i * (NR / LANES) + j]; // not by memcpy, which would keep c in memory
     for (int u = 0; u < units; u += group, a += group * MR, b += group * NR) UNROLL for (int k = from; k >= 0; k--) {
             const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
             UNIT_FENCE;
             FETCH_LINE(line);
             EACH_VECTOR v[j] = ((const Vector *)line)[j];
+            EACH_VECTOR IN_REGISTER(v[j]);
             EACH_ROW {
                 const Vector s = vector_set1(rows[i]);
                 EACH_VECTOR c[i][j] = pairs ? vector_fma_pairs(s, v[j], c[i][j]) : vector_fma(s, v[j], c[i][j]);
             }
         }
-    memcpy(tile, c, sizeof(c));
+    EACH_ROW EACH_VECTOR t[i * (NR / LANES) + j] = c[i][j];
 }
 #else
 // No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
@@ -831,11 +839,8 @@ static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
     const void *from = (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
     else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
-    else if (dtype_size[s->dtype] == 1) {
-        uint16_t half[STRIP];
-        decode_bf16(half, from, n, s->dtype);
-        SIMD for (int j = 0; j < n; j++)((float *)out)[j] = float_from_bf16(half[j]);
-    } else SIMD for (int j = 0; j < n; j++)((float *)out)[j] = float_from_stored(((const stored_t *)from)[j]);
+    else if (dtype_size[s->dtype] == 1) decode_fp32(out, from, n, s->dtype);
+    else SIMD for (int j = 0; j < n; j++)((float *)out)[j] = float_from_stored(((const stored_t *)from)[j]);
     if (!s->inv) return;
     const int goes_along = s->k_stride == 1;
     const size_t block = goes_along ? s->along : s->across, start = goes_along ? k : i;
@@ -880,15 +885,6 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
-            if (n == width && per_unit == 1 && dtype_size[s->dtype] == 1 && !s->inv) { // FP8 to fp32: a look into a table, in place
-                const uint8_t *codes = (const uint8_t *)s->data + (i0 + p) * s->row_stride + k0;
-                const float *table = fp8_to_fp32[s->dtype == DTYPE_E5M2];
-                float *to = (float *)dst;
-                for (int u = 0; u < nk; u++, to += width)
-                    UNROLL for (int i = 0; i < width; i++) to[i] = table[codes[i * s->row_stride + u]];
-                memset(to, 0, (units - nk) * width * 4);
-                continue;
-            }
             if (n < width) memset(rows, 0, sizeof(rows));
             for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
                 const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);

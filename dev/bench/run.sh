@@ -19,7 +19,11 @@ for name in fp8 fp16 bf16 fp32; do
   precision=$((precision + 1))
 done
 $cc $flags $native dev/bench/products.c -o $work/products -lm
-avx2=$(grep -qw avx2 /proc/cpuinfo && echo yes || true)
+cpu_has() { grep -qw "$1" /proc/cpuinfo && echo yes || true; }
+avx2=$([ "$(cpu_has avx512f)" ] && cpu_has avx2) || true # of its own where native is more than that
+tiles=$(cpu_has amx_bf16)                               # elsewhere that order is computed as well, at 85% of the speed
+torch_types=bf16
+[ "$(cpu_has avx512_bf16)$tiles" ] || torch_types="bf16 fp32" # without bf16 instructions fp32 is PyTorch's best
 if [ "$avx2" ]; then
   $cc $flags -march=x86-64-v3 train_gpt_fp8.c -o $work/fp8-avx2 -lm
   $cc $flags -march=x86-64-v3 dev/bench/products.c -o $work/products-avx2 -lm
@@ -59,9 +63,9 @@ products() {
     if has numpy; then
       $python dev/bench/peers.py sgemm 9 < $work/shapes.tsv | sed 's/^sgemm/OpenBLAS sgemm/' >> $work/products.tsv
     fi
-    if has torch; then
+    if has torch && [ "$(cpu_has avx512_bf16)" ]; then
       ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16 without AMX/' >> $work/products.tsv
-      if grep -qw amx_bf16 /proc/cpuinfo; then $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16, AMX/' >> $work/products.tsv; fi
+      if [ "$tiles" ]; then $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16, AMX/' >> $work/products.tsv; fi
     fi
   done
   has numpy || echo "OpenBLAS: skipped, \`$python\` has no NumPy."
@@ -116,15 +120,18 @@ products() {
     arguments="-e $model -b $batch -t $context -m 1 $input"
     id=$model-$context
     python_modes=""
-    if [ $model = d12 ] && $python -c 'import torch' 2> /dev/null; then python_modes="plain compile"; fi
+    if [ $model = d12 ] && has torch; then python_modes=$(for type in $torch_types; do echo "$type $type-compile"; done); fi
     for round in $(seq $rounds); do
       for name in fp8 bf16 fp16 fp32 ${avx2:+fp8-avx2}; do run $name $id-$name $arguments; done
       OMP_NUM_THREADS=1 run fp8 $id-one $arguments
-      for name in fp8 bf16 fp16 fp32; do run $name $id-$name-tiles $arguments --sum-order tiles; done
-      OMP_NUM_THREADS=1 run fp8 $id-one-tiles $arguments --sum-order tiles
-      run fp8 $id-again-tiles $arguments --sum-order tiles --recompute
+      if [ "$tiles" ]; then
+        for name in fp8 bf16 fp16 fp32; do run $name $id-$name-tiles $arguments --sum-order tiles; done
+        OMP_NUM_THREADS=1 run fp8 $id-one-tiles $arguments --sum-order tiles
+      fi
+      run fp8 $id-again $arguments ${tiles:+--sum-order tiles} --recompute
       for mode in $python_modes; do
-        $python dev/bench/torch_step.py --batch $batch --seq-len $context --steps $steps --threads $OMP_NUM_THREADS $([ $mode = plain ] || echo --compile) 2> /dev/null | cut -d' ' -f2 >> $work/$id-torch-$mode.ms || true
+        torch_flags="$(case $mode in *compile) echo --compile ;; esac) $(case $mode in fp32*) echo --fp32 ;; esac)"
+        $python dev/bench/torch_step.py --batch $batch --seq-len $context --steps $steps --threads $OMP_NUM_THREADS $torch_flags 2> /dev/null | cut -d' ' -f2 >> $work/$id-torch-$mode.ms || true
       done
       if [ "$id" = d12-256 ] && [ "${LLMC:-}" ]; then eval "$LLMC" | grep -a '^step' | tail -n +2 | sed -E 's/.*took ([0-9.]+) ms.*/\1/' >> $work/llmc.ms; fi
     done
@@ -134,17 +141,23 @@ products() {
     echo "$head"
     for name in fp8 bf16 fp16 fp32 ${avx2:+fp8-avx2}; do row "$name" $id-$name $((batch * context)) $id-fp8; done
     row "fp8, 1 thread" $id-one $((batch * context)) $id-fp8
-    for name in fp8 bf16 fp16 fp32; do row "$name, \`--sum-order tiles\`" $id-$name-tiles $((batch * context)) $id-fp8-tiles; done
-    row "fp8 in tiles, 1 thread" $id-one-tiles $((batch * context)) $id-fp8-tiles
-    row "fp8 in tiles, \`--recompute\`" $id-again-tiles $((batch * context)) $id-fp8-tiles
-    for mode in plain compile; do
-      if [ -s $work/$id-torch-$mode.ms ]; then
-        awk -v m=$mode -v ms="$(median < $work/$id-torch-$mode.ms)" -v pairs="$(median < $work/$id-fp8.ms)" -v tiles="$(median < $work/$id-fp8-tiles.ms)" -v n=$((batch * context)) 'BEGIN { printf "| PyTorch, bf16 autocast%s | %.0f | %.0f | | | %.2f of pairs, %.2f of tiles | |\n", m == "compile" ? ", torch.compile" : "", ms, 1e3 * n / ms, ms / pairs, ms / tiles }'
-      elif [ $model = d12 ]; then echo "| PyTorch ($mode) | skipped: \`$python\` has no torch, or it failed | | | | | |"; fi
+    if [ "$tiles" ]; then
+      for name in fp8 bf16 fp16 fp32; do row "$name, \`--sum-order tiles\`" $id-$name-tiles $((batch * context)) $id-fp8-tiles; done
+      row "fp8 in tiles, 1 thread" $id-one-tiles $((batch * context)) $id-fp8-tiles
+    fi
+    row "fp8${tiles:+ in tiles}, \`--recompute\`" $id-again $((batch * context)) $id-fp8${tiles:+-tiles}
+    peer() { # label, file of its times: beside ours
+      awk -v l="$1" -v ms="$(median < "$2")" -v pairs="$(median < $work/$id-fp8.ms)" -v tiles="$([ ! "$tiles" ] || median < $work/$id-fp8-tiles.ms)" -v n=$((batch * context)) 'BEGIN {
+        printf "| %s | %.0f | %.0f | | | %.2f%s | |\n", l, ms, 1e3 * n / ms, ms / pairs, tiles ? sprintf(" of pairs, %.2f of tiles", ms / tiles) : "" }'
+    }
+    for mode in $python_modes; do
+      if [ -s $work/$id-torch-$mode.ms ]; then peer "PyTorch, ${mode%-*}$(case $mode in bf16*) echo ' autocast' ;; esac)$(case $mode in *compile) echo ', torch.compile' ;; esac)" $work/$id-torch-$mode.ms
+      else echo "| PyTorch ($mode) | failed | | | | | |"; fi
     done
+    if [ $model = d12 ] && [ ! "$python_modes" ]; then echo "| PyTorch | skipped: \`$python\` has no torch | | | | | |"; fi
     if [ "$id" = d12-256 ]; then
       if [ -s $work/llmc.ms ]; then
-        awk -v ms="$(median < $work/llmc.ms)" -v pairs="$(median < $work/$id-fp8.ms)" -v tiles="$(median < $work/$id-fp8-tiles.ms)" -v n=$((batch * context)) 'BEGIN { printf "| llm.c train_gpt2, fp32 | %.0f | %.0f | | | %.2f of pairs, %.2f of tiles | |\n", ms, 1e3 * n / ms, ms / pairs, ms / tiles }'
+        peer "llm.c train_gpt2, fp32" $work/llmc.ms
       else echo "| llm.c | skipped: LLMC names no command | | | | | |"; fi
     fi
     echo

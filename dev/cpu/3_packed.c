@@ -7,9 +7,9 @@ static void product_packed(float *c, const uint8_t *a, const uint8_t *b, int M, 
     const int panels = (N + 15) / 16;
     float *x = (float *)memory_allocate((size_t)M * K * sizeof(float));
     float *packed = (float *)memory_allocate((size_t)panels * K * 16 * sizeof(float));
-    for (size_t i = 0; i < (size_t)M * K; i++) x[i] = fp8_to_fp32[0][a[i]];
+    for (size_t i = 0; i < (size_t)M * K; i++) x[i] = e4m3_value[a[i]];
     for (int n = 0; n < N; n++)
-        for (int k = 0; k < K; k++) packed[((size_t)(n / 16) * K + k) * 16 + n % 16] = fp8_to_fp32[0][b[(size_t)n * K + k]];
+        for (int k = 0; k < K; k++) packed[((size_t)(n / 16) * K + k) * 16 + n % 16] = e4m3_value[b[(size_t)n * K + k]];
     for (int p = 0; p < panels; p++)
         for (int m = 0; m < M; m++) {
             float sums[16] = {0};

@@ -9,12 +9,12 @@ static void product_decode_while_packing(float *c, const uint8_t *a, const uint8
     float *panel = (float *)memory_allocate((size_t)K * 16 * sizeof(float));
     for (int m0 = 0; m0 < M; m0 += 64) {
         const int rows = MIN(M - m0, 64);
-        for (size_t i = 0; i < (size_t)rows * K; i++) block[i] = fp8_to_fp32[0][a[(size_t)m0 * K + i]];
+        for (size_t i = 0; i < (size_t)rows * K; i++) block[i] = e4m3_value[a[(size_t)m0 * K + i]];
         for (int p = 0; p < N; p += 16) {
             const int columns = MIN(N - p, 16);
             memset(panel, 0, (size_t)K * 16 * sizeof(float));
             for (int j = 0; j < columns; j++)
-                for (int k = 0; k < K; k++) panel[k * 16 + j] = fp8_to_fp32[0][b[(size_t)(p + j) * K + k]];
+                for (int k = 0; k < K; k++) panel[k * 16 + j] = e4m3_value[b[(size_t)(p + j) * K + k]];
             for (int m = 0; m < rows; m++) {
                 float sums[16] = {0};
                 for (int pair = 0; pair < K; pair += 2)

@@ -6,6 +6,8 @@ holds each to the bits of the first, and prints how fast it is. `make ladder`, o
 #include "../../train_gpt_fp8.c"
 #include "../bench/peak.h"
 
+static float e4m3_value[256]; // of every code
+
 #include "1_naive.c"
 #include "2_blocked.c"
 #include "3_packed.c"
@@ -34,6 +36,7 @@ int main(int argc, char **argv) {
     uint8_t *a = (uint8_t *)memory_allocate((size_t)M * K), *b = (uint8_t *)memory_allocate((size_t)N * K);
     float *c = (float *)memory_allocate((size_t)M * N * 4), *first = (float *)memory_allocate((size_t)M * N * 4);
     machine_init(0);
+    for (int i = 0; i < 256; i++) e4m3_value[i] = fp8_decode((uint8_t)i, DTYPE_E4M3);
     workspace_init((size_t)M * N, 4096);
     for (size_t i = 0; i < (size_t)M * K; i++) a[i] = fp8_encode((float)random_unit(random_u64(1, 0, i)) * 4 - 2, DTYPE_E4M3);
     for (size_t i = 0; i < (size_t)N * K; i++) b[i] = fp8_encode((float)random_unit(random_u64(1, 1, i)) * 4 - 2, DTYPE_E4M3);
