@@ -4,6 +4,7 @@
 #   PYTHON=python3   with PyTorch, to compare with it; else that line says it was skipped
 #   LLMC=COMMAND     prints llm.c's "step N: ... (took X ms)" lines at B=4 T=256, e.g. "sh -c 'cd llm.c && ./train_gpt2'"
 #   ROUNDS=3 STEPS=5 THREADS=2
+#   SHAPES="d12 4 256 gpt2, d12 1 1024 gpt2, d6 4 256 bytes"   model, sequences, context, kind of tokens
 set -eu
 cd "$(dirname "$0")/../.."
 rounds=${ROUNDS:-3} steps=${STEPS:-5} python=${PYTHON:-python3}
@@ -23,7 +24,7 @@ cpu_has() { grep -qw "$1" /proc/cpuinfo && echo yes || true; }
 avx2=$([ "$(cpu_has avx512f)" ] && cpu_has avx2) || true # of its own where native is more than that
 tiles=$(cpu_has amx_bf16)                               # elsewhere that order is computed as well, at 85% of the speed
 torch_types=bf16
-[ "$(cpu_has avx512_bf16)$tiles" ] || torch_types="bf16 fp32" # without bf16 instructions fp32 is PyTorch's best
+[ "$(cpu_has avx512_bf16)$tiles" ] || torch_types=fp32  # PyTorch's bf16 is slower than that without such instructions
 if [ "$avx2" ]; then
   $cc $flags -march=x86-64-v3 train_gpt_fp8.c -o $work/fp8-avx2 -lm
   $cc $flags -march=x86-64-v3 dev/bench/products.c -o $work/products-avx2 -lm
@@ -113,8 +114,7 @@ products() {
   products
   echo
   echo "## Whole training steps"
-  for shape in "d12 4 256 gpt2" "d12 1 1024 gpt2" "d6 4 256 bytes"; do
-    read -r model batch context data <<< "$shape"
+  while read -r model batch context data <&3; do
     input="-i $work/gpt2.bin -j $work/gpt2.bin"
     [ "$data" = gpt2 ] || input="-i data/tales.d/train.txt -j data/tales.d/train.txt"
     arguments="-e $model -b $batch -t $context -m 1 $input"
@@ -161,7 +161,7 @@ products() {
       else echo "| llm.c | skipped: LLMC names no command | | | | | |"; fi
     fi
     echo
-    echo "FP8: $(cat $work/$id-fp8.memory); with \`--recompute\`: $(cat $work/$id-again-tiles.memory)."
-  done
+    echo "FP8: $(cat $work/$id-fp8.memory); with \`--recompute\`: $(cat $work/$id-again.memory)."
+  done 3< <(echo "${SHAPES:-d12 4 256 gpt2, d12 1 1024 gpt2, d6 4 256 bytes}" | tr , '\n')
 } | tee $work/RESULTS.md
 cp $work/RESULTS.md dev/bench/RESULTS.md
