@@ -2,6 +2,8 @@
 # make test             the tests in all four precisions, and on the portable path
 # make test-exhaustive  the encoders on all 2^32 floats, every instruction set that this machine runs (minutes)
 # make ladder         seven matrix products, each a step faster (dev/cpu), all with the same bits
+# make cuda             the four trainers for an NVIDIA GPU, train_gpt_fp8cu ..; USE_CUDNN=1: attention by cuDNN; GPU_ARCH=sm_90
+# make test-cuda        the CUDA file's kernels on this CPU (dev/cuda), against the C file; no GPU or toolkit is needed
 # make bench          products and whole steps on this machine, in turn, to dev/bench/RESULTS.md (many minutes)
 # make PORTABLE=1       plain C for any CPU of the family: no -march=native
 # make ARCH=x86-64-v3   another -march (x86-64-v3: AVX2 + FMA)
@@ -97,10 +99,34 @@ compare: build/compare all
 flags:
 	@echo '$(CFLAGS) $(NUMERICS)'
 
+# The CUDA backend. Contraction is off and denormals are flushed, as in the C file, so that FP8 bytes are the same.
+NVCC ?= nvcc
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC))))
+GPU_ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),native,sm_90)
+NVCC_FLAGS = -O3 -std=c++17 -arch=$(GPU_ARCH) -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
+CUDA_LIBS = -lcublasLt $(if $(CUDA_HOME),-Xlinker -rpath=$(CUDA_HOME)/lib64)
+ifdef USE_CUDNN # CUDNN_FLAGS: where its frontend's headers are, e.g. -isystem DIR/include of the package nvidia-cudnn-frontend
+NVCC_FLAGS += -DUSE_CUDNN $(CUDNN_FLAGS)
+CUDA_LIBS += -lcudnn -lnvrtc
+endif
+ifneq ($(shell command -v $(NVCC)),)
+cuda: $(PRECISIONS:%=train_gpt_%cu) data/tales.d/train.txt
+else
+cuda:
+	@echo "make cuda: no $(NVCC) was found (it comes with NVIDIA's CUDA Toolkit); nothing is built"
+endif
+$(PRECISIONS:%=train_gpt_%cu): train_gpt_%cu: train_gpt_fp8.cu
+	$(NVCC) $(NVCC_FLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(CUDA_LIBS)
+
+test-cuda:
+	@mkdir -p build/cuda
+	$(CXX) -std=c++17 -O2 -Wall -Wextra -Werror dev/cuda/on_cpu_test.cpp -o build/cuda/on_cpu_test && build/cuda/on_cpu_test
+	set -e; for p in $(PRECISIONS); do echo "== $$p"; dev/cuda/test.sh $$p; done
+
 bench: data/tales.d/train.txt
 	dev/bench/run.sh
 
 clean:
-	rm -rf build $(TRAINERS) $(TESTS) data/tales data/tales.d
+	rm -rf build $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
-.PHONY: all test test-exhaustive ladder compare flags bench clean
+.PHONY: all cuda test-cuda test test-exhaustive ladder compare flags bench clean

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Plants faults in train_gpt_fp8.cu, one at a time, and runs dev/cuda/test_cuda.cu on each: every one must be found.
+
+    python3 dev/cuda/faults.py            # all of them, 20 to 40 seconds each
+    python3 dev/cuda/faults.py barrier    # those whose names hold a word
+
+Prints a line a fault; exit status 0 if all were found. A fault whose text is no longer in the file is reported as stale.
+"""
+import os
+import subprocess
+import sys
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+# name, text, what it becomes, tests that must fail
+FAULTS = [
+    ("no barrier before a turned tile is stored", "    __syncthreads();\n    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);",
+     "    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);", "fused bits"),
+    ("no barrier behind attention's tile", "        att_add<HS, 8>(o, s, v, 0);\n        __syncthreads();", "        att_add<HS, 8>(o, s, v, 0);", "attention bits"),
+    ("attention's older sums are not rescaled", "        UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0]",
+     "        if (j > 9999) UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0]", "attention"),
+    ("attention waits for one group of copies too few", "        cp_async_wait<1>();\n", "        cp_async_wait<2>();\n", "attention"),
+    ("attention sees one key too many", "<= first + 8 * i ?", "<= first + 8 * i + 1 ?", "attention"),
+    ("dk without the scale", "att_round(tile, dk, at.scale, at.scale)", "att_round(tile, dk, 1, 1)", "attention"),
+    ("rows of padding are not zeroed", "        bytes[r] = make_uint2(0, 0);\n        if (column", "        bytes[r] = make_uint2(1, 1);\n        if (column", "quantise"),
+    ("two rows of turned bytes exchanged", "cd0, 0x5410);\n        turned[first + half * 4 + 1]", "cd0, 0x1054);\n        turned[first + half * 4 + 1]", "quantise"),
+    ("a count is lost", "    if (c.nonfinite) atomicAdd(", "    if (c.nonfinite > 1) atomicAdd(", "quantise"),
+    ("the margin is forgotten", "for (int i = 0; i < r->margin; i++) scale *= 0.5f;", "for (int i = 1; i < r->margin; i++) scale *= 0.5f;", "scales quantise"),
+    ("the oldest amax stays", "i == next ? 0 :", "i == next + 1 ? 0 :", "scales"),
+    ("OCP's rounding of MX as the other", "if (r->power2 == 2) amax =", "if (r->power2 == 3) amax =", "quantise"),
+    ("a saturated value is not cut", "fp8_round_bits(a, f), f->max_code)", "fp8_round_bits(a, f), f->max_code + 1u)", "numbers quantise"),
+    ("layernorm's backward without a term", "- (in[k] - m) * r * mean_dnn) * r", ") * r", "layernorm"),
+    ("GELU's backward with a wrong factor", "6 * GELU_CUBIC, 2 * GELU_LINEAR)", "5 * GELU_CUBIC, 2 * GELU_LINEAR)", "gelu"),
+    ("the classifier divides by too much", "const float inverse = 1.0f / sum, factor = *dscale;", "const float inverse = 0.99f / sum, factor = *dscale;", "classifier"),
+    ("AdamW without its second correction", "sqrtf(vs[k] * in->correct2)", "sqrtf(vs[k])", "optimiser"),
+    ("a clipped gradient is not clipped", "in->grad_clip > 0 && norm > in->grad_clip ?", "in->grad_clip > 0 && norm > 2 * in->grad_clip ?", "optimiser"),
+    ("the initial weights from another draw", "random_u64(seed, id, i + 1)", "random_u64(seed, id, i + 2)", "model"),
+    ("a host that does not wait", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));\n    device_wait();", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));", "numbers"),
+]
+
+
+def run(command, **more):
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more)
+
+
+def main():
+    wanted = sys.argv[1:]
+    with open(os.path.join(ROOT, "train_gpt_fp8.cu"), encoding="utf-8") as f:
+        source = f.read()
+    path = os.path.join(ROOT, "build", "cuda", "fault.cu")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    missed = 0
+    for name, old, new, tests in FAULTS:
+        if wanted and not any(w in name for w in wanted):
+            continue
+        if old not in source:
+            print(f"STALE  {name}: its text is not in the file", flush=True)
+            missed += 1
+            continue
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(source.replace(old, new))
+        environment = dict(os.environ, TRAINER=f'-DTRAINER="{path}" -Wno-unused', OPTIMISE="-O1", PROGRAM="fault")
+        result = run(["dev/cuda/test.sh", "fp8"] + tests.split(), env=environment)
+        lines = [l for l in result.stdout.splitlines() if l.startswith(("failed", "on_cpu:")) or "error:" in l]
+        found = result.returncode != 0 and "error:" not in result.stdout
+        missed += not found
+        print(f"{'found' if found else 'MISSED':6} {name}: {(lines or ['nothing was said'])[0][:140]}", flush=True)
+    print("all found" if missed == 0 else f"{missed} missed or stale")
+    return missed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

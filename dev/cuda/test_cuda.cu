@@ -1,0 +1,1339 @@
+/*
+Tests of train_gpt_fp8.cu against train_gpt_fp8.c: bytes, scales and statistics bit for bit, layers within what the format's
+rounding explains, whole runs from the command line. On a CPU by on_cpu.h, or on a GPU:
+
+    dev/cuda/test.sh fp8            # or fp16, bf16, fp32; builds in build/cuda, on a CPU, and runs
+    dev/cuda/test.sh --gpu fp8      # the same by nvcc
+
+Every kind of check is also made once on a planted fault, which it must find. Prints what failed, `ok` lines with the figures
+found, then `N passed, M failed`; exit status 0 if nothing failed.
+
+reference.c makes the C file's functions reachable from here, under a prefix, since both files use the same names. The program
+calls itself for whole runs: `--as-cuda ARGS` is the CUDA file's main(), `--as-ref ARGS` the C file's, `--as-bf16` and so on the
+C file's in another precision.
+*/
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+#include <sys/wait.h>
+#ifndef TRAINER
+#define TRAINER "../../train_gpt_fp8.cu"
+#endif
+#define main cuda_main
+#include TRAINER
+#undef main
+#include "reference.h"
+#ifdef CUDA_ON_CPU
+#define ORDERS 4
+static const char *const orders[ORDERS] = {"forward", "backward", "shuffled:1", "shuffled:2"};
+static void order_set(int i) { on_cpu::order_set(orders[i]); }
+#else
+#define ORDERS 2 // on a GPU: twice
+static void order_set(int) {}
+#endif
+
+static int passed, failed;
+#define CHECK(condition, ...) /* prints the first three failures of each */                                                        \
+    do {                                                                                                                           \
+        static int shown;                                                                                                          \
+        if (condition) passed++;                                                                                                   \
+        else if (failed++, shown++ < 3) printf("failed: line %d: %s: ", __LINE__, #condition), printf(__VA_ARGS__), printf("\n");  \
+    } while (0)
+
+// ---- memory and numbers
+template <class T> struct Device { // an array on the device
+    T *p;
+    size_t n;
+    explicit Device(size_t n) : p((T *)device_allocate(n * sizeof(T))), n(n) {}
+    explicit Device(const std::vector<T> &host) : Device(host.size()) { write(host); }
+    Device(const Device &) = delete;
+    ~Device() { cudaFree(p); }
+    void write(const std::vector<T> &host) { device_write(p, host.data(), host.size() * sizeof(T)); }
+    std::vector<T> read() const {
+        std::vector<T> host(n);
+        device_read(host.data(), p, n * sizeof(T));
+        return host;
+    }
+};
+static uint64_t draws;
+static double uniform() { return random_unit(random_u64(7, 7, draws++)); } // 0 .. 1
+static float normal() { return (float)((uniform() + uniform() + uniform() + uniform() + uniform() + uniform() - 3) * 1.41421356); }
+static std::vector<float> normals(size_t n, float std, float mean = 0) {
+    std::vector<float> x(n);
+    for (float &f : x) f = mean + std * normal();
+    return x;
+}
+static std::vector<stored_t> stored(const std::vector<float> &x) {
+    std::vector<stored_t> s(x.size());
+    for (size_t i = 0; i < x.size(); i++) s[i] = stored_from_float(x[i]);
+    return s;
+}
+static std::vector<float> floats(const std::vector<stored_t> &x) {
+    std::vector<float> f(x.size());
+    for (size_t i = 0; i < x.size(); i++) f[i] = float_from_stored(x[i]);
+    return f;
+}
+#if PRECISION != PRECISION_FP32
+static std::vector<float> floats(const std::vector<float> &x) { return x; }
+#endif
+// The relative error of one rounding to the stored type.
+static const double EPSILON = PRECISION == PRECISION_FP32 ? 0x1p-24 : PRECISION == PRECISION_FP16 ? 0x1p-11 : 0x1p-9;
+
+// |found - reference| / |reference|, as norms; huge where one of them is not finite.
+template <class A, class B> static double error_of(const A &reference, const B &found) {
+    double difference = 0, norm = 0;
+    if (reference.size() != found.size()) return 1e30;
+    for (size_t i = 0; i < reference.size(); i++) {
+        const double r = reference[i], d = r - (double)found[i];
+        difference += d * d, norm += r * r;
+    }
+    const double e = sqrt(difference) / (sqrt(norm) + 1e-300);
+    return e == e ? e : 1e30;
+}
+static void check_error(const char *name, const std::vector<float> &reference, const std::vector<float> &found, double tolerance) {
+    const double e = error_of(reference, found);
+    CHECK(e <= tolerance, "%s: relative error %.3g, allowed %.3g", name, e, tolerance);
+    printf("ok   %-44s error %.2e (allowed %.2e)\n", name, e, tolerance);
+}
+template <class T> static bool same(const std::vector<T> &a, const std::vector<T> &b) {
+    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
+}
+template <class T> static void check_same(const char *name, const std::vector<T> &reference, const std::vector<T> &found) {
+    size_t i = 0;
+    while (i < reference.size() && i < found.size() && !memcmp(&reference[i], &found[i], sizeof(T))) i++;
+    uint64_t r = 0, f = 0;
+    if (!same(reference, found))
+        memcpy(&r, &reference[i], MIN(sizeof(T), sizeof(r))), memcpy(&f, &found[i], MIN(sizeof(T), sizeof(f)));
+    CHECK(same(reference, found), "%s: element %zu of %zu: %llx, expected %llx", name, i, reference.size(), (unsigned long long)f,
+          (unsigned long long)r);
+}
+template <class T> static std::vector<T> transposed(const std::vector<T> &x, size_t rows, size_t columns, size_t pitch) {
+    std::vector<T> t(columns * pitch);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < columns; c++) t[c * pitch + r] = x[r * columns + c];
+    return t;
+}
+
+// ---- the functions of one number, for every 16-bit input and many floats
+static __global__ void numbers_kernel(uint32_t *out, const float *x, size_t n) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const stored_t s = stored_from_float(x[i]);
+    uint32_t *to = out + 6 * i;
+    to[0] = 0;
+    memcpy(to, &s, sizeof(s));
+    to[1] = float_bits(float_from_stored(s));
+    to[2] = float_bits(exp_fixed_order(x[i])), to[3] = float_bits(gelu_sigmoid(x[i]));
+    to[4] = fp8_encode2(x[i], -x[i], DTYPE_E4M3), to[5] = fp8_encode2(x[i], -x[i], DTYPE_E5M2);
+}
+static __global__ void codes_kernel(uint32_t *out) {
+    const int code = threadIdx.x;
+    out[code] = float_bits(fp8_decode((uint8_t)code, DTYPE_E4M3)),
+    out[256 + code] = float_bits(fp8_decode((uint8_t)code, DTYPE_E5M2));
+}
+static bool same_number(uint32_t a, uint32_t b) { // one NaN is as good as another
+    const bool nan = (a & 0x7fffffff) > 0x7f800000;
+    return nan ? (b & 0x7fffffff) > 0x7f800000 : a == b;
+}
+static void test_numbers() {
+    std::vector<float> x;
+    for (uint32_t h = 0; h < 65536; h++)
+        for (uint32_t low : {0u, 0x8000u, 0x7fffu, 0x1234u}) x.push_back(bits_float(h << 16 | low));
+    Device<float> in(x);
+    Device<uint32_t> out(6 * x.size()), decoded(512);
+    LAUNCH(numbers_kernel, ceil_div(x.size(), 256), 256, 0, machine.stream, out.p, in.p, x.size());
+    const std::vector<uint32_t> got = out.read();
+    size_t wrong[6] = {0, 0, 0, 0, 0, 0};
+    for (size_t i = 0; i < x.size(); i++) {
+        const uint32_t want[6] = {ref_stored_bits(x[i]),
+                                  float_bits(ref_stored_value(ref_stored_bits(x[i]))),
+                                  float_bits(ref_exp(x[i])),
+                                  float_bits(ref_gelu_sigmoid(x[i])),
+                                  ref_encode(x[i], DTYPE_E4M3) | ref_encode(-x[i], DTYPE_E4M3) << 8,
+                                  ref_encode(x[i], DTYPE_E5M2) | ref_encode(-x[i], DTYPE_E5M2) << 8};
+        for (int k = 0; k < 6; k++) {
+            const float a = bits_float(want[k]), b = bits_float(got[6 * i + k]);
+            if (k == 3 && a == a) wrong[k] += !(fabsf(a - b) <= 1e-5f * a + 0x1p-120f); // the GPU's own exponential
+            else wrong[k] += k >= 1 && k <= 3 ? !same_number(want[k], got[6 * i + k]) : want[k] != got[6 * i + k];
+        }
+    }
+    CHECK(wrong[0] == 0 && wrong[1] == 0, "stored type: %zu wrong there, %zu back", wrong[0], wrong[1]);
+    CHECK(wrong[2] == 0 && wrong[3] == 0, "exp: %zu wrong, GELU's sigmoid: %zu off by more than 1e-5", wrong[2], wrong[3]);
+    CHECK(wrong[4] == 0 && wrong[5] == 0, "encode: %zu wrong in E4M3, %zu in E5M2", wrong[4], wrong[5]);
+    LAUNCH(codes_kernel, 1, 256, 0, machine.stream, decoded.p);
+    const std::vector<uint32_t> codes = decoded.read();
+    size_t bad = 0;
+    for (int c = 0; c < 512; c++)
+        bad += !same_number(float_bits(ref_decode((uint8_t)c, c < 256 ? DTYPE_E4M3 : DTYPE_E5M2)), codes[c]);
+    CHECK(bad == 0, "decode: %zu codes wrong", bad);
+    printf("ok   conversions, exp, GELU's sigmoid: %zu numbers\n", x.size());
+}
+
+// ---- quantising
+#if IS_FP8
+struct NamedRecipe {
+    const char *name;
+    ScalingRecipe r;
+};
+static std::vector<NamedRecipe> recipes_all() {
+    std::vector<NamedRecipe> all;
+    const auto add = [&](const char *name, ScalingRule rule, int history, int use_max, int margin, int power2, float fixed,
+                         int across, int along) {
+        for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) {
+            ScalingRecipe r;
+            memset(&r, 0, sizeof(r));
+            r.format = d, r.rule = rule, r.history_len = history, r.use_max = use_max, r.margin = margin, r.power2 = power2,
+            r.fixed = fixed;
+            r.across = across, r.along = along;
+            all.push_back({name, r});
+        }
+    };
+    add("delayed", SCALING_DELAYED, 16, 1, 0, 0, 1, 1, 0);
+    add("delayed, history 2, margin 2", SCALING_DELAYED, 2, 1, 2, 0, 1, 1, 0);
+    add("delayed, recent, powers of two", SCALING_DELAYED, 4, 0, 0, 1, 1, 1, 0);
+    add("current", SCALING_CURRENT, 16, 1, 0, 0, 1, 1, 0);
+    add("current, margin 1, powers of two", SCALING_CURRENT, 16, 1, 1, 1, 1, 1, 0);
+    add("none", SCALING_NONE, 16, 1, 0, 0, 1, 1, 0);
+    add("static", SCALING_STATIC, 16, 1, 0, 0, 24, 1, 0);
+    add("rowwise", SCALING_ROWWISE, 16, 1, 0, 1, 1, 1, INT_MAX);
+    add("block 1 x 128", SCALING_BLOCK, 16, 1, 0, 1, 1, 1, 128);
+    add("block 128 x 128", SCALING_BLOCK, 16, 1, 0, 1, 1, 128, 128);
+    add("block, margin 1", SCALING_BLOCK, 16, 1, 1, 1, 1, 1, 128);
+    add("mx", SCALING_MX, 16, 1, 0, 1, 1, 1, 32);
+    add("mx, OCP's rounding", SCALING_MX, 16, 1, 0, 2, 1, 1, 32);
+    return all;
+}
+static Fp8Scale scale_new(const ScalingRecipe &r) {
+    Fp8Scale s;
+    memset(&s, 0, sizeof(s));
+    s.recipe = r, s.scale = s.logged_scale = r.rule == SCALING_STATIC ? r.fixed : 1, s.kept_inv = 1;
+    return s;
+}
+// The first field in which two scales differ, or NULL.
+static const char *scale_difference(const Fp8Scale &a, const Fp8Scale &b) {
+#define FIELD(name)                                                                                                                \
+    if (memcmp(&a.name, &b.name, sizeof(a.name))) return #name
+#define SUM(name) /* one NaN is as good as another */                                                                              \
+    if (a.name != b.name && (a.name == a.name || b.name == b.name)) return #name
+    FIELD(recipe);
+    FIELD(scale);
+    FIELD(history_count);
+    FIELD(history_next);
+    FIELD(amax_history);
+    FIELD(logged_scale);
+#define STATS(which)                                                                                                               \
+    FIELD(which.amax_bits);                                                                                                        \
+    FIELD(which.saturated);                                                                                                        \
+    FIELD(which.flushed);                                                                                                          \
+    FIELD(which.nonfinite);                                                                                                        \
+    FIELD(which.count);                                                                                                            \
+    SUM(which.signal);                                                                                                             \
+    SUM(which.noise)
+    STATS(step);
+    STATS(logged);
+    return NULL;
+}
+// A scale on both sides: `host` is the C file's.
+struct Pair {
+    Fp8Scale host;
+    Device<Fp8Scale> scale;
+    Device<ScaleInUse> use;
+    Device<unsigned long long> cut;
+    explicit Pair(const Fp8Scale &s) : host(s), scale(std::vector<Fp8Scale>{s}), use(1), cut(std::vector<unsigned long long>{0}) {
+        scales_use(scale.p, use.p, 1);
+    }
+    Operand operand() const {
+        const ScalingRule rule = host.recipe.rule;
+        return {host.recipe, scale.p, use.p, rule == SCALING_CURRENT || (rule == SCALING_DELAYED && host.history_count == 0)};
+    }
+    void advance() {
+        ref_scale_advance(&host);
+        scale_advance(scale.p, use.p, cut.p, 1, 1);
+    }
+    // kept_inv of the bytes: the device has it in use, and in the scale itself once the step has ended.
+    void check(const char *name, const char *when, bool step_ended) {
+        const Fp8Scale found = scale.read()[0];
+        const char *field = scale_difference(host, found);
+        CHECK(!field, "%s, %s: %s differs (scale %.9g, expected %.9g)", name, when, field, found.scale, host.scale);
+        const float inv = step_ended ? found.kept_inv : use.read()[0].inv;
+        CHECK(inv == host.kept_inv, "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name, when, inv, host.kept_inv);
+    }
+};
+
+// Tensors of every kind that a quantiser may meet.
+enum { KINDS = 9 };
+static std::vector<stored_t> tensor_of_kind(int kind, size_t n) {
+    std::vector<stored_t> x = stored(normals(n, kind == 1 ? 1e-3f : kind == 6 ? 1e30f : 1));
+    for (size_t i = 0; i < n; i++) {
+        if (kind == 1 && i % 3 == 0) x[i] = stored_from_float(i % 2 ? 0.0f : -0.0f);
+        if (kind == 2) x[i] = stored_from_float(0);
+        if (kind == 3 && i % 5) x[i] = (stored_t)(random_u64(3, 1, i) & 0x80ff); // denormals and the smallest normals
+        if (kind == 4 && i % 97 == 3) x[i] = stored_from_float(i % 2 ? INFINITY : -INFINITY);
+        if (kind == 5 && i % 89 == 5) x[i] = stored_from_float(i % 2 ? NAN : -NAN);
+        if (kind == 7) { // ties, at scale 1: half way between two codes of either format
+            const Dtype d = i % 2 ? DTYPE_E5M2 : DTYPE_E4M3;
+            const uint8_t code = random_u64(5, 1, i) % (d == DTYPE_E5M2 ? 0x7b : 0x7e);
+            const float tie = (ref_decode(code, d) + ref_decode(code + 1, d)) / 2;
+            x[i] = stored_from_float(i % 4 < 2 ? tie : -tie);
+        }
+        if (kind == 8) x[i] = (stored_t)random_u64(9, kind, i + n); // any bits at all
+    }
+    return x;
+}
+static const size_t shapes[][2] = {{1, 16}, {16, 64}, {33, 48}, {130, 144}, {257, 32}};
+
+static void test_quantise() {
+    size_t tensors = 0;
+    for (const NamedRecipe &named : recipes_all())
+        for (auto &shape : shapes) {
+            const size_t rows = shape[0], columns = shape[1], n = rows * columns, pitch = round_up(rows, 16);
+            const bool blocks = recipe_blocks(&named.r);
+            Pair pair(scale_new(named.r));
+            Device<uint8_t> q(pitch * columns), q_t(columns * pitch);
+            Device<stored_t> x(n);
+            Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns), sqnr(2 * (n / CHUNK + 1));
+            for (int i = 0; i < 2 * KINDS; i++, tensors++) {
+                const std::vector<stored_t> host = tensor_of_kind(i * 4 % KINDS, n); // all of them, in another order
+                const Record record = i % 5 == 4 ? RECORD_NONE : i % 3 == 2 && !blocks ? RECORD_SQNR : RECORD_STATS;
+                std::vector<uint8_t> want(n);
+                x.write(host);
+                if (blocks) {
+                    const int along_rows = i % 2;
+                    std::vector<float> want_inv(n + 64);
+                    ref_quantise_blocks(want.data(), want_inv.data(), host.data(), rows, columns, along_rows, &pair.host, record);
+                    const Operand o = pair.operand();
+                    quantise_blocks(along_rows ? q_t.p : q.p, inv.p, x.p, rows, columns, along_rows, &o, record);
+                    const Blocks b = blocks_of(NULL, rows, columns, along_rows, &named.r, blocks_native(&named.r));
+                    const size_t down = ceil_div(rows, b.tall), right = ceil_div(columns, b.wide);
+                    const std::vector<float> all = inv.read();
+                    std::vector<float> found_inv(down * right); // in the C file's order: [across K][along it]
+                    want_inv.resize(down * right);
+                    for (size_t r = 0; r < down; r++)
+                        for (size_t c = 0; c < right; c++)
+                            found_inv[along_rows ? c * down + r : r * right + c] = all[r * b.row_stride + c * b.column_stride];
+                    check_same(named.name, want_inv, found_inv);
+                    if (along_rows) check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
+                } else {
+                    pair.host.kept_inv = ref_quantise(want.data(), host.data(), n, &pair.host, record);
+                    const Operand o = pair.operand();
+                    quantise(q.p, q_t.p, x.p, columns, rows, columns, &o, record, partial.p, sqnr.p);
+                    check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
+                }
+                if (!blocks || i % 2 == 0) {
+                    std::vector<uint8_t> padded = want;
+                    padded.resize(pitch * columns);
+                    check_same(named.name, padded, q.read());
+                }
+                pair.check(named.name, "after quantising", false);
+                if (i % 2) pair.advance(), pair.check(named.name, "after a step", true);
+            }
+        }
+    printf("ok   quantise: %zu tensors, bytes both ways, scales, statistics\n", tensors);
+
+    // Planted: one byte, one bit of a statistic, one element more in the tensor.
+    const NamedRecipe named = recipes_all()[0];
+    Pair pair(scale_new(named.r));
+    std::vector<stored_t> x = stored(normals(64, 1));
+    std::vector<uint8_t> want(64);
+    Device<uint8_t> q(16 * 16);
+    ref_quantise(want.data(), x.data(), 64, &pair.host, RECORD_STATS);
+    x[17] = stored_from_float(float_from_stored(x[17]) * 1.25f);
+    Device<stored_t> in(x);
+    const Operand o = pair.operand();
+    quantise(q.p, NULL, in.p, 16, 4, 16, &o, RECORD_STATS, NULL, NULL);
+    std::vector<uint8_t> found = q.read();
+    found.resize(64);
+    CHECK(!same(want, found), "a fault that must show: another element");
+    Fp8Scale scale = pair.host;
+    scale.step.flushed++;
+    CHECK(scale_difference(pair.host, scale), "a fault that must show: a count");
+}
+
+static void test_scale_update() {
+    const float amaxes[] = {1, 0, 3, NAN, INFINITY, 1e-39f, 0x1p-126f, 1e30f, 448, 0.001f, 3e38f, 7, 0, 0.5f, 0x1p-100f, 2};
+    size_t steps = 0;
+    for (NamedRecipe named : recipes_all())
+        for (int history : {1, 3, 16, 1024}) {
+            if (named.r.rule != SCALING_DELAYED && history > 1) continue;
+            named.r.history_len = history;
+            Pair pair(scale_new(named.r));
+            for (int i = 0; i < (history == 1024 ? 40 : 24); i++, steps++) {
+                Fp8Scale s = pair.scale.read()[0];
+                s.step.amax_bits = pair.host.step.amax_bits = float_bits(amaxes[(i * 7) % 16]);
+                s.kept_inv = pair.host.kept_inv = 1.0f / s.scale, s.step.count = pair.host.step.count = 100 + i,
+                s.step.saturated = pair.host.step.saturated = i;
+                pair.scale.write({s});
+                pair.advance();
+                pair.check(named.name, "scale update", true);
+                const ScaleInUse use = pair.use.read()[0];
+                const bool right = use.scale == (named.r.rule == SCALING_NONE ? 1 : pair.host.scale) && use.inv == 1.0f / use.scale;
+                CHECK(right || named.r.rule == SCALING_CURRENT, "%s: the scale in use is %g, expected %g", named.name, use.scale,
+                      pair.host.scale);
+            }
+        }
+    printf("ok   scale update: %zu steps\n", steps);
+}
+
+// ---- what is fused makes the bytes of what is not
+struct Unfused { // bytes, both ways, and statistics of a stored tensor, by quantise()
+    std::vector<uint8_t> q, q_t;
+    Fp8Scale scale;
+    Unfused(const Fp8Scale &s, const stored_t *x, size_t rows, size_t columns) {
+        const size_t pitch = round_up(rows, 16);
+        Pair pair(s);
+        Device<uint8_t> a(pitch * columns), b(columns * pitch);
+        const Operand o = pair.operand();
+        quantise(a.p, b.p, x, columns, rows, columns, &o, RECORD_STATS, NULL, NULL);
+        q = a.read(), q_t = b.read(), scale = pair.scale.read()[0];
+        q.resize(rows * columns);
+    }
+};
+static void test_fused() {
+    for (Dtype format : {DTYPE_E4M3, DTYPE_E5M2})
+        for (size_t rows : {1, 37, 130})
+            for (size_t C : {16, 96, 256, 272, 784}) {
+                Fp8Scale s = scale_new(recipes_all()[format == DTYPE_E5M2].r);
+                s.scale = format == DTYPE_E5M2 ? 9000 : 150, s.history_count = 1; // saturates a few
+                const size_t n = rows * C, pitch = round_up(rows, 16);
+                Device<stored_t> a(stored(normals(n, 1))), b(stored(normals(n, 1))), residual(n), plain(n), other(n);
+                Device<float> mean(rows), rstd(rows), weight(normals(C, 0.2f, 1)), bias(normals(C, 0.2f));
+                Device<uint8_t> q(pitch * C), q_t(C * pitch);
+                char name[64];
+                const auto compare = [&](const char *what, const Unfused &want, Pair &pair, bool turned) {
+                    std::vector<uint8_t> found = q.read();
+                    found.resize(n);
+                    snprintf(name, sizeof(name), "%s, %zu x %zu", what, rows, C);
+                    check_same(name, want.q, found);
+                    if (turned) check_same(name, want.q_t, q_t.read());
+                    const char *field = scale_difference(want.scale, pair.scale.read()[0]);
+                    CHECK(!field, "%s: %s differs", name, field);
+                };
+                { // layernorm + quantise
+                    Pair pair(s);
+                    Written w = {};
+                    w.stored = plain.p;
+                    residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p, bias.p, rows, C);
+                    const Unfused want(s, plain.p, rows, C);
+                    const Operand o = pair.operand();
+                    w = {}, w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
+                    residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p, bias.p, rows, C);
+                    compare("layernorm", want, pair, false);
+                    bytes_turn(q_t.p, q.p, rows, C);
+                    check_same("bytes turned", want.q_t, q_t.read());
+                }
+                { // GELU + quantise, both ways
+                    Pair pair(s);
+                    Tiles t = tiles(rows, C);
+                    t.out = plain.p;
+                    tiles_run(GeluSource{a.p, C}, t);
+                    const Unfused want(s, plain.p, rows, C);
+                    const Operand o = pair.operand();
+                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.quantiser = quantiser(&o, RECORD_STATS);
+                    tiles_run(GeluSource{a.p, C}, t);
+                    compare("GELU", want, pair, true);
+                }
+                { // GELU backward + quantise, both ways, + bias gradient
+                    Pair pair(s);
+                    Tiles t = tiles(rows, C);
+                    t.out = plain.p;
+                    tiles_run(GeluBackwardSource{a.p, b.p, C}, t);
+                    const Unfused want(s, plain.p, rows, C);
+                    const Operand o = pair.operand();
+                    const size_t tall = ceil_div(rows, TILE_ROWS);
+                    Device<float> partial(tall * C), sums(std::vector<float>(C, 1)), unfused(tall * C),
+                        sums2(std::vector<float>(C, 1));
+                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.partial = partial.p, t.quantiser = quantiser(&o, RECORD_STATS);
+                    tiles_run(GeluBackwardSource{a.p, b.p, C}, t);
+                    compare("GELU backward", want, pair, true);
+                    column_sums_finish(sums.p, NULL, partial.p, tall, C);
+                    t = tiles(rows, C), t.partial = unfused.p;
+                    tiles_run(StoredSource{plain.p, C}, t);
+                    column_sums_finish(sums2.p, NULL, unfused.p, tall, C);
+                    check_same("bias gradient, fused", sums2.read(), sums.read());
+                }
+                { // a master weight, rounded and quantised
+                    Pair pair(s);
+                    Device<float> master(normals(n, 1));
+                    Tiles t = tiles(rows, C);
+                    t.out = plain.p;
+                    tiles_run(MasterSource{master.p, C}, t);
+                    check_same("a weight, rounded", stored(master.read()), plain.read());
+                    const Unfused want(s, plain.p, rows, C);
+                    const Operand o = pair.operand();
+                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.out = other.p, t.quantiser = quantiser(&o, RECORD_STATS);
+                    tiles_run(MasterSource{master.p, C}, t);
+                    compare("a weight", want, pair, true);
+                    check_same("a weight, rounded beside its bytes", plain.read(), other.read());
+                }
+            }
+    for (int hs : {16, 64, 128})
+        for (int T : {5, 64, 150}) { // attention's output
+            const int B = 2, NH = 2, C = NH * hs;
+            const size_t rows = (size_t)B * T, n = rows * C;
+            Fp8Scale s = scale_new(recipes_all()[0].r);
+            s.scale = 300, s.history_count = 1;
+            Pair pair(s);
+            Device<stored_t> qkv(stored(normals(3 * n, 1))), out(n), again(n);
+            Device<float> lse(rows * NH);
+            Device<uint8_t> q(round_up(rows, 16) * C);
+            Written w = {};
+            w.stored = out.p;
+            attention_forward(w, lse.p, qkv.p, B, T, 0, C, NH);
+            const Unfused want(s, out.p, rows, C);
+            const Operand o = pair.operand();
+            w.stored = again.p, w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
+            attention_forward(w, lse.p, qkv.p, B, T, 0, C, NH);
+            std::vector<uint8_t> found = q.read();
+            found.resize(n);
+            check_same("attention's output, fused", want.q, found);
+            check_same("attention's output beside its bytes", out.read(), again.read());
+            const char *field = scale_difference(want.scale, pair.scale.read()[0]);
+            CHECK(!field, "attention's output: %s differs", field);
+        }
+    printf("ok   fused kernels: bytes, both ways, statistics\n");
+}
+#endif
+
+// ---- layers against the C file. What both compute in the same order has the same bits; sums in another order differ in the last
+// bits of fp32, and now and then in how a result then rounds to the stored type.
+static const double ROUNDED = EPSILON + 1e-6, SUMS = 1e-5; // what these explain
+
+static void test_encoder() {
+    const int B = 3, T = 20, C = 48, V = 37;
+    const size_t rows = B * T;
+    std::vector<int> tokens(rows);
+    for (int &t : tokens) t = (int)(uniform() * V * 0.5) * 2; // some often, some never
+    const std::vector<float> wte = normals(V * C, 1), wpe = normals(T * C, 1), dwte = normals(V * C, 1), dwpe = normals(T * C, 1);
+    const std::vector<stored_t> dx = stored(normals(rows * C, 1));
+    std::vector<stored_t> want(rows * C);
+    std::vector<float> want_dwte = dwte, want_dwpe = dwpe;
+    ref_encoder_forward(want.data(), tokens.data(), wte.data(), wpe.data(), B, T, 0, C);
+    ref_encoder_backward(want_dwte.data(), want_dwpe.data(), dx.data(), tokens.data(), B, T, C);
+    std::vector<int> order(rows), buckets(rows + 1), seen(V);
+    const int count = token_buckets(order.data(), buckets.data(), seen.data(), tokens.data(), (int)rows, V);
+    Device<int> d_tokens(tokens), d_order(order), d_buckets(buckets), d_count(std::vector<int>{count});
+    Device<float> d_wte(wte), d_wpe(wpe), d_dwte(dwte), d_dwpe(dwpe);
+    Device<stored_t> x(rows * C), d_dx(dx);
+    encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, B, T, 0, C);
+    check_same("encoder forward", want, x.read());
+    encoder_backward(d_dwte.p, d_dwpe.p, d_dx.p, d_tokens.p, d_order.p, d_buckets.p, d_count.p, MIN((int)rows, V), B, T, C);
+    check_same("encoder backward, tokens", want_dwte, d_dwte.read());
+    check_same("encoder backward, positions", want_dwpe, d_dwpe.read());
+    encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, 1, 5, 7, C); // one sequence that goes on at position 7
+    ref_encoder_forward(want.data(), tokens.data(), wte.data(), wpe.data(), 1, 5, 7, C);
+    check_same("encoder forward from a position on", want, x.read());
+    printf("ok   encoder: same bits\n");
+}
+
+static void test_layernorm() {
+    for (size_t C : {16, 80, 256, 784, 1040, 2064}) {
+        const size_t rows = C > 1000 ? 9 : 70, n = rows * C;
+        const std::vector<stored_t> a = stored(normals(n, 1, 0.3f)), b = stored(normals(n, 1)), dout = stored(normals(n, 1)),
+                                    dres = stored(normals(n, 1));
+        const std::vector<float> weight = normals(C, 0.3f, 1), bias = normals(C, 0.3f), dw0 = normals(C, 1), db0 = normals(C, 1);
+        for (int alone = 0; alone < 2; alone++) { // without b
+            std::vector<stored_t> residual(n), normed(n), want_dres = dres;
+            std::vector<float> mean(rows), rstd(rows), dw = dw0, db = db0;
+            Device<stored_t> d_a(a), d_b(b), d_residual(n), d_normed(n), d_dout(dout), d_dres(dres);
+            Device<float> d_mean(rows), d_rstd(rows), d_weight(weight), d_bias(bias), d_dw(dw0), d_db(db0),
+                partial(2 * ceil_div(rows, ROWS) * C);
+            ref_residual_layernorm_forward(residual.data(), normed.data(), mean.data(), rstd.data(), a.data(),
+                                           alone ? NULL : b.data(), weight.data(), bias.data(), rows, C);
+            Written w = {};
+            w.stored = d_normed.p;
+            residual_layernorm_forward(d_residual.p, w, d_mean.p, d_rstd.p, d_a.p, alone ? NULL : d_b.p, d_weight.p, d_bias.p, rows,
+                                       C);
+            char name[64];
+            snprintf(name, sizeof(name), "layernorm of %zu%s", C, alone ? ", no second input" : "");
+            check_same(name, residual, d_residual.read());
+            check_error(name, floats(normed), floats(d_normed.read()), ROUNDED);
+            const double em = error_of(mean, d_mean.read()), er = error_of(rstd, d_rstd.read());
+            CHECK(em < SUMS && er < SUMS, "%s: mean off by %g, rstd by %g", name, em, er);
+            if (alone) continue;
+            ref_layernorm_backward(want_dres.data(), dw.data(), db.data(), dout.data(), residual.data(), mean.data(), rstd.data(),
+                                   weight.data(), rows, C);
+            d_residual.write(residual), d_mean.write(mean), d_rstd.write(rstd);
+            layernorm_backward(d_dres.p, d_dw.p, d_db.p, d_dout.p, d_residual.p, d_mean.p, d_rstd.p, d_weight.p, partial.p, rows,
+                               C);
+            snprintf(name, sizeof(name), "layernorm of %zu, backward", C);
+            check_error(name, floats(want_dres), floats(d_dres.read()), ROUNDED);
+            const double ew = error_of(dw, d_dw.read()), eb = error_of(db, d_db.read());
+            CHECK(ew < SUMS && eb < SUMS, "%s: dweight off by %g, dbias by %g", name, ew, eb);
+            db[C / 2] *= 1.01f;
+            CHECK(!(error_of(db, d_db.read()) < SUMS), "a fault that must show: one element of a gradient");
+        }
+    }
+}
+
+// How many elements lie further off than a rounding of the stored type to either side, and the sums' last bits.
+static size_t elements_off(const std::vector<float> &a, const std::vector<float> &b) {
+    size_t off = 0;
+    for (size_t i = 0; i < a.size(); i++) off += !(fabs((double)a[i] - b[i]) <= 2 * EPSILON * fabs(a[i]) + 1e-6 * (1 + fabs(a[i])));
+    return off;
+}
+static void test_gelu() {
+    const size_t rows = 137, C = 112, n = rows * C; // among them every size of number
+    std::vector<stored_t> x = stored(normals(n, 2)), d = stored(normals(n, 1)), want(n), want_d = d;
+    for (size_t i = 0; i < 4000; i++) { // up to 100; beyond 1e19 x^2 would be infinite
+        const float f = bits_float((uint32_t)(i * 0x83131) & 0x7fffffff);
+        x[i] = stored_from_float(f < 100 ? (i % 2 ? -f : f) : (float)i * 0.01f);
+    }
+    ref_gelu_forward(want.data(), x.data(), n), ref_gelu_backward(want_d.data(), x.data(), n);
+    Device<stored_t> dx(x), dd(d), out(n);
+    Tiles t = tiles(rows, C);
+    t.out = out.p;
+    tiles_run(GeluSource{dx.p, C}, t);
+    check_error("GELU", floats(want), floats(out.read()), ROUNDED);
+    CHECK(elements_off(floats(want), floats(out.read())) == 0, "GELU: %zu elements are off",
+          elements_off(floats(want), floats(out.read())));
+    tiles_run(GeluBackwardSource{dd.p, dx.p, C}, t);
+    std::vector<float> a = floats(want_d), b = floats(out.read());
+    check_error("GELU, backward", a, b, ROUNDED);
+    CHECK(elements_off(a, b) == 0, "GELU backward: %zu elements are off", elements_off(a, b));
+    a[5] += 0.01f + 0.01f * fabsf(a[5]);
+    CHECK(elements_off(a, b) == 1, "a fault that must show: one element");
+    const std::vector<stored_t> dy = stored(normals(n, 1)); // the bias gradient
+    std::vector<float> want_bias(C, 0.5f);
+    Device<stored_t> d_dy(dy);
+    Device<float> partial(ceil_div(rows, TILE_ROWS) * C), bias(std::vector<float>(C, 0.5f));
+    ref_bias_backward(want_bias.data(), dy.data(), rows, C);
+    t = tiles(rows, C), t.partial = partial.p;
+    tiles_run(StoredSource{d_dy.p, C}, t);
+    column_sums_finish(bias.p, NULL, partial.p, ceil_div(rows, TILE_ROWS), C);
+    CHECK(error_of(want_bias, bias.read()) < SUMS, "bias gradient: off by %g", error_of(want_bias, bias.read()));
+}
+
+static void test_attention() {
+    const int shapes[][3] = {{1, 1, 16},   {2, 7, 32},    {1, 64, 64}, {2, 65, 64},
+                             {1, 150, 16}, {1, 130, 128}, {1, 96, 80}, {1, 200, 112}};
+    for (auto &s : shapes) {
+        const int B = s[0], T = s[1], hs = s[2], NH = 3, C = NH * hs;
+        const size_t rows = (size_t)B * T, n = rows * C;
+        const std::vector<stored_t> qkv = stored(normals(3 * n, 1.5f)), dout = stored(normals(n, 1));
+        std::vector<stored_t> want(n), want_d(3 * n);
+        ref_begin(T, hs);
+        ref_attention_forward(want.data(), qkv.data(), B, T, 0, C, NH);
+        ref_attention_backward(want_d.data(), dout.data(), qkv.data(), B, T, C, NH);
+        Device<stored_t> d_qkv(qkv), out(n), d_dout(dout), d_dqkv(3 * n);
+        Device<float> lse(rows * NH), delta(rows * NH);
+        Written w = {};
+        w.stored = out.p;
+        attention_forward(w, lse.p, d_qkv.p, B, T, 0, C, NH);
+        attention_backward(d_dqkv.p, delta.p, d_dout.p, out.p, lse.p, d_qkv.p, B, T, C, NH);
+        char name[64];
+        snprintf(name, sizeof(name), "attention, T %d, heads of %d", T, hs);
+        check_error(name, floats(want), floats(out.read()), 2 * ROUNDED); // of p and of the result
+        const std::vector<stored_t> got_d = d_dqkv.read();
+        for (int part = 0; part < 3; part++) { // dq, dk, dv
+            std::vector<float> a, b;
+            for (size_t r = 0; r < rows; r++)
+                for (int c = 0; c < C; c++)
+                    a.push_back(float_from_stored(want_d[(r * 3 + part) * C + c])),
+                        b.push_back(float_from_stored(got_d[(r * 3 + part) * C + c]));
+            snprintf(name, sizeof(name), "attention, T %d, heads of %d, d%c", T, hs, "qkv"[part]);
+            if (T > 1 || part == 2) check_error(name, a, b, 3 * ROUNDED); // dp - delta loses digits
+        }
+        const int pos = T / 2, m = T - pos; // the last queries alone, with a KV cache
+        if (pos == 0) continue;
+        ref_attention_forward(want.data(), qkv.data(), 1, m, pos, C, NH);
+        attention_forward(w, lse.p, d_qkv.p, 1, m, pos, C, NH);
+        std::vector<stored_t> tail = out.read();
+        tail.resize((size_t)m * C), want.resize((size_t)m * C);
+        snprintf(name, sizeof(name), "attention from position %d of %d on", pos, T);
+        check_error(name, floats(want), floats(tail), 2 * ROUNDED);
+        tail[tail.size() - 1] = stored_from_float(float_from_stored(tail[tail.size() - 1]) + 1);
+        CHECK(error_of(floats(want), floats(tail)) > 2 * ROUNDED, "a fault that must show: one element of attention");
+    }
+}
+
+static void test_classifier() {
+    for (int V : {5, 256, 5000}) {
+        const int rows = 11, Vp = (int)round_up(V, 128);
+        const float dscale = 0.25f;
+        std::vector<float> logits = normals((size_t)rows * Vp, 3), losses(rows);
+        std::vector<int> targets(rows);
+        for (int &t : targets) t = (int)(uniform() * V);
+        targets[3] = -1, targets[10] = V - 1;
+        logits[5 * Vp + 1] = 200; // one that is sure of itself
+        std::vector<stored_t> want((size_t)rows * Vp);
+        Device<float> d_logits(logits), d_losses(rows), d_scale(std::vector<float>{dscale});
+        Device<int> d_targets(targets);
+        std::vector<float> theirs = logits;
+        ref_classifier(losses.data(), want.data(), theirs.data(), targets.data(), rows, V, Vp, dscale);
+        classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, NULL);
+        CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g", error_of(losses, d_losses.read()));
+        check_same("classifier leaves the logits", logits, d_logits.read());
+        classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, d_scale.p);
+        CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g", error_of(losses, d_losses.read()));
+        const std::vector<float> raw = d_logits.read();
+        std::vector<stored_t> found((size_t)rows * Vp);
+        for (int r = 0; r < rows; r++) memcpy(&found[(size_t)r * Vp], &raw[(size_t)r * Vp], Vp * sizeof(stored_t));
+        char name[64];
+        snprintf(name, sizeof(name), "classifier, %d columns", V);
+        check_error(name, floats(want), floats(found), ROUNDED);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < Vp; c++)
+                if (c >= V || r == 3)
+                    CHECK(float_from_stored(found[(size_t)r * Vp + c]) == 0, "classifier: padding at %d, %d", r, c);
+        Device<double> total(std::vector<double>{1});
+        loss_add(total.p, d_losses.p, rows);
+        double sum = 1;
+        for (float l : losses) sum += l;
+        CHECK(fabs(total.read()[0] - sum) < 1e-4 * sum, "the losses' sum: %g, expected %g", total.read()[0], sum);
+        logits[2 * Vp + 4] = NAN;
+        d_logits.write(logits);
+        classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, NULL);
+        CHECK(isnan(d_losses.read()[2]) && !isnan(d_losses.read()[1]), "classifier: a NaN among the logits gives %g",
+              d_losses.read()[2]);
+    }
+}
+
+// ---- linear layers: all three products, in the build's own type (the FP8 products are tested with the model)
+static void test_linear() {
+    const size_t rows = 48, in = 80, out = 112; // what FP8 asks for, too
+    const std::vector<stored_t> x = stored(normals(rows * in, 1)), w = stored(normals(out * in, 0.1f)),
+                                dy = stored(normals(rows * out, 1)), b = stored(normals(out, 1));
+    const std::vector<float> dw0 = normals(out * in, 1), db0 = normals(out, 1);
+    std::vector<float> y(rows * out), dx(rows * in), dw = dw0, db = db0;
+    const std::vector<float> fx = floats(x), fw = floats(w), fdy = floats(dy), fb = floats(b);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t o = 0; o < out; o++) {
+            double sum = fb[o];
+            for (size_t i = 0; i < in; i++) sum += (double)fx[r * in + i] * fw[o * in + i];
+            y[r * out + o] = (float)sum;
+        }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < in; i++) {
+            double sum = 0;
+            for (size_t o = 0; o < out; o++) sum += (double)fdy[r * out + o] * fw[o * in + i];
+            dx[r * in + i] = (float)sum;
+        }
+    for (size_t o = 0; o < out; o++) {
+        for (size_t i = 0; i < in; i++) {
+            double sum = dw0[o * in + i];
+            for (size_t r = 0; r < rows; r++) sum += (double)fdy[r * out + o] * fx[r * in + i];
+            dw[o * in + i] = (float)sum;
+        }
+        double sum = db0[o];
+        for (size_t r = 0; r < rows; r++) sum += fdy[r * out + o];
+        db[o] = (float)sum;
+    }
+    Device<stored_t> d_x(x), d_w(w), d_dy(dy), d_b(b), d_y(rows * out), d_dx(rows * in);
+    Device<float> d_dw(dw0), d_db(db0), partial(ceil_div(rows, TILE_ROWS) * out);
+    Linear f = {};
+    f.w = d_w.p, f.bias = d_b.p, f.dw = d_dw.p, f.dbias = d_db.p, f.in = in, f.out = out, f.partial = partial.p;
+    linear_forward(&f, d_y.p, STORED, d_x.p, 0, rows, RECORD_STATS);
+    linear_backward(&f, d_dx.p, StoredSource{d_dy.p, out}, d_dy.p, out, d_x.p, rows, RECORD_STATS);
+    const double fp32 = PRECISION == PRECISION_FP32 ? 1e-6 : 0; // sums in another order
+    check_error("linear layer, fprop", y, floats(d_y.read()), EPSILON + fp32);
+    check_error("linear layer, dgrad", dx, floats(d_dx.read()), EPSILON + fp32);
+    check_error("linear layer, wgrad", dw, d_dw.read(), 1e-6);
+    check_error("linear layer, bias", db, d_db.read(), 1e-6);
+}
+
+static void test_optimiser() {
+    const size_t n = 3 * CHUNK + 1000;
+    std::vector<float> w = normals(n, 1), m = normals(n, 0.01f), v = normals(n, 0.01f), grad = normals(n, 1);
+    for (float &x : v) x *= x;
+    grad[7] = 0, grad[8] = 1e-30f, v[8] = 0, m[9] = 0, v[9] = 0;
+    Device<float> d_w(w), d_m(m), d_v(v), d_grad(grad), sums(n / CHUNK + 1);
+    StepInputs in = {};
+    in.lr = 1e-3f, in.beta1 = 0.9f, in.beta2 = 0.95f, in.eps = 1e-8f, in.weight_decay = 0.1f, in.grad_clip = 1, in.loss_scale = 4;
+    in.correct1 = (float)(1.0 / (1.0 - power_int(in.beta1, 3))), in.correct2 = (float)(1.0 / (1.0 - power_int(in.beta2, 3)));
+    Device<StepInputs> d_in(std::vector<StepInputs>{in});
+    Device<StepResults> results(std::vector<StepResults>{StepResults()});
+    gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+    const StepResults found = results.read()[0];
+    const double norm = ref_gradient_norm(grad.data(), n, 0.25f);
+    CHECK(fabs(found.norm / norm - 1) < 1e-12, "gradient norm %.17g, expected %.17g", found.norm, norm);
+    CHECK(found.update_scale == (float)(1 / norm / 4), "clipping: the gradient is multiplied by %.9g, expected %.9g",
+          found.update_scale, 1 / norm / 4);
+    for (double clip : {0.7 * norm, 1.4 * norm, 0.0}) { // above the norm it changes nothing, 0 is off
+        in.grad_clip = clip, d_in.write({in});
+        gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+        const float want = (float)((clip > 0 && clip < norm ? clip / norm : 1) / 4), got = results.read()[0].update_scale;
+        CHECK(fabsf(got / want - 1) < 1e-6f, "clipping to %g of %g: the gradient is multiplied by %.9g, expected %.9g", clip, norm,
+              got, want);
+    }
+    in.grad_clip = 1, d_in.write({in});
+    gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+    Gpt g;
+    memset(&g, 0, sizeof(g));
+    for (int id = 0; id < NPARAM; id++) g.params[id] = {"w", id == 0 ? (size_t)1 : 0, n, 1, 1, 0, 0, id == 0 ? 0 : n};
+    g.param_count = n, g.master = d_w.p, g.m = d_m.p, g.v = d_v.p, g.grad = d_grad.p, g.step_inputs = d_in.p,
+    g.step_results = results.p;
+    adamw_update(&g);
+    const float hyper[5] = {in.lr, in.beta1, in.beta2, in.eps, in.weight_decay};
+    ref_adamw(w.data(), m.data(), v.data(), grad.data(), n, hyper, found.update_scale, 3);
+    check_same("AdamW, weights", w, d_w.read());
+    check_same("AdamW, first moments", m, d_m.read());
+    check_same("AdamW, second moments", v, d_v.read());
+    for (float bad : {NAN, INFINITY}) { // a gradient that is not finite reaches no weight
+        grad[n - 3] = bad, d_grad.write(grad);
+        gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+        CHECK(results.read()[0].update_scale == 0, "a gradient of %g: multiplied by %g", bad, results.read()[0].update_scale);
+        adamw_update(&g);
+        check_same("AdamW skips", w, d_w.read());
+    }
+    for (int kind = 0; kind < 4; kind++)
+        for (long step = 0; step < 40; step++) {
+            const float a = ref_schedule_lr(kind, 0.01f, 0.1f, step, 5, 40),
+                        b = schedule_lr((Schedule)kind, 0.01f, 0.1f, step, 5, 40);
+            CHECK(float_bits(a) == float_bits(b), "learning rate of step %ld, schedule %d: %g, expected %g", step, kind, b, a);
+        }
+    printf("ok   gradient norm, clipping, AdamW, schedules: same bits\n");
+}
+
+// ---- a model on both sides, from one command line
+static std::string scratch; // a directory of ours
+static std::string text_path() { return scratch + "/text.txt"; }
+static std::vector<std::string> words_of(const std::string &line) {
+    std::vector<std::string> words(1);
+    for (char c : line)
+        if (c != ' ') words.back() += c;
+        else if (!words.back().empty()) words.emplace_back();
+    if (words.back().empty()) words.pop_back();
+    return words;
+}
+static std::vector<char *> argv_of(std::vector<std::string> &words) {
+    std::vector<char *> argv;
+    for (std::string &w : words) argv.push_back(&w[0]);
+    argv.push_back(NULL);
+    return argv;
+}
+struct Both {
+    Run r;
+    void *ref;
+    std::vector<int> tokens, targets;
+    explicit Both(const std::string &options) {
+        memset(&r, 0, sizeof(r));
+        std::vector<std::string> words =
+            words_of("test -i " + text_path() + " --layers 2 --heads 2 --channels 64 -t 24 -b 2 " + options);
+        std::vector<char *> argv = argv_of(words);
+        ref = ref_gpt_new((int)words.size(), argv.data(), 256);
+        r.o = options_parse((int)words.size(), argv.data(), r.given);
+        options_recipes(&r.o, &r.g);
+        r.g.config = options_config(&r.o, options_depth(&r.o), 256);
+        options_bf16(&r.o, &r.g);
+        r.g.B = (int)r.o.batch, r.g.training = 1, r.g.recompute = (int)r.o.recompute;
+        if (r.o.total_batch == 0) r.o.total_batch = r.o.batch * r.o.seq_len;
+        if (r.o.lr == 0) r.o.lr = 1e-3;
+        r.train = dataset_open(r.o.train);
+        dataset_windows(&r.train, "training", (int)r.o.seq_len);
+        gpt_allocate(&r.g), gpt_init(&r.g, r.o.seed);
+        if (gpt_scales_loss(&r.g)) r.g.loss_scaling[0] = 1024;
+        r.g.record = RECORD_STATS, ref_gpt_record(ref, RECORD_STATS);
+        run_buffers(&r);
+        tokens.resize(r.g.B * r.g.config.T), targets.resize(tokens.size());
+    }
+    ~Both() {
+        device_wait();
+        graphs_drop(&r), gpt_free(&r.g), ref_gpt_free(ref);
+        for (int i = 0; i < 2; i++) cudaFreeHost(r.inputs[i]), cudaEventDestroy(r.sent[i]);
+        cudaFreeHost(r.step_inputs), cudaFreeHost(r.step_results), free(r.seen);
+    }
+    double step_cuda(long step) {
+        double norm;
+        float lr;
+        return run_step(&r, step, &norm, &lr);
+    }
+    // What run_step() of the C file does, by its parts.
+    double step_ref(long step, float scale, double *norm) {
+        const int B = r.g.B, T = r.g.config.T, micro_steps = (int)r.o.total_batch / (B * T);
+        size_t bytes;
+        float *grad = (float *)ref_gpt_tensor(ref, "grad", &bytes);
+        double loss = 0;
+        memset(grad, 0, bytes);
+        for (int micro = 0; micro < micro_steps; micro++) {
+            ref_batch(r.o.train, T, (uint64_t)r.o.data_seed, (uint64_t)(step * micro_steps + micro) * B, tokens.data(),
+                      targets.data(), B);
+            loss +=
+                ref_gpt_forward(ref, tokens.data(), targets.data(), B, T, scale / (float)r.o.total_batch) / (double)r.o.total_batch;
+            ref_gpt_backward(ref, tokens.data(), B, T);
+        }
+        *norm = ref_gradient_norm(grad, bytes / 4, 1 / scale);
+        ref_gpt_advance(ref);
+        const float lr = ref_schedule_lr((int)r.o.schedule, (float)r.o.lr, (float)r.o.final_lr, step, r.o.warmup, r.o.steps);
+        const float hyper[5] = {lr, (float)r.o.beta1, (float)r.o.beta2, (float)r.o.eps, (float)r.o.weight_decay};
+        const double clip = r.o.grad_clip > 0 && *norm > r.o.grad_clip ? r.o.grad_clip / *norm : 1;
+        ref_gpt_adamw(ref, hyper, (float)(clip / scale), step + 1);
+        return loss;
+    }
+    std::vector<float> ref_floats(const char *name) {
+        size_t bytes;
+        const float *p = (const float *)ref_gpt_tensor(ref, name, &bytes);
+        return std::vector<float>(p, p + bytes / 4);
+    }
+    std::vector<float> cuda_floats(const float *p) {
+        std::vector<float> x(r.g.param_count);
+        device_read(x.data(), p, x.size() * 4);
+        return x;
+    }
+};
+// How far the gradient of each tensor may lie from the C file's. In FP8 an amax that rounds the other way gives a tensor another
+// scale, and all its bytes other roundings, whose noise is spacing / sqrt 12 each: 2^-3 in E4M3, 2^-2 in E5M2, as dy is. Mostly
+// they are the same bytes, so that half of all command lines have to be much nearer.
+static double gradient_tolerance(const Run &r) {
+    const bool wide = IS_FP8 && (r.g.recipes[0].format == DTYPE_E5M2 || r.g.recipes[1].format == DTYPE_E5M2);
+    if (IS_FP8) return wide ? 0.12 : 0.06;
+    return PRECISION == PRECISION_FP32 ? 2e-5 : 4 * EPSILON;
+}
+#ifdef CUDA_ON_CPU
+static const double NEAR = 0.01;
+#else
+static const double NEAR = 0.03; // a GPU's FP8 sums have 14 bits
+#endif
+static std::vector<double> gradient_errors;
+static void compare_gradients(Both &b, const char *options, bool must_differ) {
+    const std::vector<float> theirs = b.ref_floats("grad"), ours = b.cuda_floats(b.r.g.grad);
+    double worst = 0;
+    const char *where = "";
+    for (int id = 0; id < NPARAM; id++) {
+        const char *name;
+        size_t count;
+        const size_t at = ref_gpt_param(b.ref, id, &name, &count);
+        const std::vector<float> a(theirs.begin() + (long)at, theirs.begin() + (long)(at + count)),
+            c(ours.begin() + (long)at, ours.begin() + (long)(at + count));
+        const double e = error_of(a, c);
+        if (e > worst) worst = e, where = name;
+    }
+    const double allowed = gradient_tolerance(b.r);
+    if (must_differ) {
+        CHECK(worst > allowed, "a fault that must show: gradients of another batch (error %.3g, allowed %.3g)", worst, allowed);
+        return;
+    }
+    gradient_errors.push_back(worst);
+    CHECK(worst <= allowed, "gradients of '%s': error %.3g in %s, allowed %.3g", options, worst, where, allowed);
+    printf("ok   gradients: %-34s error %.2e in %s (allowed %.2e)\n", *options ? options : "(no option)", worst, where, allowed);
+}
+static void test_model() {
+    static const char *const all[] = {
+        "",
+        "-d 144",
+        "--recompute 1",
+        "--schedule linear --seed 5 --data-seed 9",
+#if IS_FP8
+        "--scaling current",
+        "--scaling none",
+        "--scaling static --static-scale 16",
+        "--scaling rowwise",
+        "--scaling block",
+        "--scaling mx",
+        "--scaling mx --mx-round floor",
+        "--formats e4m3",
+        "--formats e5m2",
+        "--format-x e5m2",
+        "--pow2 1",
+        "--margin 1",
+        "--amax-history 2 --amax-algo recent",
+        "--fp8-head",
+        "--scaling current --fp8-head",
+        "--bf16 first+last.fc",
+        "--bf16 dgrad",
+        "--bf16 wgrad",
+        "--bf16 fprop",
+        "--bf16 1.qkv.wgrad+0.attproj",
+        "--scaling block --recompute 1",
+        "--scaling mx --bf16 wgrad",
+        "--emulate 1",
+        "--recipe deepseek",
+        "--recipe te"
+#endif
+    };
+    for (const char *options : all) {
+#if IS_FP8
+        machine.emulates = strstr(options, "--emulate") != NULL;
+#endif
+        std::string theirs = options; // the C file has no such option
+        if (theirs.find("--emulate") != std::string::npos) theirs = "";
+        Both b(theirs);
+        if (options == all[0] || strstr(options, "--seed"))
+            check_same("initial weights", b.ref_floats("master"), b.cuda_floats(b.r.g.master));
+        for (int step = 0; step < 2; step++) {
+            double norm;
+            const float scale = b.r.g.loss_scaling[0];
+            const double ours = b.step_cuda(step), want = b.step_ref(step, scale, &norm);
+            const double allowed = PRECISION == PRECISION_FP32 ? 1e-5 : IS_FP8 ? 0.2 * NEAR : 1e-3; // of the loss, in nats
+            CHECK(fabs(ours - want) <= allowed, "'%s': loss %.7f, expected %.7f", options, ours, want);
+            if (step == 0) compare_gradients(b, options, false);
+#if IS_FP8
+            gpt_scales_read(&b.r.g);
+            int count;
+            const Fp8Scale *s = (const Fp8Scale *)ref_gpt_scales(b.ref, &count);
+            CHECK(count == b.r.g.scale_count, "'%s': %d scales, expected %d", options, b.r.g.scale_count, count);
+            for (int i = 0; i < count; i++) {
+                const Fp8Scale *o = &b.r.g.scales[i];
+                char name[32];
+                const int layer = scale_name(&b.r.g, i, name);
+                CHECK(o->logged.count == s[i].logged.count, "'%s', step %d: %d %s counts %llu elements, expected %llu", options,
+                      step, layer, name, (unsigned long long)o->logged.count, (unsigned long long)s[i].logged.count);
+                CHECK(o->history_count == s[i].history_count && o->history_next == s[i].history_next,
+                      "'%s': %d %s: history %d, expected %d", options, layer, name, o->history_count, s[i].history_count);
+                if (step > 0 || s[i].logged.count == 0) continue;
+                const float a = bits_float(o->logged.amax_bits),
+                            c = bits_float(s[i].logged.amax_bits); // weights and data are the same
+                CHECK(fabs(a / c - 1) < 0.06, "'%s': %d %s: amax %g, expected %g", options, layer, name, a, c);
+                CHECK(i % NOPERAND != OPERAND_W || (a == c && o->scale == s[i].scale && o->logged.flushed == s[i].logged.flushed),
+                      "'%s': %d %s: a weight's scale or statistics differ", options, layer, name);
+            }
+#endif
+        }
+        if (options != all[0]) continue;
+        double norm;
+        b.step_ref(7, 1, &norm); // another batch
+        compare_gradients(b, options, true);
+    }
+    std::sort(gradient_errors.begin(), gradient_errors.end());
+    const double median = gradient_errors[gradient_errors.size() / 2];
+    CHECK(!IS_FP8 || median < NEAR, "gradients: the median of the errors is %g, expected less than %g", median, NEAR);
+#if IS_FP8
+    machine.emulates = 0;
+#endif
+}
+// Bits of three steps of a model: the weights, moments and scales after them.
+static uint64_t fingerprint_of(const std::string &options) {
+    Both b(options);
+    for (int step = 0; step < 3; step++) b.step_cuda(step);
+    const Gpt *g = &b.r.g;
+    uint64_t h = 0;
+    for (const float *p : {g->master, g->m, g->v}) h = checksum(h, b.cuda_floats(p).data(), g->param_count * 4);
+    gpt_scales_read(&b.r.g);
+    for (int i = 0; i < g->scale_count; i++) {
+        const Fp8Scale *s = &g->scales[i];
+        h = checksum(h, &s->scale, 4), h = checksum(h, s->amax_history, sizeof(s->amax_history));
+        for (uint64_t n :
+             {(uint64_t)s->logged.amax_bits, s->logged.saturated, s->logged.flushed, s->logged.nonfinite, s->logged.count})
+            h = checksum(h, &n, 8);
+    }
+    return h;
+}
+static void test_bits() {
+    static const char *const all[] = {
+        "-d 96",
+#if IS_FP8
+        "--scaling current --fp8-head",
+        "--scaling block",
+        "--emulate 1"
+#endif
+    };
+    for (const char *options : all) {
+        const bool emulates = strstr(options, "--emulate");
+#if IS_FP8
+        machine.emulates = emulates;
+#endif
+        uint64_t first = 0;
+        for (int i = 0; i < ORDERS; i++) {
+            order_set(i);
+            const uint64_t h = fingerprint_of(emulates ? "" : options);
+            if (i == 0) first = h;
+            CHECK(h == first, "'%s': other bits in another order of blocks and threads (%d)", options, i);
+        }
+        order_set(0);
+        if (options == all[0]) {
+            CHECK(fingerprint_of(std::string(options) + " --recompute 1") == first, "other bits with --recompute");
+            CHECK(fingerprint_of(std::string(options) + " --seed 2") != first, "a fault that must show: another seed");
+            CHECK(fingerprint_of(std::string(options) + " --data-seed 2") != first, "a fault that must show: other data");
+        }
+        printf("ok   same bits in %d orders: '%s'\n", ORDERS, options);
+    }
+#if IS_FP8
+    machine.emulates = 0;
+#endif
+}
+
+// What gpt_generate() writes with its cache, and the loss without gradients.
+static std::vector<int> written;
+static void written_add(int token, void *) { written.push_back(token); }
+static void test_generate() {
+    Both b("");
+    std::vector<int> context(b.r.g.config.T + 2, 'a');
+    for (int step = 0; step < 2; step++) b.step_cuda(step);
+    written.clear();
+    gpt_generate(&b.r.g, context.data(), 3, 40, 0, 1, written_add, NULL); // greedy, beyond the context
+    CHECK(written.size() == 40, "%zu tokens were written", written.size());
+    // each of the first tokens is the likeliest after the ones before, by a forward pass without a cache
+    std::vector<int> all(b.r.g.config.T, 'a'), targets(all.size(), 0);
+    size_t agree = 0, asked = 0;
+    for (int n = 3; n < b.r.g.config.T; n++) {
+        for (int i = 3; i < n; i++) all[i] = written[i - 3];
+        float best = 1e30f;
+        int token = -1;
+        std::vector<float> logits(b.r.g.config.Vp);
+        gpt_forward(&b.r.g, all.data(), targets.data(), 1, n);
+        device_read(logits.data(), b.r.g.logits + (size_t)(n - 1) * b.r.g.config.Vp, logits.size() * 4);
+        for (int t = 0; t < b.r.g.config.V; t++)
+            if (-logits[t] < best) best = -logits[t], token = t;
+        agree += token == written[n - 3], asked++;
+    }
+    CHECK(agree + 2 >= asked, "with a cache %zu of %zu tokens are those without", agree,
+          asked); // FP8: its scales are the same, its sums nearly
+    const std::vector<int> no_targets(all.size(), -1);
+    CHECK(gpt_forward(&b.r.g, all.data(), no_targets.data(), 1, 5) == 0, "targets of -1 count");
+    printf("ok   generation with a cache: %zu of %zu tokens as without\n", agree, asked);
+}
+
+// ---- whole runs, by calling this program again
+static std::string self_path;
+static int run_as(const char *who, const std::string &arguments, const std::string &environment = "") {
+    const std::string command = "cd '" + scratch + "' && OMP_NUM_THREADS=1 " + environment + " '" + self_path + "' --as-" + who +
+                                " " + arguments + " > out.txt 2>&1";
+    const int status = system(command.c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+static std::string output_text() {
+    char *text = text_read((scratch + "/out.txt").c_str());
+    const std::string s = text ? text : "";
+    free(text);
+    return s;
+}
+static void shell(const std::string &command) {
+    if (system(("cd '" + scratch + "' && " + command).c_str()) != 0) CHECK(0, "%s", command.c_str());
+}
+static void run_well(const char *who, const std::string &arguments, const std::string &environment = "") {
+    const int status = run_as(who, arguments, environment);
+    CHECK(status == 0, "%s %s: exit status %d: %s", who, arguments.c_str(), status, output_text().c_str());
+}
+static bool files_same(const std::string &a, const std::string &b) {
+    return system(("cmp -s '" + scratch + "/" + a + "' '" + scratch + "/" + b + "'").c_str()) == 0;
+}
+// A column of log.tsv: 2 is the loss.
+static std::vector<double> log_column(const std::string &dir, int column) {
+    std::vector<double> values;
+    char *text = text_read((scratch + "/" + dir + "/log.tsv").c_str());
+    const char *at = text ? text : "";
+    double row[3];
+    while (*at)
+        if (text_row(&at, row, 3) == 3) values.push_back(row[column]);
+    free(text);
+    return values;
+}
+#define SHAPE "-i text.txt --layers 2 --heads 2 --channels 64 -t 32 -b 2 -s 0 "
+
+static double log_distance(const std::vector<double> &a, const std::vector<double> &b) { // mean over the steps
+    double sum = 0;
+    for (size_t i = 0; i < a.size() && i < b.size(); i++) sum += fabs(a[i] - b[i]);
+    return a.size() == b.size() && !a.empty() ? sum / (double)a.size() : 1e30;
+}
+static void test_losses() {
+    static const char *const precisions[] = {"fp8", "fp16", "bf16", "fp32"};
+    const std::string run = SHAPE "-x 20 -v 0 -n 0 -u 5 ";
+    std::vector<double> theirs[4];
+    for (int p = 0; p < 4; p++) {
+        run_well(precisions[p], run + "-o loss_" + precisions[p]);
+        theirs[p] = log_column(std::string("loss_") + precisions[p], 2);
+    }
+    run_well("cuda", run + "-o loss_cuda");
+    const std::vector<double> ours = log_column("loss_cuda", 2);
+    double spread = 0;
+    for (int p = 0; p < 4; p++) spread = MAX(spread, log_distance(theirs[p], theirs[PRECISION]));
+    const double distance = log_distance(ours, theirs[PRECISION]);
+    CHECK(distance <= spread && ours.size() == 20, "20 steps: %g from the C file, whose precisions are up to %g apart", distance,
+          spread);
+    printf("ok   20 steps: mean distance to the C file %.5f nats, of its precisions %.5f\n", distance, spread);
+    run_well("cuda", run + "-o loss_other --lr 0.003");
+    CHECK(log_distance(log_column("loss_other", 2), theirs[PRECISION]) > spread, "a fault that must show: another learning rate");
+}
+
+static void test_runs() {
+    const std::string run = SHAPE "-x 6 -v 3 -m 2 -n 2 --keep 0 -u 2 -d 128 ";
+    const std::string six = "/model_00000006.bin", state = "/state_00000006.bin";
+    run_well("cuda", run + "-o straight");
+    run_well("cuda", run + "-o again");
+    CHECK(files_same("straight" + six, "again" + six) && files_same("straight" + state, "again" + state), "two runs differ");
+#ifdef CUDA_ON_CPU
+    for (const char *order : orders) {
+        const std::string dir = std::string("order_") + order;
+        run_well("cuda", run + "-o " + dir, std::string("CUDA_ON_CPU_ORDER=") + order);
+        CHECK(files_same("straight" + six, dir + six) && files_same("straight" + state, dir + state), "order %s differs", order);
+    }
+#endif
+    // stopped after 2 and after 4 steps and resumed: the same bits, and the same log but for times
+    for (int stop = 2; stop <= 4; stop += 2) {
+        shell(stop == 2 ? "rm -rf part; cp -r straight part; rm part/DONE_00000004 part/DONE_00000006"
+                        : "rm -rf part; cp -r straight part; rm part/DONE_00000006");
+        run_well("cuda", "-y -o part");
+        CHECK(files_same("straight" + six, "part" + six) && files_same("straight" + state, "part" + state),
+              "a resume after step %d differs", stop);
+        shell(
+            "cut -f 1-7 straight/log.tsv | grep -v '^#' > a.tsv; cut -f 1-7 part/log.tsv | grep -v '^#' > b.tsv; cmp a.tsv b.tsv");
+    }
+    // GPU -> CPU -> GPU: two steps here, two by the C file, two here
+    shell("rm -rf there; cp -r straight there; rm there/DONE_00000004 there/DONE_00000006");
+    run_well("ref", "-y -o there");
+    shell("cmp straight/model_00000002.bin there/model_00000002.bin && rm there/DONE_00000006");
+    run_well("cuda", "-y -o there");
+    const std::vector<double> a = log_column("straight", 2), b = log_column("there", 2);
+    CHECK(log_distance(a, b) < 0.02 && a.size() == 6, "GPU, CPU, GPU: losses differ by %g", log_distance(a, b));
+    run_well("ref", run + "-o theirs"); // and one that began there
+    shell("rm theirs/DONE_00000004 theirs/DONE_00000006");
+    run_well("cuda", "-y -o theirs");
+    CHECK(log_distance(log_column("theirs", 2), a) < 0.02, "a run that the C file began: losses differ by %g",
+          log_distance(log_column("theirs", 2), a));
+    // a checkpoint of the C file, loaded and saved: every byte as it was
+    {
+        Both other(IS_FP8 ? "-t 32" : "-t 32");
+        StateFile f;
+        Progress progress;
+        uint64_t sum;
+        memset(&f, 0, sizeof(f));
+        run_well("ref", run + "-o whole");
+        snprintf(f.path, sizeof(f.path), "%s/whole/state_00000006.bin", scratch.c_str());
+        const std::string model = scratch + "/whole/model_00000006.bin";
+        state_check(&f);
+        model_check(model.c_str(), &sum);
+        memcpy(&progress, f.data[SECTION_PROGRESS], sizeof(progress));
+        CHECK(sum == progress.model_checksum, "the model's checksum");
+        model_load(&other.r.g, model.c_str()), state_load(&other.r.g, &f);
+        std::string options((const char *)f.data[SECTION_OPTIONS]);
+        shell("mkdir -p copy");
+        checkpoint_save(&other.r.g, (scratch + "/copy").c_str(), &progress, &options[0], 0);
+        CHECK(files_same("whole" + six, "copy" + six), "a model that was loaded and saved differs");
+        // the state: every section, but the statistics of the step under way and kept_inv, which are made again with the weights
+        StateFile copy;
+        memset(&copy, 0, sizeof(copy));
+        snprintf(copy.path, sizeof(copy.path), "%s/copy/state_00000006.bin", scratch.c_str());
+        state_check(&copy);
+        for (int i = 0; i < SECTIONS; i++) {
+            const size_t bytes = f.header[i].bytes;
+            std::vector<uint8_t> a(f.data[i], f.data[i] + bytes), b(copy.data[i], copy.data[i] + copy.header[i].bytes);
+            for (size_t k = 0; i == SECTION_SCALES && k + sizeof(Fp8Scale) <= MIN(a.size(), b.size()); k += sizeof(Fp8Scale)) {
+                memset(&a[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
+                memset(&b[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
+                memset(&a[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
+                memset(&b[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
+            }
+            CHECK(same(a, b), "section %s of a state that was loaded and saved differs", f.header[i].name);
+        }
+        printf("ok   a checkpoint loaded and saved: the same\n");
+    }
+    // damage is refused
+    shell("rm -rf broken; cp -r straight broken; printf x | dd of=broken/state_00000006.bin bs=1 seek=3000 conv=notrunc 2> dd.txt");
+    CHECK(run_as("cuda", "-y -o broken") == EXIT_BAD_INPUT && output_text().find("damaged") != std::string::npos,
+          "a damaged state: %s", output_text().c_str());
+    printf("ok   runs: same bits again, in every order, across a resume; checkpoints go to the C file and back\n");
+}
+
+static void test_errors() {
+    struct {
+        const char *environment, *arguments, *word;
+        int status;
+    } cases[] = {
+#ifdef CUDA_ON_CPU
+        {"CUDA_ON_CPU_DEVICES=0", "", "no CUDA device", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_ARCH=7.5", "", "compute capability 7.5", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_DRIVER=12040", "", "driver supports CUDA 12.4", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_MEMORY=140", "-b 4096 ", "would fit", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_MEMORY=40", "", "smaller model", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_ARCH=8.6", "", "", EXIT_DONE}, // FP8 is emulated there
+        {"CUDA_ON_CPU_ARCH=8.9", "", "", EXIT_DONE},
+        {"CUDA_ON_CPU_ARCH=12.0", "", "", EXIT_DONE},
+#endif
+        {"", "--tune 1", "", EXIT_DONE},
+        {"", "--heads 8", "heads of 16, 32", EXIT_BAD_INPUT},
+        {"", "--nonsense", "unknown option", EXIT_BAD_INPUT},
+        {"", "--lr 1e30 -x 9 -u 0", "not finite", EXIT_NONFINITE},
+        {"", "--help", "--recompute", EXIT_DONE},
+    };
+    for (auto &c : cases) {
+        const int status = run_as("cuda", std::string(SHAPE "-x 2 -v 0 -n 0 -o errors_tried ") + c.arguments, c.environment);
+        const std::string text = output_text();
+        CHECK(status == c.status && text.find(c.word) != std::string::npos, "%s %s: exit status %d (expected %d), it said: %s",
+              c.environment, c.arguments, status, c.status, text.substr(text.size() > 600 ? text.size() - 600 : 0).c_str());
+        shell("rm -rf errors_tried");
+    }
+    // every option of the C file is here
+    for (size_t i = 0; i < ref_option(-1, NULL, NULL); i++) {
+        const char *name;
+        int scope;
+        ref_option((int)i, &name, &scope);
+        const int at = option_index(name);
+        CHECK(at >= 0 && option_specs[at].scope == scope, "option --%s of the C file is missing or of another scope", name);
+    }
+    printf("ok   errors and options\n");
+}
+
+static void test_data() {
+    Dataset d = dataset_open(text_path().c_str());
+    const int B = 5, T = 24;
+    dataset_windows(&d, "test", T);
+    for (uint64_t first : {0, 5, 300, 5000}) {
+        std::vector<int> a(B * T), b(B * T), c(B * T), e(B * T);
+        dataset_batch(&d, 3, first, a.data(), b.data(), B, T);
+        ref_batch(text_path().c_str(), T, 3, first, c.data(), e.data(), B);
+        check_same("data, tokens", c, a), check_same("data, targets", e, b);
+    }
+    const size_t sizes[] = {sizeof(Fp8Scale), sizeof(ScalingRecipe), sizeof(Fp8Stats)};
+    for (int i = 0; i < 3; i++)
+        CHECK(ref_size((RefSize)i) == sizes[i], "struct %d: %zu bytes, the C file has %zu", i, sizes[i], ref_size((RefSize)i));
+    CHECK(ref_size(REF_CHUNK) == CHUNK && ref_size(REF_NUMERICS) == NUMERICS_VERSION, "CHUNK or NUMERICS_VERSION differ");
+    printf("ok   data: same order\n");
+}
+
+// A text of made-up words.
+static void text_write() {
+    FILE *f = fopen(text_path().c_str(), "w");
+    std::string words[60];
+    for (std::string &w : words)
+        for (int i = (int)(uniform() * 5) + 2; i > 0; i--) w += (char)('a' + (int)(uniform() * 16));
+    for (int line = 0; line < 900; line++) {
+        for (int i = 0; i < 9; i++) fprintf(f, "%s ", words[(int)(uniform() * uniform() * 60)].c_str());
+        fprintf(f, ".\n");
+    }
+    fclose(f);
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        int (*main)(int, char **);
+    } programs[] = {{"--as-cuda", cuda_main},     {"--as-ref", ref_main},       {"--as-fp8", ref_main_fp8},
+                    {"--as-fp16", ref_main_fp16}, {"--as-bf16", ref_main_bf16}, {"--as-fp32", ref_main_fp32}};
+    for (auto &p : programs)
+        if (argc > 1 && !strcmp(argv[1], p.name)) return p.main(argc - 1, argv + 1);
+
+    static const struct {
+        const char *name;
+        void (*test)();
+    } tests[] = {
+        {"numbers", test_numbers},
+        {"data", test_data},
+#if IS_FP8
+        {"quantise", test_quantise},
+        {"scales", test_scale_update},
+        {"fused", test_fused},
+#endif
+        {"encoder", test_encoder},
+        {"layernorm", test_layernorm},
+        {"gelu", test_gelu},
+        {"attention", test_attention},
+        {"classifier", test_classifier},
+        {"linear", test_linear},
+        {"optimiser", test_optimiser},
+        {"model", test_model},
+        {"bits", test_bits},
+        {"generate", test_generate},
+        {"losses", test_losses},
+        {"runs", test_runs},
+        {"errors", test_errors}
+    };
+    char dir[] = "/tmp/test_cuda.XXXXXX", path[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof(path) - 1);
+    if (!mkdtemp(dir) || length < 0) return perror(dir), 1;
+    scratch = dir, self_path = std::string(path, (size_t)length);
+    setbuf(stdout, NULL);
+    text_write();
+    ref_begin(64, 64);
+    machine_find(0, 0), machine_init(), attention_init();
+    printf("test of train_gpt_" PRECISION_NAME ", CUDA file on %s\n", machine.name);
+    for (auto &t : tests) {
+        bool wanted = argc == 1; // or those that are named
+        for (int i = 1; i < argc; i++) wanted = wanted || !strcmp(argv[i], t.name);
+        const double begin = seconds_now();
+        draws = 0;
+        if (wanted) t.test(), device_wait(), printf("     %s: %.1f s\n", t.name, seconds_now() - begin);
+    }
+    if (failed == 0 && system(("rm -rf '" + scratch + "'").c_str()) != 0) perror("rm");
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

@@ -1,0 +1,4464 @@
+/*
+Trains a GPT-2 style transformer on one NVIDIA GPU. The matrix products of its linear layers run on FP8 tensor cores with
+tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022, arXiv 2209.05433): E4M3 for weights and
+activations, E5M2 for the gradients of activations, sums in fp32. The same file also builds as FP16, BF16 and FP32, so that
+two loss curves differ by nothing but the precision. It is train_gpt_fp8.c for a GPU: the same sections, options, files and
+logs, and the same names for the same host functions, to be read side by side. A checkpoint goes from one to the other.
+
+    make cuda && ./train_gpt_fp8cu           # a byte-level model on the embedded corpus
+    ./train_gpt_fp8cu --help                 # every option
+    ./train_gpt_fp8cu -e d12 -t 1024 -b 16 -i shards.bin
+
+Where FP8 happens: the kernel that writes a linear layer's input (layernorm, attention, GELU) or the gradient of its output
+also writes the FP8 bytes, with the scale that earlier steps left, and counts what becomes of them; a tensor with no history is
+written first and quantised by its own amax (section 3). Weights become bytes once a step (gpt_refresh_weights(), section 6).
+Each of the three products
+    fprop  y  = x  w^T        x: E4M3, w: E4M3
+    dgrad  dx = dy w          dy: E5M2
+    wgrad  dw = dy^T x
+is cuBLASLt's (section 4), which wants the sum's dimension K contiguous in both operands: dy and w are written in both
+directions, x is turned when the backward pass needs it.
+
+What this file refuses to do: dropout, other architectures, GPUs before Ampere, more than one GPU (gpt_reduce_ranks() is the
+one place where gradients and amax of several would meet).
+
+Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed and data give the same
+parameters from run to run on one GPU and across a resume. No sum uses floating-point atomics; every one has a fixed order.
+Nothing in a step waits for the host, so a step is two CUDA graphs: one a micro-batch, one for the update.
+
+Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
+9 checkpoint, 10 log, 11 options, 12 training loop.
+*/
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <glob.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifndef CUDA_ON_CPU // else dev/cuda/on_cpu.h runs the kernels on the CPU, for tests
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#if CUDART_VERSION < 12090
+#error "the scale modes of FP8 products need CUDA 12.9 or newer"
+#endif
+#endif
+#ifdef USE_CUDNN
+#include <cudnn_frontend.h>
+#endif
+#if defined(__x86_64__) && !defined(__CUDA_ARCH__)
+#include <immintrin.h>
+#endif
+// Four builds share one text: what one of them leaves unused is used by another.
+#pragma GCC diagnostic ignored "-Wunused-function"
+#ifdef __CUDACC__
+#pragma nv_diag_suppress 177
+#endif
+
+#define NUMERICS_VERSION 1 // of the C file, whose state files this one reads and writes
+
+// ==== 1. precision ===================================================================================================
+// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
+// what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
+#define PRECISION_FP8  0
+#define PRECISION_FP16 1
+#define PRECISION_BF16 2
+#define PRECISION_FP32 3
+#ifndef PRECISION
+#define PRECISION PRECISION_FP8
+#endif
+
+typedef enum { DTYPE_FP32, DTYPE_BF16, DTYPE_FP16, DTYPE_E4M3, DTYPE_E5M2, DTYPE_COUNT } Dtype;
+static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1};
+
+// The stored type, and its conversions among those of section 2; the type of an operand.
+#define IS_FP8 (PRECISION == PRECISION_FP8)
+#if PRECISION == PRECISION_FP32
+#define PRECISION_NAME       "fp32"
+#define STORED               DTYPE_FP32
+#define float_from_stored(s) (s)
+#define stored_from_float(f) (f)
+typedef float stored_t, operand_t;
+#elif PRECISION == PRECISION_FP16
+#define PRECISION_NAME    "fp16"
+#define STORED            DTYPE_FP16
+#define float_from_stored float_from_fp16
+#define stored_from_float fp16_from_float
+typedef uint16_t stored_t, operand_t;
+#else
+#define STORED            DTYPE_BF16
+#define float_from_stored float_from_bf16
+#define stored_from_float bf16_from_float
+typedef uint16_t stored_t;
+#if IS_FP8
+#define PRECISION_NAME "fp8"
+typedef uint8_t operand_t;
+#else
+#define PRECISION_NAME "bf16"
+typedef uint16_t operand_t;
+#endif
+#endif
+
+// ==== 2. utilities ===================================================================================================
+
+// Exit statuses, as --help prints them.
+enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
+
+// One line on stderr, then the end. Callers name the file or option, what was expected, what was found, what to do.
+__attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "train_gpt_" PRECISION_NAME ": ");
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(status);
+}
+
+// Bad input ends the program before anything is lost.
+#define EXPECT(condition, ...)                                                                                                     \
+    do {                                                                                                                           \
+        if (!(condition)) fatal(EXIT_BAD_INPUT, __VA_ARGS__);                                                                      \
+    } while (0)
+
+// Prints a file name into out[PATH_MAX].
+__attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...", out);
+    va_end(args);
+}
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define INLINE    static __forceinline__ __host__ __device__ // what kernels and the host both call
+INLINE size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
+INLINE size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
+
+// Zeroed host memory; ends the program if there is none.
+static void *memory_allocate(size_t bytes) {
+    void *p = NULL;
+    bytes = round_up(bytes + 1, 64);
+    EXPECT(!posix_memalign(&p, 64, bytes), "out of memory: %.1f MiB more were needed", bytes / 1048576.0);
+    memset(p, 0, bytes);
+    return p;
+}
+
+static int thread_count(void) { return 1; } // of the host
+
+// Flushes denormal results (FTZ) and inputs (DAZ) on the host, as kernels do (-ftz=true).
+static void fp_mode_set(void) {
+#if defined(__x86_64__) && !defined(__CUDA_ARCH__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
+#endif
+}
+
+INLINE uint32_t float_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+INLINE float bits_float(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
+
+// ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
+// operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
+// bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a quiet one.
+INLINE uint16_t bf16_from_float(float f) {
+#ifdef __CUDA_ARCH__ // arithmetic here leaves no denormals
+    uint16_t h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+#else
+    uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    r = a < 0x00800000 ? (u >> 16) & 0x8000 : r;
+    r = a > 0x7f800000 ? (u >> 16) | 0x40 : r;
+    return (uint16_t)r;
+#endif
+}
+INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
+
+// IEEE half, round to nearest even, denormal results kept: F16C's rules.
+INLINE uint16_t fp16_from_float(float f) {
+#ifdef __CUDA_ARCH__
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+#else
+    uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
+    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
+    r = a < 0x38800000 ? small : r;
+    r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
+    r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
+    return (uint16_t)(((u >> 16) & 0x8000) | r);
+#endif
+}
+INLINE float float_from_fp16(uint16_t h) {
+#ifdef __CUDA_ARCH__
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+#else
+    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16, r = a + (112u << 23);
+    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23)) : r; // 0 and denormals
+    r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
+    return bits_float(sign | r);
+#endif
+}
+
+// e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
+// Above 88.3 it saturates near 2.2e38. A NaN stays one.
+#define ROUNDER 12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum
+INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
+INLINE float exp_fixed_order(float x) {
+    x = 88.3f < x ? 88.3f : x;
+    x = -104.0f > x ? -104.0f : x;
+    const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = (1.0f / 5040) * r + 1.0f / 720;
+    p = ((p * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6;
+    p = ((p * r + 0.5f) * r + 1) * r + 1;
+    return p * pow2_whole(half) * pow2_whole(n - half);
+}
+
+// ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
+INLINE double log_fixed_order(double x) {
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    int e = (int)(u >> 52) - 1023;
+    u = (u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
+    double m;
+    memcpy(&m, &u, 8);
+    if (m > 1.4142135623730951) m *= 0.5, e++;
+    double s = (m - 1) / (m + 1), z = s * s, p = 0;
+    for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
+    return 2 * s * p + e * 0.6931471805599453;
+}
+
+// cos and sin of 2 pi u for u in [0, 1]: to the nearest quarter turn, then Taylor.
+INLINE void sincos_turns(double u, double *sine, double *cosine) {
+    int q = (int)(4 * u + 0.5);
+    double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
+    for (int k = 17; k >= 1; k -= 2) s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
+    s *= x;
+    const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
+    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
+}
+INLINE double power_int(double x, long n) { // x^n by squaring, n >= 0
+    double r = 1;
+    for (; n > 0; n >>= 1, x *= x)
+        if (n & 1) r *= x;
+    return r;
+}
+
+// ---- random numbers: counter based, so that any thread may draw any element. mix64 is splitmix64's finaliser
+// (Steele, Lea, Flood 2014).
+INLINE uint64_t mix64(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
+}
+INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
+
+// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single changed byte always shows.
+static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *p = (const unsigned char *)data;
+    while (bytes > 0) {
+        const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
+        uint64_t w = *p;
+        if (n == 8) memcpy(&w, p, 8);
+        h = (h ^ w) * 0x9fb21c651e98df25ull;
+        h ^= h >> 32;
+        p += n, bytes -= n;
+    }
+    return h;
+}
+
+// ---- the GPU. Every kernel stands right above its launcher; a launch or call that fails ends the program with its name and line.
+#ifndef CUDA_ON_CPU
+#define SHARED __shared__
+#define DYNAMIC_SHARED(type, name)                                                                                                 \
+    extern __shared__ __align__(128) unsigned char name##_bytes[];                                                                 \
+    type *name = (type *)name##_bytes
+#define LAUNCH(kernel, grid, block, shared, stream, ...)                                                                           \
+    do {                                                                                                                           \
+        kernel<<<grid, block, shared, stream>>>(__VA_ARGS__);                                                                      \
+        cuda_check(cudaGetLastError(), "kernel " #kernel, __FILE__, __LINE__);                                                     \
+    } while (0)
+#endif
+static void cuda_check(cudaError_t error, const char *what, const char *file, int line) {
+    if (error != cudaSuccess) fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: %s", file, line, what, cudaGetErrorString(error));
+}
+static void lt_check(cublasStatus_t status, const char *what, const char *file, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS) fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: cuBLAS status %d", file, line, what, (int)status);
+}
+#define CUDA(call) cuda_check(call, #call, __FILE__, __LINE__)
+#define LT(call)   lt_check(call, #call, __FILE__, __LINE__)
+
+// The device, its one stream, and cuBLASLt with a workspace of its own: bits would depend on sharing it.
+#define LT_WORKSPACE ((size_t)32 << 20)
+typedef struct {
+    char name[256];
+    int sm, driver, runtime, processors; // 90 for compute capability 9.0; versions as 13000; multiprocessors
+    int captures;                        // a graph is being made
+    int emulates, tunes; // no FP8 units, or --emulate: FP8 products are computed from the same bytes in bf16; --tune
+    size_t available;    // bytes of device memory free at the start
+    cudaStream_t stream;
+    cublasLtHandle_t lt;
+    void *lt_workspace;
+} Machine;
+static Machine machine;
+
+// Finds the device; makes nothing on it yet, so that a plan that does not fit ends before.
+static void machine_find(int emulate, int tune) {
+    int count = 0;
+    cudaDeviceProp p;
+    size_t total;
+    if (cudaDriverGetVersion(&machine.driver) != cudaSuccess) machine.driver = 0;
+    CUDA(cudaRuntimeGetVersion(&machine.runtime));
+    EXPECT(machine.driver, "no NVIDIA driver was found; without a GPU use the CPU's trainer, ./train_gpt_" PRECISION_NAME);
+    EXPECT(
+        machine.driver / 1000 >= machine.runtime / 1000,
+        "the driver supports CUDA %d.%d, this program was built with CUDA %d.%d; update the driver, or build with an older toolkit",
+        machine.driver / 1000, machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10);
+    const cudaError_t found = cudaGetDeviceCount(&count);
+    EXPECT(found == cudaSuccess && count > 0, "no CUDA device was found (%s); the CPU's trainer is ./train_gpt_" PRECISION_NAME,
+           found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
+    CUDA(cudaSetDevice(0));
+    CUDA(cudaGetDeviceProperties(&p, 0));
+    machine.sm = 10 * p.major + p.minor, machine.processors = p.multiProcessorCount;
+    snprintf(machine.name, sizeof(machine.name), "%s", p.name);
+    EXPECT(machine.sm >= 80, "%s has compute capability %d.%d; this program needs 8.0 (Ampere) or newer", p.name, p.major, p.minor);
+    machine.emulates = IS_FP8 && (emulate || machine.sm < 89), machine.tunes = tune;
+    CUDA(cudaMemGetInfo(&machine.available, &total));
+}
+static void machine_init(void) {
+    fp_mode_set();
+    CUDA(cudaStreamCreateWithFlags(&machine.stream, cudaStreamNonBlocking));
+    LT(cublasLtCreate(&machine.lt));
+    CUDA(cudaMalloc(&machine.lt_workspace, LT_WORKSPACE));
+    if (machine.emulates) printf("FP8 products are emulated: the same bytes, multiplied as bf16\n");
+}
+
+static void device_wait(void) { CUDA(cudaStreamSynchronize(machine.stream)); }
+static void *device_allocate(size_t bytes) {
+    void *p = NULL;
+    CUDA(cudaMalloc(&p, bytes));
+    return p;
+}
+static void device_zero(void *p, size_t bytes) { CUDA(cudaMemsetAsync(p, 0, bytes, machine.stream)); }
+static void device_copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));
+    device_wait();
+}
+static void device_write(void *to, const void *from, size_t bytes) { device_copy(to, from, bytes, cudaMemcpyHostToDevice); }
+static void device_read(void *to, const void *from, size_t bytes) { device_copy(to, from, bytes, cudaMemcpyDeviceToHost); }
+static void *device_fetch(const void *from, size_t bytes) { // a copy on the host, to be freed
+    void *p = memory_allocate(bytes);
+    if (from) device_read(p, from, bytes);
+    return p;
+}
+
+// ---- what kernels share. Eight neighbouring elements are what a thread moves: 16 bytes of a 16-bit tensor. Blocks are
+// one-dimensional.
+#define THREADS                256
+#define DEVICE                 static __device__ __forceinline__
+#define KERNEL                 static __global__ void
+#define KERNEL_OF(threads)     static __global__ void __launch_bounds__(threads)
+#define STREAM                 machine.stream
+#define RUN(kernel, grid, ...) LAUNCH(kernel, grid, THREADS, 0, STREAM, __VA_ARGS__)
+#ifdef __CUDA_ARCH__ // arrays whose indices are constants then live in registers
+#define UNROLL       _Pragma("unroll")
+#define UNROLL_BY(n) PRAGMA(unroll n)
+#define PRAGMA(...)  _Pragma(#__VA_ARGS__)
+#else
+#define UNROLL
+#define UNROLL_BY(n)
+#endif
+template <class T> INLINE T get(const void *p) { // several elements as one word; p is aligned as T is
+#ifdef __CUDA_ARCH__
+    return *(const T *)p;
+#else
+    T word;
+    return memcpy(&word, p, sizeof(T)), word;
+#endif
+}
+template <class T> INLINE void put(void *p, T word) {
+#ifdef __CUDA_ARCH__
+    *(T *)p = word;
+#else
+    memcpy(p, &word, sizeof(T));
+#endif
+}
+template <int N> INLINE void load_words(uint32_t *w, const void *p) { // N a multiple of 4
+    UNROLL for (int i = 0; i < N; i += 4) {
+        const uint4 u = get<uint4>((const uint32_t *)p + i);
+        w[i] = u.x, w[i + 1] = u.y, w[i + 2] = u.z, w[i + 3] = u.w;
+    }
+}
+INLINE void load8(float *v, const float *p) {
+    const float4 a = get<float4>(p), b = get<float4>(p + 4);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+INLINE void store8(float *p, const float *v) {
+    put(p, make_float4(v[0], v[1], v[2], v[3])), put(p + 4, make_float4(v[4], v[5], v[6], v[7]));
+}
+#if PRECISION == PRECISION_FP32
+enum { WORDS = 8 };                              // that eight stored numbers fill
+INLINE float stored_round(float f) { return f; } // to the stored type and back
+INLINE void load2(float *v, const float *p) { v[0] = p[0], v[1] = p[1]; }
+INLINE void pack8(uint32_t *w, const float *v) { UNROLL for (int i = 0; i < 8; i++) w[i] = float_bits(v[i]); }
+INLINE void unpack8(float *v, const uint32_t *w) { UNROLL for (int i = 0; i < 8; i++) v[i] = bits_float(w[i]); }
+#else
+enum { WORDS = 4 };
+INLINE float stored_round(float f) { return float_from_stored(stored_from_float(f)); }
+INLINE void unpack8(float *v, const uint32_t *w) {
+    UNROLL for (int i = 0; i < 4; i++) v[2 * i] = float_from_stored(w[i] & 0xffff), v[2 * i + 1] = float_from_stored(w[i] >> 16);
+}
+INLINE void load2(float *v, const stored_t *p) {
+    const uint32_t w = get<uint32_t>(p);
+    v[0] = float_from_stored(w & 0xffff), v[1] = float_from_stored(w >> 16);
+}
+INLINE uint32_t pack2(float low, float high) {
+#if defined(__CUDA_ARCH__) && PRECISION != PRECISION_FP16
+    uint32_t w;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
+    return w;
+#else
+    return stored_from_float(low) | (uint32_t)stored_from_float(high) << 16;
+#endif
+}
+INLINE void pack8(uint32_t *w, const float *v) { UNROLL for (int i = 0; i < 4; i++) w[i] = pack2(v[2 * i], v[2 * i + 1]); }
+INLINE void load8(float *v, const stored_t *p) {
+    uint32_t w[4];
+    load_words<4>(w, p), unpack8(v, w);
+}
+INLINE void store8(stored_t *p, const float *v) {
+    uint32_t w[4];
+    pack8(w, v);
+#ifdef __CUDA_ARCH__ // nvcc makes four stores of it where it can
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" : : "l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]));
+#else
+    put(p, make_uint4(w[0], w[1], w[2], w[3]));
+#endif
+}
+#endif
+
+// Sums and maxima over the threads of a warp: every thread gets the result, whose order is fixed.
+template <class T> DEVICE T warp_sum(T v) {
+    UNROLL for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);
+    return v;
+}
+// Of a block; all its threads call it, and all get the result.
+template <class T> DEVICE T block_sum(T v) {
+    SHARED T warps[32];
+    v = warp_sum(v);
+    __syncthreads(); // the array may still be read from an earlier call
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+    __syncthreads();
+    T sum = 0;
+    for (unsigned w = 0; w < (blockDim.x + 31) / 32; w++) sum += warps[w];
+    return sum;
+}
+
+// ==== 3. FP8 =========================================================================================================
+// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
+// (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
+typedef struct {
+    int mantissa_bits, bias;
+    uint32_t max_code;        // the code of the largest finite value
+    float max;                // that value, FP8_MAX in the formulas below
+    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not bring it back to max
+} Fp8Format;
+INLINE Fp8Format fp8_format(Dtype d) {
+    if (d == DTYPE_E5M2) return {2, 15, 0x7b, 57344.0f, 0x476fffff}; // IEEE-like; >= 61440 is cut (the tie would go to Inf)
+    return {3, 7, 0x7e, 448.0f, 0x43e80000}; // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
+}
+
+// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones give a code above max_code.
+INLINE uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
+    const int shift = 23 - f->mantissa_bits;
+    // normal results: round at the last kept bit and move the exponent's bias
+    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - f->bias) << f->mantissa_bits);
+    // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
+    uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - f->bias - f->mantissa_bits) << 23;
+    uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
+    return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
+}
+// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
+INLINE uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
+    const uint32_t a = u & 0x7fffffff, code = MIN(fp8_round_bits(a, f), f->max_code);
+    return a > 0x7f800000 ? 0x7f : code | ((u >> 24) & 0x80);
+}
+INLINE uint8_t fp8_encode(float f, Dtype d) {
+    const Fp8Format format = fp8_format(d);
+    return fp8_encode_bits(float_bits(f), &format);
+}
+// Two at once, the first in the low byte: one instruction from sm_89 on, of the same bits.
+INLINE uint32_t fp8_encode2(float low, float high, Dtype d) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    uint16_t r;
+    if (d == DTYPE_E5M2) asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+    else asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+    return r;
+#else
+    return fp8_encode(low, d) | (uint32_t)fp8_encode(high, d) << 8;
+#endif
+}
+
+// The value of a code, through half precision: E5M2 is its upper byte, E4M3 has its exponent off by 8.
+INLINE float fp8_decode(uint8_t code, Dtype d) {
+    if (d == DTYPE_E5M2) return float_from_fp16((uint16_t)(code << 8));
+    if ((code & 0x7f) == 0x7f) return bits_float(0x7fc00000);
+    return float_from_fp16((uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7)) * 256.0f;
+}
+
+// ---- what is counted for every operand, in the pass that quantises it
+typedef struct {
+    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
+    uint64_t saturated, flushed, nonfinite, count;
+    double signal, noise; // sums of x^2 and (x - dequantised)^2, when asked
+} Fp8Stats;
+
+// ---- scales
+// --scaling's words. From ROWWISE on, blocks of a tensor have a scale of their own amax, a power of two.
+typedef enum {
+    SCALING_DELAYED,
+    SCALING_CURRENT,
+    SCALING_NONE,
+    SCALING_STATIC,
+    SCALING_ROWWISE,
+    SCALING_BLOCK,
+    SCALING_MX
+} ScalingRule;
+
+// How a role (x, w or dy) is quantised; a recipe is three of these, made by options_recipes(). A new rule is an enum value and
+// a word of --scaling, then a branch in scale_advance() (from earlier steps) or scale_choose() (from this very tensor), or a
+// shape of block.
+typedef struct {
+    Dtype format;
+    ScalingRule rule;
+    int history_len; // delayed: how many steps' amax are remembered
+    int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
+    int margin;      // the scale is divided by 2^margin
+    int power2;      // the scale is rounded down to a power of two; 2: as OCP's MX has it, by amax's exponent alone, which may cut
+    float fixed;     // static: the scale itself
+    int across, along; // blocks: elements that share a scale across and along the product's K
+} ScalingRecipe;
+static int recipe_blocks(const ScalingRecipe *r) { return r->rule >= SCALING_ROWWISE; }
+#define AMAX_HISTORY_MAX 1024
+// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole. They live on the device;
+// the host's copies are as old as the last gpt_scales_read().
+typedef struct {
+    ScalingRecipe recipe;
+    float scale;           // in use (delayed: for the whole step; current: the last tensor's)
+    float kept_inv;        // scale_inv of the bytes that were made last
+    int32_t history_count; // valid entries, 0 until the first advance that saw a usable amax
+    int32_t history_next;  // where the next amax goes
+    float amax_history[AMAX_HISTORY_MAX];
+    float logged_scale;
+    Fp8Stats step;   // of this step, over its micro-batches
+    Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
+} Fp8Scale;
+
+// What kernels and cuBLASLt read of a scale: 16 bytes, whose first the products take by their address.
+typedef struct {
+    float inv, scale;   // of the bytes that now lie in memory, or are about to be made
+    uint32_t amax_bits; // scratch of a tensor's own amax; 0 between tensors
+    uint32_t unused;
+} ScaleInUse;
+
+INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
+INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
+    if (!amax_usable(amax)) return keep;
+    float scale = fp8_format(r->format).max;
+    for (int i = 0; i < r->margin; i++) scale *= 0.5f;
+    if (r->power2 == 2) amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
+    scale /= amax;
+    if (r->power2) scale = bits_float(float_bits(scale) & 0x7f800000);
+    return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
+}
+
+// What is about to be quantised with *use.
+INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) { s->kept_inv = use->inv = 1.0f / scale, use->scale = scale; }
+INLINE float scale_stored(const Fp8Scale *s) { return s->recipe.rule == SCALING_NONE ? 1.0f : s->scale; }
+KERNEL scales_use_kernel(Fp8Scale *scales, ScaleInUse *use, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) scale_use(&scales[i], &use[i], scale_stored(&scales[i])), use[i].amax_bits = 0;
+}
+// Puts the scales that a new or loaded state holds to use.
+static void scales_use(Fp8Scale *scales, ScaleInUse *use, int count) {
+    if (count) RUN(scales_use_kernel, ceil_div(count, THREADS), scales, use, count);
+}
+
+// Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
+// of all its micro-batches; validation and sampling record no x and dy, so none of theirs gets here. A warp has a scale; *cut
+// gets the number of gradients that were saturated (every `operands`th scale is of a dy).
+KERNEL scale_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int operands) {
+    Fp8Scale *s = &scales[blockIdx.x];
+    const ScalingRecipe r = s->recipe;
+    const float now = bits_float(s->step.amax_bits);
+    const int delayed = r.rule == SCALING_DELAYED && amax_usable(now);
+    const int next = s->history_next, count = MIN(s->history_count + delayed, r.history_len);
+    uint32_t top = delayed ? float_bits(now) : 0;
+    __syncwarp();
+    for (int i = threadIdx.x; delayed && r.use_max && i < count; i += 32) // all are positive: as integers in the same order
+        top = MAX(top, i == next ? 0 : float_bits(s->amax_history[i]));
+    top = __reduce_max_sync(0xffffffff, top);
+    if (threadIdx.x > 0) return;
+    s->logged = s->step, s->logged_scale = s->scale, s->kept_inv = use[blockIdx.x].inv;
+    s->step = Fp8Stats();
+    if (blockIdx.x % operands == (unsigned)operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
+    if (!delayed) return;
+    s->amax_history[next] = now, s->history_next = (next + 1) % r.history_len, s->history_count = count;
+    s->scale = scale_from_amax(bits_float(top), s->scale, &r);
+    use[blockIdx.x].scale = s->scale, use[blockIdx.x].inv = 1.0f / s->scale;
+}
+static void scale_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count, int operands) {
+    if (count) LAUNCH(scale_advance_kernel, count, 32, 0, STREAM, scales, use, cut, operands);
+}
+
+// ---- quantise
+#define CHUNK 8192 // elements: the unit in which the C file splits sums over a whole tensor, and so do SQNR and norm here
+
+typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
+// An operand as launchers see it.
+typedef struct {
+    ScalingRecipe recipe;
+    Fp8Scale *s;
+    ScaleInUse *use;
+    int own_amax; // its scale may have to come from this very tensor, which then must be whole in memory first
+} Operand;
+// What a kernel needs to write FP8 bytes beside, or instead of, a stored tensor.
+typedef struct {
+    const ScaleInUse *use;
+    Fp8Scale *s; // that counts, or NULL
+    Dtype format;
+} Quantiser;
+static Quantiser quantiser(const Operand *o, Record record) {
+    return {o->use, record == RECORD_NONE ? NULL : o->s, o->recipe.format};
+}
+
+// A thread's counts. counts_commit() adds a block's to the operand's: integers and a maximum, whose order does not matter. All
+// threads of the block call it, once in a kernel.
+typedef struct {
+    uint32_t amax, saturated, flushed, nonfinite;
+} Counts;
+DEVICE Counts counts_of_warp(Counts c) {
+    c.amax = __reduce_max_sync(0xffffffff, c.amax), c.saturated = __reduce_add_sync(0xffffffff, c.saturated);
+    c.flushed = __reduce_add_sync(0xffffffff, c.flushed), c.nonfinite = __reduce_add_sync(0xffffffff, c.nonfinite);
+    return c;
+}
+DEVICE void counts_commit(Fp8Scale *s, Counts c) {
+    SHARED Counts warps[32];
+    c = counts_of_warp(c);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = c;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    c = {0, 0, 0, 0};
+    if (threadIdx.x < blockDim.x / 32) c = warps[threadIdx.x];
+    c = counts_of_warp(c);
+    if (threadIdx.x > 0) return;
+    if (c.amax) atomicMax(&s->step.amax_bits, c.amax);
+    if (c.saturated) atomicAdd((unsigned long long *)&s->step.saturated, (unsigned long long)c.saturated);
+    if (c.flushed) atomicAdd((unsigned long long *)&s->step.flushed, (unsigned long long)c.flushed);
+    if (c.nonfinite) atomicAdd((unsigned long long *)&s->step.nonfinite, (unsigned long long)c.nonfinite);
+}
+// How many elements were quantised; one thread of the grid calls it.
+DEVICE void counts_number(Fp8Scale *s, size_t n) { atomicAdd((unsigned long long *)&s->step.count, (unsigned long long)n); }
+
+// bytes = encode(v * scale) of eight stored values, with their counts; SCALES: one scale for each. What is seldom, values that
+// were cut or became 0, is only counted where there is some.
+template <bool SCALES> INLINE uint2 quantise8(const float *v, const float *scale, Dtype format, Counts *c) {
+    const uint32_t above = fp8_format(format).saturated_above;
+    uint32_t code[2] = {0, 0}, amax = 0, top = 0, nonzero = 0;
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        const float x[2] = {v[i] * scale[SCALES ? i : 0], v[i + 1] * scale[SCALES ? i + 1 : 0]};
+        code[i / 4] |= fp8_encode2(x[0], x[1], format) << i % 4 * 8;
+        amax = MAX(amax, MAX(float_bits(v[i]) & 0x7fffffff, float_bits(v[i + 1]) & 0x7fffffff));
+        if (SCALES) top = MAX(top, MAX(float_bits(x[0]) & 0x7fffffff, float_bits(x[1]) & 0x7fffffff));
+    }
+    if (!SCALES) top = float_bits(bits_float(amax) * *scale); // rounding is monotone
+    c->amax = MAX(c->amax, amax);
+    UNROLL for (int i = 0; i < 2; i++) nonzero |= (((code[i] & 0x7f7f7f7f) + 0x7f7f7f7f) & 0x80808080) >> (7 - i); // a bit a byte
+    if (nonzero != 0x03030303)
+        UNROLL for (int i = 0; i < 8; i++) if (!(code[i / 4] >> i % 4 * 8 & 0x7f)) c->flushed +=
+            SCALES ? v[i] != 0 : (float_bits(v[i]) & 0x7fffffff) != 0;
+    if (top > above || amax >= 0x7f800000) UNROLL for (int i = 0; i < 8; i++) {
+            const uint32_t a = float_bits(v[i]) & 0x7fffffff, b = float_bits(v[i] * scale[SCALES ? i : 0]) & 0x7fffffff;
+            c->saturated += b > above && b <= 0x7f800000;
+            c->nonfinite += (SCALES ? b : a) >= 0x7f800000;
+        }
+    return make_uint2(code[0], code[1]);
+}
+
+// Where a tile's elements come from: rounded to the stored type, so that a fused and an unfused path make the same bytes.
+// Section 5 adds GELU and its backward.
+struct StoredSource {
+    static constexpr bool IS_STORED = true;
+    static constexpr int RAW = WORDS; // that eight elements fill as they are fetched
+    const stored_t *x;
+    size_t stride;
+    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<WORDS>(raw, x + row * stride + column); }
+    __device__ void values(float *v, const uint32_t *raw) const { unpack8(v, raw); }
+};
+struct MasterSource {
+    static constexpr bool IS_STORED = false;
+    static constexpr int RAW = 8;
+    const float *x; // fp32
+    size_t stride;
+    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<8>(raw, x + row * stride + column); }
+    __device__ void values(float *v, const uint32_t *raw) const {
+        UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(bits_float(raw[i]));
+    }
+};
+// Scales of blocks: that of element (row, column) is 1 / inv[row / tall * row_stride + column / wide * column_stride].
+typedef struct {
+    float *inv; // NULL: one scale for the tensor
+    size_t tall, wide, row_stride, column_stride, count;
+} Blocks;
+INLINE float *blocks_at(const Blocks *b, size_t row, size_t column) {
+    return b->inv + row / b->tall * b->row_stride + column / b->wide * b->column_stride;
+}
+
+INLINE float power2_inverse(float f) { return bits_float(0x7f000000 - float_bits(f)); } // 1 / f of a power of two, as these are
+
+// What tiles_kernel writes; any may be NULL.
+typedef struct {
+    size_t rows, columns, pitch; // columns a multiple of 16; pitch: rows rounded up to 16, since rows are wgrad's K
+    stored_t *out;               // [rows, columns] the tensor itself
+    uint8_t *q;                  // [pitch, columns] its bytes,
+    uint8_t *q_t;                // [columns, pitch] and turned. Rows beyond `rows` are zeros
+    float *partial;              // [ceil(rows / TILE_ROWS)][columns] sums of its columns by tile, for a bias gradient
+    Quantiser quantiser;
+    Blocks blocks;
+} Tiles;
+#define TILE_ROWS    128
+#define TILE_COLUMNS 64
+
+typedef uint32_t TurnedTile[TILE_COLUMNS][TILE_ROWS / 4 + 1];
+
+// A thread has four rows of eight columns: 4 x 4 bytes are turned in registers, the rest in shared memory, so that either direction
+// is written in whole sectors.
+DEVICE void tile_turn(TurnedTile turned, const uint2 *bytes) {
+    const unsigned group = threadIdx.x / 8, first = threadIdx.x % 8 * 8;
+    UNROLL for (int half = 0; half < 2; half++) { // columns 0-3, 4-7
+        const uint32_t a = half ? bytes[0].y : bytes[0].x, b = half ? bytes[1].y : bytes[1].x;
+        const uint32_t c = half ? bytes[2].y : bytes[2].x, d = half ? bytes[3].y : bytes[3].x;
+        const uint32_t ab0 = __byte_perm(a, b, 0x5140), ab1 = __byte_perm(a, b, 0x7362);
+        const uint32_t cd0 = __byte_perm(c, d, 0x5140), cd1 = __byte_perm(c, d, 0x7362);
+        turned[first + half * 4 + 0][group] = __byte_perm(ab0, cd0, 0x5410);
+        turned[first + half * 4 + 1][group] = __byte_perm(ab0, cd0, 0x7632);
+        turned[first + half * 4 + 2][group] = __byte_perm(ab1, cd1, 0x5410);
+        turned[first + half * 4 + 3][group] = __byte_perm(ab1, cd1, 0x7632);
+    }
+}
+// A warp writes 128 bytes of a column at a time. After a barrier.
+DEVICE void tile_turned_store(uint8_t *q_t, const TurnedTile turned, size_t columns, size_t pitch) {
+    const size_t row = (size_t)blockIdx.x * TILE_ROWS + threadIdx.x % 32 * 4;
+    for (unsigned c = threadIdx.x / 32; c < TILE_COLUMNS; c += THREADS / 32) {
+        const size_t to = (size_t)blockIdx.y * TILE_COLUMNS + c;
+        if (to < columns && row < pitch) put(q_t + to * pitch + row, turned[c][threadIdx.x % 32]);
+    }
+}
+
+// One pass over a tensor [rows, columns]: what has to be read once is, and all that its readers want is written: the tensor, its
+// bytes in both directions, the sums of its columns.
+template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source source, Tiles t) {
+    SHARED TurnedTile turned;
+    SHARED float sums[TILE_ROWS / 4][TILE_COLUMNS + 4];
+    const unsigned group = threadIdx.x / 8, first = threadIdx.x % 8 * 8; // of rows; the column in the tile
+    const size_t row0 = (size_t)blockIdx.x * TILE_ROWS + group * 4, column = (size_t)blockIdx.y * TILE_COLUMNS + first;
+    const int quantises = t.q || t.q_t;
+    const float scale = !BLOCKS && quantises ? t.quantiser.use->scale : 1;
+    Counts counts = {0, 0, 0, 0};
+    uint2 bytes[4];
+    uint32_t raw[4][Source::RAW];
+    float column_sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    UNROLL for (int r = 0; r < 4; r++) // all under way before the first is written: no compiler may do that by itself
+        if (column < t.columns && row0 + r < t.rows) source.fetch(raw[r], row0 + r, column);
+    UNROLL for (int r = 0; r < 4; r++) {
+        const size_t row = row0 + r;
+        float v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        bytes[r] = make_uint2(0, 0);
+        if (column < t.columns && row < t.rows) {
+            source.values(v, raw[r]);
+            if (t.out) store8(t.out + row * t.columns + column, v);
+            if (quantises && BLOCKS) {
+                float scales[8];
+                UNROLL for (int i = 0; i < 8; i++) scales[i] =
+                    t.blocks.wide >= 8 && i > 0 ? scales[0] : power2_inverse(*blocks_at(&t.blocks, row, column + i));
+                bytes[r] = quantise8<true>(v, scales, t.quantiser.format, &counts);
+            } else if (quantises) bytes[r] = quantise8<false>(v, &scale, t.quantiser.format, &counts);
+        }
+        if (t.q && column < t.columns && row < t.pitch) put(t.q + row * t.columns + column, bytes[r]);
+        UNROLL for (int i = 0; i < 8; i++) column_sums[i] += v[i];
+    }
+    if (t.q_t) tile_turn(turned, bytes);
+    if (t.partial) UNROLL for (int i = 0; i < 8; i++) sums[group][first + i] = column_sums[i];
+    __syncthreads();
+    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);
+    if (t.partial && threadIdx.x < TILE_COLUMNS) {
+        const size_t c = (size_t)blockIdx.y * TILE_COLUMNS + threadIdx.x;
+        float sum = 0;
+        for (int g = 0; g < TILE_ROWS / 4; g++) sum += sums[g][threadIdx.x];
+        if (c < t.columns) t.partial[(size_t)blockIdx.x * t.columns + c] = sum;
+    }
+    if (quantises && t.quantiser.s) {
+        if (BLOCKS) counts.amax = 0; // blocks_amax_kernel() found it
+        counts_commit(t.quantiser.s, counts);
+        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) counts_number(t.quantiser.s, t.rows * t.columns);
+    }
+}
+template <bool BLOCKS = false, class Source> static void tiles_run(Source source, Tiles t) {
+    t.pitch = round_up(t.rows, 16);
+    const dim3 grid(ceil_div(t.pitch, TILE_ROWS), ceil_div(t.columns, TILE_COLUMNS));
+    RUN((tiles_kernel<Source, BLOCKS>), grid, source, t);
+}
+static Tiles tiles(size_t rows, size_t columns) {
+    Tiles t = {};
+    t.rows = rows, t.columns = columns;
+    return t;
+}
+
+// The bits of the largest |x| of n elements, n a multiple of 8, into *top.
+KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
+    uint32_t amax = 0;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < n; i += (size_t)gridDim.x * blockDim.x * 8) {
+        float v[8];
+        load8(v, x + i);
+        UNROLL for (int k = 0; k < 8; k++) amax = MAX(amax, float_bits(v[k]) & 0x7fffffff);
+    }
+    amax = __reduce_max_sync(0xffffffff, amax);
+    if (threadIdx.x % 32 == 0 && amax) atomicMax(top, amax);
+}
+// An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax, and so is
+// every one under `current`. The decision is made here, on the device: the host's copies may be old.
+KERNEL scale_choose_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
+    const ScalingRecipe *r = &s->recipe;
+    float scale = scale_stored(s);
+    if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
+        scale = scale_from_amax(bits_float(use->amax_bits), scale, r);
+        if (record) s->scale = scale;
+    }
+    scale_use(s, use, scale);
+    use->amax_bits = 0;
+}
+static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record record) {
+    const size_t blocks = MIN(ceil_div(n, 8 * THREADS), (size_t)machine.processors * 8);
+    if (!o->own_amax) return;
+    RUN(amax_kernel, blocks, &o->use->amax_bits, x, n);
+    LAUNCH(scale_choose_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
+}
+
+// Signal and noise for the SQNR, in the numbers that codes stand for: of each chunk the sums of (x scale)^2, and of what encoding
+// changed of x scale, squared; in 16 striped lanes and a tree, the C file's order. A warp has a chunk, half of it a sum.
+KERNEL sqnr_kernel(float *sums, const uint8_t *q, const stored_t *x, size_t stride, size_t columns, size_t n, const ScaleInUse *use,
+                   Dtype format) {
+    const size_t chunk = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, begin = chunk * CHUNK;
+    const int lane = threadIdx.x % 16, noise = threadIdx.x % 32 / 16;
+    const float scale = use->scale;
+    float sum = 0;
+    for (size_t i = begin + lane; i < MIN(n, begin + CHUNK); i += 16) {
+        float v = float_from_stored(x[i / columns * stride + i % columns]) * scale;
+        if (noise) v -= fp8_decode(q[i], format);
+        sum += v * v;
+    }
+    UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
+    if (lane == 0 && begin < n) sums[2 * chunk + noise] = sum;
+}
+KERNEL sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const ScaleInUse *use) {
+    const double inv2 = (double)use->inv * use->inv; // thread 0: signal; 1: noise
+    double total = 0;
+    UNROLL_BY(8) for (size_t c = 0; c < chunks; c++) total += sums[2 * c + threadIdx.x] * inv2;
+    *(threadIdx.x ? &s->step.noise : &s->step.signal) += total;
+}
+// sums: [ceil(n / CHUNK)][2]. After the bytes q were made of x.
+static void sqnr_record(const uint8_t *q, const stored_t *x, size_t stride, size_t rows, size_t columns, const Operand *o,
+                        float *sums) {
+    const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
+    LAUNCH(sqnr_kernel, ceil_div(chunks, 8), 256, 0, STREAM, sums, q, x, stride, columns, n, o->use, o->recipe.format);
+    LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
+}
+
+// FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned (may be NULL); partial: column
+// sums or NULL. record: whether the statistics count for this step, and the sums for SQNR with them (sqnr_sums: their room).
+static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows, size_t columns, const Operand *o,
+                     Record record, float *partial, float *sqnr_sums) {
+    Tiles t = tiles(rows, columns);
+    t.q = q, t.q_t = q_t, t.partial = partial, t.quantiser = quantiser(o, record);
+    scale_choose(x, rows * columns, o, record);
+    tiles_run(StoredSource{x, stride}, t);
+    if (record == RECORD_SQNR) sqnr_record(q, x, stride, rows, columns, o, sqnr_sums);
+}
+
+// Bytes that were made before, turned: q_t [columns, pitch] of q [rows, columns]. A wgrad's x, in the backward pass.
+KERNEL_OF(THREADS) turn_kernel(uint8_t *q_t, const uint8_t *q, size_t rows, size_t columns, size_t pitch) {
+    SHARED TurnedTile turned;
+    const size_t row0 = (size_t)blockIdx.x * TILE_ROWS + threadIdx.x / 8 * 4;
+    const size_t column = (size_t)blockIdx.y * TILE_COLUMNS + threadIdx.x % 8 * 8;
+    uint2 bytes[4];
+    UNROLL for (int r = 0; r < 4; r++) bytes[r] =
+        column < columns && row0 + r < rows ? get<uint2>(q + (row0 + r) * columns + column) : make_uint2(0, 0);
+    tile_turn(turned, bytes);
+    __syncthreads();
+    tile_turned_store(q_t, turned, columns, pitch);
+}
+static void bytes_turn(uint8_t *q_t, const uint8_t *q, size_t rows, size_t columns) {
+    const size_t pitch = round_up(rows, 16);
+    const dim3 grid(ceil_div(pitch, TILE_ROWS), ceil_div(columns, TILE_COLUMNS));
+    RUN(turn_kernel, grid, q_t, q, rows, columns, pitch);
+}
+
+// ---- blocks with scales of their own: two passes, amax of every block (which lies where its scale_inv will), then bytes.
+// A thread has eight columns of 32 rows; no block has fewer rows than that, unless it has one.
+KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t columns) {
+    const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = columns / 8, column = chunk % chunks * 8;
+    const size_t begin = chunk / chunks * 32, end = MIN(rows, begin + 32);
+    uint32_t top[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (size_t row = begin; row < end; row++) {
+        float v[8];
+        load8(v, x + row * columns + column);
+        UNROLL for (int i = 0; i < 8; i++) top[i] = MAX(top[i], float_bits(v[i]) & 0x7fffffff);
+        if (b.tall > 1 && row + 1 < end) continue;
+        UNROLL for (int i = 0; i < 8; i++) {
+            if (b.wide >= 8 && i > 0) break;
+            if (b.wide >= 8)
+                for (int k = 1; k < 8; k++) top[0] = MAX(top[0], top[k]);
+            if (top[i]) atomicMax((uint32_t *)blocks_at(&b, row, column + i), top[i]);
+        }
+        UNROLL for (int i = 0; i < 8; i++) top[i] = 0;
+    }
+}
+KERNEL blocks_scale_kernel(float *inv, size_t n, ScalingRecipe r, ScaleInUse *use) {
+    uint32_t top = 0;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        const uint32_t amax = float_bits(inv[i]);
+        inv[i] = 1 / scale_from_amax(bits_float(amax), 1, &r);
+        top = MAX(top, amax);
+    }
+    top = __reduce_max_sync(0xffffffff, top);
+    if (threadIdx.x % 32 == 0 && top) atomicMax(&use->amax_bits, top);
+}
+KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
+    if (record) {
+        s->scale = scale_from_amax(bits_float(use->amax_bits), 1, &s->recipe);
+        s->step.amax_bits = MAX(s->step.amax_bits, use->amax_bits);
+    }
+    use->amax_bits = 0, use->inv = use->scale = 1;
+}
+// Whether cuBLASLt multiplies blocks of 128 itself; it wants their scales in an order of its own.
+static int blocks_native(const ScalingRecipe *r) { return r->rule == SCALING_BLOCK && machine.sm == 90 && !machine.emulates; }
+// The blocks of x [rows, columns]; its K runs along the columns or, for products that read x across, along the rows. In memory inv
+// is [blocks across K][blocks along it]; where it is native, rows of that are a multiple of 4, and of 1 x 128 blocks it is turned.
+static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows, const ScalingRecipe *r, int native) {
+    const int turned = native && r->across == 1;
+    const size_t by_row = along_rows ? r->along : r->across, by_column = along_rows ? r->across : r->along;
+    const size_t tall = MIN(rows, by_row), wide = MIN(columns, by_column);
+    const size_t down = ceil_div(rows, tall), right = ceil_div(columns, wide);
+    const size_t along = along_rows ? down : right, across = along_rows ? right : down;
+    const size_t per_across = turned ? 1 : native ? round_up(along, 4) : along, per_along = turned ? round_up(across, 16) : 1;
+    const size_t count = turned ? per_along * along : per_across * across;
+    if (along_rows) return {inv, tall, wide, per_along, per_across, count};
+    return {inv, tall, wide, per_across, per_along, count};
+}
+// Bytes of x in blocks, into q as x lies, or, where K runs along the rows, turned: K is contiguous in both.
+static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns, int along_rows,
+                            const Operand *o, Record record) {
+    const Blocks b = blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
+    Tiles t = tiles(rows, columns);
+    device_zero(inv, b.count * sizeof(float));
+    RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 32) * (columns / 8), THREADS), b, x, rows, columns);
+    RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe, o->use);
+    (along_rows ? t.q_t : t.q) = q, t.quantiser = quantiser(o, record), t.blocks = b;
+    tiles_run<true>(StoredSource{x, columns}, t);
+    LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
+}
+
+// ==== 4. matrix product ==============================================================================================
+// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt: its first algorithm for a shape, so that bits stay from run
+// to run (--tune times its candidates instead), sums in fp32, no split of K into 16-bit partial sums. FP8 products take K-major
+// operands only, all sizes multiples of 16: rows are padded, and what lies beyond them in an output is not read.
+// cuBLASLt counts columns first: its A is our b, its B our a, and "transposed A, plain B" is what K-major means.
+//
+// An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX; rows and blocks of 128 but on sm_90; all without FP8 units), or under
+// --emulate, is computed from the same bytes: decoded to bf16, which holds them exactly (times their block's power of two),
+// multiplied as bf16, then scaled.
+
+// A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of the strides is 1.
+typedef struct {
+    const void *data;
+    Dtype dtype;
+    size_t row_stride, k_stride;
+    const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it], multiply; on the device
+    size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
+    ScalingRule rule;                            // of FP8
+} Matrix;
+static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
+    return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0, SCALING_NONE};
+}
+
+// What becomes of a sum: the operands' scales, plus bias[n] or the old out[m, n].
+typedef struct {
+    void *data; // [m, n], stored type or fp32
+    Dtype dtype;
+    size_t row_stride;
+    const stored_t *bias; // [n] or NULL
+    int accumulate;       // out += sum; fp32 only
+    int fast;             // FP8: Hopper's shorter accumulator for the whole sum; fprop only
+} Output;
+static Output output(void *data, Dtype dtype, size_t row_stride, const stored_t *bias, int accumulate, int fast) {
+    return {data, dtype, row_stride, bias, accumulate, fast};
+}
+
+// A product's descriptors and algorithm, made when its shape is first seen.
+typedef struct {
+    size_t M, N, K, a_stride, b_stride, out_stride, a_align, b_align, out_align;
+    int a_dtype, b_dtype, out_dtype, a_across, b_across; // strides run across K
+    int bias, accumulate, fast, a_mode, b_mode;
+} ProductKey;
+typedef struct {
+    ProductKey key;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, out;
+    cublasLtMatmulAlgo_t algorithm;
+    int found, chosen, candidates; // cuBLASLt has one; which of how many --tune took
+} Product;
+#define PRODUCTS_MAX 512
+static Product products[PRODUCTS_MAX];
+static int product_count;
+
+// The emulated path's scratch, sized by the plan: operands as bf16, sums in fp32.
+static struct {
+    stored_t *a, *b;
+    float *sums;
+} emulation;
+
+static cudaDataType_t cuda_type(Dtype d) {
+    static const cudaDataType_t types[DTYPE_COUNT] = {CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F, CUDA_R_8F_E4M3, CUDA_R_8F_E5M2};
+    return types[d];
+}
+static size_t alignment(const void *p, size_t stride_bytes) { // largest power of two, up to 256, that divides address and stride
+    const uintptr_t bits = (uintptr_t)p | stride_bytes | 256;
+    return bits & -bits;
+}
+
+#define DESC_SET(what, value) LT(cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_##what, &(value), sizeof(value)))
+static cublasStatus_t product_launch(const Product *p, const Output *out, const Matrix *a, const Matrix *b) {
+    const float one = 1, zero = 0;
+    return cublasLtMatmul(machine.lt, p->desc, &one, b->data, p->a, a->data, p->b, out->accumulate ? &one : &zero, out->data,
+                          p->out, out->data, p->out, &p->algorithm, machine.lt_workspace, LT_WORKSPACE, STREAM);
+}
+
+// Takes the fastest of the candidates, by the best of four runs after a first. What the output held is put back where it counts.
+static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *candidates, const Output *out, const Matrix *a,
+                         const Matrix *b) {
+    enum { RUNS = 5 };
+    const size_t bytes = ((p->key.M - 1) * out->row_stride + p->key.N) * dtype_size[out->dtype];
+    void *old = out->accumulate ? device_allocate(bytes) : NULL;
+    float best = 1e30f, ms;
+    cudaEvent_t begin, end;
+    CUDA(cudaEventCreate(&begin));
+    CUDA(cudaEventCreate(&end));
+    if (old) CUDA(cudaMemcpyAsync(old, out->data, bytes, cudaMemcpyDeviceToDevice, STREAM));
+    for (int i = 0; i < RUNS * p->candidates; i++) {
+        p->algorithm = candidates[i / RUNS].algo;
+        if (candidates[i / RUNS].state != CUBLAS_STATUS_SUCCESS) continue;
+        CUDA(cudaEventRecord(begin, STREAM));
+        if (product_launch(p, out, a, b) != CUBLAS_STATUS_SUCCESS) continue;
+        CUDA(cudaEventRecord(end, STREAM));
+        CUDA(cudaEventSynchronize(end));
+        CUDA(cudaEventElapsedTime(&ms, begin, end));
+        if (i % RUNS && ms < best) best = ms, p->chosen = i / RUNS;
+    }
+    p->algorithm = candidates[p->chosen].algo;
+    if (old) CUDA(cudaMemcpyAsync(out->data, old, bytes, cudaMemcpyDeviceToDevice, STREAM));
+    device_wait();
+    CUDA(cudaFree(old));
+    CUDA(cudaEventDestroy(begin));
+    CUDA(cudaEventDestroy(end));
+}
+
+static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
+    enum { CANDIDATES = 16 };
+    const ProductKey *k = &p->key;
+    const int32_t op_a = k->b_across ? CUBLAS_OP_N : CUBLAS_OP_T, op_b = k->a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const int fp8 = dtype_size[k->a_dtype] == 1;
+    const size_t workspace = LT_WORKSPACE;
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; // a K that is split is summed in fp32, in a fixed order
+    const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
+    LT(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    DESC_SET(TRANSA, op_a);
+    DESC_SET(TRANSB, op_b);
+    if (fp8) {
+        const int8_t fast = (int8_t)k->fast;
+        const int32_t mode_a = k->b_mode, mode_b = k->a_mode;
+        DESC_SET(FAST_ACCUM, fast);
+        if (mode_a || mode_b) {
+            DESC_SET(A_SCALE_MODE, mode_a);
+            DESC_SET(B_SCALE_MODE, mode_b);
+        }
+        DESC_SET(A_SCALE_POINTER, b->inv);
+        DESC_SET(B_SCALE_POINTER, a->inv);
+    }
+    if (k->bias) {
+        const int32_t epilogue = CUBLASLT_EPILOGUE_BIAS, type = cuda_type(STORED);
+        DESC_SET(EPILOGUE, epilogue);
+        DESC_SET(BIAS_DATA_TYPE, type);
+        DESC_SET(BIAS_POINTER, out->bias);
+    }
+    const size_t ka = k->b_across ? k->N : k->K, na = k->b_across ? k->K : k->N; // rows and columns as they count them
+    const size_t kb = k->a_across ? k->M : k->K, nb = k->a_across ? k->K : k->M;
+    LT(cublasLtMatrixLayoutCreate(&p->a, cuda_type((Dtype)k->b_dtype), ka, na, k->b_stride));
+    LT(cublasLtMatrixLayoutCreate(&p->b, cuda_type((Dtype)k->a_dtype), kb, nb, k->a_stride));
+    LT(cublasLtMatrixLayoutCreate(&p->out, cuda_type((Dtype)k->out_dtype), k->N, k->M, k->out_stride));
+    LT(cublasLtMatmulPreferenceCreate(&preference));
+#define PREFER(what, value)                                                                                                        \
+    LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##what, &(value), sizeof(value)))
+    PREFER(MAX_WORKSPACE_BYTES, workspace);
+    PREFER(REDUCTION_SCHEME_MASK, reductions);
+    PREFER(MIN_ALIGNMENT_A_BYTES, align[0]);
+    PREFER(MIN_ALIGNMENT_B_BYTES, align[1]);
+    PREFER(MIN_ALIGNMENT_C_BYTES, align[2]);
+    PREFER(MIN_ALIGNMENT_D_BYTES, align[2]);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
+                                                                 machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED) LT(status); // a mistake of ours, not a product that does not exist
+    p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0;
+    EXPECT(p->found || (fp8 && emulation.a), "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s", machine.name,
+           fp8 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K, fp8 ? "; use --emulate" : "");
+    if (!p->found) fprintf(stderr, "cuBLASLt has no FP8 product of %zu x %zu x %zu: it is emulated\n", k->M, k->N, k->K);
+    if (!p->found) return;
+    p->algorithm = candidates[0].algo;
+    if (machine.tunes && p->candidates > 1) product_tune(p, candidates, out, a, b);
+}
+
+// The product of a shape, made if it is new; NULL if cuBLASLt has none. a_mode, b_mode: cuBLASLt's scale modes.
+static Product *product_find(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K, int a_mode,
+                             int b_mode) {
+    ProductKey k;
+    memset(&k, 0, sizeof(k)); // keys are compared as bytes
+    k.M = M, k.N = N, k.K = K, k.a_across = a->k_stride != 1, k.b_across = b->k_stride != 1;
+    k.a_stride = MAX(a->row_stride, a->k_stride), k.b_stride = MAX(b->row_stride, b->k_stride), k.out_stride = out->row_stride;
+    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]),
+    k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype]);
+    k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
+    k.a_dtype = a->dtype, k.b_dtype = b->dtype, k.out_dtype = out->dtype;
+    k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast, k.a_mode = a_mode, k.b_mode = b_mode;
+    for (int i = 0; i < product_count; i++)
+        if (!memcmp(&products[i].key, &k, sizeof(k))) return products[i].found ? &products[i] : NULL;
+    EXPECT(product_count < PRODUCTS_MAX, "%s:%d: more than %d shapes of products", __FILE__, __LINE__, PRODUCTS_MAX);
+    EXPECT(!machine.captures, "%s:%d: a product's shape was first seen in a graph", __FILE__, __LINE__);
+    Product *p = &products[product_count++];
+    p->key = k;
+    product_make(p, out, a, b);
+    return p->found ? p : NULL;
+}
+// What --tune chose: of how many algorithms which, by shape.
+static char *products_text(char *end) {
+    for (int i = 0; i < product_count; i++) {
+        const Product *p = &products[i];
+        end += sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "", p->key.M, p->key.N, p->key.K, p->chosen + 1, p->candidates);
+    }
+    return end;
+}
+static void products_free(void) {
+    for (int i = 0; i < product_count; i++) {
+        cublasLtMatmulDescDestroy(products[i].desc);
+        cublasLtMatrixLayoutDestroy(products[i].a), cublasLtMatrixLayoutDestroy(products[i].b),
+            cublasLtMatrixLayoutDestroy(products[i].out);
+    }
+    product_count = 0;
+}
+
+// ---- the emulated path
+// out[i, k] = the value of a K-major matrix's byte, times its block's scale_inv, as bf16. A thread has eight.
+KERNEL decode_kernel(stored_t *out, Matrix m, size_t rows, size_t K) {
+    const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, i = chunk / (K / 8), k = chunk % (K / 8) * 8;
+    if (i >= rows) return;
+    const uint2 u = get<uint2>((const uint8_t *)m.data + i * m.row_stride + k);
+    float v[8];
+    UNROLL for (int j = 0; j < 8; j++) {
+        v[j] = fp8_decode((j < 4 ? u.x : u.y) >> 8 * (j % 4) & 0xff, m.dtype);
+        if (m.across) v[j] *= m.inv[i / m.across * m.inv_across + (k + j) / m.along * m.inv_along];
+    }
+#if IS_FP8
+    store8(out + i * K + k, v);
+#else
+    (void)out;
+#endif
+}
+// value = fma(sum, scale_inv of a times that of b, bias or the old value), rounded once.
+KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const float *inv_b, size_t M, size_t N) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, m = i / N, n = i % N;
+    if (m >= M) return;
+    const float scale = (inv_a ? *inv_a : 1) * (inv_b ? *inv_b : 1);
+    if (out.dtype == DTYPE_FP32) {
+        float *to = (float *)out.data + m * out.row_stride + n;
+        *to = fmaf(sums[i], scale, out.accumulate ? *to : 0);
+    } else
+        ((stored_t *)out.data)[m * out.row_stride + n] =
+            stored_from_float(fmaf(sums[i], scale, out.bias ? float_from_stored(out.bias[n]) : 0));
+}
+KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread has eight
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, m = i / N, n = i % N;
+    float v[8], bias[8];
+    if (m >= M) return;
+    stored_t *to = (stored_t *)out.data + m * out.row_stride + n;
+    load8(v, to), load8(bias, out.bias + n);
+    UNROLL for (int k = 0; k < 8; k++) v[k] += bias[k];
+    store8(to, v);
+}
+
+static void product_run(const Output *out, const Matrix *a, const Matrix *b, Product *p) {
+    if (dtype_size[a->dtype] == 1) {
+        DESC_SET(A_SCALE_POINTER, b->inv);
+        DESC_SET(B_SCALE_POINTER, a->inv);
+    }
+    if (out->bias) DESC_SET(BIAS_POINTER, out->bias);
+    LT(product_launch(p, out, a, b));
+}
+
+// Whether cuBLASLt computes products of these formats and scales on this device.
+static int product_emulated(Dtype a, Dtype b, ScalingRule rule) {
+    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || rule == SCALING_MX ||
+           (rule >= SCALING_ROWWISE && machine.sm != 90);
+}
+static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
+    Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
+    const Output sums = output(emulation.sums, DTYPE_FP32, N, NULL, 0, 0);
+    RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
+    RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
+    product_run(&sums, &a16, &b16, product_find(&sums, &a16, &b16, M, N, K, 0, 0));
+    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv, b->across ? NULL : b->inv, M,
+        N);
+}
+static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
+    return !m->across                   ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
+           : m->rule == SCALING_ROWWISE ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+           : m->across == 1             ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
+                                        : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+}
+// FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows, and behind out's.
+static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
+    if (dtype_size[a.dtype] > 1) return product_run(&out, &a, &b, product_find(&out, &a, &b, M, N, K, 0, 0));
+    if (product_emulated(a.dtype, b.dtype, a.rule)) return matmul_emulated(&out, &a, &b, M, N, K);
+    Output plain = out;
+    if (a.across) plain.bias = NULL, plain.fast = 0; // neither goes with scales in blocks
+    Product *p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
+    if (!p) return matmul_emulated(&out, &a, &b, M, N, K);
+    product_run(&plain, &a, &b, p);
+    if (out.bias && !plain.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
+}
+
+// ==== 5. layers ======================================================================================================
+// Shapes are row-major. B sequences of n positions are B * n rows. Channels are a multiple of 16. Sums over channels are a warp's
+// striped lanes and a fixed tree; sums over rows go block by block of rows, the blocks then in fixed stripes and a tree.
+#define WARPS        (THREADS / 32)
+#define CHANNELS_MAX 4096 // what a warp holds of a row in registers
+
+// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of rows made `partial`. Two
+// vectors at once (a layernorm's weight and bias): those of the second follow in memory.
+KERNEL_OF(1024) column_sums_kernel(float *out, float *out2, const float *partial, size_t blocks, size_t width) {
+    SHARED float sums[32][33];
+    const unsigned x = threadIdx.x % 32, y = threadIdx.x / 32;
+    const size_t c = (size_t)blockIdx.x * 32 + x;
+    const float *from = partial + blockIdx.y * blocks * width;
+    float sum = 0;
+    for (size_t k = y; c < width && k < blocks; k += 32) sum += from[k * width + c];
+    sums[y][x] = sum;
+    __syncthreads();
+    sum = warp_sum(sums[x][y]); // this warp's column
+    const size_t column = (size_t)blockIdx.x * 32 + y;
+    if (x == 0 && column < width) (blockIdx.y ? out2 : out)[column] += sum;
+}
+static void column_sums_finish(float *out, float *out2, const float *partial, size_t blocks, size_t width) {
+    const dim3 grid(ceil_div(width, 32), out2 ? 2 : 1);
+    LAUNCH(column_sums_kernel, grid, 1024, 0, STREAM, out, out2, partial, blocks, width);
+}
+
+// x[b, i] = wte[token] + wpe[pos + i], rounded once to the stored type. A thread has eight channels.
+KERNEL encoder_forward_kernel(stored_t *x, const int *tokens, const float *wte, const float *wpe, int rows, int n, int pos, int C) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, row = i / C, c = i % C;
+    float e[8], p[8];
+    if (row >= (size_t)rows) return;
+    load8(e, wte + (size_t)tokens[row] * C + c), load8(p, wpe + (pos + row % n) * C + c);
+    UNROLL for (int k = 0; k < 8; k++) e[k] += p[k];
+    store8(x + i, e);
+}
+static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
+    RUN(encoder_forward_kernel, ceil_div((size_t)B * n * C / 8, THREADS), x, tokens, wte, wpe, B * n, n, pos, C);
+}
+
+// dwte[token] += dx, dwpe[position] += dx, without atomics. The host sorts the rows by token (token_buckets()): a bucket's rows
+// are added in ascending order. Buckets [count + 1]: the first of each one's rows in order [rows].
+KERNEL encoder_backward_wte_kernel(float *dwte, const stored_t *dx, const int *tokens, const int *order, const int *buckets,
+                                   const int *count, int C) {
+    const size_t c = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * 8;
+    if ((int)blockIdx.x >= *count || c >= (size_t)C) return;
+    const int begin = buckets[blockIdx.x], end = buckets[blockIdx.x + 1];
+    float sum[8], v[8], *to = dwte + (size_t)tokens[order[begin]] * C + c;
+    load8(sum, to);
+    UNROLL_BY(8) for (int i = begin; i < end; i++) {
+        load8(v, dx + (size_t)order[i] * C + c);
+        UNROLL for (int k = 0; k < 8; k++) sum[k] += v[k];
+    }
+    store8(to, sum);
+}
+KERNEL encoder_backward_wpe_kernel(float *dwpe, const stored_t *dx, int B, int T, int C) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    float sum[8], v[8];
+    if (i >= (size_t)T * C) return;
+    load8(sum, dwpe + i);
+    for (int b = 0; b < B; b++) {
+        load8(v, dx + (size_t)b * T * C + i);
+        UNROLL for (int k = 0; k < 8; k++) sum[k] += v[k];
+    }
+    store8(dwpe + i, sum);
+}
+// order, buckets, count: as token_buckets() makes them, on the device; at most most_buckets.
+static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, const int *order, const int *buckets,
+                             const int *count, int most_buckets, int B, int T, int C) {
+    const dim3 grid(most_buckets, ceil_div(C / 8, 64));
+    LAUNCH(encoder_backward_wte_kernel, grid, 64, 0, STREAM, dwte, dx, tokens, order, buckets, count, C);
+    RUN(encoder_backward_wpe_kernel, ceil_div((size_t)T * C / 8, THREADS), dwpe, dx, B, T, C);
+}
+// Rows sorted by token, each token's ascending: a counting sort. seen: [V] scratch. Returns the number of buckets.
+static int token_buckets(int *order, int *buckets, int *seen, const int *tokens, int rows, int V) {
+    int count = 0, at = 0;
+    memset(seen, 0, V * sizeof(int));
+    for (int row = 0; row < rows; row++) seen[tokens[row]]++;
+    for (int token = 0; token < V; token++) {
+        const int n = seen[token];
+        if (n) buckets[count++] = at;
+        seen[token] = at, at += n;
+    }
+    buckets[count] = at;
+    for (int row = 0; row < rows; row++) order[seen[tokens[row]]++] = row;
+    return count;
+}
+
+// Where the input of a linear layer goes, by the kernel that makes it: the tensor, or its FP8 bytes, or both; either may be NULL.
+typedef struct {
+    stored_t *stored;
+    uint8_t *q;
+    Quantiser quantiser;
+} Written;
+
+// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd * weight + bias.
+// residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a. A warp has a row, of which it keeps 8 VECTORS elements
+// a lane in registers: residual, normed and its bytes are written in one pass over memory.
+template <int VECTORS>
+KERNEL_OF(THREADS)
+layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float *mean, float *rstd, const stored_t *__restrict__ a,
+                         const stored_t *__restrict__ b, const float *__restrict__ weight, const float *__restrict__ bias,
+                         size_t rows, size_t C) {
+    const size_t row = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    Counts counts = {0, 0, 0, 0};
+    if (row < rows) {
+        uint32_t kept[VECTORS][WORDS]; // the row, as it is stored
+        float sum = 0, squares = 0, x[8], w[8], v[8];
+        UNROLL for (int i = 0; i < VECTORS; i++) {
+            const size_t c = (i * 32 + lane) * 8, at = row * C + c;
+            if (c >= C) continue;
+            load8(x, a + at);
+            if (b) {
+                load8(v, b + at);
+                UNROLL for (int k = 0; k < 8; k++) x[k] = stored_round(x[k] + v[k]); // what is normalised is the stored value
+            }
+            if (b || residual != a) store8(residual + at, x);
+            pack8(kept[i], x);
+            UNROLL for (int k = 0; k < 8; k++) sum += x[k];
+        }
+        const float m = warp_sum(sum) / (float)C;
+        UNROLL for (int i = 0; i < VECTORS; i++) {
+            if ((size_t)(i * 32 + lane) * 8 >= C) continue;
+            unpack8(x, kept[i]);
+            UNROLL for (int k = 0; k < 8; k++) squares += (x[k] - m) * (x[k] - m);
+        }
+        const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + 1e-5f), scale = normed.q ? normed.quantiser.use->scale : 1;
+        if (lane == 0) mean[row] = m, rstd[row] = r;
+        UNROLL for (int i = 0; i < VECTORS; i++) {
+            const size_t c = (i * 32 + lane) * 8, at = row * C + c;
+            if (c >= C) continue;
+            load8(w, weight + c), load8(v, bias + c), unpack8(x, kept[i]);
+            UNROLL for (int k = 0; k < 8; k++) v[k] = stored_round((x[k] - m) * r * w[k] + v[k]);
+            if (normed.stored) store8(normed.stored + at, v);
+            if (normed.q) put(normed.q + at, quantise8<false>(v, &scale, normed.quantiser.format, &counts));
+        }
+    }
+    if (!normed.q || !normed.quantiser.s) return;
+    counts_commit(normed.quantiser.s, counts);
+    if (blockIdx.x == 0 && threadIdx.x == 0) counts_number(normed.quantiser.s, rows * C);
+}
+static void residual_layernorm_forward(stored_t *residual, Written normed, float *mean, float *rstd, const stored_t *a,
+                                       const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
+    const size_t grid = ceil_div(rows, WARPS);
+#define LAYERNORM(vectors) RUN((layernorm_forward_kernel<vectors>), grid, residual, normed, mean, rstd, a, b, weight, bias, rows, C)
+    if (C <= 256) LAYERNORM(1);
+    else if (C <= 768) LAYERNORM(3);
+    else if (C <= 1024) LAYERNORM(4);
+    else if (C <= 2048) LAYERNORM(8);
+    else LAYERNORM(16);
+}
+
+// norm = (x - mean) rstd, dnorm = dout * weight
+//   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
+// partial: [2][ceil(rows / ROWS)][C], of dweight and of dbias. A block has ROWS rows: first a warp a row for dresidual, then a
+// thread two columns for the sums, whose reads of the same rows are in cache by then.
+#define ROWS 32
+KERNEL_OF(THREADS)
+layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__restrict__ dout, const stored_t *__restrict__ x,
+                          const float *mean, const float *rstd, const float *__restrict__ weight, float *partial, size_t rows,
+                          size_t C) {
+    const size_t first = (size_t)blockIdx.x * ROWS, end = MIN(rows, first + ROWS);
+    const int lane = threadIdx.x % 32;
+    for (size_t row = first + threadIdx.x / 32; row < end; row += WARPS) {
+        const float m = mean[row], r = rstd[row];
+        float sum = 0, sum_norm = 0, d[8], in[8], w[8], dx[8];
+        for (size_t c = lane * 8; c < C; c += 256) {
+            load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c);
+            UNROLL for (int k = 0; k < 8; k++) sum += d[k] * w[k], sum_norm += d[k] * w[k] * ((in[k] - m) * r);
+        }
+        const float mean_dn = warp_sum(sum) / (float)C, mean_dnn = warp_sum(sum_norm) / (float)C;
+        for (size_t c = lane * 8; c < C; c += 256) {
+            load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c), load8(dx, dresidual + row * C + c);
+            UNROLL for (int k = 0; k < 8; k++) dx[k] += ((d[k] * w[k] - mean_dn) - (in[k] - m) * r * mean_dnn) * r;
+            store8(dresidual + row * C + c, dx);
+        }
+    }
+    for (size_t c = threadIdx.x * 2; c < C; c += THREADS * 2) {
+        float dw[2] = {0, 0}, db[2] = {0, 0};
+        UNROLL_BY(4) for (size_t row = first; row < end; row++) {
+            const float m = mean[row], r = rstd[row];
+            float d[2], in[2];
+            load2(d, dout + row * C + c), load2(in, x + row * C + c);
+            UNROLL for (int k = 0; k < 2; k++) dw[k] += d[k] * ((in[k] - m) * r), db[k] += d[k];
+        }
+        float *to = partial + blockIdx.x * C + c;
+        to[0] = dw[0], to[1] = dw[1], to += gridDim.x * C, to[0] = db[0], to[1] = db[1];
+    }
+}
+static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
+                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows, size_t C) {
+    const size_t blocks = ceil_div(rows, ROWS);
+    RUN(layernorm_backward_kernel, blocks, dresidual, dout, x, mean, rstd, weight, partial, rows, C);
+    column_sums_finish(dweight, dbias, partial, blocks, C);
+}
+
+// tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no tanh is needed.
+// dx = dout (s + x s (1 - s) 2 u'). Both are sources of tiles_kernel (section 3), which writes the bytes that the next product
+// reads and, backwards, the bias gradient.
+#define LOG2E       1.4426950408889634f
+#define GELU_LINEAR 0.7978845608f
+#define GELU_CUBIC  (0.044715f * 0.7978845608f)
+// By the special function unit: the C file's own exp would take longer than memory does.
+DEVICE float gelu_sigmoid(float x) {
+    return __fdividef(1.0f, 1.0f + exp2f(x * fmaf(x * x, -2 * LOG2E * GELU_CUBIC, -2 * LOG2E * GELU_LINEAR)));
+}
+struct GeluSource {
+    static constexpr bool IS_STORED = false;
+    static constexpr int RAW = WORDS;
+    const stored_t *x;
+    size_t stride;
+    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<WORDS>(raw, x + row * stride + column); }
+    __device__ void values(float *v, const uint32_t *raw) const {
+        unpack8(v, raw);
+        UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(v[i] * gelu_sigmoid(v[i]));
+    }
+};
+struct GeluBackwardSource {
+    static constexpr bool IS_STORED = false;
+    static constexpr int RAW = 2 * WORDS;
+    const stored_t *dout, *x;
+    size_t stride;
+    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const {
+        load_words<WORDS>(raw, dout + row * stride + column), load_words<WORDS>(raw + WORDS, x + row * stride + column);
+    }
+    __device__ void values(float *v, const uint32_t *raw) const {
+        float in[8];
+        unpack8(v, raw), unpack8(in, raw + WORDS);
+        UNROLL for (int i = 0; i < 8; i++) {
+            const float s = gelu_sigmoid(in[i]), two_du = fmaf(in[i] * in[i], 6 * GELU_CUBIC, 2 * GELU_LINEAR);
+            v[i] = stored_round(v[i] * fmaf(in[i] * two_du, s * (1 - s), s));
+        }
+    }
+};
+
+// ---- attention: out[b, i] = softmax(q k^T / sqrt(hs)) v, causal; never whole in memory (flash attention, Dao et al. 2022). A
+// block has TILE queries, or backwards TILE keys, of one head of one sequence; a warp has 16 of them, and walks the other side in
+// tiles of 64. Kept for the backward pass: lse[b, h, i] = log2 of the sum of 2^(score log2 e), so that p = 2^(score log2 e - lse).
+// Forward, e^(s - max) is rounded to the stored type, multiplied by v and then divided by the sum of unrounded terms. Backward, p
+// and ds are rounded before they are multiplied. Nothing is added by atomics: dq, and dk with dv, are kernels of their own, each of
+// which makes the scores again; that costs two products of seven, and gives the same bits from run to run.
+typedef struct {
+    int n, pos, T, C, NH, hs; // queries at positions pos .. pos+n, of T = pos + n keys
+    float scale;              // 1 / sqrt(hs)
+} Attention;
+enum { ATT_TILE = 64, ATT_WARPS = 4, ATT_THREADS = 32 * ATT_WARPS };
+
+#if PRECISION != PRECISION_FP32
+#ifndef CUDA_ON_CPU
+// d += a b: a 16 x 16 (rows of a warp), b 16 x 8, sums in fp32. Lane l = 4 g + t has of a rows g, g + 8 and columns 2t, 2t + 1, +
+// 8; of b the same of its columns' K; of d rows g, g + 8 and columns 2t, 2t + 1.
+DEVICE void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+#if PRECISION == PRECISION_FP16
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#endif
+    asm volatile(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane l gives the address of row l % 8 of matrix l / 8; each register
+// gets elements (g, 2t), (g, 2t + 1) of its matrix, or, turned, (2t, g), (2t + 1, g).
+DEVICE void ldmatrix_x4(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+// 16 bytes from global to shared memory, past the registers; done after the wait for its group and a barrier.
+DEVICE void cp_async16(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global)
+                 : "memory");
+}
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int GROUPS> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(GROUPS) : "memory"); }
+#endif
+
+// Rows of HS numbers in shared memory, 16 bytes longer, so that eight rows lie in all banks. A head of hs < HS is filled with
+// zeros.
+template <int HS> struct AttTile { stored_t row[ATT_TILE][HS + 8]; };
+// Begins to fetch `rows` rows of hs numbers; the others are zeros.
+template <int HS> DEVICE void att_fetch(AttTile<HS> *to, const stored_t *from, size_t stride, int rows, int hs) {
+    for (int i = threadIdx.x; i < ATT_TILE * HS / 8; i += ATT_THREADS) {
+        const int r = i / (HS / 8), c = i % (HS / 8) * 8;
+        if (r < rows && c < hs) cp_async16(&to->row[r][c], from + r * stride + c);
+        else put(&to->row[r][c], make_uint4(0, 0, 0, 0));
+    }
+}
+// Fragments of 16 rows from r0 on and 16 columns from c0 on: as a left operand (its K along the rows of memory) ...
+template <int HS> DEVICE void att_left(uint32_t a[4], const AttTile<HS> *s, int r0, int c0) {
+    const int l = threadIdx.x % 32;
+    ldmatrix_x4(a, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
+}
+// ... as two right operands of 8 rows each, K along the rows ...
+template <int HS> DEVICE void att_right(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
+    const int l = threadIdx.x % 32;
+    ldmatrix_x4(b, &s->row[r0 + l / 16 * 8 + l % 8][c0 + l / 8 % 2 * 8]);
+}
+// ... and as two right operands of 8 columns each, K across the rows.
+template <int HS> DEVICE void att_right_turned(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
+    const int l = threadIdx.x % 32;
+    ldmatrix_x4_trans(b, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
+}
+// Sums of 16 rows and 16 columns, two fragments wide, as the left operand of the next product.
+DEVICE void att_as_left(uint32_t a[4], float s[2][4]) {
+    a[0] = pack2(s[0][0], s[0][1]), a[1] = pack2(s[0][2], s[0][3]), a[2] = pack2(s[1][0], s[1][1]), a[3] = pack2(s[1][2], s[1][3]);
+}
+// s[16 rows, 8 N columns] = left [16, HS] right [8 N, HS]^T, of rows r0 on and r1 on.
+template <int HS, int N> DEVICE void att_scores(float s[N][4], const AttTile<HS> *left, int r0, const AttTile<HS> *right, int r1) {
+    UNROLL for (int j = 0; j < N; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+    UNROLL for (int k = 0; k < HS; k += 16) {
+        uint32_t a[4], b[4];
+        att_left(a, left, r0, k);
+        UNROLL for (int j = 0; j < N; j += 2) {
+            att_right(b, right, r1 + j * 8, k);
+            mma_m16n8k16(s[j], a, b), mma_m16n8k16(s[j + 1], a, b + 2);
+        }
+    }
+}
+// out[16, HS] += p [16, 8 N] right [8 N, HS], whose rows begin at r1.
+template <int HS, int N> DEVICE void att_add(float out[HS / 8][4], float p[N][4], const AttTile<HS> *right, int r1) {
+    UNROLL for (int j = 0; j < N; j += 2) {
+        uint32_t a[4], b[4];
+        att_as_left(a, p + j);
+        UNROLL for (int d = 0; d < HS; d += 16) {
+            att_right_turned(b, right, r1 + j * 8, d);
+            mma_m16n8k16(out[d / 8], a, b), mma_m16n8k16(out[d / 8 + 1], a, b + 2);
+        }
+    }
+}
+// A warp's sums, times scale of their row, to its 16 rows of a tile, which are then written to memory eight numbers at a time.
+template <int HS> DEVICE void att_round(AttTile<HS> *to, float s[HS / 8][4], float scale_g, float scale_g8) {
+    const int l = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + l / 4;
+    UNROLL for (int d = 0; d < HS / 8; d++) {
+        put(&to->row[row][d * 8 + l % 4 * 2], pack2(s[d][0] * scale_g, s[d][1] * scale_g));
+        put(&to->row[row + 8][d * 8 + l % 4 * 2], pack2(s[d][2] * scale_g8, s[d][3] * scale_g8));
+    }
+}
+template <int HS> DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int rows, int hs) {
+    for (int i = threadIdx.x; i < rows * (hs / 8); i += ATT_THREADS) {
+        const int r = i / (hs / 8), c = i % (hs / 8) * 8;
+        put(to + r * stride + c, get<uint4>(&from->row[r][c]));
+    }
+}
+
+// A block of queries, the last ones first, since they take longest.
+template <int HS> KERNEL_OF(ATT_THREADS) attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention at) {
+    DYNAMIC_SHARED(AttTile<HS>, tile); // q; k and v twice: while one is worked on, the next is fetched
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE,
+              rows = MIN(at.n - i0, ATT_TILE);
+    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = at.pos + i0 + rows,
+              blocks = (keys + ATT_TILE - 1) / ATT_TILE;
+    const size_t stride = 3 * (size_t)at.C;
+    const stored_t *base = qkv + (size_t)b * at.T * stride + h * at.hs;
+    const float to_log2 = at.scale * LOG2E;
+    float o[HS / 8][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0;
+    att_fetch(tile, base + (at.pos + i0) * stride, stride, rows, at.hs);
+    att_fetch(tile + 1, base + at.C, stride, MIN(keys, ATT_TILE), at.hs);
+    att_fetch(tile + 2, base + 2 * at.C, stride, MIN(keys, ATT_TILE), at.hs);
+    cp_async_commit();
+    for (int j = 0; j < blocks; j++) {
+        const AttTile<HS> *k = tile + 1 + j % 2 * 2, *v = k + 1;
+        if (j + 1 < blocks) {
+            const stored_t *next = base + (size_t)(j + 1) * ATT_TILE * stride;
+            const int left = MIN(keys - (j + 1) * ATT_TILE, ATT_TILE);
+            att_fetch(tile + 1 + (j + 1) % 2 * 2, next + at.C, stride, left, at.hs);
+            att_fetch(tile + 2 + (j + 1) % 2 * 2, next + 2 * at.C, stride, left, at.hs);
+        }
+        cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        float s[8][4];
+        att_scores<HS, 8>(s, tile, r0, k, 0);
+        const int first = at.pos + i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
+        float alpha[2];
+        UNROLL for (int i = 0; i < 2; i++) { // rows g and g + 8
+            float m = top[i];
+            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) {
+                float *x = &s[c][2 * i + e];
+                *x = c * 8 + l % 4 * 2 + e <= first + 8 * i ? *x * to_log2 : -INFINITY;
+                m = fmaxf(m, *x);
+            }
+            m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1)), m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
+            alpha[i] = exp2f(top[i] - m), top[i] = m, sum[i] *= alpha[i];
+            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) s[c][2 * i + e] = exp2f(s[c][2 * i + e] - m),
+                                                                                               sum[i] += s[c][2 * i + e];
+        }
+        UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0], o[d][2] *= alpha[1], o[d][3] *= alpha[1];
+        att_add<HS, 8>(o, s, v, 0);
+        __syncthreads();
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1), sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
+        const int row = i0 + r0 + l / 4 + 8 * i;
+        if (l % 4 == 0 && row < at.n) lse[(size_t)blockIdx.y * at.n + row] = top[i] + log2f(sum[i]);
+    }
+    att_round(tile, o, 1.0f / sum[0], 1.0f / sum[1]); // a warp's own rows of q, which it is done with
+    __syncthreads();
+    const size_t to = (size_t)(b * at.n + i0) * at.C + h * at.hs;
+    att_store(out.stored + to, at.C, tile, rows, at.hs);
+    if (!out.q) return;
+    const float scale = out.quantiser.use->scale;
+    Counts counts = {0, 0, 0, 0};
+    for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
+        const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
+        float x[8];
+        load8(x, &tile->row[r][c]);
+        put(out.q + to + (size_t)r * at.C + c, quantise8<false>(x, &scale, out.quantiser.format, &counts));
+    }
+    if (!out.quantiser.s) return;
+    counts_commit(out.quantiser.s, counts);
+    if (threadIdx.x == 0) counts_number(out.quantiser.s, (size_t)rows * at.hs);
+}
+
+// delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a first query's ds, 0 in the C
+// file, is noise here, and its dq may be flushed to zero. Eight lanes have a row of a head.
+KERNEL attention_delta_kernel(float *delta, const stored_t *dout, const stored_t *out, int B, Attention at) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = i / at.NH, h = i % at.NH;
+    const int lane = threadIdx.x % 8;
+    float sum = 0;
+    if (row < (size_t)B * at.T)
+        for (int c = lane * 8; c < at.hs; c += 64) {
+            float x[8], y[8];
+            load8(x, dout + row * at.C + h * at.hs + c), load8(y, out + row * at.C + h * at.hs + c);
+            UNROLL for (int k = 0; k < 8; k++) sum += x[k] * y[k];
+        }
+    UNROLL for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
+    if (lane == 0 && row < (size_t)B * at.T) delta[(row / at.T * at.NH + h) * at.T + row % at.T] = sum;
+}
+
+// Backwards, tiles are fetched one step ahead where there is room: 99 KB a block on the smaller GPUs.
+#define ATT_AHEAD(HS) ((HS) <= 64)
+
+// dk = ds^T q / sqrt(hs);  dv = p^T dout. A block has 64 keys and walks the queries that see them, 32 scores of a key at a time.
+template <int HS>
+KERNEL_OF(ATT_THREADS)
+attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse, const float *delta,
+                      Attention at) {
+    constexpr int AHEAD = ATT_AHEAD(HS);
+    DYNAMIC_SHARED(AttTile<HS>, tile); // k, v; q and dout 1 + AHEAD times
+    SHARED float rows_lse[2][ATT_TILE], rows_delta[2][ATT_TILE];
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j0 = blockIdx.x * ATT_TILE, keys = MIN(at.T - j0, ATT_TILE);
+    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, blocks = (at.T + ATT_TILE - 1) / ATT_TILE, begin = blockIdx.x;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
+                 dbase = (size_t)b * at.T * at.C + h * at.hs;
+    const float to_log2 = at.scale * LOG2E;
+    float dk[HS / 8][4], dv[HS / 8][4];
+    UNROLL for (int i = 0; i < HS / 2; i++) dk[i / 4][i % 4] = dv[i / 4][i % 4] = 0;
+    att_fetch(tile, qkv + base + at.C + j0 * stride, stride, keys, at.hs);
+    att_fetch(tile + 1, qkv + base + 2 * at.C + j0 * stride, stride, keys, at.hs);
+    for (int i = begin - AHEAD; i < blocks; i++) {
+        if (i + AHEAD < blocks) {
+            const int next = (i + AHEAD) * ATT_TILE, rows = MIN(at.T - next, ATT_TILE), side = (i + AHEAD) % (1 + AHEAD);
+            att_fetch(tile + 2 + side * 2, qkv + base + next * stride, stride, rows, at.hs);
+            att_fetch(tile + 3 + side * 2, dout + dbase + (size_t)next * at.C, at.C, rows, at.hs);
+            if (threadIdx.x < ATT_TILE) {
+                const size_t row = (size_t)blockIdx.y * at.T + next + threadIdx.x;
+                const int there = (int)threadIdx.x < rows; // beyond, p must be 0
+                rows_lse[side][threadIdx.x] = there ? lse[row] : INFINITY, rows_delta[side][threadIdx.x] = there ? delta[row] : 0;
+            }
+        }
+        cp_async_commit();
+        if (i < begin) continue;
+        cp_async_wait<AHEAD>();
+        __syncthreads();
+        const int here = i % (1 + AHEAD);
+        const AttTile<HS> *q = tile + 2 + here * 2, *dO = q + 1;
+        const int seen = j0 + r0 + l / 4 - i * ATT_TILE; // the first query of this tile that sees key g
+        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
+            float p[4][4], ds[4][4];
+            att_scores<HS, 4>(p, tile, r0, q, c0);
+            att_scores<HS, 4>(ds, tile + 1, r0, dO, c0); // dp
+            UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
+                const int query = c0 + c * 8 + l % 4 * 2 + e % 2;
+                p[c][e] = query >= seen + e / 2 * 8 ? exp2f(p[c][e] * to_log2 - rows_lse[here][query]) : 0;
+                ds[c][e] = p[c][e] * (ds[c][e] - rows_delta[here][query]);
+            }
+            att_add<HS, 4>(dv, p, dO, c0);
+            att_add<HS, 4>(dk, ds, q, c0);
+        }
+        __syncthreads();
+    }
+    att_round(tile, dk, at.scale, at.scale), att_round(tile + 1, dv, 1, 1); // a warp's own rows
+    __syncthreads();
+    att_store(dqkv + base + at.C + j0 * stride, stride, tile, keys, at.hs);
+    att_store(dqkv + base + 2 * at.C + j0 * stride, stride, tile + 1, keys, at.hs);
+}
+
+// dp = dout v^T;  ds = p (dp - delta);  dq = ds k / sqrt(hs). A block has 64 queries and walks the keys that they see.
+template <int HS>
+KERNEL_OF(ATT_THREADS)
+attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse, const float *delta, Attention at) {
+    constexpr int AHEAD = ATT_AHEAD(HS);
+    DYNAMIC_SHARED(AttTile<HS>, tile); // q, dout; k and v 1 + AHEAD times
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE,
+              rows = MIN(at.T - i0, ATT_TILE);
+    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = i0 + rows, blocks = (keys + ATT_TILE - 1) / ATT_TILE;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs;
+    const float to_log2 = at.scale * LOG2E;
+    float dq[HS / 8][4], row_lse[2], row_delta[2];
+    UNROLL for (int i = 0; i < HS / 2; i++) dq[i / 4][i % 4] = 0;
+    UNROLL for (int i = 0; i < 2; i++) {
+        const int row = r0 + l / 4 + 8 * i;
+        const size_t at_row = (size_t)blockIdx.y * at.T + i0 + row;
+        row_lse[i] = row < rows ? lse[at_row] : INFINITY, row_delta[i] = row < rows ? delta[at_row] : 0;
+    }
+    att_fetch(tile, qkv + base + i0 * stride, stride, rows, at.hs);
+    att_fetch(tile + 1, dout + (size_t)(b * at.T + i0) * at.C + h * at.hs, at.C, rows, at.hs);
+    for (int j = -AHEAD; j < blocks; j++) {
+        if (j + AHEAD < blocks) {
+            const stored_t *next = qkv + base + (size_t)(j + AHEAD) * ATT_TILE * stride;
+            const int left = MIN(keys - (j + AHEAD) * ATT_TILE, ATT_TILE), side = (j + AHEAD) % (1 + AHEAD);
+            att_fetch(tile + 2 + side * 2, next + at.C, stride, left, at.hs);
+            att_fetch(tile + 3 + side * 2, next + 2 * at.C, stride, left, at.hs);
+        }
+        cp_async_commit();
+        if (j < 0) continue;
+        cp_async_wait<AHEAD>();
+        __syncthreads();
+        const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2, *v = k + 1;
+        const int first = i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
+        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
+            float s[4][4], ds[4][4];
+            att_scores<HS, 4>(s, tile, r0, k, c0);
+            att_scores<HS, 4>(ds, tile + 1, r0, v, c0);
+            UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
+                const int key = c0 + c * 8 + l % 4 * 2 + e % 2;
+                const float p = key <= first + e / 2 * 8 ? exp2f(s[c][e] * to_log2 - row_lse[e / 2]) : 0;
+                ds[c][e] = p * (ds[c][e] - row_delta[e / 2]);
+            }
+            att_add<HS, 4>(dq, ds, k, c0);
+        }
+        __syncthreads();
+    }
+    att_round(tile, dq, at.scale, at.scale);
+    __syncthreads();
+    att_store(dqkv + base + i0 * stride, stride, tile, rows, at.hs);
+}
+#define ATT_SHARED(HS, tiles)    (sizeof(AttTile<HS>) * (tiles)) // bytes
+#define ATT_ALLOW(kernel, bytes) CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
+#else
+// fp32 has no tensor cores that keep it: plain kernels. A warp has a query (backwards, a key), and walks the other side 32 at a
+// time: a lane makes one's score, then all lanes add its row, each to its own channels of the head.
+enum { HEAD_LANES = 4 }; // channels a lane has: 128 / 32
+INLINE float dot_rows(const float *a, const float *b, int n) {
+    float sum = 0;
+    for (int c = 0; c < n; c++) sum += a[c] * b[c];
+    return sum;
+}
+DEVICE void row_add(float *sum, float factor, const float *row, int hs) {
+    UNROLL for (int k = 0; k < HEAD_LANES; k++) if ((int)threadIdx.x + 32 * k < hs) sum[k] += factor * row[threadIdx.x + 32 * k];
+}
+DEVICE void row_store(float *to, const float *sum, float scale, int hs) {
+    UNROLL for (int k = 0; k < HEAD_LANES; k++) if ((int)threadIdx.x + 32 * k < hs) to[threadIdx.x + 32 * k] = sum[k] * scale;
+}
+KERNEL attention_forward_kernel(Written out, float *lse, const float *qkv, Attention at) {
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x, keys = at.pos + i + 1;
+    const size_t stride = 3 * (size_t)at.C;
+    const float *base = qkv + (size_t)b * at.T * stride + h * at.hs, *q = base + (at.pos + i) * stride;
+    float o[HEAD_LANES] = {0, 0, 0, 0}, top = -INFINITY, sum = 0;
+    for (int j0 = 0; j0 < keys; j0 += 32) {
+        const int j = j0 + threadIdx.x;
+        const float s = j < keys ? dot_rows(q, base + at.C + j * stride, at.hs) * at.scale * LOG2E : -INFINITY;
+        float m = fmaxf(top, s);
+        for (int d = 16; d > 0; d /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, d));
+        const float p = exp2f(s - m), alpha = exp2f(top - m);
+        sum = sum * alpha + warp_sum(p), top = m;
+        for (int k = 0; k < HEAD_LANES; k++) o[k] *= alpha;
+        for (int k = 0; k < MIN(keys - j0, 32); k++)
+            row_add(o, __shfl_sync(0xffffffff, p, k), base + 2 * at.C + (j0 + k) * stride, at.hs);
+    }
+    if (threadIdx.x == 0) lse[(size_t)blockIdx.y * at.n + i] = top + log2f(sum);
+    row_store(out.stored + (size_t)(b * at.n + i) * at.C + h * at.hs, o, 1 / sum, at.hs);
+}
+KERNEL attention_delta_kernel(float *delta, const float *dout, const float *out, int B, Attention at) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / at.NH, h = i % at.NH, from = row * at.C + h * at.hs;
+    if (row < (size_t)B * at.T) delta[(row / at.T * at.NH + h) * at.T + row % at.T] = dot_rows(dout + from, out + from, at.hs);
+}
+// p and ds = p (dp - delta) of a query and a key
+DEVICE float2 score_backward(const float *q, const float *k, const float *v, const float *dout, float lse, float delta,
+                             const Attention &at) {
+    const float p = exp2f(dot_rows(q, k, at.hs) * at.scale * LOG2E - lse);
+    return make_float2(p, p * (dot_rows(dout, v, at.hs) - delta));
+}
+KERNEL attention_dq_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse, const float *delta, Attention at) {
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs, row = (size_t)blockIdx.y * at.T + i;
+    const float *k = qkv + base + at.C, *v = k + at.C, *dO = dout + (size_t)(b * at.T + i) * at.C + h * at.hs;
+    float dq[HEAD_LANES] = {0, 0, 0, 0};
+    for (int j0 = 0; j0 <= i; j0 += 32) {
+        const int j = j0 + threadIdx.x;
+        const float ds =
+            j <= i ? score_backward(qkv + base + i * stride, k + j * stride, v + j * stride, dO, lse[row], delta[row], at).y : 0;
+        for (int n = 0; n < MIN(i + 1 - j0, 32); n++) row_add(dq, __shfl_sync(0xffffffff, ds, n), k + (j0 + n) * stride, at.hs);
+    }
+    row_store(dqkv + base + i * stride, dq, at.scale, at.hs);
+}
+KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse, const float *delta, Attention at) {
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j = blockIdx.x;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs, row = (size_t)blockIdx.y * at.T;
+    const float *k = qkv + base + at.C + j * stride, *dO = dout + (size_t)b * at.T * at.C + h * at.hs;
+    float dk[HEAD_LANES] = {0, 0, 0, 0}, dv[HEAD_LANES] = {0, 0, 0, 0};
+    for (int i0 = j; i0 < at.T; i0 += 32) {
+        const int i = i0 + threadIdx.x;
+        const float2 s =
+            i < at.T ? score_backward(qkv + base + i * stride, k, k + at.C, dO + (size_t)i * at.C, lse[row + i], delta[row + i], at)
+                     : make_float2(0, 0);
+        for (int n = 0; n < MIN(at.T - i0, 32); n++) {
+            row_add(dv, __shfl_sync(0xffffffff, s.x, n), dO + (size_t)(i0 + n) * at.C, at.hs);
+            row_add(dk, __shfl_sync(0xffffffff, s.y, n), qkv + base + (i0 + n) * stride, at.hs);
+        }
+    }
+    row_store(dqkv + base + at.C + j * stride, dk, at.scale, at.hs), row_store(dqkv + base + 2 * at.C + j * stride, dv, 1, at.hs);
+}
+#endif
+
+// ---- cuDNN's attention instead, where it was built with (make cuda USE_CUDNN=1), for the first shape that is asked for: a run's
+// own. Other shapes (a sample, a last batch of validation) take the kernels above. Its lse is in nats, and only its backward pass
+// reads it.
+#ifdef USE_CUDNN
+namespace fe = cudnn_frontend;
+enum { CUDNN_Q = 1, CUDNN_K, CUDNN_V, CUDNN_OUT, CUDNN_LSE, CUDNN_DOUT, CUDNN_DQ, CUDNN_DK, CUDNN_DV };
+static struct {
+    cudnnHandle_t handle;
+    fe::graph::Graph forward, backward;
+    int B, T, C, NH;
+    void *workspace;
+} cudnn;
+static void fe_check(fe::error_t e, int line) {
+    if (!e.is_good()) fatal(EXIT_BAD_INPUT, "%s:%d: cuDNN: %s; build without USE_CUDNN", __FILE__, line, e.get_message().c_str());
+}
+#define FE(call) fe_check(call, __LINE__)
+typedef std::shared_ptr<fe::graph::Tensor_attributes> CudnnTensor;
+// [B, NH, T, width] within rows of `row` numbers
+static void cudnn_shape(CudnnTensor t, int id, int64_t row, int64_t width) {
+    const int64_t T = cudnn.T, NH = cudnn.NH;
+    t->set_uid(id).set_dim({cudnn.B, NH, T, width});
+    if (id == CUDNN_LSE) t->set_stride({NH * T, T, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
+    else t->set_stride({T * row, width, row, 1});
+}
+static CudnnTensor cudnn_input(fe::graph::Graph *g, int id, int64_t row, int64_t width) {
+    CudnnTensor t = g->tensor(fe::graph::Tensor_attributes().set_name(std::to_string(id)));
+    return cudnn_shape(t, id, row, width), t;
+}
+static int64_t cudnn_build(fe::graph::Graph *g) {
+    int64_t bytes = 0;
+    FE(g->validate());
+    FE(g->build_operation_graph(cudnn.handle));
+    FE(g->create_execution_plans({fe::HeurMode_t::A}));
+    FE(g->check_support(cudnn.handle));
+    FE(g->build_plans(cudnn.handle));
+    FE(g->get_workspace_size(bytes));
+    return bytes;
+}
+// Whether cuDNN has this shape; the first one is planned.
+static int cudnn_takes(int B, int T, int C, int NH) {
+    if (cudnn.handle) return cudnn.B == B && cudnn.T == T && cudnn.C == C && cudnn.NH == NH;
+    const int64_t hs = C / NH;
+    const float scale = 1.0f / sqrtf((float)hs);
+    if (cudnnCreate(&cudnn.handle) != CUDNN_STATUS_SUCCESS) fatal(EXIT_BAD_INPUT, "cuDNN does not start; build without USE_CUDNN");
+    cudnnSetStream(cudnn.handle, STREAM);
+    cudnn.B = B, cudnn.T = T, cudnn.C = C, cudnn.NH = NH;
+    for (fe::graph::Graph *g : {&cudnn.forward, &cudnn.backward}) {
+        g->set_io_data_type(PRECISION == PRECISION_FP16 ? fe::DataType_t::HALF : fe::DataType_t::BFLOAT16);
+        g->set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT);
+        const CudnnTensor q = cudnn_input(g, CUDNN_Q, 3 * C, hs), k = cudnn_input(g, CUDNN_K, 3 * C, hs),
+                          v = cudnn_input(g, CUDNN_V, 3 * C, hs);
+        if (g == &cudnn.forward) {
+            auto options = fe::graph::SDPA_attributes().set_generate_stats(true).set_causal_mask(true).set_attn_scale(scale);
+            auto [out, lse] = g->sdpa(q, k, v, options);
+            cudnn_shape(out, CUDNN_OUT, C, hs), cudnn_shape(lse, CUDNN_LSE, 0, 1);
+            out->set_output(true), lse->set_output(true);
+        } else {
+            const CudnnTensor out = cudnn_input(g, CUDNN_OUT, C, hs), dout = cudnn_input(g, CUDNN_DOUT, C, hs),
+                              lse = cudnn_input(g, CUDNN_LSE, 0, 1);
+            auto options =
+                fe::graph::SDPA_backward_attributes().set_causal_mask(true).set_attn_scale(scale).set_deterministic_algorithm(true);
+            auto [dq, dk, dv] = g->sdpa_backward(q, k, v, out, dout, lse, options);
+            cudnn_shape(dq, CUDNN_DQ, 3 * C, hs), cudnn_shape(dk, CUDNN_DK, 3 * C, hs), cudnn_shape(dv, CUDNN_DV, 3 * C, hs);
+            dq->set_output(true), dk->set_output(true), dv->set_output(true);
+        }
+    }
+    const int64_t forward = cudnn_build(&cudnn.forward), backward = cudnn_build(&cudnn.backward);
+    cudnn.workspace = device_allocate(MAX(MAX(forward, backward), 16));
+    return 1;
+}
+static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
+    stored_t *q = (stored_t *)qkv;
+    std::unordered_map<int64_t, void *> pointers = {
+        {CUDNN_Q, q}, {CUDNN_K, q + cudnn.C}, {CUDNN_V, q + 2 * cudnn.C}, {CUDNN_OUT, out.stored}, {CUDNN_LSE, lse}};
+    FE(cudnn.forward.execute(cudnn.handle, pointers, cudnn.workspace));
+    Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
+    t.q = out.q, t.quantiser = out.quantiser;
+    if (out.q) tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t); // cuDNN's kernel cannot make the bytes
+}
+static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out, const float *lse, const stored_t *qkv) {
+    stored_t *q = (stored_t *)qkv;
+    const int C = cudnn.C;
+    std::unordered_map<int64_t, void *> pointers = {{CUDNN_Q, q},
+                                                    {CUDNN_K, q + C},
+                                                    {CUDNN_V, q + 2 * C},
+                                                    {CUDNN_OUT, (void *)out},
+                                                    {CUDNN_DOUT, (void *)dout},
+                                                    {CUDNN_LSE, (void *)lse},
+                                                    {CUDNN_DQ, dqkv},
+                                                    {CUDNN_DK, dqkv + C},
+                                                    {CUDNN_DV, dqkv + 2 * C}};
+    FE(cudnn.backward.execute(cudnn.handle, pointers, cudnn.workspace));
+}
+#endif
+
+static Attention attention_shape(int n, int pos, int C, int NH) {
+    return {n, pos, pos + n, C, NH, C / NH, 1.0f / sqrtf((float)(C / NH))};
+}
+
+// out: [B, n, C] of qkv [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1); lse: [B, NH, n].
+static void attention_forward(Written out, float *lse, const stored_t *qkv, int B, int n, int pos, int C, int NH) {
+    const Attention at = attention_shape(n, pos, C, NH);
+#if defined(USE_CUDNN) && PRECISION != PRECISION_FP32
+    if (pos == 0 && cudnn_takes(B, n, C, NH)) return cudnn_forward(out, lse, qkv);
+#endif
+#if PRECISION == PRECISION_FP32
+    LAUNCH(attention_forward_kernel, dim3(n, B * NH), 32, 0, STREAM, out, lse, qkv, at);
+#else
+    const dim3 grid(ceil_div(n, ATT_TILE), B * NH);
+#define ATT_FORWARD(HS) LAUNCH((attention_forward_kernel<HS>), grid, ATT_THREADS, ATT_SHARED(HS, 5), STREAM, out, lse, qkv, at)
+    if (at.hs <= 64) ATT_FORWARD(64);
+    else ATT_FORWARD(128);
+#endif
+}
+
+// dqkv: [B, T, 3C]; dout, out: [B, T, C]; lse, and delta as scratch: [B, NH, T].
+static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dout, const stored_t *out, const float *lse,
+                               const stored_t *qkv, int B, int T, int C, int NH) {
+    const Attention at = attention_shape(T, 0, C, NH);
+#if defined(USE_CUDNN) && PRECISION != PRECISION_FP32
+    if (cudnn_takes(B, T, C, NH)) return cudnn_backward(dqkv, dout, out, lse, qkv);
+#endif
+#if PRECISION == PRECISION_FP32
+    const dim3 grid(T, B * NH);
+    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH, THREADS), delta, dout, out, B, at);
+    LAUNCH(attention_dq_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
+    LAUNCH(attention_dkdv_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
+#else
+    const dim3 grid(ceil_div(T, ATT_TILE), B * NH);
+    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH * 8, THREADS), delta, dout, out, B, at);
+#define ATT_BACKWARD(HS)                                                                                                           \
+    do {                                                                                                                           \
+        LAUNCH((attention_dq_kernel<HS>), grid, ATT_THREADS, ATT_SHARED(HS, 4 + 2 * ATT_AHEAD(HS)), STREAM, dqkv, dout, qkv, lse,  \
+               delta, at);                                                                                                         \
+        LAUNCH((attention_dkdv_kernel<HS>), grid, ATT_THREADS, ATT_SHARED(HS, 4 + 2 * ATT_AHEAD(HS)), STREAM, dqkv, dout, qkv,     \
+               lse, delta, at);                                                                                                    \
+    } while (0)
+    if (at.hs <= 64) ATT_BACKWARD(64);
+    else ATT_BACKWARD(128);
+#endif
+}
+// What blocks may take of shared memory has to be said once, before anything is captured.
+static void attention_init(void) {
+#if PRECISION != PRECISION_FP32
+    ATT_ALLOW((attention_forward_kernel<64>), ATT_SHARED(64, 5));
+    ATT_ALLOW((attention_forward_kernel<128>), ATT_SHARED(128, 5));
+    ATT_ALLOW((attention_dq_kernel<64>), ATT_SHARED(64, 4 + 2 * ATT_AHEAD(64)));
+    ATT_ALLOW((attention_dkdv_kernel<64>), ATT_SHARED(64, 4 + 2 * ATT_AHEAD(64)));
+    ATT_ALLOW((attention_dq_kernel<128>), ATT_SHARED(128, 4 + 2 * ATT_AHEAD(128)));
+    ATT_ALLOW((attention_dkdv_kernel<128>), ATT_SHARED(128, 4 + 2 * ATT_AHEAD(128)));
+#endif
+}
+
+// ---- linear layers
+// One linear layer of the model, y = x w^T + bias, with all that its three products need.
+enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
+enum { FPROP, DGRAD, WGRAD, NPRODUCT };
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
+typedef struct {
+    const void *w;        // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
+    const uint8_t *w_t;   // [in, out] FP8 bytes for dgrad, whose K is `out`
+    const stored_t *bias; // [out] rounded to the stored type, or NULL
+    float *dw, *dbias;    // [out, in], [out] or NULL
+    size_t in, out;
+    int fp8; // in the FP8 build, but for the head
+    Operand operands[NOPERAND];
+    int bf16;            // bit p: product p of an FP8 layer stays in bf16, and reads these:
+    stored_t *w16, *x16; // [out, in] and, kept for wgrad, [rows, in]
+    uint8_t *x_q,
+        *x_kept; // where x's bytes go: [rows, in] for fprop; [in, rows] for wgrad, if made (NULL: turned in the backward pass)
+    uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
+    float *partial, *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
+    int blocks;            // a recipe in blocks: each operand is rounded once for each direction of K, with scales
+    float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
+} Linear;
+static int linear_in_fp8(const Linear *f, int product) { return f->fp8 && !(f->bf16 >> product & 1); }
+// Whether the kernel that writes an operand also makes its bytes: not when it has to be whole in memory for its amax or SQNR.
+static int linear_fuses(const Linear *f, int operand, Record record) {
+    return f->fp8 && !f->blocks && !f->operands[operand].own_amax && record != RECORD_SQNR;
+}
+
+// The bytes q [rows, K] of an operand as a product reads them, K-major.
+static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t stride, size_t rows, size_t K) {
+    Matrix m = matrix(q, o->recipe.format, stride, 1);
+    m.inv = inv ? inv : &o->use->inv, m.rule = o->recipe.rule;
+    if (!inv) return m;
+    const Blocks b = blocks_of(inv, rows, K, 0, &o->recipe, blocks_native(&o->recipe));
+    m.across = o->recipe.across, m.along = o->recipe.along, m.inv_across = b.row_stride, m.inv_along = b.column_stride;
+    return m;
+}
+
+// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; made: its bytes are there already (then x may be NULL).
+static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, int made, size_t rows, Record record) {
+    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
+    const size_t in = f->in;
+    const Operand *o = f->operands;
+    Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
+    if (f->blocks) {
+        if (fprop8) quantise_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record);
+        if (wgrad8 && f->x_kept)
+            quantise_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X, fprop8 ? RECORD_NONE : record);
+    } else if ((fprop8 || wgrad8) && !made)
+        quantise(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL, f->sqnr);
+    if (fprop8) {
+        a = operand_bytes(o + OPERAND_X, f->x_q, f->blocks ? f->inv : NULL, in, rows, in);
+        b = operand_bytes(o + OPERAND_W, f->w, f->w_inv, in, f->out, in);
+    }
+    matmul(output(y, y_dtype, f->out, f->bias, 0, 1), a, b, fprop8 ? round_up(rows, 16) : rows, f->out, in);
+}
+
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
+// its largest number, a non-finite dy is seen in dbias. One kernel reads dy's source and writes dy, its bytes in both directions
+// and its column sums, whatever of these is wanted. dy: [rows, out] with that row stride; a source other than dy itself is written
+// there when something reads it in 16 bits. x: what wgrad reads, FP8 bytes [in, rows] or the stored [rows, in].
+template <class Source>
+static void linear_backward(const Linear *f, stored_t *dx, Source source, stored_t *dy, size_t dy_stride, const void *x,
+                            size_t rows, Record record) {
+    const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD), any8 = dgrad8 || wgrad8;
+    const int fuses = any8 && linear_fuses(f, OPERAND_DY, record), later = any8 && !fuses && !f->blocks;
+    const size_t in = f->in, out = f->out, pitch = round_up(rows, 16);
+    const Operand *o = f->operands;
+    Tiles t = tiles(rows, out);
+    t.partial = f->dbias && !(later && Source::IS_STORED) ? f->partial : NULL;
+    if (!Source::IS_STORED && !(fuses && dgrad8 && wgrad8)) t.out = dy;
+    if (fuses) t.q = dgrad8 ? f->dy_q : NULL, t.q_t = wgrad8 ? f->dy_t : NULL, t.quantiser = quantiser(o + OPERAND_DY, record);
+    if (t.partial || t.out || fuses) tiles_run(source, t);
+    if (later)
+        quantise(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record, f->dbias && !t.partial ? f->partial : NULL,
+                 f->sqnr);
+    if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), out);
+
+    Matrix a = matrix(dy, STORED, dy_stride, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
+    if (dgrad8) {
+        if (f->blocks) quantise_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record);
+        a = operand_bytes(o + OPERAND_DY, f->dy_q, f->blocks ? f->inv : NULL, out, rows, out);
+        b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
+    }
+    matmul(output(dx, STORED, in, NULL, 0, 0), a, b, dgrad8 ? pitch : rows, in, out);
+    a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
+    if (wgrad8) {
+        if (f->blocks) quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
+        a = operand_bytes(o + OPERAND_DY, f->dy_t, f->blocks ? f->inv : NULL, pitch, out, rows);
+        b = operand_bytes(o + OPERAND_X, x, f->blocks ? f->kept_inv : NULL, pitch, in, rows);
+    }
+    matmul(output(f->dw, DTYPE_FP32, in, NULL, 1, 0), a, b, out, in, wgrad8 ? pitch : rows);
+}
+
+// Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where target is -1. A block
+// has a row. dlogits (wanted where dscale is not NULL) = (p - onehot) * *dscale, rounded to the stored type, padding exactly 0,
+// take the place of the row's first half (DLOGITS_STRIDE): what a step of the loop writes, it and those before it have read.
+#define DLOGITS_STRIDE(Vp) ((Vp) * (sizeof(float) / sizeof(stored_t)))
+#define CLASSIFIER_THREADS 1024 // and over 32 registers: one row a multiprocessor, so that rows are still in L2 when read again
+KERNEL_OF(CLASSIFIER_THREADS)
+classifier_kernel(float *losses, float *logits, const int *targets, int V, int Vp, const float *dscale) {
+    SHARED float tops[CLASSIFIER_THREADS / 32];
+    float *z = logits + (size_t)blockIdx.x * Vp, v[8], top = -INFINITY, sum = 0;
+    stored_t *d = (stored_t *)z;
+    const int target = targets[blockIdx.x], steps = (Vp + CLASSIFIER_THREADS * 8 - 1) / (CLASSIFIER_THREADS * 8);
+    const float at_target = target < 0 ? 0 : z[target];
+    if (target < 0) { // the whole block
+        for (int i = threadIdx.x * 8; dscale && i < Vp; i += CLASSIFIER_THREADS * 8) {
+            for (int k = 0; k < 8; k++) v[k] = 0;
+            store8(d + i, v);
+        }
+        if (threadIdx.x == 0) losses[blockIdx.x] = 0;
+        return;
+    }
+    for (int i = threadIdx.x * 8; i < V; i += CLASSIFIER_THREADS * 8) {
+        load8(v, z + i);
+        UNROLL for (int k = 0; k < 8; k++) {
+            if (i + k >= V) continue;
+            if (v[k] > top) sum = sum * exp2f((top - v[k]) * LOG2E) + 1, top = v[k];
+            else sum += exp2f((v[k] - top) * LOG2E);
+        }
+    }
+    float max = top;
+    for (int o = 16; o > 0; o /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, o));
+    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = max;
+    __syncthreads();
+    for (int w = 0; w < CLASSIFIER_THREADS / 32; w++) max = fmaxf(max, tops[w]);
+    sum = block_sum(sum != 0 ? sum * exp2f((top - max) * LOG2E) : 0); // a thread may have had no column
+    if (threadIdx.x == 0) losses[blockIdx.x] = sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
+    if (!dscale) return;
+    const float inverse = 1.0f / sum, factor = *dscale;
+    for (int step = 0; step < steps; step++) {
+        const int i = (step * CLASSIFIER_THREADS + threadIdx.x) * 8;
+        if (i < Vp) {
+            load8(v, z + i);
+            UNROLL for (int k = 0; k < 8; k++) v[k] =
+                i + k < V ? (exp2f((v[k] - max) * LOG2E) * inverse - (i + k == target ? 1.0f : 0.0f)) * factor : 0;
+        }
+        __syncthreads();
+        if (i < Vp) store8(d + i, v);
+        __syncthreads();
+    }
+}
+static void classifier(float *losses, float *logits, const int *targets, int rows, int V, int Vp, const float *dscale) {
+    LAUNCH(classifier_kernel, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, targets, V, Vp, dscale);
+}
+
+// *total += the losses, each stripe in ascending order, then a tree.
+KERNEL_OF(1024) loss_kernel(double *total, const float *losses, int rows) {
+    double sum = 0;
+    for (int row = threadIdx.x; row < rows; row += blockDim.x) sum += losses[row];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *total += sum;
+}
+static void loss_add(double *total, const float *losses, int rows) { LAUNCH(loss_kernel, 1, 1024, 0, STREAM, total, losses, rows); }
+
+// ==== 6. model =======================================================================================================
+
+#define LAYERS_MAX 1024
+typedef struct {
+    int T, V, Vp, L, NH, C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
+} Config;
+
+// Parameters in the order of llm.c's model file, each for all layers together.
+enum { WTE, WPE, LN1W, LN1B, QKVW, QKVB, ATTPROJW, ATTPROJB, LN2W, LN2B, FCW, FCB, FCPROJW, FCPROJB, LNFW, LNFB, NPARAM };
+typedef struct {
+    const char *name;
+    size_t layers, rows, cols; // cols is 1 for a vector
+    int decays;                // AdamW's weight decay applies: matrices only
+    float init_std, init_value;
+    size_t offset; // in floats from the start of the arena
+} ParamSpec;
+
+// Fills specs[NPARAM]; returns the number of parameters.
+static size_t param_specs(ParamSpec *specs, const Config *c) {
+    const size_t C = c->C, L = c->L, Vp = c->Vp, T = c->T;
+    const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
+    const ParamSpec table[NPARAM] = {
+        {"wte", 1, Vp, C, 1, std, 0, 0},
+        {"wpe", 1, T, C, 1, std, 0, 0},
+        {"ln1w", L, C, 1, 0, 0, 1, 0},
+        {"ln1b", L, C, 1, 0, 0, 0, 0},
+        {"qkvw", L, 3 * C, C, 1, std, 0, 0},
+        {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
+        {"attprojw", L, C, C, 1, residual_std, 0, 0},
+        {"attprojb", L, C, 1, 0, 0, 0, 0},
+        {"ln2w", L, C, 1, 0, 0, 1, 0},
+        {"ln2b", L, C, 1, 0, 0, 0, 0},
+        {"fcw", L, 4 * C, C, 1, std, 0, 0},
+        {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
+        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0},
+        {"fcprojb", L, C, 1, 0, 0, 0, 0},
+        {"lnfw", 1, C, 1, 0, 0, 1, 0},
+        {"lnfb", 1, C, 1, 0, 0, 0, 0},
+    };
+    size_t at = 0;
+    for (int i = 0; i < NPARAM; i++) {
+        specs[i] = table[i];
+        specs[i].offset = at;
+        at += specs[i].layers * specs[i].rows * specs[i].cols;
+    }
+    return at;
+}
+enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
+static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
+static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
+#define HEAD_ROWS 8192 // rows of logits that exist at once. Each slab is a product of its own in dwte, so this is a rule of bits
+typedef enum {
+    STORAGE_fp32,
+    STORAGE_stored,
+    STORAGE_operand,
+    STORAGE_byte,
+    STORAGE_int
+} Storage; // of a tensor, and its type in this build:
+typedef float fp32_t;
+typedef uint8_t byte_t;
+typedef int int_t;
+static size_t role_size(Storage role, int precision) { // bytes an element in a build of the given precision
+    if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
+    return role == STORAGE_fp32 || role == STORAGE_int || precision == PRECISION_FP32 ? 4 : 2;
+}
+
+// Every tensor of the model: the one table for fields, memory plan and allocation. R: rows, B T and up to 16 more, since FP8
+// products write whole multiples of 16; of logits a slab of min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to
+// backward, REUSED ones are overwritten. Those of 0 elements (what only training, t, one build, one recipe or an option needs) are
+// not allocated. Of x the backward pass keeps bytes as they were written, and turns them (2 bytes moved an element; a layernorm
+// that also wrote them turned would need 32 whole rows in shared memory); but GELU's kernel is one of tiles and writes them turned
+// at once, and attention's output is kept in 16 bits, which its own backward pass reads.
+// clang-format off
+#define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
+    X(fp32, master, 1, g->param_count, OPTIMISER)   /* weights, their gradients, AdamW's moments */ \
+    X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
+    X(fp32, m, 1, t * g->param_count, OPTIMISER) \
+    X(fp32, v, 1, t * g->param_count, OPTIMISER) \
+    X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
+    X(byte, weights_t, L, fp8 * t * 12 * C * C, REUSED)  /* turned, for dgrad */ \
+    X(stored, biases, 1, copies * L * 9 * C, REUSED)     /* of the four matrices in turn, each for all layers */ \
+    X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
+    X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
+    X(byte, head_t, 1, head8 * t * Vp * C, REUSED)       /* [C, Vp] turned */ \
+    X(stored, w16, w16_layers, 12 * C * C, REUSED)       /* for products that --bf16 names: weights, */ \
+    X(stored, x16, x16_layers, 6 * R * C, KEPT)          /* and what wgrad keeps */ \
+    X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* for recipes in blocks: scales of the weights' two copies, */ \
+    X(fp32, kept_inv, L, blocks * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
+    X(fp32, inv, 1, blocks * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x and of dy as they pass */ \
+    X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
+    X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
+    X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
+    X(operand, ln1, again, R * C, KEPT)                /* ln1, ln2, gelu: inputs of the linear layers, for wgrad; of those that */ \
+    X(operand, ln2, again, R * C, KEPT)                /* are made again, one layer's exist */ \
+    X(operand, gelu, again, R * 4 * C, KEPT)           /* [R, 4C]; FP8: [4C, R] */ \
+    X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
+    X(stored, att, L, R * C, KEPT)                     /* [R, C] attention's output */ \
+    X(fp32, lse, L, R * NH, KEPT)                      /* [B, NH, T] */ \
+    X(stored, fc, L, R * 4 * C, KEPT)                  /* [R, 4C] before the GELU */ \
+    X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
+    X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
+    X(byte, lnf_t, 1, head8 * t * slab * C, REUSED)      /* [C, slab] */ \
+    X(stored, x, 1, fp8 * R * 4 * C, REUSED)             /* [R, 4C] a linear layer's input that has to be whole before it is quantised */ \
+    X(byte, x_bytes, 1, fp8 * R * 4 * C, REUSED)         /* [R, 4C] bytes that only a forward product reads */ \
+    X(byte, x_turned, 1, fp8 * t * R * C, REUSED)        /* [C, R] bytes that a wgrad reads */ \
+    X(stored, rounded, 1, fp8 * 4 * C * C, REUSED)       /* a weight matrix that has to be whole */ \
+    X(stored, y, 1, R * C, REUSED)                       /* [R, C] what is added to the residual stream */ \
+    X(fp32, logits, 1, slab * Vp, REUSED)                /* [slab, Vp], then dlogits in the first half of each row */ \
+    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
+    X(byte, dy_turned, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
+    X(stored, dresidual, 1, t * R * C, REUSED)           /* [R, C] the gradient of the residual stream, walked backwards */ \
+    X(stored, dwide, 1, t * R * 4 * C, REUSED)           /* [R, 4C] */ \
+    X(stored, dnarrow, 1, t * R * C, REUSED)             /* [R, C] */ \
+    X(fp32, delta, 1, t * R * NH, REUSED)                /* [B, NH, T] */ \
+    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
+    X(fp32, sqnr, 1, fp8 * 2 * (MAX(R * 4 * C, head8 * slab * Vp) / CHUNK + 1), REUSED) /* by chunks */ \
+    X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED)      /* the emulated path: operands, sums */ \
+    X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
+    X(fp32, emulate_sums, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp), REUSED) \
+    X(int, inputs, 1, INPUTS(R), REUSED)                 /* tokens, targets, rows by token: see Inputs */ \
+    X(fp32, norm_sums, 1, t * (g->param_count / CHUNK + 1), REUSED) /* squares of the gradient by chunks */ \
+    X(fp32, losses, 1, R, REUSED)                        /* [R] */
+// clang-format on
+#define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
+typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
+#define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
+#define TENSOR_FREE(role, name, ...)                  CUDA(cudaFree(g->name));
+// Each is an allocation of its own, so that compute-sanitizer sees what goes beyond one.
+#define TENSOR_MAKE(role, name, layers, count, life)                                                                               \
+    bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                                                               \
+    if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */                                               \
+    if (part) part[life] += bytes;                                                                                                 \
+    else g->name = (role##_t *)(bytes ? device_allocate(bytes) : NULL);
+
+// What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R] and buckets [R + 1]
+// (encoder_backward), and how many buckets there are.
+#define INPUTS(R) (4 * (R) + 2)
+typedef struct {
+    int *tokens, *targets, *order, *buckets, *count;
+} Inputs;
+static Inputs inputs_at(int *p, size_t R) { return {p, p + R, p + 2 * R, p + 3 * R, p + 4 * R + 1}; }
+
+// What the host writes for a step, and what it reads when the step is done.
+typedef struct {
+    float grad_scale;                          // d(objective) / d(loss of a token)
+    float lr, beta1, beta2, eps, weight_decay; // AdamW's
+    float correct1, correct2;                  // 1 / (1 - beta^t)
+    double grad_clip, loss_scale;              // 0: no clipping
+} StepInputs;
+typedef struct {
+    double loss, norm;      // the sum of the losses; of the unscaled gradient
+    unsigned long long cut; // gradients that FP8 saturated
+    float update_scale;     // what AdamW multiplies gradients by; 0: the step is skipped, since loss or norm is not finite
+    int unused;
+} StepResults;
+
+typedef struct {
+    // what was asked for, before allocation
+    Config config;
+    int B;        // sequences in a batch; activations have room for B * T positions
+    int training; // gradients and moments exist
+    int fp8_head;
+    int recompute; // the backward pass makes outputs of layernorm and GELU again
+    ScalingRecipe recipes[NOPERAND], head_dy_recipe;
+    uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer stays in bf16
+
+    ParamSpec params[NPARAM];
+    size_t param_count;
+    GPT_TENSORS(TENSOR_FIELD) // all on the device
+    int weights_ready;        // what products read is made of the master weights as they are
+
+    // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND. On the host as they were when last read.
+    Fp8Scale *scales, *device_scales;
+    ScaleInUse *scales_in_use; // on the device
+    int scale_count, own_amax; // how many scales have no history yet, and may have to come from their tensor
+
+    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
+    Record record;
+    StepInputs *step_inputs;   // on the device
+    StepResults *step_results; // on the device
+} Gpt;
+static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
+
+// How many of the first `end` layers have one of these products in bf16.
+#define READ_W (1 << FPROP | 1 << DGRAD)
+static size_t layers_in_bf16(const Gpt *g, int end, int products) {
+    size_t n = 0;
+    for (int l = 0; l < end; l++) n += ((g->bf16[l][0] | g->bf16[l][1] | g->bf16[l][2] | g->bf16[l][3]) & products) != 0;
+    return n;
+}
+
+// Whether some product of the recipe takes the emulated path, and so its scratch.
+static int gpt_emulates(const Gpt *g) {
+    const ScalingRecipe *r = g->recipes;
+    return product_emulated(r[OPERAND_X].format, r[OPERAND_W].format, r->rule) ||
+           product_emulated(r[OPERAND_DY].format, r[OPERAND_W].format, r->rule) ||
+           product_emulated(r[OPERAND_DY].format, r[OPERAND_X].format, r->rule);
+}
+
+// Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
+// allocates them.
+static void tensors_make(Gpt *g, int precision, size_t *part) {
+    const Config *c = &g->config;
+    const size_t R = gpt_rows(g), C = c->C, L = c->L, NH = c->NH, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
+    const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
+    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes),
+                 emulates = fp8 && (blocks || gpt_emulates(g));
+    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
+    size_t bytes;
+    g->param_count = param_specs(g->params, c);
+    GPT_TENSORS(TENSOR_MAKE)
+}
+static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
+
+#define PROGRAM_BYTES ((size_t)96 << 20) // what CUDA loads onto the device with the kernels, at most
+typedef struct {
+    size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+} MemoryPlan;
+static MemoryPlan memory_plan(Gpt *g) {
+    MemoryPlan plan = {};
+    size_t fp16[LIVES] = {0};
+    tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
+    plan.kept_fp16 = fp16[KEPT];
+    plan.part[REUSED] += scale_count(g) * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
+    if (machine.tunes) plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
+#ifdef USE_CUDNN
+    plan.part[REUSED] += gpt_rows(g) * g->config.C * 8; // its workspace, about
+#endif
+    plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
+    return plan;
+}
+
+// Scales from the device to the host, and, of a new or loaded state, the other way.
+static void gpt_scales_read(Gpt *g) {
+    if (g->scale_count) device_read(g->scales, g->device_scales, g->scale_count * sizeof(Fp8Scale));
+    g->own_amax = 0;
+    for (int i = 0; i < g->scale_count; i++) {
+        const ScalingRule rule = g->scales[i].recipe.rule;
+        const int head = i >= g->scale_count - NOPERAND;
+        g->own_amax +=
+            (rule == SCALING_CURRENT || (rule == SCALING_DELAYED && g->scales[i].history_count == 0)) && (!head || g->fp8_head);
+    }
+}
+static void gpt_scales_write(Gpt *g) {
+    if (g->scale_count) device_write(g->device_scales, g->scales, g->scale_count * sizeof(Fp8Scale));
+    scales_use(g->device_scales, g->scales_in_use, g->scale_count);
+    gpt_scales_read(g);
+}
+
+static void gpt_allocate(Gpt *g) {
+    tensors_make(g, PRECISION, NULL);
+    g->scale_count = scale_count(g);
+    g->scales = (Fp8Scale *)memory_allocate(g->scale_count * sizeof(Fp8Scale));
+    for (int i = 0; i < g->scale_count; i++) {
+        Fp8Scale *s = &g->scales[i];
+        s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_STATIC && s->recipe.fixed > 0 ? s->recipe.fixed : 1, s->kept_inv = 1;
+    }
+    if (g->scale_count) {
+        g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
+        g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
+        gpt_scales_write(g);
+    }
+    g->step_inputs = (StepInputs *)device_allocate(sizeof(StepInputs));
+    g->step_results = (StepResults *)device_allocate(sizeof(StepResults));
+    device_zero(g->master, g->param_count * sizeof(float));
+    if (g->training) {
+        device_zero(g->m, g->param_count * sizeof(float));
+        device_zero(g->v, g->param_count * sizeof(float));
+    }
+    emulation.a = g->emulate_a, emulation.b = g->emulate_b, emulation.sums = g->emulate_sums;
+    attention_init();
+    g->loss_scaling[0] = 1;
+}
+static void gpt_free(Gpt *g) {
+    GPT_TENSORS(TENSOR_FREE)
+    CUDA(cudaFree(g->device_scales));
+    CUDA(cudaFree(g->scales_in_use));
+    CUDA(cudaFree(g->step_inputs));
+    CUDA(cudaFree(g->step_results));
+    products_free(); // their shapes were this model's
+    free(g->scales);
+    memset(g, 0, sizeof(*g));
+}
+
+// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
+static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
+    const ParamSpec *s = &g->params[id];
+    return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
+}
+static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = L: the head
+    return &g->scales[(l * NLIN + linear) * NOPERAND + which];
+}
+
+// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases 0, layernorm 1.
+// Element pairs come from one Box-Muller draw, addressed by tensor and index: the C file's numbers to the last bit.
+KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint64_t seed, int id) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 2;
+    if (i >= n) return;
+    double a = 0, b = 0;
+    if (std > 0) {
+        double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
+        double radius = sqrt(-2.0 * log_fixed_order(u)) * std;
+        sincos_turns(turn, &b, &a);
+        a *= radius, b *= radius;
+    }
+    w[i] = i < used ? value + (float)a : 0; // rows of the padded vocabulary are zero
+    if (i + 1 < n) w[i + 1] = i + 1 < used ? value + (float)b : 0;
+}
+static void gpt_init(Gpt *g, uint64_t seed) {
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? g->config.V * s->cols : n;
+        RUN(init_kernel, ceil_div(n, 2 * THREADS), g->master + s->offset, n, used, s->init_std, s->init_value, seed, id);
+    }
+    g->weights_ready = 0;
+}
+
+static Operand gpt_operand(const Gpt *g, int l, int linear, int which) {
+    const int i = (l * NLIN + linear) * NOPERAND + which;
+    const Fp8Scale *s = &g->scales[i];
+    const ScalingRule rule = s->recipe.rule;
+    return {s->recipe, g->device_scales + i, g->scales_in_use + i,
+            rule == SCALING_CURRENT || (rule == SCALING_DELAYED && s->history_count == 0)};
+}
+
+// What linear layer i of layer l keeps for wgrad.
+static operand_t *gpt_kept(const Gpt *g, int l, int i) {
+    operand_t *const kept[NLIN] = {g->ln1, NULL, g->ln2, g->gelu};
+    const size_t layer = g->recompute ? 0 : l;
+    return kept[i] + layer * gpt_rows(g) * g->params[linear_param[i]].cols;
+}
+// One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
+// fc 4, fcproj 4; the fp32 build reads the master.
+static Linear gpt_linear(const Gpt *g, int l, int i) {
+    static const size_t start[NLIN] = {0, 3, 4, 8}, x_start[NLIN] = {0, 1, 2, 3}; // its input: C wide, fcproj's 4 C
+    static const size_t x16_start[NLIN] = {0, 0, 1, 2};
+    const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
+    const int id = linear_param[i]; // of the weight; its bias is next
+    Linear f = {};
+    f.in = g->params[id].cols, f.out = g->params[id].rows;
+    f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l) : g->weights + (l * 12 + start[i]) * CC;
+    f.bias = PRECISION == PRECISION_FP32 ? (stored_t *)gpt_param(g, g->master, id + 1, l)
+                                         : g->biases + start[i] * C * g->config.L + l * f.out;
+    f.dw = gpt_param(g, g->grad, id, l);
+    f.dbias = gpt_param(g, g->grad, id + 1, l);
+    f.partial = g->partial_sums;
+    if (!IS_FP8) return f;
+    f.fp8 = 1, f.bf16 = g->bf16[l][i];
+    for (int o = 0; o < NOPERAND; o++) f.operands[o] = gpt_operand(g, l, i, o);
+    f.w_t = g->weights_t + (l * 12 + start[i]) * CC;
+    f.dy_q = g->dy_bytes, f.dy_t = g->dy_turned, f.sqnr = g->sqnr, f.x_q = g->x_bytes;
+    if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
+    if (g->training && f.bf16 & 1 << WGRAD)
+        f.x16 = i == LIN_ATTPROJ ? g->att + l * RC : g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + x16_start[i]) * RC;
+    f.blocks = recipe_blocks(g->recipes);
+    if (i == LIN_FCPROJ || (f.blocks && i != LIN_ATTPROJ)) f.x_kept = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
+    else if (i != LIN_ATTPROJ) f.x_q = (uint8_t *)gpt_kept(g, l, i);
+    if (!f.blocks) return f;
+    const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
+    f.inv = g->inv;
+    f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_t_inv = f.w_inv + room;
+    f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
+    return f;
+}
+
+// The head, logits = lnf wte^T, as a linear layer: FP8 with --fp8-head only.
+static Linear gpt_head(const Gpt *g) {
+    Linear f = {};
+    f.w = PRECISION == PRECISION_FP32 ? (void *)g->master : g->head_w; // wte is first
+    f.dw = g->grad, f.in = g->config.C, f.out = g->config.Vp;
+    if (!g->head_q) return f;
+    f.fp8 = 1, f.w = g->head_q, f.w_t = g->head_t, f.x_q = g->lnf_q, f.x_kept = g->lnf_t;
+    f.dy_q = g->dy_bytes, f.dy_t = g->dy_turned, f.sqnr = g->sqnr;
+    for (int o = 0; o < NOPERAND; o++) f.operands[o] = gpt_operand(g, g->config.L, 0, o);
+    return f;
+}
+
+// Copies of a master weight for its products: rounded to the stored type, then bytes in both directions, in one pass where the
+// scale is known.
+static void weight_refresh(const Linear *f, const float *master, stored_t *stored, stored_t *rounded, int training) {
+    const Operand *o = &f->operands[OPERAND_W];
+    const int any8 = linear_in_fp8(f, FPROP) || linear_in_fp8(f, DGRAD), fuses = any8 && linear_fuses(f, OPERAND_W, RECORD_STATS);
+    uint8_t *q = (uint8_t *)f->w, *q_t = training ? (uint8_t *)f->w_t : NULL;
+    Tiles t = tiles(f->out, f->in);
+    t.out = stored ? stored : any8 && !fuses ? rounded : NULL;
+    if (fuses) t.q = q, t.q_t = q_t, t.quantiser = quantiser(o, RECORD_STATS);
+    tiles_run(MasterSource{master, f->in}, t);
+    if (!any8 || fuses) return;
+    if (!f->blocks) return quantise(q, q_t, t.out, f->in, f->out, f->in, o, RECORD_STATS, NULL, NULL);
+    quantise_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, RECORD_STATS);
+    if (training) quantise_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE);
+}
+
+// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
+// resumed run makes the same bytes. What is quantised is the weight rounded to the stored type.
+static void gpt_refresh_weights(Gpt *g) {
+    if (g->weights_ready) return;
+    g->weights_ready = 1;
+    if (PRECISION == PRECISION_FP32) return;
+    const Linear head = gpt_head(g);
+    weight_refresh(&head, g->master, g->head_w, NULL, g->training);
+    for (int i = 0; i < NLIN; i++) {
+        const Linear first = gpt_linear(g, 0, i);
+        Tiles t = tiles(g->config.L, first.out); // the biases of all layers
+        t.out = (stored_t *)first.bias;
+        tiles_run(MasterSource{gpt_param(g, g->master, linear_param[i] + 1, 0), first.out}, t);
+        for (int l = 0; l < g->config.L; l++) {
+            const Linear f = gpt_linear(g, l, i);
+            weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l), IS_FP8 ? f.w16 : (stored_t *)f.w, g->rounded,
+                           g->training);
+        }
+    }
+}
+
+// Where the kernel that makes a linear layer's input writes it: bytes where it can, and the tensor where something reads that.
+static Written gpt_input(const Gpt *g, const Linear *f, int l, int i) {
+    Written w = {};
+    if (i == LIN_ATTPROJ) w.stored = g->att + l * gpt_rows(g) * g->config.C;
+    else if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
+    if (!IS_FP8) return w;
+    const int fprop8 = linear_in_fp8(f, FPROP), any8 = fprop8 || (g->training && linear_in_fp8(f, WGRAD));
+    if (any8 && linear_fuses(f, OPERAND_X, g->record)) w.q = f->x_q, w.quantiser = quantiser(&f->operands[OPERAND_X], g->record);
+    if (!w.stored && f->x16) w.stored = f->x16;
+    if (!w.stored && !(w.q && fprop8)) w.stored = g->x;
+    return w;
+}
+// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention and before the MLP, and
+// 2L at the end. The bias is the parameter after the weight.
+static int layernorm_param(const Gpt *g, int norm) { return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W; }
+
+// residual[norm] = residual[norm - 1] + y, the output of the block between them (NULL: it is there); normed = layernorm of it.
+static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written normed, size_t rows) {
+    const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
+    const size_t R = gpt_rows(g), C = g->config.C;
+    stored_t *residual = g->residual + norm * R * C;
+    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R, y ? residual - R * C : residual, y,
+                               gpt_param(g, g->master, id, l), gpt_param(g, g->master, id + 1, l), rows, C);
+}
+// GELU of layer l's fc, to where fcproj reads it: the tensor or its bytes, and turned for wgrad.
+static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned, size_t rows) {
+    Tiles t = tiles(rows, f->in);
+    t.out = w.stored, t.q = w.q, t.quantiser = w.quantiser, t.q_t = turned;
+    tiles_run(GeluSource{g->fc + l * gpt_rows(g) * f->in, f->in}, t);
+}
+
+// The input of linear layer i was made: its product.
+static void gpt_linear_forward(Gpt *g, const Linear *f, Written x, stored_t *y, size_t rows) {
+    linear_forward(f, y, STORED, x.stored, x.q != NULL, rows, g->record);
+}
+// What the wgrad of linear layer i reads: what was kept, turned if it is bytes; or its input again, of the same bits.
+static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t rows) {
+    const int again = g->recompute && i != LIN_ATTPROJ, wgrad8 = linear_in_fp8(f, WGRAD);
+    const Operand *o = &f->operands[OPERAND_X];
+    Written w = {};
+    if (f->x16 && !wgrad8) return f->x16;
+    if (i == LIN_ATTPROJ) { // kept in 16 bits, since attention's backward pass reads it
+        stored_t *att = g->att + l * gpt_rows(g) * g->config.C;
+        if (!IS_FP8) return att;
+        Tiles t = tiles(rows, f->in);
+        t.q_t = g->x_turned, t.quantiser = quantiser(o, RECORD_NONE);
+        if (f->blocks)
+            quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o, linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record);
+        else tiles_run(StoredSource{att, f->in}, t);
+        return g->x_turned;
+    }
+    if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
+    else if (f->blocks) w.stored = g->x;
+    else if (i != LIN_FCPROJ) w.q = f->x_q;
+    if (IS_FP8) w.quantiser = quantiser(o, RECORD_NONE);
+    if (again && i == LIN_FCPROJ) gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->blocks ? f->x_kept : NULL, rows);
+    else if (again) gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, w, rows);
+    if (!IS_FP8) return w.stored;
+    if (again && f->blocks) quantise_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE);
+    if (f->x_kept) return f->x_kept;
+    bytes_turn(g->x_turned, f->x_q, rows, f->in);
+    return g->x_turned;
+}
+// dx and the gradients of linear layer i of layer l, from dy.
+template <class Source>
+static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, Source source, stored_t *dy, size_t rows) {
+    const Linear f = gpt_linear(g, l, i);
+    linear_backward(&f, dx, source, dy, f.out, gpt_wgrad_input(g, &f, l, i, rows), rows, g->record);
+}
+
+// dresidual += the layernorm's backward of dnarrow.
+static void gpt_layernorm_backward(Gpt *g, int norm, size_t rows) {
+    const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
+    const size_t R = gpt_rows(g), C = g->config.C;
+    layernorm_backward(g->dresidual, gpt_param(g, g->grad, id, l), gpt_param(g, g->grad, id + 1, l), g->dnarrow,
+                       g->residual + norm * R * C, g->ln_mean + norm * R, g->ln_rstd + norm * R, gpt_param(g, g->master, id, l),
+                       g->partial_sums, rows, C);
+}
+
+// The transformer up to the last layernorm: tokens [B, n] (on the device) at positions pos .. pos+n give lnf [B n, C]. pos > 0
+// (B = 1) continues a sequence whose keys and values lie in qkv.
+static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos) {
+    const Config *c = &g->config;
+    const size_t C = c->C, R = gpt_rows(g), rows = (size_t)B * n;
+    gpt_refresh_weights(g);
+    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
+    for (int l = 0; l < c->L; l++) {
+        Linear f[NLIN];
+        Written x[NLIN];
+        for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i), x[i] = gpt_input(g, &f[i], l, i);
+        stored_t *qkv = g->qkv + l * R * 3 * C;
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV], rows); // the encoder wrote the first
+        gpt_linear_forward(g, &f[LIN_QKV], x[LIN_QKV], qkv + pos * 3 * C, rows);
+        attention_forward(x[LIN_ATTPROJ], g->lse + l * R * c->NH, qkv, B, n, pos, c->C, c->NH);
+        gpt_linear_forward(g, &f[LIN_ATTPROJ], x[LIN_ATTPROJ], g->y, rows);
+        gpt_layernorm_forward(g, 2 * l + 1, g->y, x[LIN_FC], rows);
+        gpt_linear_forward(g, &f[LIN_FC], x[LIN_FC], g->fc + l * R * 4 * C, rows);
+        gpt_gelu_forward(g, &f[LIN_FCPROJ], l, x[LIN_FCPROJ],
+                         x[LIN_FCPROJ].q && linear_in_fp8(&f[LIN_FCPROJ], WGRAD) ? f[LIN_FCPROJ].x_kept : NULL, rows);
+        gpt_linear_forward(g, &f[LIN_FCPROJ], x[LIN_FCPROJ], g->y, rows);
+    }
+    Written lnf = {};
+    lnf.stored = g->lnf;
+    gpt_layernorm_forward(g, 2 * c->L, g->y, lnf, rows);
+}
+
+// What the head's wgrad reads of a slab: its rows of lnf, or their bytes.
+static void *head_kept(const Gpt *g, size_t row) { return g->head_q ? (void *)g->lnf_t : g->lnf + row * g->config.C; }
+
+// logits [rows, Vp] = lnf wte^T for rows from `row` on.
+static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
+    const Linear f = gpt_head(g);
+    linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, 0, rows, g->record);
+}
+
+// dlogits of a slab -> dlnf (into dnarrow) and dwte +=.
+static void head_backward(Gpt *g, size_t row, size_t rows) {
+    const Linear f = gpt_head(g);
+    const size_t stride = DLOGITS_STRIDE(f.out);
+    stored_t *dlogits = (stored_t *)g->logits;
+    linear_backward(&f, g->dnarrow + row * f.in, StoredSource{dlogits, stride}, dlogits, stride, head_kept(g, row), rows,
+                    g->record);
+}
+// dlogits are bounded by grad_scale: a static power-of-two scale.
+KERNEL head_scale_kernel(Fp8Scale *s, ScaleInUse *use, const float *grad_scale) {
+    const float max = fp8_format(s->recipe.format).max;
+    for (s->scale = 1; s->scale * *grad_scale * 2 <= max;) s->scale *= 2;
+    scale_use(s, use, s->scale);
+}
+
+// Adds the losses, in nats, of g->inputs' tokens [B, n] against their targets (-1: not counted) to the step's results. With
+// grads the head's backward pass runs slab by slab, so that logits never exist whole; the step's inputs hold the gradient's scale.
+static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
+    const size_t rows = (size_t)B * n;
+    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
+    const float *grad_scale = grads ? &g->step_inputs->grad_scale : NULL;
+    gpt_forward_blocks(g, in.tokens, B, n, 0);
+    if (g->head_q && grads) {
+        const Operand o = gpt_operand(g, g->config.L, 0, OPERAND_DY);
+        LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, o.s, o.use, grad_scale);
+    }
+    for (size_t row = 0; row < rows; row += HEAD_ROWS) {
+        const size_t slab = MIN(rows - row, HEAD_ROWS);
+        head_forward(g, g->logits, row, slab);
+        classifier(g->losses + row, g->logits, in.targets + row, slab, g->config.V, g->config.Vp, grad_scale);
+        if (grads) head_backward(g, row, slab);
+    }
+    loss_add(&g->step_results->loss, g->losses, rows);
+}
+
+// Sum of the losses of tokens [B, n] against targets, without gradients; both on the host.
+static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n) {
+    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
+    StepResults results;
+    device_write(in.tokens, tokens, (size_t)B * n * sizeof(int));
+    device_write(in.targets, targets, (size_t)B * n * sizeof(int));
+    device_zero(g->step_results, sizeof(results));
+    gpt_forward_device(g, B, n, 0);
+    device_read(&results, g->step_results, sizeof(results));
+    return results.loss;
+}
+
+// Gradients of everything below the head, added to g->grad. Runs after gpt_forward_device() with grads.
+static void gpt_backward(Gpt *g, int B, int n) {
+    const Config *c = &g->config;
+    const size_t C = c->C, R = gpt_rows(g), rows = (size_t)B * n;
+    const Inputs in = inputs_at(g->inputs, R);
+    device_zero(g->dresidual, rows * C * sizeof(stored_t));
+    gpt_layernorm_backward(g, 2 * c->L, rows);
+    for (int l = c->L - 1; l >= 0; l--) {
+        const StoredSource dresidual = {g->dresidual, C};
+        gpt_linear_backward(g, l, LIN_FCPROJ, g->dwide, dresidual, g->dresidual, rows);
+        gpt_linear_backward(g, l, LIN_FC, g->dnarrow, GeluBackwardSource{g->dwide, g->fc + l * R * 4 * C, 4 * C}, g->dwide, rows);
+        gpt_layernorm_backward(g, 2 * l + 1, rows);
+        gpt_linear_backward(g, l, LIN_ATTPROJ, g->dnarrow, dresidual, g->dresidual, rows);
+        attention_backward(g->dwide, g->delta, g->dnarrow, g->att + l * R * C, g->lse + l * R * c->NH, g->qkv + l * R * 3 * C, B, n,
+                           c->C, c->NH);
+        gpt_linear_backward(g, l, LIN_QKV, g->dnarrow, StoredSource{g->dwide, 3 * C}, g->dwide, rows);
+        gpt_layernorm_backward(g, 2 * l, rows);
+    }
+    encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, in.tokens, in.order, in.buckets, in.count,
+                     MIN((int)R, c->V), B, n, c->C);
+}
+
+// Multiply-add work of one training step on `tokens` positions, in FLOPs: 6 N a token for the matrices (head included,
+// embeddings not), plus attention's products over the causal half.
+static double gpt_step_flops(const Config *c, double tokens, int T) {
+    const double C = c->C, matrices = 12 * C * C * c->L + (double)c->Vp * C, attention = 6.0 * c->L * C * T;
+    return tokens * (6 * matrices + attention);
+}
+
+// Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
+static int sample_token(const float *logits, int V, float temperature, double u) {
+    int best = 0;
+    for (int j = 1; j < V; j++)
+        if (logits[j] > logits[best]) best = j;
+    if (!(temperature > 0)) return best;
+    double total = 0, cut = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int j = 0; j < V; j++) {
+            const float weight = exp_fixed_order((logits[j] - logits[best]) / temperature);
+            if (pass == 0) total += weight;
+            else if ((cut += weight) > u * total) return j;
+        }
+    return best;
+}
+
+// Continues context[0 .. length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
+// context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
+static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed, void (*emit)(int, void *),
+                         void *arg) {
+    const int T = g->config.T;
+    const Record record = g->record;
+    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
+    float *logits = (float *)memory_allocate(g->config.Vp * sizeof(float));
+    int pos = 0;
+    g->record = RECORD_NONE;
+    for (int i = 0; i < count; i++) {
+        const int kept = MAX(T / 2, 1);
+        if (length > T) {
+            memmove(context, context + length - kept, kept * sizeof(int));
+            length = kept, pos = 0;
+        }
+        device_write(in.tokens, context + pos, (length - pos) * sizeof(int));
+        gpt_forward_blocks(g, in.tokens, 1, length - pos, pos);
+        head_forward(g, g->logits, length - pos - 1, 1);
+        device_read(logits, g->logits, g->config.V * sizeof(float));
+        pos = length;
+        int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        emit(token, arg);
+        context[length++] = token;
+    }
+    free(logits);
+    g->record = record;
+}
+
+// ==== 7. optimiser ===================================================================================================
+
+// Squares of the gradient times *scale, by chunks: 16 striped lanes and a tree, the C file's order. Half a warp has a chunk.
+KERNEL norm_kernel(float *sums, const float *grad, size_t n, const double *loss_scale) {
+    const size_t chunk = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16, begin = chunk * CHUNK, end = MIN(n, begin + CHUNK);
+    const float scale = loss_scale ? (float)(1 / *loss_scale) : 0x1p-100f;
+    float sum = 0;
+    UNROLL_BY(8) for (size_t i = begin + threadIdx.x % 16; i < end; i += 16) {
+        const float g = grad[i] * scale;
+        sum += g * g;
+    }
+    UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
+    if (threadIdx.x % 16 == 0 && begin < n) sums[chunk] = sum;
+}
+// The norm, and from it what AdamW multiplies by: clipped, unscaled, or 0 where norm or loss is not finite.
+KERNEL_OF(1024) norm_finish_kernel(StepResults *r, const float *sums, size_t chunks, const StepInputs *in) {
+    double total = 0;
+    for (size_t k = threadIdx.x; k < chunks; k += blockDim.x) total += sums[k];
+    total = block_sum(total);
+    if (threadIdx.x > 0) return;
+    const double norm = r->norm = sqrt(total);
+    if (!in) return;
+    const double clip = in->grad_clip > 0 && norm > in->grad_clip ? in->grad_clip / norm : 1;
+    r->update_scale = norm - norm != 0 || r->loss - r->loss != 0 ? 0 : (float)(clip / in->loss_scale);
+}
+// Norm of n gradients into r->norm. in: a step's inputs, whose loss scale is taken out, or NULL: only whether all are finite is
+// asked.
+static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t n, const StepInputs *in) {
+    const size_t chunks = ceil_div(n, CHUNK);
+    RUN(norm_kernel, ceil_div(chunks * 16, THREADS), sums, grad, n, in ? &in->loss_scale : NULL);
+    LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, r, sums, chunks, in);
+}
+
+// Where several GPUs would add their gradients up, and take the maximum of their amax and the sums of their other statistics.
+static void gpt_reduce_ranks(Gpt *g) { (void)g; }
+
+// AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this update's number, from 1.
+//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
+// One pass over all parameters; a thread has four.
+typedef struct {
+    size_t end[NPARAM];
+    int decays[NPARAM];
+} ParamRanges;
+KERNEL_OF(THREADS)
+adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges ranges, const StepInputs *in,
+             const StepResults *results) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    const float grad_scale = results->update_scale;
+    if (grad_scale == 0 || i >= ranges.end[NPARAM - 1]) return;
+    int id = 0;
+    while (i >= ranges.end[id]) id++; // all tensors have whole fours
+    const float decay = ranges.decays[id] ? in->weight_decay : 0, b1 = in->beta1, b2 = in->beta2, lr = in->lr, eps = in->eps;
+    const float4 g4 = get<float4>(grad + i), m4 = get<float4>(m + i), v4 = get<float4>(v + i), w4 = get<float4>(weights + i);
+    const float gs[4] = {g4.x, g4.y, g4.z, g4.w};
+    float ms[4] = {m4.x, m4.y, m4.z, m4.w}, vs[4] = {v4.x, v4.y, v4.z, v4.w}, w[4] = {w4.x, w4.y, w4.z, w4.w};
+    UNROLL for (int k = 0; k < 4; k++) {
+        const float d = gs[k] * grad_scale;
+        ms[k] = b1 * ms[k] + (1 - b1) * d;
+        vs[k] = b2 * vs[k] + (1 - b2) * (d * d);
+        const float step = ms[k] * in->correct1 / (sqrtf(vs[k] * in->correct2) + eps);
+        w[k] -= lr * (step + decay * w[k]);
+    }
+    put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3])), put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
+    put(weights + i, make_float4(w[0], w[1], w[2], w[3]));
+}
+static void adamw_update(Gpt *g) {
+    ParamRanges ranges;
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        ranges.end[id] = s->offset + s->layers * s->rows * s->cols, ranges.decays[id] = s->decays;
+    }
+    RUN(adamw_kernel, ceil_div(g->param_count / 4, THREADS), g->master, g->m, g->v, g->grad, ranges, g->step_inputs,
+        g->step_results);
+    g->weights_ready = 0;
+}
+
+// The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last step (constant: lr).
+typedef enum { COSINE, LINEAR, CONSTANT, WSD } Schedule; // --schedule's words
+static float schedule_lr(Schedule kind, float lr, float final, long step, long warmup, long steps) {
+    if (step < warmup) return (float)(lr * (double)(step + 1) / (double)warmup);
+    const double p = steps > warmup + 1 ? MIN((double)(step - warmup) / (double)(steps - 1 - warmup), 1) : 1;
+    double factor = 1, s, c;
+    sincos_turns(0.5 * p, &s, &c);
+    if (kind == COSINE) factor = final + (1 - final) * 0.5 * (1 + c);
+    if (kind == LINEAR) factor = 1 + (final - 1) * p;
+    if (kind == WSD && p > 0.8) factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
+    return (float)(lr * factor);
+}
+
+// Dynamic loss scaling (Micikevicius et al. 2018): halved at an overflow, doubled after LOSS_SCALE_PATIENCE good steps.
+// Powers of two: scaling and unscaling are exact.
+#define LOSS_SCALE_INIT     65536.0f
+#define LOSS_SCALE_MAX      16777216.0f
+#define LOSS_SCALE_PATIENCE 1000
+static int gpt_scales_loss(const Gpt *g) {
+    const ScalingRule rule = g->recipes[OPERAND_DY].rule;
+    return PRECISION == PRECISION_FP16 || (IS_FP8 && (rule == SCALING_NONE || rule == SCALING_STATIC));
+}
+static void loss_scale_update(Gpt *g, int overflow) {
+    float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
+    if (!gpt_scales_loss(g)) return;
+    if (overflow) *good = 0, *scale = *scale > 1 ? *scale * 0.5f : 1;
+    else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+}
+
+// ==== 8. data ========================================================================================================
+// A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
+// T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
+#define SHARD_MAGIC     20240520
+#define TOKENIZER_MAGIC 20240328
+#define GPT2_VOCAB      50257
+typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
+
+// Maps a whole file for reading, and copies its header; what a short file lacks of it is 0.
+static unsigned char *file_map(const char *path, size_t *bytes, void *header, size_t header_bytes) {
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_NONBLOCK); // or a pipe would be waited for
+    EXPECT(fd >= 0 && fstat(fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
+    EXPECT(S_ISREG(st.st_mode), "%s: expected a file, found a directory or device", path);
+    EXPECT(st.st_size > 0, "%s: the file is empty", path);
+    *bytes = st.st_size;
+    unsigned char *map = (unsigned char *)mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    EXPECT(map != MAP_FAILED, "%s: cannot map %zu bytes: %s", path, *bytes, strerror(errno));
+    close(fd);
+    memset(header, 0, header_bytes);
+    memcpy(header, map, *bytes < header_bytes ? *bytes : header_bytes);
+    return map;
+}
+
+// A number found in a file, or its size, must lie in min .. max.
+static void file_expect(const char *path, const char *what, long found, long min, long max) {
+    EXPECT(min < max || found == min, "%s: expected %s %ld, found %ld", path, what, min, found);
+    EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what, min, max, found);
+}
+
+// ---- tables of text: `# key<TAB>value` lines, then rows of tab-separated columns
+// A whole text, ended by a 0; NULL if there is no such file.
+static char *text_read(const char *path) {
+    struct stat st;
+    FILE *f = fopen(path, "r");
+    if (!f || fstat(fileno(f), &st) != 0) return NULL;
+    char *text = (char *)memory_allocate(st.st_size + 1);
+    text[fread(text, 1, st.st_size, f)] = 0;
+    fclose(f);
+    return text;
+}
+
+// The value of a header line, copied to out[PATH_MAX]; empty if there is none.
+static const char *text_value(const char *text, const char *key, char *out) {
+    char line[128];
+    snprintf(line, sizeof(line), "# %s\t", key);
+    const char *at = strstr(text, line);
+    at = at ? at + strlen(line) : "";
+    path_print(out, "%.*s", (int)strcspn(at, "\n"), at);
+    return out;
+}
+
+// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many there are before another.
+static int text_row(const char **at, double *row, int n) {
+    int found = 0;
+    for (const char *p = *at; found < n && !isspace((unsigned char)*p); found++) {
+        char *end;
+        row[found] = strtod(p, &end);
+        if (end == p || (*end != '\t' && *end != '\n')) break;
+        p = *end == '\t' ? end + 1 : end;
+    }
+    *at += strcspn(*at, "\n");
+    *at += **at == '\n';
+    return found;
+}
+
+// ---- token shards and texts
+typedef struct {
+    const char *path;
+    const unsigned char *map, *tokens; // the file; the first token of this set in it
+    int width;                         // bytes a token, 1 or 2
+    size_t count, windows, slack;      // tokens, windows of an epoch, and by how many tokens they may shift
+} Shard;
+typedef struct {
+    Shard *shards;
+    int shard_count, V;
+    size_t tokens, windows, bytes;
+    uint64_t hash; // of every token, their order, and how they are split into files
+} Dataset;
+static int shard_token(const Shard *s, size_t i) {
+    return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8;
+}
+
+static Shard shard_open(const char *path, int *V) {
+    Shard s;
+    FileHeader header;
+    size_t found;
+    const char *dot = strrchr(path, '.');
+    memset(&s, 0, sizeof(s));
+    s.path = strdup(path);
+    s.map = file_map(path, &found, header, sizeof(FileHeader));
+    if (header[0] != SHARD_MAGIC && !(dot && !strcmp(dot, ".bin"))) { // a text
+        s.tokens = s.map, s.count = found, s.width = 1, *V = 256;
+        return s;
+    }
+    s.tokens = s.map + sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
+    *V = header[3] ? header[3] : GPT2_VOCAB;
+    const long bytes = sizeof(FileHeader) + 2 * s.count;
+    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC, SHARD_MAGIC);
+    file_expect(path, "shard version", header[1], 1, 1);
+    file_expect(path, "a vocabulary", *V, 2, 65536);
+    file_expect(path, "size in bytes, by its token count,", found, bytes, bytes);
+    return s;
+}
+
+// Opens, checks and hashes every file that matches the pattern, in sorted order.
+static Dataset dataset_open(const char *pattern) {
+    Dataset d;
+    glob_t found;
+    memset(&d, 0, sizeof(d));
+    // a pattern without a match may still be the name of a file
+    EXPECT(!glob(pattern, GLOB_NOCHECK, NULL, &found) && !access(found.gl_pathv[0], F_OK),
+           "%s: no such file; expected a text or a glob of shards (`make` writes data/tales.d)", pattern);
+    d.shard_count = found.gl_pathc;
+    d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
+    for (int i = 0, V = 0; i < d.shard_count; i++) {
+        Shard *s = &d.shards[i];
+        *s = shard_open(found.gl_pathv[i], &V);
+        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
+        d.V = V, d.tokens += s->count, d.bytes += s->count * s->width;
+        d.hash = checksum(d.hash ^ s->count, s->tokens, s->count * s->width); // windows do not cross a file's end
+        for (size_t k = 0; s->width == 2 && k < s->count; k++)
+            EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
+    }
+    globfree(&found);
+    return d;
+}
+
+// Takes the last tenth of `train` away and returns it.
+static Dataset dataset_hold_out(Dataset *train) {
+    Dataset val = *train;
+    size_t keep = train->tokens - train->tokens / 10;
+    val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
+    val.shard_count = 0, val.tokens = 0, val.bytes = 0; // the same files
+    for (int i = 0; i < train->shard_count; i++) {
+        Shard *s = &train->shards[i], rest = *s;
+        s->count = s->count < keep ? s->count : keep;
+        keep -= s->count;
+        rest.tokens += s->count * s->width, rest.count -= s->count;
+        if (rest.count) val.shards[val.shard_count++] = rest, val.tokens += rest.count;
+    }
+    train->tokens -= val.tokens;
+    return val;
+}
+
+static void dataset_windows(Dataset *d, const char *role, int T) {
+    d->windows = 0;
+    for (int i = 0; i < d->shard_count; i++) {
+        Shard *s = &d->shards[i];
+        s->windows = s->count > 0 ? (s->count - 1) / T : 0;
+        if (s->windows > 8) s->windows--; // leaves room for the shift of an epoch
+        s->slack = s->windows ? s->count - 1 - s->windows * T : 0;
+        d->windows += s->windows;
+    }
+    EXPECT(d->windows > 0, "%s data: no file fills a window of %d tokens; use more text or a smaller -t", role, T + 1);
+}
+
+// Window `index`, moved on by `shift` (taken modulo what the shard allows).
+static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens, int *targets, int T) {
+    const Shard *s = d->shards;
+    while (index >= s->windows) index -= s->windows, s++;
+    const size_t at = index * T + shift % (s->slack + 1);
+    for (int t = 0; t < T; t++) tokens[t] = shard_token(s, at + t), targets[t] = shard_token(s, at + t + 1);
+}
+
+// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the value is below n.
+static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
+    int half = 1;
+    while (half < 31 && (1ull << (2 * half)) < n) half++;
+    const uint64_t mask = (1ull << half) - 1;
+    do {
+        uint64_t l = i >> half, r = i & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            const uint64_t t = l ^ (random_u64(key, round, r) & mask);
+            l = r, r = t;
+        }
+        i = l << half | r;
+    } while (i >= n);
+    return i;
+}
+
+// B from `first` on of the endless shuffled windows; from the second epoch on they are shifted.
+static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens, int *targets, int B, int T) {
+    for (int b = 0; b < B; b++) {
+        const uint64_t i = first + b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
+        dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0, tokens + b * T, targets + b * T, T);
+    }
+}
+
+// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv
+// gives the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
+typedef struct {
+    int T;
+    long rows;
+    int *tokens, *targets; // [rows, T]; target -1: not counted
+    double floor;          // nats a token below which no model can be on these rows; 0: unknown
+    size_t counted;        // targets that count
+} ValidationSet;
+static void validation_allocate(ValidationSet *v, long rows) {
+    v->rows = rows;
+    v->tokens = (int *)memory_allocate(rows * v->T * sizeof(int));
+    v->targets = (int *)memory_allocate(rows * v->T * sizeof(int));
+}
+
+// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of them is longer than T.
+static int validation_stories(ValidationSet *v, const Shard *s, const char *path, long want) {
+    char *text = text_read(path), value[PATH_MAX];
+    uint64_t hash = 14695981039346656037ull; // FNV-1a
+    long stories = 0, index = 0, row = 0;
+    double x[3], nats = 0; // x: offset, bytes and nats of a story
+    if (!text) return 0;
+    for (size_t i = 0; i < s->count; i++) hash = (hash ^ s->tokens[i]) * 1099511628211ull;
+    EXPECT(strtoull(text_value(text, "fnv1a64", value), NULL, 16) == hash,
+           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, s->path, (unsigned long long)hash, value);
+    for (const char *at = text; *at;) stories += text_row(&at, x, 3) == 3;
+    EXPECT(atol(text_value(text, "stories", value)) == stories, "%s: expected %s stories, found %ld", path, value, stories);
+    validation_allocate(v, stories < want ? stories : want);
+    for (const char *at = text; *at && row < v->rows;) {
+        if (text_row(&at, x, 3) != 3 || index++ != row * stories / v->rows) continue;
+        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= s->count, "%s: story %ld lies beyond %s", path, index - 1, s->path);
+        const long offset = x[0], bytes = x[1];
+        if (bytes > v->T) break;
+        for (int t = 0; t < v->T; t++) { // a story starts after a newline
+            v->tokens[row * v->T + t] = t == 0 || t >= bytes ? '\n' : shard_token(s, offset + t - 1);
+            v->targets[row * v->T + t] = t < bytes ? shard_token(s, offset + t) : -1;
+        }
+        v->counted += bytes, nats += x[2], row++;
+    }
+    free(text);
+    v->floor = row == v->rows ? nats / v->counted : 0;
+    return row > 0 && row == v->rows;
+}
+
+static ValidationSet validation_open(const Dataset *d, int T, long want) {
+    ValidationSet v;
+    const Shard *s = d->shards;
+    memset(&v, 0, sizeof(v));
+    v.T = T;
+    if (d->shard_count == 1 && s->width == 1 && s->tokens == s->map) {
+        char path[PATH_MAX];
+        const char *dot = strrchr(s->path, '.');
+        path_print(path, "%.*s.floor.tsv", dot ? (int)(dot - s->path) : (int)strlen(s->path), s->path);
+        if (validation_stories(&v, s, path, want)) return v;
+    }
+    validation_allocate(&v, want < (long)d->windows ? want : (long)d->windows);
+    v.counted = v.rows * T;
+    for (long i = 0; i < v.rows; i++) dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
+    return v;
+}
+
+// Mean loss over the validation set, in nats a token.
+static double validate(Gpt *g, const ValidationSet *v) {
+    const Record record = g->record;
+    double sum = 0;
+    g->record = RECORD_NONE;
+    for (long row = 0; row < v->rows; row += g->B) {
+        const int B = row + g->B < v->rows ? g->B : v->rows - row;
+        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, B, v->T);
+    }
+    g->record = record;
+    return sum / v->counted;
+}
+
+// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
+typedef struct {
+    int V, eot;                 // V is 0 without a file: bytes
+    const unsigned char **text; // [V] a token's bytes; the byte before them is their number
+} Tokenizer;
+
+static Tokenizer tokenizer_open(const char *path, int V) {
+    Tokenizer t;
+    FileHeader header;
+    size_t bytes, at = sizeof(FileHeader);
+    const unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)); // stays mapped
+    file_expect(path, "a tokenizer with magic number", header[0], TOKENIZER_MAGIC, TOKENIZER_MAGIC);
+    file_expect(path, "tokenizer version", header[1], 2, 2);
+    file_expect(path, "the model's vocabulary,", header[2], V, V);
+    file_expect(path, "an end-of-text token", header[3], 0, V - 1);
+    t.V = V, t.eot = header[3];
+    t.text = (const unsigned char **)memory_allocate(V * sizeof(*t.text));
+    for (int i = 0; i < V; i++) {
+        EXPECT(at < bytes && at + map[at] < bytes, "%s: truncated at token %d of %d", path, i, V);
+        t.text[i] = map + at + 1;
+        at += 1 + map[at];
+    }
+    return t;
+}
+
+// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for its bytes. GPT-2's own split,
+// by merges, is another one now and then (data/tokenize.py makes that).
+static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
+    int n = 0;
+    for (int length, left = strlen(text); left > 0; text += length, left -= length) {
+        int best = t->V ? -1 : (unsigned char)*text;
+        length = t->V ? 0 : 1;
+        for (int i = 0; i < t->V; i++) {
+            const int bytes = t->text[i][-1];
+            if (bytes > length && bytes <= left && i != t->eot && !memcmp(t->text[i], text, bytes)) best = i, length = bytes;
+        }
+        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d", (unsigned char)*text);
+        out[n++] = best;
+    }
+    return n;
+}
+static void token_print(int token, void *tokenizer) {
+    const Tokenizer *t = (const Tokenizer *)tokenizer;
+    if (t->V) fwrite(t->text[token], 1, t->text[token][-1], stdout);
+    else if (token < 256) putchar(token == '\n' || (token >= 32 && token != 127) ? token : '?');
+    else printf("<%d>", token);
+    fflush(stdout);
+}
+
+// ==== 9. checkpoint ==================================================================================================
+// model_%08d.bin   llm.c's format, version 3: the fp32 master weights
+// state_%08d.bin   everything else that training needs, in tagged, checksummed sections
+// DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
+#define MODEL_MAGIC   20240326
+#define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
+#define STATE_VERSION 3
+enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
+
+typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
+typedef struct {
+    char name[24];
+    uint64_t dtype, rows, cols, bytes, checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
+} SectionHeader;
+typedef struct {
+    SectionHeader header;
+    void *data;
+} Section;
+typedef struct {
+    int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
+    uint64_t model_checksum;
+} Progress;
+static void state_header(uint64_t *h) {
+    const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
+    memcpy(h, fields, sizeof(fields));
+    h[7] = checksum(0, fields, sizeof(fields));
+}
+
+// The sections: the one table for writing, checking and reading a state; without their checksums. The moments' data is on the
+// device.
+static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
+    const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0, scales = g->scale_count;
+    const Section table[SECTIONS] = {
+        {{"options", DTYPE_E4M3, text, 1, text, 0}, options},
+        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p},
+        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m},
+        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v},
+        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales},
+        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling},
+    };
+    memcpy(sections, table, sizeof(table));
+}
+static uint64_t section_checksum(const SectionHeader *h, const void *data) {
+    return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
+}
+
+// Begins a file under a temporary name.
+static FILE *file_begin(const char *path) {
+    char temporary[PATH_MAX];
+    path_print(temporary, "%s.tmp", path);
+    FILE *f = fopen(temporary, "wb");
+    EXPECT(f, "%s: cannot create: %s", temporary, strerror(errno));
+    return f;
+}
+// Flushes it to disk, then gives it its name; the directory entry is flushed too. Any write that failed shows here.
+static void file_commit(FILE *f, const char *path) {
+    char temporary[PATH_MAX], dir[PATH_MAX];
+    path_print(temporary, "%s.tmp", path), path_print(dir, "%s", path);
+    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && rename(temporary, path) == 0,
+           "%s: cannot write: %s; the last checkpoint is untouched", path, strerror(errno));
+    char *slash = strrchr(dir, '/');
+    if (slash) *slash = 0;
+    const int fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY);
+    if (fd >= 0) fsync(fd), close(fd);
+}
+
+// Writes the master weights; returns the file's checksum.
+static uint64_t model_save(const Gpt *g, const char *path) {
+    const Config *c = &g->config;
+    FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
+    FILE *f = file_begin(path);
+    fwrite(header, 1, sizeof(FileHeader), f);
+    float *master = (float *)device_fetch(g->master, g->param_count * 4);
+    fwrite(master, 4, g->param_count, f);
+    file_commit(f, path);
+    const uint64_t sum = checksum(checksum(0, header, sizeof(FileHeader)), master, g->param_count * 4);
+    free(master);
+    return sum;
+}
+
+// Checks a model file: its header, its size, and that every weight is finite. sum: its checksum, where asked for.
+static Config model_check(const char *path, uint64_t *sum) {
+    static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
+    static const int limits[6] = {1 << 20, 65536, LAYERS_MAX, 1024, 65536, 65536};
+    ParamSpec specs[NPARAM];
+    size_t bytes;
+    FileHeader h;
+    unsigned char *map = file_map(path, &bytes, h, sizeof(FileHeader));
+    file_expect(path, "an llm.c model with magic number", h[0], MODEL_MAGIC, MODEL_MAGIC);
+    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", path, h[1]);
+    for (int i = 0; i < 6; i++) file_expect(path, names[i], h[2 + i], 1, limits[i]);
+    const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: expected a multiple of 128 that holds %d tokens, found %d", path, c.V, c.Vp);
+    EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", path, c.C, c.NH);
+    const size_t n = param_specs(specs, &c), width = h[1] == 3 ? 4 : 2, want = sizeof(FileHeader) + n * width;
+    file_expect(path, "size in bytes, by its header,", bytes, want, want);
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char *end = map + sizeof(FileHeader) + (i + 1) * width;
+        EXPECT((end[-1] & 0x7f) != 0x7f || !(end[-2] & 0x80), "%s: weight %zu is not finite; this model diverged", path, i);
+    }
+    if (sum) *sum = checksum(0, map, bytes);
+    munmap(map, bytes);
+    return c;
+}
+
+// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
+static void model_load(Gpt *g, const char *path) {
+    size_t bytes;
+    FileHeader header;
+    unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)), *p = map + sizeof(FileHeader);
+    float *master = (float *)memory_allocate(g->param_count * 4);
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        const size_t n = s->layers * s->rows * s->cols, width = header[1] == 3 ? 4 : 2;
+        float *w = master + s->offset;
+        if (width == 4) memcpy(w, p, n * 4);
+        else
+            for (size_t i = 0; i < n; i++) w[i] = float_from_bf16((uint16_t)(p[2 * i] | p[2 * i + 1] << 8));
+        p += (id == WPE ? header[2] * s->cols : n) * width;
+    }
+    munmap(map, bytes);
+    const size_t C = g->config.C, V = g->config.V, Vp = g->config.Vp;
+    memset(master + V * C, 0, (Vp - V) * C * 4);
+    device_write(g->master, master, g->param_count * 4);
+    free(master);
+    g->weights_ready = 0;
+}
+
+static void state_save(Gpt *g, const char *path, Progress *progress, char *options) {
+    Section s[SECTIONS];
+    StateHeader header;
+    gpt_scales_read(g);
+    state_sections(g, progress, options, s), state_header(header);
+    for (int i = SECTION_M; i <= SECTION_V; i++) s[i].data = device_fetch(s[i].data, s[i].header.bytes);
+    FILE *f = file_begin(path);
+    fwrite(header, sizeof(header), 1, f);
+    for (int i = 0; i < SECTIONS; i++) {
+        s[i].header.checksum = section_checksum(&s[i].header, s[i].data);
+        fwrite(&s[i].header, sizeof(s[i].header), 1, f);
+        fwrite(s[i].data, 1, s[i].header.bytes, f);
+    }
+    file_commit(f, path);
+    free(s[SECTION_M].data), free(s[SECTION_V].data);
+}
+
+// A state file whose header and every section's checksum were found right, before anything is taken from it.
+typedef struct {
+    char path[PATH_MAX];
+    SectionHeader header[SECTIONS];
+    const unsigned char *data[SECTIONS];
+} StateFile;
+static void state_check(StateFile *f) {
+    static const char *const names[8] = {"state magic number", "state version", "numerics version", "precision (0: fp8)",
+                                         "number of ranks",    "rank",          "sections",         "header checksum"};
+    StateHeader want, found;
+    size_t bytes, at = sizeof(want);
+    const unsigned char *map = file_map(f->path, &bytes, found, sizeof(found)); // stays mapped: f->data points into it
+    state_header(want);
+    for (int i = 0; i < 8; i++) file_expect(f->path, names[i], found[i], want[i], want[i]);
+    for (int i = 0; i < SECTIONS; i++) {
+        SectionHeader *s = &f->header[i];
+        const size_t left = bytes > at + sizeof(*s) ? bytes - at - sizeof(*s) : 0;
+        if (left) memcpy(s, map + at, sizeof(*s));
+        f->data[i] = map + at + sizeof(*s);
+        EXPECT(left && s->bytes <= left && section_checksum(s, f->data[i]) == s->checksum,
+               "%s: section %d is damaged; to resume from an older checkpoint, remove this one's DONE file", f->path, i);
+        at += sizeof(*s) + s->bytes;
+    }
+    file_expect(f->path, "size in bytes, by its sections,", bytes, at, at);
+    const SectionHeader *h = f->header;
+    EXPECT(h[0].bytes > 0 && f->data[0][h[0].bytes - 1] == 0, "%s: damaged: its options do not end", f->path);
+    file_expect(f->path, "bytes of progress", h[1].bytes, sizeof(Progress), sizeof(Progress));
+}
+
+// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
+static void state_load(Gpt *g, const StateFile *f) {
+    Section s[SECTIONS];
+    Progress progress;
+    state_sections(g, &progress, NULL, s);
+    for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
+        const SectionHeader *want = &s[i].header, *h = &f->header[i];
+        EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
+               f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
+        if (i == SECTION_M || i == SECTION_V) {
+            if (s[i].data) device_write(s[i].data, f->data[i], h->bytes);
+        } else if (s[i].data) memcpy(s[i].data, f->data[i], h->bytes);
+    }
+    for (int i = 0; i < g->scale_count; i++) memset(&g->scales[i].step, 0, sizeof(Fp8Stats)); // weights are counted when made again
+    gpt_scales_write(g);
+    g->weights_ready = 0;
+}
+
+// The newest finished checkpoint in a directory before step `before`, or -1.
+static long checkpoint_newest(const char *dir, long before) {
+    DIR *d = opendir(dir);
+    long newest = -1, step;
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (sscanf(e->d_name, "DONE_%8ld", &step) == 1 && strlen(e->d_name) == 13 && step < before) newest = MAX(newest, step);
+    if (d) closedir(d);
+    return newest;
+}
+
+// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
+static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *options, int keep) {
+    char path[PATH_MAX];
+    path_print(path, "%s/model_%08ld.bin", dir, (long)progress->step);
+    progress->model_checksum = model_save(g, path);
+    path_print(path, "%s/state_%08ld.bin", dir, (long)progress->step);
+    state_save(g, path, progress, options);
+    path_print(path, "%s/DONE_%08ld", dir, (long)progress->step);
+    file_commit(file_begin(path), path);
+    long old = progress->step + 1;
+    for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(dir, old);
+    while (keep > 0 && (old = checkpoint_newest(dir, old)) >= 0) { // DONE goes first
+        path_print(path, "%s/DONE_%08ld", dir, old), unlink(path);
+        path_print(path, "%s/state_%08ld.bin", dir, old), unlink(path);
+        path_print(path, "%s/model_%08ld.bin", dir, old), unlink(path);
+    }
+}
+
+// ==== 10. log ========================================================================================================
+// DIR/log.tsv     `# key<TAB>value` lines, then a row a step
+// DIR/scales.tsv  a row an operand, every --scales-every steps
+// Rows are written whole and flushed. A resume drops the rows beyond its checkpoint and goes on.
+#define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
+#define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
+
+// Prints `# key<TAB>value` lines to the screen, as two columns.
+static void lines_print(const char *line) {
+    for (int n = strcspn(line, "\n"); *line; line += n + 1, n = strcspn(line, "\n")) {
+        const int key = strcspn(line, "\t");
+        printf("%-16.*s %.*s\n", key - 2, line + 2, n - key - 1, line + key + 1);
+    }
+}
+
+// Opens DIR/name for appending, a new one with its header; keeps header and whole rows up to `step` (-1: nothing).
+static FILE *log_open(const char *dir, const char *name, const char *header, const char *columns, long step) {
+    char path[PATH_MAX];
+    double row_step;
+    path_print(path, "%s/%s", dir, name);
+    char *old = step < 0 ? NULL : text_read(path);
+    FILE *f = file_begin(path);
+    if (!old) fprintf(f, "%s%s\n", header, columns);
+    for (const char *line = old, *next = old; line && *line; line = next) {
+        const int is_row = text_row(&next, &row_step, 1);
+        const int whole = next[-1] == '\n'; // the checkpoint's own row was written whole: it can only lack its newline
+        if (is_row ? row_step == step || (whole && row_step < step) : whole) fprintf(f, "%.*s\n", (int)(next - line) - whole, line);
+    }
+    free(old);
+    file_commit(f, path);
+    f = fopen(path, "a");
+    EXPECT(f, "%s: cannot append: %s", path, strerror(errno));
+    return f;
+}
+static void log_flush(FILE *f, const char *dir) {
+    EXPECT(!ferror(f) && fflush(f) == 0, "%s: cannot write the log: %s; make room, go on with -y", dir, strerror(errno));
+}
+
+// Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
+static int scale_name(const Gpt *g, int i, char *out) {
+    const int linear = i / NOPERAND, layer = linear / NLIN;
+    snprintf(out, 32, "%s.%s", linear_name[layer == g->config.L ? NLIN : linear % NLIN], operand_name[i % NOPERAND]);
+    return layer;
+}
+
+static void log_scales(FILE *f, const Gpt *g, long step) {
+    char name[32];
+    for (int i = 0; i < g->scale_count; i++) {
+        const Fp8Stats *t = &g->scales[i].logged;
+        const double count = t->count;
+        if (t->count == 0) continue;
+        const int layer = scale_name(g, i, name);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, bits_float(t->amax_bits),
+                g->scales[i].logged_scale, t->saturated / count, t->flushed / count, (unsigned long long)t->nonfinite);
+        if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
+        else fprintf(f, "-\n");
+    }
+}
+
+// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss, which is then row[3].
+// Rows ascend, so *at and row serve the next, higher step too; both start as the text and zeros.
+static int log_validation(const char **at, double *row, double step) {
+    double next[4];
+    while (**at && row[0] < step)
+        if (text_row(at, next, 4) == 4) memcpy(row, next, sizeof(next));
+    return step > 0 && row[0] == step;
+}
+
+// ==== 11. options ====================================================================================================
+
+// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
+// resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
+// GPU: the C file has not got it, nor has a state of its.
+enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
+
+// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
+// CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
+// clang-format off
+#define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
+    X(TEXT, train, 'i', "train", FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
+    X(TEXT, val, 'j', "val", FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out") \
+    X(LONG, batch, 'b', "batch", FIXED, 1, 65536, "4", "sequences in a (micro-)batch") \
+    X(LONG, seq_len, 't', "seq-len", FIXED, 1, 1 << 20, "256", "positions in a sequence") \
+    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len") \
+    X(LONG, seed, 0, "seed", FIXED, 0, 1e15, "1", "of the initial weights and of sampling") \
+    X(LONG, data_seed, 0, "data-seed", FIXED, 0, 1e15, "1", "of the order of the data") \
+    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
+    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", "instead of what dN says; also --heads, --channels") \
+    X(LONG, heads, 0, "heads", FIXED, 0, 1024, "0", "") \
+    X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
+    X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
+    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", "steps between validations; 0: never") \
+    X(LONG, val_batches, 'm', "val-batches", FIXED, 1, 1e6, "20", "batches in the fixed validation set") \
+    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", "steps between printed samples; 0: never") \
+    X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
+    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: only at Ctrl-C") \
+    X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
+    X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options") \
+    X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free") \
+    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop") \
+    X(LONG, generate, 0, "generate", CALL, 0, 1e8, "200", "tokens to write after --prompt") \
+    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token") \
+    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none") \
+    X(DOUBLE, lr, 'l', "lr", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
+    X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
+    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak") \
+    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", "decoupled, on matrices only") \
+    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine linear constant wsd: the last decays over the last fifth") \
+    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping") \
+    X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
+    X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
+    X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: rule of the products' bits on a CPU; here without effect") \
+    X(MAYBE, emulate, 0, "emulate", FP8 | FREE | GPU, 0, 1, "0", "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
+    X(MAYBE, tune, 0, "tune", FREE | GPU, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run") \
+    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
+    X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets --scaling, --formats, --amax-history; options after it stand") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, --static-scale, in blocks") \
+    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of every operand, under --scaling static") \
+    X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: a block's exponent so that nothing is cut, or OCP's rule") \
+    X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
+    X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
+    X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
+    X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
+    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "hybrid", "hybrid e4m3 e5m2: hybrid has x and w in E4M3, dy in E5M2") \
+    X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone; same: as --formats says; also -w, -dy") \
+    X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
+    X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
+    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16: layers (first, last, N), matrices (fc ..), products, or e.g. 0.fc.dgrad+qkv") \
+    X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
+    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
+    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
+    X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
+    X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads under the chosen recipe, and stop") \
+    X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
+    X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
+// clang-format on
+typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE, OPT_CHOICE } OptionKind;
+typedef char *TEXT_t;
+typedef long LONG_t, FLAG_t, MAYBE_t, CHOICE_t;
+typedef double DOUBLE_t;
+#define OPTION_FIELD(kind, field, ...) kind##_t field;
+typedef struct {
+    OPTIONS(OPTION_FIELD)
+} Options;
+typedef struct {
+    OptionKind kind;
+    size_t field;
+    int letter; // or 0
+    const char *name;
+    int scope;
+    double min, max;
+    const char *initial, *help;
+} OptionSpec;
+#define OPTION_SPEC(kind, field, ...) {OPT_##kind, offsetof(Options, field), __VA_ARGS__},
+static const OptionSpec option_specs[] = {OPTIONS(OPTION_SPEC)};
+#define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
+static int option_here(const OptionSpec *s) { return IS_FP8 || !(s->scope & FP8); } // this build has it
+static int option_index(const char *name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (!strcmp(option_specs[i].name, name)) return i;
+    return -1;
+}
+
+// Copies word `n` of a CHOICE's to out[32]; returns whether there is one.
+static int option_word(const OptionSpec *s, long n, char *out) {
+    const char *at = s->help;
+    for (; n > 0 && *at != ':'; n--) at += strcspn(at, " :"), at += *at == ' ';
+    snprintf(out, 32, "%.*s", (int)strcspn(at, " :"), at);
+    return *at != ':';
+}
+
+// Sets one option from text that came from `where`.
+static void option_set(Options *o, const OptionSpec *s, const char *text, const char *where) {
+    void *field = (char *)o + s->field;
+    char *end = NULL;
+    if (s->kind == OPT_TEXT) {
+        EXPECT((s->scope & CALL) || !strchr(text, '\n'), "%s --%s: a log cannot keep a text of several lines", where, s->name);
+        *(char **)field = strdup(text);
+        return;
+    }
+    if (s->kind == OPT_CHOICE) {
+        char word[32];
+        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text); ++*(long *)field) {}
+        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name, (int)strcspn(s->help, ":"), s->help, text);
+        return;
+    }
+    const int real = s->kind == OPT_DOUBLE;
+    const double value = real ? strtod(text, &end) : strtol(text, &end, 10);
+    EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name, real ? "real" : "whole", text);
+    const int fits = value >= s->min && value <= s->max;
+    EXPECT(fits, "%s --%s: expected %.8g to %.8g, found %s", where, s->name, s->min, s->max, text);
+    if (real) *(double *)field = value;
+    else *(long *)field = value;
+}
+static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
+    const void *field = (const char *)o + s->field;
+    if (s->kind == OPT_TEXT) path_print(out, "%s", *(char *const *)field);
+    else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
+    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a resume reads it
+        path_print(out, "%.9g", *(const double *)field);
+        if (strtod(out, NULL) != *(const double *)field) path_print(out, "%.17g", *(const double *)field);
+    } else path_print(out, "%ld", *(const long *)field);
+    return out;
+}
+
+static void options_help(void) {
+    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD"};
+    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME
+           " on an NVIDIA GPU. With no option: a byte-level model on the embedded corpus.\n"
+           "In [brackets] the default; * marks what a resume may change.\n\n");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        char name[64];
+        snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
+        const int letter = s->letter;
+        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ', letter ? letter : ' ', name, s->help);
+        if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
+        printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
+    }
+    printf("\nThe first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n");
+    printf("Exit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
+}
+
+// What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
+// delayed scaling; Transformer Engine's DelayedScaling; torchao's tensorwise; DeepSeek-V3's blocks; OCP's MX; no scales at all.
+static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED, 0, 1024}, {SCALING_CURRENT, 0, 16},
+                                     {SCALING_BLOCK, 0, 16},   {SCALING_MX, 0, 16},        {SCALING_NONE, 1, 16}};
+
+// Parses argv; given[i] tells which options were on the command line.
+static Options options_parse(int argc, char **argv, int *given) {
+    Options o;
+    struct option longs[OPTION_COUNT + 1];
+    char shorts[4 * OPTION_COUNT + 2] = "+:";
+    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        option_set(&o, s, s->initial, "default");
+        longs[i].name = s->name, longs[i].val = s->letter ? s->letter : 1000 + i;
+        longs[i].has_arg = s->kind == OPT_FLAG ? no_argument : s->kind == OPT_MAYBE ? optional_argument : required_argument;
+        if (s->letter) sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
+    }
+    optind = 1;
+    for (int c; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
+        const char letter[3] = {'-', (char)optopt, 0};
+        EXPECT(c != '?', "unknown option '%s'; see --help", optopt > 32 && optopt < 127 ? letter : argv[optind - 1]);
+        EXPECT(c != ':', "option '%s' needs a value; see --help", argv[optind - 1]);
+        int i = 0;
+        while (longs[i].val != c) i++;
+        const OptionSpec *s = &option_specs[i];
+        const char *value = optarg ? optarg : "1";
+        if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
+            value = argv[optind++];
+        EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
+        option_set(&o, s, value, "option");
+        given[i] = 1;
+        const int *set = recipe_sets[o.recipe];
+        if (s->field == offsetof(Options, recipe)) o.scaling = set[0], o.formats = set[1], o.amax_history = set[2];
+    }
+    EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, see --help", argv[optind]);
+    return o;
+}
+
+// Options as `# name<TAB>value` lines: what the log, the state and the screen show.
+static char *options_lines(const Options *o) {
+    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + PRODUCTS_MAX * 64), value[PATH_MAX], *end = text;
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
+            end += sprintf(end, "# %s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
+    return text;
+}
+
+// Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
+static void options_resume(Options *o, const char *lines, const int *given, const char *path) {
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
+        if ((s->scope & CALL) || !option_here(s)) continue;
+        Options theirs = *o;
+        if (!*text_value(lines, s->name, value) && (s->scope & GPU)) continue; // a state of the C file
+        option_set(&theirs, s, value, path);
+        option_text(&theirs, s, theirs_text), option_text(o, s, mine);
+        EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
+               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
+        if (!given[i]) *o = theirs;
+    }
+}
+
+// The recipe of every role from the options: three rows of one table.
+static void options_recipes(const Options *o, Gpt *g) {
+    static const int along[] = {0, 0, 0, 0, INT_MAX, 128, 32}; // by ScalingRule
+    const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
+    const int blocks = o->scaling >= SCALING_ROWWISE; // all in E4M3, as their authors have it
+    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: not with --scaling rowwise, block or mx");
+    EXPECT((o->scaling != SCALING_NONE && o->scaling != SCALING_STATIC) || !(o->margin || o->pow2),
+           "option --margin, --pow2: not with --scaling none or static, whose scales are what they are");
+    EXPECT(o->scaling == SCALING_STATIC || o->static_scale == 1, "option --static-scale: only with --scaling static");
+    EXPECT(o->scaling == SCALING_MX || !o->mx_round, "option --mx-round: only with --scaling mx");
+    for (int i = 0; i < NOPERAND; i++) {
+        ScalingRecipe *r = &g->recipes[i];
+        const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY && !blocks);
+        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3;
+        r->rule = (ScalingRule)o->scaling, r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin;
+        r->power2 = o->scaling == SCALING_MX && o->mx_round ? 2 : blocks || o->pow2, r->fixed = o->static_scale;
+        r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
+    }
+    g->head_dy_recipe = g->recipes[OPERAND_DY];
+    g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
+    g->fp8_head = o->fp8_head;
+}
+
+// --bf16: items parted by commas or plus signs, words within one by dots. An item names the products that agree with all its
+// words: a layer (first, last or a number), a matrix (linear_name) and a product (product_name).
+static void options_bf16(const Options *o, Gpt *g) {
+    char list[PATH_MAX], *items = list, *end;
+    const int L = g->config.L;
+    path_print(list, "%s", o->bf16);
+    EXPECT(!*list || strspn(list, ",+.") < strlen(list), "option --bf16: '%s' names nothing", list);
+    for (char *item; (item = strtok_r(items, ",+", &items)) != NULL;) {
+        int layer = -1, linear = -1, product = -1, words = 0;
+        for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
+            const int before = (layer >= 0) + (linear >= 0) + (product >= 0);
+            const long number = strtol(word, &end, 10), named = !strcmp(word, "first")  ? 0
+                                                                : !strcmp(word, "last") ? L - 1
+                                                                : *end                  ? -1
+                                                                                        : number;
+            if (layer < 0 && named >= 0 && named < L) layer = named;
+            for (int i = 0; linear < 0 && i < NLIN; i++)
+                if (!strcmp(word, linear_name[i])) linear = i;
+            for (int i = 0; product < 0 && i < NPRODUCT; i++)
+                if (!strcmp(word, product_name[i])) product = i;
+            EXPECT((layer >= 0) + (linear >= 0) + (product >= 0) > before,
+                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, attproj, fc, fcproj), one product "
+                   "(fprop, dgrad, wgrad) with dots between; found '%s'",
+                   L - 1, word);
+        }
+        EXPECT(words, "option --bf16: an item of '%s' names nothing", o->bf16);
+        for (int i = 0; i < L * NLIN; i++)
+            if ((layer < 0 || i / NLIN == layer) && (linear < 0 || i % NLIN == linear))
+                g->bf16[i / NLIN][i % NLIN] |= product < 0 ? 7 : 1 << product;
+    }
+}
+
+// -e dN: its depth; 0 where -e names a file.
+static int options_depth(const Options *o) {
+    char *end;
+    const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1]) ? strtol(o->model + 1, &end, 10) : 0;
+    if (depth == 0 || *end) return 0;
+    EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'", o->model);
+    return depth;
+}
+static Config options_config(const Options *o, int depth, int V) {
+    const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
+    const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
+    EXPECT(NH >= 1 && C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
+    const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
+    return c;
+}
+// What the kernels ask of a shape.
+static void options_shape(const Config *c, long batch) {
+    const int hs = c->C / c->NH;
+    EXPECT(hs % 16 == 0 && hs <= 128, "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d heads are %d",
+           c->C, c->NH, hs);
+    EXPECT(c->C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, c->C);
+    EXPECT(batch * c->NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * c->NH);
+}
+
+// ==== 12. training loop ==============================================================================================
+
+#ifndef COMMIT
+#define COMMIT "unknown"
+#endif
+static volatile sig_atomic_t interrupted = 0;
+static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once
+    interrupted = 1;
+    signal(signal_number, SIG_DFL);
+}
+
+// The value after `key` and its colon in a file of /proc, or "unknown"; out[256].
+static const char *proc_value(const char *path, const char *key, char *out) {
+    char line[512] = "";
+    FILE *f = fopen(path, "r");
+    strcpy(out, "unknown");
+    while (f && fgets(line, sizeof(line), f) && strncmp(line, key, strlen(key))) line[0] = 0;
+    sscanf(line, "%*[^:]: %255[^\n]", out);
+    if (f) fclose(f);
+    return out;
+}
+static double mib(size_t bytes) { return bytes / 1048576.0; }
+
+// Refuses a model that does not fit, before anything is allocated, and says what would.
+static MemoryPlan memory_check(Gpt *g) {
+    char text[256];
+    const MemoryPlan plan = memory_plan(g);
+    if (plan.total <= machine.available) return plan;
+    Gpt small = *g;
+    while (small.B > 1 && memory_plan(&small).total > machine.available) small.B /= 2;
+    while (small.config.T > 16 && memory_plan(&small).total > machine.available) small.config.T /= 2;
+    if (memory_plan(&small).total > machine.available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
+    else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
+    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB on %s, %.0f are free; %s", mib(plan.total), machine.name, mib(machine.available),
+          text);
+}
+static int run_exists(const char *dir) {
+    char path[PATH_MAX];
+    path_print(path, "%s/log.tsv", dir);
+    return access(path, F_OK) == 0;
+}
+
+// Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
+// name, with --out it refuses. A resume without --out takes the newest; to look at one (`lock` 0) needs no lock.
+static void run_directory(char *dir, const char *out, int resume, int lock) {
+    char path[PATH_MAX]; // the next free name, then the lock
+    path_print(dir, "%s", out[0] ? out : "log/" PRECISION_NAME);
+    path_print(path, "%s", dir);
+    for (int n = 2; !out[0] && run_exists(path); n++) {
+        path_print(dir, "%s", path);
+        path_print(path, "log/" PRECISION_NAME "-%d", n);
+    }
+    if (!resume) path_print(dir, "%s", path);
+    EXPECT(resume || !run_exists(dir), "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
+    EXPECT(!resume || run_exists(dir), "%s: there is no run to resume", dir);
+    if (!lock) return;
+    for (char *p = dir + 1; *p; p++) // its parents first
+        if (*p == '/') *p = 0, mkdir(dir, 0777), *p = '/';
+    EXPECT(mkdir(dir, 0777) == 0 || errno == EEXIST, "%s: cannot make the run's directory: %s", dir, strerror(errno));
+    path_print(path, "%s/lock", dir);
+    const int fd = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
+    EXPECT(fd >= 0, "%s: cannot create: %s", path, strerror(errno));
+    EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
+}
+
+// Of tensors on the device, fetched: this runs once, at the end.
+static int stored_nonfinite(const stored_t *x, size_t n) {
+    stored_t *fetched = (stored_t *)device_fetch(x, n * sizeof(stored_t));
+    size_t i = 0;
+    while (i < n && float_is_finite(float_from_stored(fetched[i]))) i++;
+    free(fetched);
+    return i < n;
+}
+static int floats_nonfinite(const float *x, size_t n) {
+    float *fetched = (float *)device_fetch(x, n * sizeof(float));
+    size_t i = 0;
+    while (i < n && float_is_finite(fetched[i])) i++;
+    free(fetched);
+    return i < n;
+}
+
+// Names the first tensor that holds Inf or NaN: activations in the order in which they are made (those that others would
+// show are left out), then gradients from the top down, then losses.
+static void nonfinite_find(Gpt *g, char *out, size_t room) {
+    const int L = g->config.L, R = g->B * g->config.T; // rows that count
+    const size_t RC = gpt_rows(g) * g->config.C;
+    for (int l = 0; l <= L; l++) {
+        const stored_t *residual = g->residual + 2 * l * RC;
+        const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC, g->fc + l * 4 * RC, g->lnf};
+        static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
+        static const int wide[] = {1, 3, 1, 4, 1};
+        for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
+            if ((l == L ? i % 4 == 0 : i < 4) && stored_nonfinite(at[i], (size_t)wide[i] * R * g->config.C))
+                return (void)snprintf(out, room, "activation %s of layer %d", names[i], l);
+    }
+    for (int l = L - 1; l >= 0; l--)
+        for (int id = NPARAM - 1; id >= 0; id--) {
+            const ParamSpec *s = &g->params[id];
+            if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
+            if (floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
+                return (void)snprintf(out, room, "gradient of %s of layer %d", s->name, l);
+        }
+    snprintf(out, room, floats_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
+}
+
+// "1h05m" or "4m07s", into out[64].
+static const char *duration_text(double seconds, char *out) {
+    const long s = seconds + 0.5, hours = s >= 3600, unit = hours ? 60 : 1;
+    snprintf(out, 64, "%ld%c%02ld%c", s / (60 * unit), hours ? 'h' : 'm', s / unit % 60, hours ? 'm' : 's');
+    return out;
+}
+
+// The operands that were cut or flushed most in the last step.
+static void scale_table_print(const Gpt *g) {
+    char *shown = (char *)memory_allocate(g->scale_count), name[32];
+    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     flushed\n");
+    for (int row = 0; row < 8; row++) {
+        int best = -1;
+        double most = -1;
+        for (int i = 0; i < g->scale_count; i++) {
+            const Fp8Stats *t = &g->scales[i].logged;
+            const double share = t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
+            if (!shown[i] && share > most) most = share, best = i;
+        }
+        if (best < 0) break;
+        shown[best] = 1;
+        const Fp8Stats *t = &g->scales[best].logged;
+        const int layer = scale_name(g, best, name);
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name, bits_float(t->amax_bits),
+               g->scales[best].logged_scale, 100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
+               row == 0   ? " <- most saturated"
+               : row == 4 ? " <- most flushed to zero"
+                          : "");
+    }
+    free(shown);
+}
+
+enum { PHASE_REFRESH, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES }; // of a step on the device
+// Everything that one call of the program works with.
+typedef struct {
+    Options o;
+    int given[OPTION_COUNT], prompts, trains; // neither: --eval
+    Gpt g;
+    Dataset train, val;
+    ValidationSet validation;
+    Tokenizer tokenizer;
+    const char *baseline_dir, *baseline, *baseline_at; // another run, its log's text ("": none), and how far it was read
+    double baseline_row[4];                            // its row there
+    MemoryPlan plan;
+    Progress progress;
+    StateFile state;                   // that it resumes from
+    char model[PATH_MAX];              // file that it starts from; "": new weights
+    char dir[PATH_MAX], *option_lines; // what the state holds
+    FILE *log, *scales;
+    int *inputs[2], *seen; // of a micro-batch, for the device, in turn; [V] scratch
+    long prepared;         // the micro-batch that was made last
+    cudaEvent_t sent[2];   // the device has them
+    StepInputs *step_inputs;
+    StepResults *step_results;
+    cudaGraphExec_t graphs[PHASES]; // what a step consists of, from the second on
+    int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
+} Run;
+
+// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents.
+static void run_write(Run *r, const char *text, long count, uint64_t seed) {
+    const int T = r->g.config.T, V = r->g.config.V, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
+    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int));
+    int *context = (int *)memory_allocate((T + 2) * sizeof(int));
+    all[0] = r->tokenizer.V ? r->tokenizer.eot : V == GPT2_VOCAB ? GPT2_VOCAB - 1 : V > '\n' ? '\n' : 0;
+    const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1), used = n < keep ? n : keep;
+    memcpy(context, all + n - used, used * sizeof(int));
+    fputs(text, stdout);
+    gpt_generate(&r->g, context, used, count, r->o.temperature, seed, token_print, &r->tokenizer);
+    printf("\n");
+    free(all), free(context);
+}
+
+static double run_validate(Run *r, long step) {
+    const double loss = validate(&r->g, &r->validation);
+    printf("validation after step %ld: loss %.6f", step, loss);
+    if (r->validation.floor > 0) printf(", floor %.4f, excess %.4f", r->validation.floor, loss - r->validation.floor);
+    if (log_validation(&r->baseline_at, r->baseline_row, step))
+        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
+    printf("\n");
+    return loss;
+}
+
+// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what the screen shows first.
+static char *run_header(const Run *r) {
+    const Config *c = &r->g.config;
+    const MemoryPlan *p = &r->plan;
+    char *text;
+    const int g_emulates = IS_FP8 && gpt_emulates(&r->g);
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n# threads\t%d\n", NUMERICS_VERSION,
+            thread_count());
+    fprintf(f, "# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n", machine.name, machine.sm, machine.driver / 1000,
+            machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10, cublasLtGetVersion(),
+            g_emulates ? ", FP8 products emulated" : "");
+    fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
+            c->C, c->T, c->V, c->Vp, r->g.param_count);
+    fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
+            r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    fprintf(f, "# floor\t%.9g\n", r->validation.floor);
+    fprintf(f,
+            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
+            "reused buffers %.1f\n%s",
+            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
+    fclose(f);
+    return text;
+}
+
+// --explain: for every product of a block and of the head its shape, its operands as they are read, their bytes, and who makes
+// these. Layers in a row that --bf16 treats alike are shown together.
+static void run_explain(const Run *r) {
+    static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
+    static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    const Gpt *g = &r->g;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L;
+    const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, (size_t)g->config.Vp};
+    printf("layer   matrix  product        M       N       K  operand format scale                              bytes  made by\n");
+    for (size_t l = 0, next; l <= L; l = next) {
+        for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
+        for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
+            const int i = l == L ? NLIN : row / 2 / NPRODUCT, p = row / 2 % NPRODUCT, o = operands[p][row % 2];
+            const size_t M = p == WGRAD ? out[i] : R, N = p == FPROP ? out[i] : in[i], K = p == WGRAD ? R : in[i] * out[i] / N;
+            const int fp8 = i == NLIN ? g->fp8_head : !(g->bf16[l][i] >> p & 1);
+            const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
+            const int blocks = recipe_blocks(q), along = MIN((size_t)q->along, K),
+                      dgrad8 = i == NLIN || !(g->bf16[l][i] >> DGRAD & 1);
+            const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks || !dgrad8 ? p : DGRAD] : "stored so";
+            if (o == OPERAND_W) maker = "gpt_refresh_weights(), once a step";
+            char where[32], rule[64] = "none needed";
+            if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, along);
+            else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
+            snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
+            printf("%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s%8zu  %s\n", where, linear_name[i], product_name[p], M, N, K,
+                   operand_name[o], fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, (row % 2 ? N : M) * K * (fp8 ? 1 : 2),
+                   maker);
+        }
+    }
+    printf("Sums are in fp32, the head's in slabs of %d rows. fprop and dgrad write bf16 "
+           "(the head's "
+           "fprop fp32), wgrad adds to fp32.\n",
+           HEAD_ROWS);
+}
+
+// What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
+static const char *run_difference(const Run *r, const char *log) {
+    char theirs[PATH_MAX], mine[PATH_MAX];
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        if (s->scope == FIXED && strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine))) return s->name;
+    }
+    if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash) return "data_hash";
+    if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
+    return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
+}
+
+// A resume must find the data that the run began with. A baseline must be the same run, but for its precision.
+static void run_logs_compare(Run *r) {
+    const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
+    char path[PATH_MAX];
+    path_print(path, "%s/log.tsv", r->dir);
+    if (r->o.resume) {
+        const char *mine = text_read(path);
+        EXPECT(mine, "%s: cannot read: %s", path, strerror(errno));
+        different = run_difference(r, mine);
+        EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
+    }
+    r->baseline_dir = asked ? asked : "log/fp16";
+    path_print(path, "%s/log.tsv", r->baseline_dir);
+    const char *text = text_read(path);
+    EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(errno));
+    if (!text) return;
+    different = run_difference(r, text);
+    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
+    if (!different && strcmp(r->baseline_dir, r->dir)) r->baseline = r->baseline_at = text;
+}
+
+// ---- a step on the device, in three phases. From the second step on each is a CUDA graph: what changes from step to step lies in
+// buffers that are written before.
+static void phase_work(Gpt *g, int phase) {
+    if (phase == PHASE_REFRESH) g->weights_ready = 0, gpt_refresh_weights(g);
+    else if (phase == PHASE_MICRO_BATCH) gpt_forward_device(g, g->B, g->config.T, 1), gpt_backward(g, g->B, g->config.T);
+    else {
+        gpt_reduce_ranks(g);
+        gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
+        scale_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count, NOPERAND);
+        adamw_update(g);
+    }
+}
+static void graphs_drop(Run *r) {
+    for (int i = 0; i < PHASES; i++) {
+        if (r->graphs[i]) CUDA(cudaGraphExecDestroy(r->graphs[i]));
+        r->graphs[i] = NULL;
+    }
+}
+static void phase_run(Run *r, int phase, int as_graph) {
+    cudaGraph_t graph;
+    if (!as_graph) return phase_work(&r->g, phase);
+    if (!r->graphs[phase]) {
+        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeThreadLocal));
+        machine.captures = 1, phase_work(&r->g, phase), machine.captures = 0;
+        CUDA(cudaStreamEndCapture(STREAM, &graph));
+        CUDA(cudaGraphInstantiate(&r->graphs[phase], graph, 0));
+        CUDA(cudaGraphDestroy(graph));
+    }
+    CUDA(cudaGraphLaunch(r->graphs[phase], STREAM));
+    r->g.weights_ready = phase != PHASE_UPDATE; // as phase_work() leaves it
+}
+
+// Micro-batch `index`, counted from the first step on, into one of two buffers; the other may still be on its way to the device.
+static void batch_prepare(Run *r, long index) {
+    const Gpt *g = &r->g;
+    const int B = g->B, T = g->config.T;
+    const Inputs in = inputs_at(r->inputs[index % 2], gpt_rows(g));
+    if (r->prepared == index) return;
+    r->prepared = index;
+    CUDA(cudaEventSynchronize(r->sent[index % 2]));
+    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * B, in.tokens, in.targets, B, T);
+    *in.count = token_buckets(in.order, in.buckets, r->seen, in.tokens, B * T, g->config.V);
+}
+static void batch_send(Run *r, long index) {
+    const size_t bytes = INPUTS(gpt_rows(&r->g)) * sizeof(int);
+    CUDA(cudaMemcpyAsync(r->g.inputs, r->inputs[index % 2], bytes, cudaMemcpyHostToDevice, STREAM));
+    CUDA(cudaEventRecord(r->sent[index % 2], STREAM));
+}
+static void run_buffers(Run *r) {
+    for (int i = 0; i < 2; i++) {
+        CUDA(cudaMallocHost((void **)&r->inputs[i], INPUTS(gpt_rows(&r->g)) * sizeof(int)));
+        memset(r->inputs[i], 0, INPUTS(gpt_rows(&r->g)) * sizeof(int));
+        CUDA(cudaEventCreateWithFlags(&r->sent[i], cudaEventDisableTiming));
+        CUDA(cudaEventRecord(r->sent[i], STREAM));
+    }
+    CUDA(cudaMallocHost((void **)&r->step_inputs, sizeof(StepInputs)));
+    CUDA(cudaMallocHost((void **)&r->step_results, sizeof(StepResults)));
+    r->seen = (int *)memory_allocate(r->g.config.V * sizeof(int));
+    r->prepared = -1;
+}
+
+// --tune: one micro-batch whose results are dropped makes all products; what was chosen joins the lines that log and state hold.
+static void run_tune(Run *r) {
+    const StepInputs in = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+    r->g.record = RECORD_NONE;
+    device_write(r->g.step_inputs, &in, sizeof(in));
+    device_zero(r->g.step_results, sizeof(StepResults));
+    device_zero(r->g.grad, r->g.param_count * sizeof(float));
+    batch_prepare(r, 0), batch_send(r, 0);
+    phase_run(r, PHASE_MICRO_BATCH, 0);
+    device_wait();
+    char *end = r->option_lines + strlen(r->option_lines);
+    end += sprintf(end, "# tuned\t"), end = products_text(end), sprintf(end, "\n");
+}
+
+// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. Returns the mean loss. A non-finite
+// loss or gradient ends the program before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
+static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
+    Gpt *g = &r->g;
+    const Options *o = &r->o;
+    const int micro_steps = o->total_batch / (g->B * g->config.T);
+    const float loss_scale = g->loss_scaling[0], b1 = (float)o->beta1, b2 = (float)o->beta2;
+    const long t = r->progress.updates + 1;
+    const int as_graph = r->warm && g->record == RECORD_STATS;
+    if (r->graphs_own_amax != g->own_amax) graphs_drop(r), r->graphs_own_amax = g->own_amax; // other kernels than before
+    *lr_out = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
+    *r->step_inputs = {loss_scale / (float)o->total_batch,
+                       *lr_out,
+                       b1,
+                       b2,
+                       (float)o->eps,
+                       (float)o->weight_decay,
+                       (float)(1.0 / (1.0 - power_int(b1, t))),
+                       (float)(1.0 / (1.0 - power_int(b2, t))),
+                       o->grad_clip,
+                       loss_scale};
+    CUDA(cudaMemcpyAsync(g->step_inputs, r->step_inputs, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
+    device_zero(g->step_results, sizeof(StepResults));
+    device_zero(g->grad, g->param_count * sizeof(float));
+    if (!g->weights_ready) phase_run(r, PHASE_REFRESH, as_graph);
+    for (int micro = 0; micro < micro_steps; micro++) {
+        batch_prepare(r, step * micro_steps + micro);
+        batch_send(r, step * micro_steps + micro);
+        phase_run(r, PHASE_MICRO_BATCH, as_graph);
+    }
+    phase_run(r, PHASE_UPDATE, as_graph);
+    CUDA(cudaMemcpyAsync(r->step_results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost, STREAM));
+    if (step + 1 < o->steps) batch_prepare(r, (step + 1) * micro_steps); // while the device works
+    device_wait();
+    r->warm = 1;
+    const double loss = r->step_results->loss / o->total_batch, norm = r->step_results->norm;
+    const int overflow = norm - norm != 0, bad_loss = loss - loss != 0;
+    if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1))) {
+        char tensor[256], last[PATH_MAX] = "there is no checkpoint yet";
+        const long newest = checkpoint_newest(r->dir, LONG_MAX);
+        if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, newest);
+        nonfinite_find(g, tensor, sizeof(tensor));
+        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s", step + 1,
+              bad_loss ? "the loss" : "the gradient", tensor, last);
+    }
+    if (!overflow) r->progress.updates++;
+    if (g->own_amax && g->recipes[0].rule == SCALING_DELAYED) gpt_scales_read(g); // which have a history now?
+    loss_scale_update(g, overflow || r->step_results->cut);
+    *norm_out = norm;
+    return loss;
+}
+
+// The curves of this run and its baseline, then where everything is.
+static void run_summary(const Run *r, double val_loss, double seconds, long steps) {
+    char text[PATH_MAX];
+    const long step = r->progress.step;
+    struct rusage usage;
+    if (IS_FP8) scale_table_print(&r->g);
+    if (r->baseline[0]) {
+        path_print(text, "%s/log.tsv", r->dir);
+        const char *ours = text_read(text), *theirs = r->baseline;
+        double a[4] = {0}, b[4] = {0};
+        text_value(r->baseline, "precision", text);
+        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text, PRECISION_NAME, text, r->baseline_dir);
+        for (long i = 1; ours && i <= step; i++)
+            if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
+                printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
+    }
+    getrusage(RUSAGE_SELF, &usage);
+    size_t free_now = 0, total;
+    CUDA(cudaMemGetInfo(&free_now, &total));
+    const double floor = r->validation.floor, used = mib(machine.available > free_now ? machine.available - free_now : 0);
+    printf("\n%ld steps in %s, device memory %.1f MiB (planned %.1f), the host's peak %.1f MiB\n", steps,
+           duration_text(seconds, text), used, mib(r->plan.total), usage.ru_maxrss / 1024.0);
+    if (val_loss > 0) printf("validation loss %.6f", val_loss);
+    if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
+    printf("\nlog         %s/log.tsv%s\n", r->dir, IS_FP8 ? " and scales.tsv" : "");
+    if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, step, step);
+}
+
+static int run_train(Run *r) {
+    Gpt *g = &r->g;
+    const Options *o = &r->o;
+    const double begin = seconds_now(), flops = gpt_step_flops(&g->config, o->total_batch, g->config.T);
+    const long first = r->progress.step;
+    double val_loss = 0;
+    for (long step = first + 1; step <= o->steps; step++) {
+        const int last = step == o->steps, log_now = IS_FP8 && o->scales_every && (step % o->scales_every == 0 || last);
+        const float loss_scale = g->loss_scaling[0];
+        double t = seconds_now(), norm;
+        float lr;
+        g->record = log_now ? RECORD_SQNR : RECORD_STATS;
+        const double loss = run_step(r, step - 1, &norm, &lr);
+        t = seconds_now() - t;
+        r->progress.step = step;
+
+        char left[64], val_text[64] = "-";
+        const double each = (seconds_now() - begin) / (step - first); // seconds a step, with all that lies between steps
+        const int width = 10 * step / o->steps;
+        const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
+        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.1f TFLOP/s%s\n", step, o->steps,
+               width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
+               gflops * 1e-3, norm - norm != 0 ? " | overflow: step skipped" : "");
+        if (o->val_every && (step % o->val_every == 0 || last)) {
+            val_loss = run_validate(r, step);
+            snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
+        }
+        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
+                norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
+        log_flush(r->log, r->dir);
+        if (log_now) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
+        if (o->sample_every && (step % o->sample_every == 0 || last)) {
+            printf("--- a sample after step %ld\n", step);
+            run_write(r, "", o->sample_len, o->seed ^ mix64(step));
+            printf("---\n");
+        }
+        const int stop = interrupted; // read once: what is said below was done here
+        if (stop || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last)))
+            checkpoint_save(g, r->dir, &r->progress, r->option_lines, o->keep);
+        fflush(stdout);
+        if (stop && !last) {
+            printf("\ninterrupted after step %ld. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n", step, r->dir);
+            return EXIT_INTERRUPTED;
+        }
+    }
+    gpt_scales_read(g);
+    run_summary(r, val_loss, seconds_now() - begin, r->progress.step - first);
+    return EXIT_DONE;
+}
+
+// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
+// anything is allocated or a thread started.
+static void run_open(Run *r) {
+    Options *o = &r->o;
+    if (o->resume) { // the newest checkpoint, checked whole, and its options
+        run_directory(r->dir, o->out, 1, r->trains);
+        const long step = checkpoint_newest(r->dir, LONG_MAX);
+        EXPECT(step >= 0, "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
+        path_print(r->state.path, "%s/state_%08ld.bin", r->dir, step);
+        path_print(r->model, "%s/model_%08ld.bin", r->dir, step);
+        state_check(&r->state);
+        options_resume(o, (const char *)r->state.data[SECTION_OPTIONS], r->given, r->state.path);
+        memcpy(&r->progress, r->state.data[SECTION_PROGRESS], sizeof(r->progress));
+    }
+    options_recipes(o, &r->g);
+    int V = 0; // unknown
+    if (!r->prompts) {
+        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
+        r->train = dataset_open(o->train);
+        r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
+        V = r->train.V;
+        EXPECT(r->val.V == V, "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V, r->val.V);
+    }
+    const int depth = options_depth(o);
+    if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
+    EXPECT(r->model[0] || !r->prompts, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
+    if (r->model[0]) {
+        uint64_t sum;
+        r->g.config = model_check(r->model, &sum);
+        const int longest = r->g.config.T;
+        EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", r->model,
+               r->state.path);
+        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape", r->model);
+        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V, r->g.config.V);
+        if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len)) o->seq_len = longest;
+        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
+        r->g.config.T = o->seq_len;
+    } else r->g.config = options_config(o, depth, V);
+    options_shape(&r->g.config, r->prompts ? 1 : o->batch);
+    options_bf16(o, &r->g);
+    r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
+    const long micro_batch = o->batch * o->seq_len; // tokens
+    EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
+    if (o->total_batch == 0) o->total_batch = micro_batch;
+    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
+    if (o->lr == 0)
+        o->lr = round(3e8 / r->g.config.C) / 1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+    V = r->g.config.V;
+    if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
+    EXPECT(!r->prompts || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
+    if (!r->prompts) {
+        dataset_windows(&r->train, "training", o->seq_len);
+        dataset_windows(&r->val, "validation", o->seq_len);
+        r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
+    }
+    if (o->explain) return; // needs no GPU
+    machine_find(IS_FP8 && o->emulate, o->tune);
+    r->plan = memory_check(&r->g);
+    if (r->trains) run_logs_compare(r);
+    if (r->trains && !o->resume) run_directory(r->dir, o->out, 0, 1);
+}
+
+#ifndef TESTING
+int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    Options *o = &r->o;
+    *o = options_parse(argc, argv, r->given);
+    if (o->help) return options_help(), EXIT_DONE;
+    if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", CUDA\n"), EXIT_DONE;
+    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval && !o->explain;
+    r->baseline = r->baseline_at = "";
+    run_open(r);
+    if (o->explain) return run_explain(r), EXIT_DONE;
+
+    machine_init();
+    gpt_allocate(&r->g);
+    if (r->model[0]) model_load(&r->g, r->model);
+    else gpt_init(&r->g, o->seed);
+    if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
+    if (o->resume) state_load(&r->g, &r->state);
+    if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
+    r->option_lines = options_lines(o);
+    if (r->trains) run_buffers(r);
+    if (r->trains && o->tune) run_tune(r);
+    char *header = run_header(r);
+    lines_print(header);
+    if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
+    r->log = log_open(r->dir, "log.tsv", header, LOG_COLUMNS, o->resume ? r->progress.step : -1);
+    if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", "", SCALES_COLUMNS, o->resume ? r->progress.step : -1);
+    printf("run              %s\n\n", r->dir);
+    if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
+    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
+    return run_train(r);
+}
+#endif
