@@ -98,12 +98,15 @@ compare: build/compare all
 # What scripts under dev/ compile with.
 flags:
 	@echo '$(CFLAGS) $(NUMERICS)'
+cuda-flags:
+	@echo '-O3 $(NVCC_NUMERICS)'
 
 # The CUDA backend. Contraction is off and denormals are flushed, as in the C file, so that FP8 bytes are the same.
 NVCC ?= nvcc
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC))))
 GPU_ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),native,sm_90)
-NVCC_FLAGS = -O3 -std=c++17 -arch=$(GPU_ARCH) -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
+NVCC_NUMERICS = -std=c++17 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
+NVCC_FLAGS = -O3 -arch=$(GPU_ARCH) $(NVCC_NUMERICS)
 CUDA_LIBS = -lcublasLt $(if $(CUDA_HOME),-Xlinker -rpath=$(CUDA_HOME)/lib64)
 ifdef USE_CUDNN # CUDNN_FLAGS: where its frontend's headers are, e.g. -isystem DIR/include of the package nvidia-cudnn-frontend
 NVCC_FLAGS += -DUSE_CUDNN $(CUDNN_FLAGS)
@@ -129,4 +132,4 @@ bench: data/tales.d/train.txt
 clean:
 	rm -rf build $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
-.PHONY: all cuda test-cuda test test-exhaustive ladder compare flags bench clean
+.PHONY: all cuda cuda-flags test-cuda test test-exhaustive ladder compare flags bench clean
