@@ -4,20 +4,25 @@ Trains several arms (precisions, recipes) with the same seeds and data, and says
     make build/compare
     build/compare --arms "fp16,bf16,fp8,fp8 --scaling none" --seeds 5 --out DIR -- -i TRAIN -j VAL -e d4 -x 400 ...
 
-An arm is the name of a build and options of its own; what follows -- goes to every arm. Seeds 1 .. N set both the initial
+An arm is the name of a build and options of its own; what follows -- goes to every arm. The seeds set both the initial
 weights and the order of the data, so that arms are compared in pairs. Runs that are whole are not run again, stopped ones
 go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run), summary.tsv (a row an arm),
 report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
 
+    --arms LIST       what is compared, separated by commas ["fp16,bf16,fp8"]
+    --seeds N         seeds 1 to N; or N-M [5]
+    --out DIR         [log/compare]
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
     --jobs N          runs at a time, each on its share of the threads: small models train faster so, but tokens/s and seconds are
                       then those of runs that share the machine [1]
     --bound X         gaps inside +-X nats count as none [0.002]
+    --pool A,B,..     trains nothing: the rows of these runs.tsv (other seeds, other machines) as one comparison, without curves
     --statistics FILE two columns of numbers: prints n, mean difference, standard error, 95% interval and p, and stops
 
 Verdicts: `match` if the whole 95% interval of the gap lies inside the bound; else `worse` or `better` if it excludes 0; else
 `undecided`. The number of seeds that it then names is a guess; seeds added until a verdict pleases, or many arms at once, make
-chance verdicts likelier than 1 in 20.
+chance verdicts likelier than 1 in 20. The noise band is what the means of two sets of as many runs of the reference, with seeds
+of their own, differ by at most in 95 of 100 cases: a gap inside it would not be seen without pairing.
 
 Exit status: 0 every arm matches the reference (or is better), 1 one is worse, diverged or died, 2 bad input, 3 none is worse but
 one is undecided.
@@ -26,9 +31,10 @@ one is undecided.
 #include "../train_gpt_fp8.c"
 #include <sys/wait.h>
 
-#define ARMS_MAX   32
-#define SEEDS_MAX  64
-#define POINTS_MAX 4096
+#define ARMS_MAX    32
+#define SEEDS_MAX   256
+#define POINTS_MAX  4096
+#define RUNS_HEADER "\narm\tseed\tval_loss\tval_loss_bf16\ttok_s\tpeak_mib\tstate\n"
 
 // ==== 1. statistics ==================================================================================================
 
@@ -105,8 +111,10 @@ typedef struct {
 static struct {
     Arm arms[ARMS_MAX];
     int arm_count, seeds, reference, bf16; // the last two: arms, or -1
+    int seed[SEEDS_MAX];
     double bound, floor;
     const char *out, *common;
+    char data[160]; // hashes of what was read, and the rule of the bits: "DATA VAL NUMERICS"
 } all;
 
 // The words of a command line, quotes not interpreted; words beyond what fits are an error.
@@ -186,9 +194,10 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
            "%s: expected seeds %d, found another; use another --out", r->dir, seed);
 }
 
-// Trains one arm with one seed, unless it is there already; then reads it.
-static void run_make(Arm *arm, int seed) {
-    TrainedRun *r = &arm->runs[seed - 1];
+// Trains one arm with the seed at an index, unless it is there already; then reads it.
+static void run_make(Arm *arm, int index) {
+    TrainedRun *r = &arm->runs[index];
+    const int seed = all.seed[index];
     char program[64], text[4 * PATH_MAX], command[4 * PATH_MAX], output[PATH_MAX], path[PATH_MAX], number[16], *argv[256];
     snprintf(program, sizeof(program), "./train_gpt_%s", arm->build), snprintf(number, sizeof(number), "%d", seed);
     path_print(r->dir, "%s/%s-%d", all.out, arm->slug, seed);
@@ -278,7 +287,7 @@ static Gap arm_gap(const Arm *arm, int reference) {
 // Writes an arm's verdict; returns 0 match or better, 1 worse or diverged, 3 undecided.
 static int arm_verdict(const Arm *arm, char *out, size_t room) {
     for (int s = 0; s < all.seeds; s++)
-        if (arm->runs[s].died[0]) return snprintf(out, room, "%s (seed %d)", arm->runs[s].died, s + 1), 1;
+        if (arm->runs[s].died[0]) return snprintf(out, room, "%s (seed %d)", arm->runs[s].died, all.seed[s]), 1;
     if (arm == &all.arms[all.reference]) return snprintf(out, room, "reference"), 0;
     const Gap g = arm_gap(arm, all.reference);
     if (g.n == 0) return snprintf(out, room, "undecided: the reference has runs that died"), 3;
@@ -302,6 +311,13 @@ static int points_of(const Arm *arm) {
     int points = arm->runs[0].points; // all at the same steps: run_compare()
     for (int s = 1; s < all.seeds; s++) points = MIN(points, arm->runs[s].points);
     return points;
+}
+
+// Half the noise band at a validation: what the mean over other seeds of the same arm would differ by, 95%.
+static double noise_at(const Arm *arm, int point) {
+    double spread;
+    mean_at(arm, point, &spread);
+    return all.seeds > 1 ? t_quantile(0.05, all.seeds - 1) * spread * sqrt(2.0 / all.seeds) : NAN;
 }
 
 // The first validation at which the arm's mean loss is at most the reference's final one: its step, and mean seconds of training.
@@ -336,9 +352,11 @@ static int summary_write(void) {
     path_print(path, "%s/summary.tsv", all.out);
     FILE *f = fopen(path, "w");
     EXPECT(f && runs, "%s: cannot write: %s", path, strerror(errno));
-    fprintf(runs, "arm\tseed\tval_loss\tval_loss_bf16\ttok_s\tpeak_mib\tstate\n");
-    fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n# floor\t%.9g\n# reference\t%s\n", all.common, all.seeds, all.bound,
-            all.floor, all.arms[all.reference].label);
+    const Arm *reference = &all.arms[all.reference];
+    const double noise = points_of(reference) ? noise_at(reference, points_of(reference) - 1) : NAN;
+    fprintf(runs, "# common\t%s\n# data\t%s" RUNS_HEADER, all.common, all.data);
+    fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n# noise\t%.6f\n# floor\t%.9g\n# reference\t%s\n", all.common, all.seeds,
+            all.bound, noise, all.floor, reference->label);
     fprintf(f, "arm\tloss\tseed_spread\tgap\tgap_low\tgap_high\tgap_p\tgap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_"
                "p\tevaluated_in_bf16\t"
                "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
@@ -351,8 +369,8 @@ static int summary_write(void) {
         const int whole = losses_of(arm, losses);
         for (int s = 0; s < all.seeds; s++) {
             const TrainedRun *r = &arm->runs[s];
-            fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, s + 1, r->final_loss, r->final_bf16, r->tok_s, r->mib,
-                    r->died[0] ? r->died : "whole");
+            fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, all.seed[s], r->final_loss, r->final_bf16, r->tok_s,
+                    r->mib, r->died[0] ? r->died : "whole");
             tok_s += r->tok_s / all.seeds, mib_peak = MAX(mib_peak, r->mib), in_bf16 += r->final_bf16 / all.seeds;
         }
         if (whole) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
@@ -364,13 +382,17 @@ static int summary_write(void) {
                g.p, tok_s, verdict);
     }
     fclose(f), fclose(runs);
+    if (all.seeds > 1)
+        printf("\nseed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
+               noise);
     double low = INFINITY, high = -INFINITY;
     for (int a = 0; a < all.arm_count; a++)
         for (int p = 0; p < points_of(&all.arms[a]); p++) {
             const double v = mean_at(&all.arms[a], p, NULL);
             low = MIN(low, v), high = MAX(high, v);
         }
-    if (low <= high) printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
+    if (!(low <= high) || points_of(reference) == 1) return worst;
+    printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
     for (int a = 0; a < all.arm_count; a++)
         printf("%-28.28s ", all.arms[a].label), curve_print(&all.arms[a], low, high), printf("\n");
     return worst;
@@ -482,8 +504,9 @@ static void report_write(void) {
         const int points = points_of(arm);
         double mean[POINTS_MAX], spread[POINTS_MAX], gap[POINTS_MAX], low[POINTS_MAX], high[POINTS_MAX];
         const int shared = MIN(points, points_of(&all.arms[all.reference]));
+        for (int p = 0; p < points && a == all.reference; p++) gap[p] = 0, high[p] = noise_at(arm, p), low[p] = -high[p];
         for (int p = 0; p < points; p++) mean[p] = mean_at(arm, p, &spread[p]);
-        for (int p = 0; p < shared; p++) {
+        for (int p = 0; p < shared && a != all.reference; p++) {
             double x[SEEDS_MAX], y[SEEDS_MAX];
             for (int s = 0; s < all.seeds; s++) x[s] = arm->runs[s].val[p], y[s] = all.arms[all.reference].runs[s].val[p];
             const Gap g = gap_of(x, y, all.seeds);
@@ -543,13 +566,18 @@ static void panel_begin(FILE *f, const Panel *p, const char *title) {
         }
     }
 }
-// One arm: the band low .. high and the line of its means, over n validations.
-static void panel_curve(FILE *f, const Panel *p, const double *steps, const double *mean, const double *low, const double *high,
-                        int n, int arm) {
-    fprintf(f, "<g clip-path=\"url(#clip%g)\"><path fill=\"%s\" opacity=\".18\" d=\"", p->top, plot_colours[arm % COLOURS]);
+// One arm, over n validations: the band low .. high; and the line of its means with it.
+static void panel_band(FILE *f, const Panel *p, const double *steps, const double *low, const double *high, int n, int arm) {
+    fprintf(f, "<path clip-path=\"url(#clip%g)\" fill=\"%s\" opacity=\".18\" d=\"", p->top, plot_colours[arm % COLOURS]);
     for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, high[i]));
     for (int i = n - 1; i >= 0; i--) fprintf(f, "L%.1f %.1f", plot_x(p, steps[i]), plot_y(p, low[i]));
-    fprintf(f, "Z\"/><path fill=\"none\" stroke-linecap=\"round\" "), svg_stroke(f, arm, 1.8), fprintf(f, " d=\"");
+    fprintf(f, "Z\"/>\n");
+}
+static void panel_curve(FILE *f, const Panel *p, const double *steps, const double *mean, const double *low, const double *high,
+                        int n, int arm) {
+    panel_band(f, p, steps, low, high, n, arm);
+    fprintf(f, "<g clip-path=\"url(#clip%g)\"><path fill=\"none\" stroke-linecap=\"round\" ", p->top), svg_stroke(f, arm, 1.8),
+        fprintf(f, " d=\"");
     for (int i = 0; i < n; i++) fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, mean[i]));
     fprintf(f, "h0\"/></g>\n"); // a single point is seen, too
 }
@@ -601,12 +629,17 @@ static void picture_write(void) {
         fprintf(f, "<clipPath id=\"clip%g\"><rect x=\"%d\" y=\"%g\" width=\"%d\" height=\"%d\"/></clipPath>\n", panels[k]->top,
                 PLOT_LEFT, panels[k]->top, PLOT_WIDTH, PLOT_HEIGHT);
     panel_begin(f, &loss, "validation loss, nats a token: mean and spread over seeds");
-    panel_begin(f, &gaps, "gap to the reference (gray: the bound), with its 95% interval");
+    panel_begin(f, &gaps, "gap to the reference, 95% interval; gray: the bound, and the reference against itself");
     fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" fill=\"#8882\"/>\n", PLOT_LEFT, plot_y(&gaps, all.bound),
             PLOT_WIDTH, plot_y(&gaps, -all.bound) - plot_y(&gaps, all.bound));
     for (int a = 0; a < all.arm_count; a++) {
         const double *steps = all.arms[a].runs[0].step, y = loss.top + 12 + 18 * a;
         panel_curve(f, &loss, steps, mean[a], around[0][a], around[1][a], n[a], a);
+        if (a == all.reference && all.seeds > 1) {
+            for (int p = 0; p < n[a]; p++)
+                gap[a][p] = 0, within[1][a][p] = noise_at(reference, p), within[0][a][p] = -within[1][a][p];
+            panel_band(f, &gaps, steps, within[0][a], within[1][a], n[a], a);
+        }
         if (a != all.reference) panel_curve(f, &gaps, steps, gap[a], within[0][a], within[1][a], paired[a], a);
         fprintf(f, "<path "), svg_stroke(f, a, 3);
         fprintf(f, " d=\"M%d %gh18\"/><text x=\"%d\" y=\"%g\">", PLOT_LEFT + PLOT_WIDTH + 14, y, PLOT_LEFT + PLOT_WIDTH + 38,
@@ -663,6 +696,82 @@ static int arm_index(const char *label) {
     return -1;
 }
 
+// Seeds N (1 to N) or N-M.
+static void seeds_parse(const char *text, int *seeds) {
+    char end = 0;
+    if (sscanf(text, "%d-%d%c", &seeds[0], &seeds[1], &end) != 2)
+        seeds[0] = 1, seeds[1] = strspn(text, "0123456789") == strlen(text) ? atoi(text) : 0;
+    EXPECT(!end && seeds[0] >= 1 && seeds[1] >= seeds[0] && seeds[1] - seeds[0] < SEEDS_MAX,
+           "option --seeds: expected N, or N-M, and at most %d seeds; found '%s'", SEEDS_MAX, text);
+}
+
+static int help_print(void) { // what the first lines of this file say
+    char *text = text_read("dev/compare.c");
+    EXPECT(text, "the help is in the first lines of dev/compare.c; run this from the project's directory");
+    const int shown = (int)(strstr(text, "*/") - text) - 3;
+    printf("%.*s", shown, text + 3);
+    return 0;
+}
+
+// Rows of runs.tsv files as runs of the arms, without logs; the seeds are those that every arm has. Rows of other options or other
+// data, and two rows of one arm and seed that differ, are errors.
+static void pool_read(const char *files) {
+    typedef struct {
+        int arm, seed;
+        double loss, in_bf16, tok_s, mib;
+        char state[128];
+    } Row;
+    static Row rows[ARMS_MAX * SEEDS_MAX];
+    static char common[3 * PATH_MAX];
+    int n = 0, left_out = 0;
+    char *list = strdup(files), value[PATH_MAX], label[256];
+    for (char *path = strtok(list, ","); path; path = strtok(NULL, ",")) {
+        char *text = text_read(path);
+        EXPECT(text, "%s: cannot read: %s", path, strerror(errno));
+        const char *at = strstr(text, RUNS_HEADER);
+        EXPECT(at && *text_value(text, "common", value), "%s: expected a runs.tsv with lines '# common' and '# data'", path);
+        EXPECT(!all.data[0] || !strcmp(common, value), "%s: is of other options ('%s') than the first file ('%s')", path, value,
+               common);
+        snprintf(common, sizeof(common), "%s", value), text_value(text, "data", value);
+        EXPECT(!all.data[0] || !strcmp(all.data, value), "%s: is of other data or rules ('%s') than the first file ('%s')", path,
+               value, all.data);
+        snprintf(all.data, sizeof(all.data), "%.159s", value);
+        for (at = strchr(at + 1, '\n'); at && at[1]; at = strchr(at + 1, '\n')) {
+            Row r;
+            EXPECT(sscanf(at + 1, "%255[^\t]\t%d\t%lf\t%lf\t%lf\t%lf\t%127[^\n]", label, &r.seed, &r.loss, &r.in_bf16, &r.tok_s,
+                          &r.mib, r.state) == 7,
+                   "%s: expected 7 columns, found '%.*s'", path, (int)strcspn(at + 1, "\n"), at + 1);
+            if ((r.arm = arm_index(label)) < 0) continue;
+            int twin = 0;
+            while (twin < n && (rows[twin].arm != r.arm || rows[twin].seed != r.seed)) twin++;
+            EXPECT(twin == n || (!strcmp(rows[twin].state, r.state) && (rows[twin].loss == r.loss || isnan(r.loss))),
+                   "%s: '%s' with seed %d is there twice, with losses %.9g and %.9g", path, label, r.seed, rows[twin].loss, r.loss);
+            if (twin < n) continue;
+            EXPECT(n < ARMS_MAX * SEEDS_MAX, "%s: more rows than fit", path);
+            rows[n++] = r;
+        }
+        free(text);
+    }
+    free(list);
+    all.common = common, all.seeds = 0;
+    for (int i = 0; i < n; i++) { // the seeds of the first arm, in the order of the files
+        int have = 0;
+        for (int j = 0; j < n; j++) have += rows[j].seed == rows[i].seed;
+        if (rows[i].arm == 0 && have == all.arm_count && all.seeds < SEEDS_MAX) all.seed[all.seeds++] = rows[i].seed;
+        left_out += have != all.arm_count;
+    }
+    EXPECT(all.seeds, "option --pool: no seed that all %d arms have; --arms says which arms", all.arm_count);
+    if (left_out) printf("%d rows are left out: not every arm has their seed\n", left_out);
+    for (int s = 0; s < all.seeds; s++)
+        for (int i = 0; i < n; i++) {
+            if (rows[i].seed != all.seed[s]) continue;
+            TrainedRun *r = &all.arms[rows[i].arm].runs[s];
+            r->final_loss = rows[i].loss, r->final_bf16 = rows[i].in_bf16, r->tok_s = rows[i].tok_s, r->mib = rows[i].mib;
+            if (strcmp(rows[i].state, "whole")) snprintf(r->died, sizeof(r->died), "%s", rows[i].state);
+            else r->points = 1, r->val[0] = r->final_loss;
+        }
+}
+
 // Waits for the end of one child that made a run, and says how far all are; an error of its ends the program. Returns 1.
 static int child_wait(int *done, int total, double begin) {
     int status;
@@ -677,27 +786,32 @@ static int child_wait(int *done, int total, double begin) {
 
 int main(int argc, char **argv) {
     static char common[3 * PATH_MAX];
-    const char *arms = "fp16,bf16,fp8", *reference = NULL;
+    const char *arms = "fp16,bf16,fp8", *reference = NULL, *pool = NULL;
     setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
-    all.seeds = 5, all.bound = 0.002, all.out = "log/compare", all.common = common;
+    int seeds[2] = {1, 5};
+    all.bound = 0.002, all.out = "log/compare", all.common = common;
     int i = 1, jobs = 1;
     for (; i < argc && strcmp(argv[i], "--"); i += 2) {
-        static const char *const names[] = {"--arms", "--seeds", "--out", "--bound", "--reference", "--statistics", "--jobs"};
+        static const char *const names[] = {"--arms",      "--seeds", "--out",  "--bound",
+                                            "--reference", "--jobs",  "--pool", "--statistics"};
+        const int known = sizeof(names) / sizeof(names[0]);
         int which = 0;
-        while (which < 7 && strcmp(argv[i], names[which])) which++;
-        EXPECT(which < 7 && i + 1 < argc, "option '%s': %s; the first lines of dev/compare.c say what there is", argv[i],
-               which < 7 ? "needs a value" : "is unknown");
+        if (!strcmp(argv[i], "--help")) return help_print();
+        while (which < known && strcmp(argv[i], names[which])) which++;
+        EXPECT(which < known && i + 1 < argc, "option '%s': %s; --help says what there is", argv[i],
+               which < known ? "needs a value" : "is unknown");
         const char *value = argv[i + 1];
         if (which == 0) arms = value;
-        else if (which == 1) all.seeds = atoi(value);
+        else if (which == 1) seeds_parse(value, seeds);
         else if (which == 2) all.out = value;
         else if (which == 3) all.bound = atof(value);
         else if (which == 4) reference = value;
-        else if (which == 6) jobs = atoi(value);
+        else if (which == 5) jobs = atoi(value);
+        else if (which == 6) pool = value;
         else return statistics_print(value);
     }
     for (i++; i < argc; i++) strncat(strncat(common, common[0] ? " " : "", 2), argv[i], sizeof(common) - strlen(common) - 2);
-    EXPECT(all.seeds >= 1 && all.seeds <= SEEDS_MAX, "option --seeds: expected 1 to %d, found %d", SEEDS_MAX, all.seeds);
+    for (int seed = seeds[0]; seed <= seeds[1]; seed++) all.seed[all.seeds++] = seed;
     EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
     EXPECT(all.bound > 0, "option --bound: expected a number above 0");
     arms_parse(strdup(arms));
@@ -710,6 +824,12 @@ int main(int argc, char **argv) {
     for (char *p = path + 1; *p; p++)
         if (*p == '/') *p = 0, mkdir(path, 0777), *p = '/';
 
+    for (int a = 0; a < all.arm_count; a++) {
+        // shared, so that what a child saw of a run's end is known here
+        void *runs = mmap(NULL, SEEDS_MAX * sizeof(TrainedRun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        EXPECT(runs != MAP_FAILED, "out of memory");
+        all.arms[a].runs = (TrainedRun *)runs;
+    }
     path_print(path, "%s/lock", all.out);
     const int lock = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
     EXPECT(lock >= 0, "%s: cannot create: %s", path, strerror(errno));
@@ -718,12 +838,7 @@ int main(int argc, char **argv) {
     const int total = all.arm_count * all.seeds;
     int done = 0, made = 0, running = 0;
     const TrainedRun *first = NULL;
-    for (int a = 0; a < all.arm_count; a++) {
-        // shared, so that what a child saw of a run's end is known here
-        void *runs = mmap(NULL, all.seeds * sizeof(TrainedRun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        EXPECT(runs != MAP_FAILED, "out of memory");
-        all.arms[a].runs = (TrainedRun *)runs;
-    }
+    if (pool) return pool_read(pool), summary_write();
     if (jobs > 1) { // make them all in children; below they are only read
         char threads[16];
         snprintf(threads, sizeof(threads), "%d", MAX(1, thread_count() / jobs));
@@ -735,30 +850,35 @@ int main(int argc, char **argv) {
             const pid_t child = fork();
             EXPECT(child >= 0, "cannot start a run: %s", strerror(errno));
             Arm *arm = &all.arms[k % all.arm_count];
-            const int seed = k / all.arm_count + 1;
+            const int index = k / all.arm_count;
             if (child == 0) {
-                run_make(arm, seed);
-                arm->runs[seed - 1].log = NULL; // the child's own memory
+                run_make(arm, index);
+                arm->runs[index].log = NULL; // the child's own memory
                 _exit(0);
             }
             running++;
         }
         done = 0;
     }
-    for (int seed = 1; seed <= all.seeds; seed++) // so that a stopped comparison has whole pairs
+    for (int s = 0; s < all.seeds; s++) // so that a stopped comparison has whole pairs
         for (int a = 0; a < all.arm_count; a++) {
             Arm *arm = &all.arms[a];
             char left[64];
             const double t = seconds_now();
-            run_make(arm, seed);
-            TrainedRun *r = &arm->runs[seed - 1];
+            run_make(arm, s);
+            TrainedRun *r = &arm->runs[s];
             if (r->log && !first) first = r;
-            if (r->log) run_compare(r, first, seed);
+            if (r->log) run_compare(r, first, all.seed[s]);
             made += seconds_now() - t > 2, done++;
             const double each = made ? (seconds_now() - begin) / made : 0;
-            printf("[%d/%d] %-28s seed %d: %s %.5f | %s left\n", done, total, arm->label, seed, r->died[0] ? r->died : "loss",
-                   r->final_loss, duration_text(each * (total - done), left));
+            printf("[%d/%d] %-28s seed %d: %s %.5f | %s left\n", done, total, arm->label, all.seed[s],
+                   r->died[0] ? r->died : "loss", r->final_loss, duration_text(each * (total - done), left));
         }
+    if (first) {
+        char hash[3][PATH_MAX];
+        snprintf(all.data, sizeof(all.data), "%.40s %.40s %.40s", text_value(first->log, "data_hash", hash[0]),
+                 text_value(first->log, "val_hash", hash[1]), text_value(first->log, "numerics", hash[2]));
+    }
     const int worst = summary_write();
     report_write();
     picture_write();
