@@ -24,6 +24,9 @@ Verdicts: `match` if the whole 95% interval of the gap lies inside the bound; el
 chance verdicts likelier than 1 in 20. The noise band is what the means of two sets of as many runs of the reference, with seeds
 of their own, differ by at most in 95 of 100 cases: a gap inside it would not be seen without pairing.
 
+An FP8 arm's last weights are validated by the BF16 build as well: that gap (gap_trained) is training's share, the rest is what
+FP8 costs in the validation itself.
+
 Exit status: 0 every arm matches the reference (or is better), 1 one is worse, diverged or died, 2 bad input, 3 none is worse but
 one is undecided.
 */
@@ -284,6 +287,14 @@ static Gap arm_gap(const Arm *arm, int reference) {
     return gap_of(a, b, all.seeds);
 }
 
+// Training's share of an FP8 arm's gap to BF16: its weights validated by the BF16 build, against the BF16 arm.
+static Gap trained_gap(const Arm *arm) {
+    double a[SEEDS_MAX], b[SEEDS_MAX];
+    int known = all.bf16 >= 0 && losses_of(arm, a) && losses_of(&all.arms[all.bf16], b);
+    for (int s = 0; s < all.seeds && known; s++) a[s] = arm->runs[s].final_bf16, known = isfinite(a[s]) && a[s] > 0;
+    return known ? gap_of(a, b, all.seeds) : (Gap){0, NAN, NAN, NAN, NAN, NAN};
+}
+
 // Writes an arm's verdict; returns 0 match or better, 1 worse or diverged, 3 undecided.
 static int arm_verdict(const Arm *arm, char *out, size_t room) {
     for (int s = 0; s < all.seeds; s++)
@@ -357,9 +368,11 @@ static int summary_write(void) {
     fprintf(runs, "# common\t%s\n# data\t%s" RUNS_HEADER, all.common, all.data);
     fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n# noise\t%.6f\n# floor\t%.9g\n# reference\t%s\n", all.common, all.seeds,
             all.bound, noise, all.floor, reference->label);
-    fprintf(f, "arm\tloss\tseed_spread\tgap\tgap_low\tgap_high\tgap_p\tgap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_"
-               "p\tevaluated_in_bf16\t"
-               "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
+    fprintf(
+        f,
+        "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\tgap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\t"
+        "evaluated_in_bf16\tgap_trained\tgap_trained_low\tgap_trained_high\t"
+        "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
     printf("\n%-28s %9s %9s   %-33s %9s  %s\n", "arm", "loss", "spread", "gap to the reference, 95%, p", "tok/s", "verdict");
     for (int a = 0; a < all.arm_count; a++) {
         const Arm *arm = &all.arms[a];
@@ -374,14 +387,22 @@ static int summary_write(void) {
             tok_s += r->tok_s / all.seeds, mib_peak = MAX(mib_peak, r->mib), in_bf16 += r->final_bf16 / all.seeds;
         }
         if (whole) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
-        const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16);
-        fprintf(f, "%s\t%.6f\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%.6f\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n",
-                arm->label, mean, spread, g.mean, g.low, g.high, g.p, b.mean, b.low, b.high, b.p, in_bf16,
-                all.floor > 0 ? mean - all.floor : 0, steps, seconds, tok_s, mib_peak, verdict);
+        const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16), t = trained_gap(arm);
+        fprintf(f,
+                "%s\t%.6f\t%.6f\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.6f\t%g\t%"
+                ".1f\t%.0f\t%.1f\t%s\n",
+                arm->label, mean, spread, spread / sqrt(all.seeds), g.mean, g.low, g.high, g.p, b.mean, b.low, b.high, b.p, in_bf16,
+                t.mean, t.low, t.high, all.floor > 0 ? mean - all.floor : 0, steps, seconds, tok_s, mib_peak, verdict);
         printf("%-28.28s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", arm->label, mean, spread, g.mean, g.low, g.high,
                g.p, tok_s, verdict);
     }
     fclose(f), fclose(runs);
+    for (int a = 0; a < all.arm_count; a++) {
+        const Gap t = trained_gap(&all.arms[a]);
+        if (t.n)
+            printf("%s%-28.28s %29s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", a == 0 || !trained_gap(&all.arms[a - 1]).n ? "\n" : "",
+                   all.arms[a].label, "validated in BF16, to bf16:", t.mean, t.low, t.high, t.p);
+    }
     if (all.seeds > 1)
         printf("\nseed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
                noise);
@@ -513,11 +534,13 @@ static void report_write(void) {
             gap[p] = g.mean, low[p] = g.low, high[p] = g.high;
         }
         const Gap g = arm_gap(arm, all.reference);
+        const Gap t = trained_gap(arm);
+        const double trained[3] = {t.mean, t.low, t.high};
         const double last[6] = {g.mean, g.low, g.high, g.p, points ? mean[points - 1] : NAN, arm->runs[0].tok_s};
         arm_verdict(arm, verdict, sizeof(verdict));
         fprintf(f, "%s{\"label\":", a ? "," : ""), json_text(f, arm->label), fprintf(f, ",\"verdict\":"), json_text(f, verdict);
-        fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","),
-            json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
+        fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","), json_numbers(f, "trained", trained, 3, "%.7g"),
+            fprintf(f, ","), json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
         fprintf(f, ","), json_numbers(f, "mean", mean, points, "%.6g"), fprintf(f, ","),
             json_numbers(f, "spread", spread, points, "%.4g");
         fprintf(f, ","), json_numbers(f, "gap", gap, shared, "%.4g"), fprintf(f, ","), json_numbers(f, "low", low, shared, "%.4g");
