@@ -24,6 +24,7 @@ Verdicts: `match` if the whole 95% interval of the gap lies inside the bound; el
 chance verdicts likelier than 1 in 20. The noise band is what the means of two sets of as many runs of the reference, with seeds
 of their own, differ by at most in 95 of 100 cases: a gap inside it would not be seen without pairing.
 
+The last validation is one point of a noisy curve: gap_half compares the means of all validations after half of the steps.
 An FP8 arm's last weights are validated by the BF16 build as well: that gap (gap_trained) is training's share, the rest is what
 FP8 costs in the validation itself.
 
@@ -37,7 +38,7 @@ one is undecided.
 #define ARMS_MAX    32
 #define SEEDS_MAX   256
 #define POINTS_MAX  4096
-#define RUNS_HEADER "\narm\tseed\tval_loss\tval_loss_bf16\ttok_s\tpeak_mib\tstate\n"
+#define RUNS_HEADER "\narm\tseed\tval_loss\tval_loss_bf16\tval_loss_half\ttok_s\tpeak_mib\tstate\n"
 
 // ==== 1. statistics ==================================================================================================
 
@@ -104,8 +105,10 @@ typedef struct {
     char dir[PATH_MAX], *log, died[256]; // died: why this run has no final loss, or ""
     int points;                          // validations
     double step[POINTS_MAX], val[POINTS_MAX], seconds[POINTS_MAX];
-    double final_loss, final_bf16, tok_s, mib; // final_bf16: the same weights, evaluated by the BF16 build; 0: not asked
-    long stopped_at;                           // its last step
+    double final_loss, final_bf16,
+        half_loss; // final_bf16: of the same weights, by the BF16 build; half_loss: mean of the second half's
+    double tok_s, mib;
+    long stopped_at; // its last step
 } TrainedRun;
 typedef struct {
     char label[256], build[16], options[256], slug[256];
@@ -175,6 +178,11 @@ static int run_read(TrainedRun *r) {
     r->tok_s = rates[1] ? rates[0] / rates[1] : 0;
     EXPECT(r->points < POINTS_MAX, "%s: more than %d validations", path, POINTS_MAX - 1);
     const int whole = steps > 0 && r->stopped_at == steps && r->points && r->step[r->points - 1] == (double)steps;
+    int half = 0;
+    r->half_loss = 0;
+    for (int p = 0; p < r->points; p++)
+        if (2 * r->step[p] > (double)steps) r->half_loss += r->val[p], half++;
+    r->half_loss = half ? r->half_loss / half : NAN;
     if (whole) r->final_loss = r->val[r->points - 1];
     if (whole && !isfinite(r->final_loss)) snprintf(r->died, sizeof(r->died), "diverged: its last validation loss is not finite");
     return whole;
@@ -287,6 +295,16 @@ static Gap arm_gap(const Arm *arm, int reference) {
     return gap_of(a, b, all.seeds);
 }
 
+// The gap to the reference in the mean loss of the second half of the validations: less noise than in the last one alone.
+static Gap half_gap(const Arm *arm) {
+    double a[SEEDS_MAX], b[SEEDS_MAX];
+    const Arm *reference = &all.arms[all.reference];
+    int known = losses_of(arm, a) && losses_of(reference, b);
+    for (int s = 0; s < all.seeds && known; s++)
+        a[s] = arm->runs[s].half_loss, b[s] = reference->runs[s].half_loss, known = isfinite(a[s]) && isfinite(b[s]);
+    return known ? gap_of(a, b, all.seeds) : (Gap){0, NAN, NAN, NAN, NAN, NAN};
+}
+
 // Training's share of an FP8 arm's gap to BF16: its weights validated by the BF16 build, against the BF16 arm.
 static Gap trained_gap(const Arm *arm) {
     double a[SEEDS_MAX], b[SEEDS_MAX];
@@ -355,6 +373,11 @@ static void curve_print(const Arm *arm, double low, double high) {
     }
 }
 
+static void gap_columns(FILE *f, const Gap *g) { fprintf(f, "\t%+.6f\t%+.6f\t%+.6f", g->mean, g->low, g->high); }
+static void gap_print(const char *label, const char *what, const Gap *g) {
+    printf("%-20.20s %27s   %+8.5f [%+8.5f, %+8.5f] %5.2g\n", label, what, g->mean, g->low, g->high, g->p);
+}
+
 static int summary_write(void) {
     char path[PATH_MAX], verdict[320];
     int worst = 0;
@@ -371,7 +394,7 @@ static int summary_write(void) {
     fprintf(
         f,
         "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\tgap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\t"
-        "evaluated_in_bf16\tgap_trained\tgap_trained_low\tgap_trained_high\t"
+        "evaluated_in_bf16\tgap_trained\tgap_trained_low\tgap_trained_high\tgap_half\tgap_half_low\tgap_half_high\t"
         "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
     printf("\n%-28s %9s %9s   %-33s %9s  %s\n", "arm", "loss", "spread", "gap to the reference, 95%, p", "tok/s", "verdict");
     for (int a = 0; a < all.arm_count; a++) {
@@ -382,29 +405,29 @@ static int summary_write(void) {
         const int whole = losses_of(arm, losses);
         for (int s = 0; s < all.seeds; s++) {
             const TrainedRun *r = &arm->runs[s];
-            fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, all.seed[s], r->final_loss, r->final_bf16, r->tok_s,
-                    r->mib, r->died[0] ? r->died : "whole");
+            fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, all.seed[s], r->final_loss, r->final_bf16,
+                    r->half_loss, r->tok_s, r->mib, r->died[0] ? r->died : "whole");
             tok_s += r->tok_s / all.seeds, mib_peak = MAX(mib_peak, r->mib), in_bf16 += r->final_bf16 / all.seeds;
         }
         if (whole) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
-        const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16), t = trained_gap(arm);
-        fprintf(f,
-                "%s\t%.6f\t%.6f\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%+.6f\t%+.6f\t%+.6f\t%.3g\t%.6f\t%+.6f\t%+.6f\t%+.6f\t%.6f\t%g\t%"
-                ".1f\t%.0f\t%.1f\t%s\n",
-                arm->label, mean, spread, spread / sqrt(all.seeds), g.mean, g.low, g.high, g.p, b.mean, b.low, b.high, b.p, in_bf16,
-                t.mean, t.low, t.high, all.floor > 0 ? mean - all.floor : 0, steps, seconds, tok_s, mib_peak, verdict);
+        const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16), t = trained_gap(arm), h = half_gap(arm);
+        fprintf(f, "%s\t%.6f\t%.6f\t%.6f", arm->label, mean, spread, spread / sqrt(all.seeds));
+        gap_columns(f, &g), fprintf(f, "\t%.3g", g.p), gap_columns(f, &b), fprintf(f, "\t%.3g\t%.6f", b.p, in_bf16);
+        gap_columns(f, &t), gap_columns(f, &h);
+        fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", all.floor > 0 ? mean - all.floor : 0, steps, seconds, tok_s, mib_peak,
+                verdict);
         printf("%-28.28s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", arm->label, mean, spread, g.mean, g.low, g.high,
                g.p, tok_s, verdict);
     }
     fclose(f), fclose(runs);
+    printf("\n");
     for (int a = 0; a < all.arm_count; a++) {
-        const Gap t = trained_gap(&all.arms[a]);
-        if (t.n)
-            printf("%s%-28.28s %29s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", a == 0 || !trained_gap(&all.arms[a - 1]).n ? "\n" : "",
-                   all.arms[a].label, "validated in BF16, to bf16:", t.mean, t.low, t.high, t.p);
+        const Gap h = half_gap(&all.arms[a]), t = trained_gap(&all.arms[a]);
+        if (h.n && a != all.reference) gap_print(all.arms[a].label, "mean of the second half", &h);
+        if (t.n) gap_print(all.arms[a].label, "validated in BF16, to bf16", &t);
     }
     if (all.seeds > 1)
-        printf("\nseed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
+        printf("seed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
                noise);
     double low = INFINITY, high = -INFINITY;
     for (int a = 0; a < all.arm_count; a++)
@@ -534,13 +557,14 @@ static void report_write(void) {
             gap[p] = g.mean, low[p] = g.low, high[p] = g.high;
         }
         const Gap g = arm_gap(arm, all.reference);
-        const Gap t = trained_gap(arm);
-        const double trained[3] = {t.mean, t.low, t.high};
+        const Gap t = trained_gap(arm), h = half_gap(arm);
+        const double trained[3] = {t.mean, t.low, t.high}, half[3] = {h.mean, h.low, h.high};
         const double last[6] = {g.mean, g.low, g.high, g.p, points ? mean[points - 1] : NAN, arm->runs[0].tok_s};
         arm_verdict(arm, verdict, sizeof(verdict));
         fprintf(f, "%s{\"label\":", a ? "," : ""), json_text(f, arm->label), fprintf(f, ",\"verdict\":"), json_text(f, verdict);
-        fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","), json_numbers(f, "trained", trained, 3, "%.7g"),
-            fprintf(f, ","), json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
+        fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","), json_numbers(f, "half", half, 3, "%.7g"),
+            fprintf(f, ","), json_numbers(f, "trained", trained, 3, "%.7g"), fprintf(f, ","),
+            json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
         fprintf(f, ","), json_numbers(f, "mean", mean, points, "%.6g"), fprintf(f, ","),
             json_numbers(f, "spread", spread, points, "%.4g");
         fprintf(f, ","), json_numbers(f, "gap", gap, shared, "%.4g"), fprintf(f, ","), json_numbers(f, "low", low, shared, "%.4g");
@@ -741,7 +765,7 @@ static int help_print(void) { // what the first lines of this file say
 static void pool_read(const char *files) {
     typedef struct {
         int arm, seed;
-        double loss, in_bf16, tok_s, mib;
+        double loss, in_bf16, half, tok_s, mib;
         char state[128];
     } Row;
     static Row rows[ARMS_MAX * SEEDS_MAX];
@@ -761,9 +785,9 @@ static void pool_read(const char *files) {
         snprintf(all.data, sizeof(all.data), "%.159s", value);
         for (at = strchr(at + 1, '\n'); at && at[1]; at = strchr(at + 1, '\n')) {
             Row r;
-            EXPECT(sscanf(at + 1, "%255[^\t]\t%d\t%lf\t%lf\t%lf\t%lf\t%127[^\n]", label, &r.seed, &r.loss, &r.in_bf16, &r.tok_s,
-                          &r.mib, r.state) == 7,
-                   "%s: expected 7 columns, found '%.*s'", path, (int)strcspn(at + 1, "\n"), at + 1);
+            EXPECT(sscanf(at + 1, "%255[^\t]\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%127[^\n]", label, &r.seed, &r.loss, &r.in_bf16, &r.half,
+                          &r.tok_s, &r.mib, r.state) == 8,
+                   "%s: expected 8 columns, found '%.*s'", path, (int)strcspn(at + 1, "\n"), at + 1);
             if ((r.arm = arm_index(label)) < 0) continue;
             int twin = 0;
             while (twin < n && (rows[twin].arm != r.arm || rows[twin].seed != r.seed)) twin++;
@@ -789,7 +813,8 @@ static void pool_read(const char *files) {
         for (int i = 0; i < n; i++) {
             if (rows[i].seed != all.seed[s]) continue;
             TrainedRun *r = &all.arms[rows[i].arm].runs[s];
-            r->final_loss = rows[i].loss, r->final_bf16 = rows[i].in_bf16, r->tok_s = rows[i].tok_s, r->mib = rows[i].mib;
+            r->final_loss = rows[i].loss, r->final_bf16 = rows[i].in_bf16, r->half_loss = rows[i].half, r->tok_s = rows[i].tok_s,
+            r->mib = rows[i].mib;
             if (strcmp(rows[i].state, "whole")) snprintf(r->died, sizeof(r->died), "%s", rows[i].state);
             else r->points = 1, r->val[0] = r->final_loss;
         }
