@@ -161,7 +161,7 @@ static int run_read(TrainedRun *r) {
     char path[PATH_MAX], value[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir);
     free(r->log);
-    r->log = text_read(path), r->points = 0, r->final_loss = 0, r->stopped_at = 0;
+    r->log = text_read(path), r->points = 0, r->final_loss = NAN, r->stopped_at = 0;
     if (!r->log) return 0;
     const long steps = atol(text_value(r->log, "steps", value));
     double seconds = 0, rates[2] = {0};
@@ -171,9 +171,12 @@ static int run_read(TrainedRun *r) {
         double step, tokens, train, ms, tok_s;
         char val[32];
         if (sscanf(at, "%lf\t%lf\t%lf\t%31s\t%*s\t%*s\t%*s\t%lf\t%lf", &step, &tokens, &train, val, &ms, &tok_s) != 6) break;
+        char *end;
+        const double loss = strtod(val, &end);
+        if ((long)step != r->stopped_at + 1 || (strcmp(val, "-") && *end)) break; // a hole, or no number: the log ends here
         r->stopped_at = (long)step, seconds += ms * 1e-3, rates[0] += tok_s, rates[1]++;
         if (!strcmp(val, "-") || r->points == POINTS_MAX) continue;
-        r->step[r->points] = step, r->val[r->points] = atof(val), r->seconds[r->points++] = seconds;
+        r->step[r->points] = step, r->val[r->points] = loss, r->seconds[r->points++] = seconds;
     }
     r->tok_s = rates[1] ? rates[0] / rates[1] : 0;
     EXPECT(r->points < POINTS_MAX, "%s: more than %d validations", path, POINTS_MAX - 1);
@@ -200,6 +203,9 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
         EXPECT(!strcmp(mine, theirs), "%s and %s are not of one configuration: %s is '%s' and '%s'; use another --out", r->dir,
                first->dir, name, mine, theirs);
     }
+    int same = r->died[0] || first->died[0] || r->points == first->points;
+    for (int p = 0; p < MIN(r->points, first->points); p++) same = same && r->step[p] == first->step[p];
+    EXPECT(same, "%s and %s are not validated at the same steps: a log was edited; remove the damaged run", r->dir, first->dir);
     snprintf(want, sizeof(want), "%d", seed);
     EXPECT(!strcmp(text_value(r->log, "seed", mine), want) && !strcmp(text_value(r->log, "data-seed", mine), want),
            "%s: expected seeds %d, found another; use another --out", r->dir, seed);
@@ -284,7 +290,7 @@ static void run_make(Arm *arm, int index) {
 
 static int losses_of(const Arm *arm, double *out) { // the final losses; whether every seed has one
     for (int s = 0; s < all.seeds; s++) {
-        if (arm->runs[s].died[0]) return 0;
+        if (arm->runs[s].died[0] || !isfinite(arm->runs[s].final_loss)) return 0;
         out[s] = arm->runs[s].final_loss;
     }
     return 1;
@@ -325,7 +331,12 @@ static int arm_verdict(const Arm *arm, char *out, size_t room) {
     if (g.high < 0) return snprintf(out, room, "better by %.4f", -g.mean), 0;
     if (g.n < 2) return snprintf(out, room, "undecided: one seed has no error bar"), 3;
     const int more = seeds_needed(&g, all.bound);
-    return snprintf(out, room, more < 1000 ? "undecided: needs %d more seeds" : "undecided: %d more seeds would not do", more), 3;
+    return snprintf(out, room,
+                    more == 1     ? "undecided: needs %d more seed"
+                    : more < 1000 ? "undecided: needs %d more seeds"
+                                  : "undecided: %d more seeds would not do",
+                    more),
+           3;
 }
 
 // Mean over the seeds at validation `point`, and the spread between seeds.
@@ -333,7 +344,7 @@ static double mean_at(const Arm *arm, int point, double *spread) {
     double sum = 0, squares = 0;
     for (int s = 0; s < all.seeds; s++) sum += arm->runs[s].val[point] / all.seeds;
     for (int s = 0; s < all.seeds; s++) squares += (arm->runs[s].val[point] - sum) * (arm->runs[s].val[point] - sum);
-    if (spread) *spread = all.seeds > 1 ? sqrt(squares / (all.seeds - 1)) : 0;
+    if (spread) *spread = all.seeds > 1 ? sqrt(squares / (all.seeds - 1)) : NAN;
     return sum;
 }
 static int points_of(const Arm *arm) {
@@ -352,7 +363,7 @@ static double noise_at(const Arm *arm, int point) {
 // The first validation at which the arm's mean loss is at most the reference's final one: its step, and mean seconds of training.
 static double steps_to_reference(const Arm *arm, double *seconds) {
     const Arm *reference = &all.arms[all.reference];
-    if (!points_of(reference)) return *seconds = 0;
+    if (points_of(reference) < 2) return *seconds = NAN; // died, or pooled rows, which have no curves
     const double target = mean_at(reference, points_of(reference) - 1, NULL);
     for (int p = 0; p < points_of(arm); p++)
         if (mean_at(arm, p, NULL) <= target) {
@@ -360,7 +371,7 @@ static double steps_to_reference(const Arm *arm, double *seconds) {
             for (int s = 0; s < all.seeds; s++) *seconds += arm->runs[s].seconds[p] / all.seeds;
             return arm->runs[0].step[p];
         }
-    return *seconds = 0;
+    return *seconds = NAN; // never
 }
 
 // A curve in eighths of a line, between `low` and `high`.
@@ -388,7 +399,7 @@ static int summary_write(void) {
     EXPECT(f && runs, "%s: cannot write: %s", path, strerror(errno));
     const Arm *reference = &all.arms[all.reference];
     const double noise = points_of(reference) ? noise_at(reference, points_of(reference) - 1) : NAN;
-    fprintf(runs, "# common\t%s\n# data\t%s" RUNS_HEADER, all.common, all.data);
+    fprintf(runs, "# common\t%s\n# data\t%s\n# floor\t%.9g" RUNS_HEADER, all.common, all.data, all.floor);
     fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n# noise\t%.6f\n# floor\t%.9g\n# reference\t%s\n", all.common, all.seeds,
             all.bound, noise, all.floor, reference->label);
     fprintf(
@@ -414,7 +425,7 @@ static int summary_write(void) {
         fprintf(f, "%s\t%.6f\t%.6f\t%.6f", arm->label, mean, spread, spread / sqrt(all.seeds));
         gap_columns(f, &g), fprintf(f, "\t%.3g", g.p), gap_columns(f, &b), fprintf(f, "\t%.3g\t%.6f", b.p, in_bf16);
         gap_columns(f, &t), gap_columns(f, &h);
-        fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", all.floor > 0 ? mean - all.floor : 0, steps, seconds, tok_s, mib_peak,
+        fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", all.floor > 0 ? mean - all.floor : NAN, steps, seconds, tok_s, mib_peak,
                 verdict);
         printf("%-28.28s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", arm->label, mean, spread, g.mean, g.low, g.high,
                g.p, tok_s, verdict);
@@ -426,7 +437,7 @@ static int summary_write(void) {
         if (h.n && a != all.reference) gap_print(all.arms[a].label, "mean of the second half", &h);
         if (t.n) gap_print(all.arms[a].label, "validated in BF16, to bf16", &t);
     }
-    if (all.seeds > 1)
+    if (isfinite(noise))
         printf("seed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
                noise);
     double low = INFINITY, high = -INFINITY;
@@ -558,8 +569,11 @@ static void report_write(void) {
         }
         const Gap g = arm_gap(arm, all.reference);
         const Gap t = trained_gap(arm), h = half_gap(arm);
+        double losses[SEEDS_MAX], tok_s = 0;
+        const int whole = losses_of(arm, losses) && points;
+        for (int s = 0; s < all.seeds; s++) tok_s += arm->runs[s].tok_s / all.seeds;
         const double trained[3] = {t.mean, t.low, t.high}, half[3] = {h.mean, h.low, h.high};
-        const double last[6] = {g.mean, g.low, g.high, g.p, points ? mean[points - 1] : NAN, arm->runs[0].tok_s};
+        const double last[6] = {g.mean, g.low, g.high, g.p, whole ? mean[points - 1] : NAN, tok_s};
         arm_verdict(arm, verdict, sizeof(verdict));
         fprintf(f, "%s{\"label\":", a ? "," : ""), json_text(f, arm->label), fprintf(f, ",\"verdict\":"), json_text(f, verdict);
         fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","), json_numbers(f, "half", half, 3, "%.7g"),
@@ -743,11 +757,30 @@ static int arm_index(const char *label) {
     return -1;
 }
 
+// Options that would not train, or that a comparison sets itself.
+static void options_refuse(const char *text) {
+    static const char *const own[] = {"--seed",    "--data-seed", "-o",        "--out",    "-y",   "--resume",     "--eval",
+                                      "--explain", "--help",      "--version", "--prompt", "-v 0", "--val-every 0"};
+    for (size_t k = 0; k < sizeof(own) / sizeof(own[0]); k++)
+        for (const char *at = text; (at = strstr(at, own[k])); at += strlen(own[k])) {
+            const char after = at[strlen(own[k])];
+            EXPECT((at > text && at[-1] != ' ') || (after && after != ' ' && after != '='),
+                   "option '%s' cannot be given to an arm: %s", own[k],
+                   strchr(own[k], '0') ? "an arm needs validations" : "the comparison sets it, or it does not train");
+        }
+}
+
+// The whole of a text as an integer, else 0.
+static int integer_parse(const char *text) {
+    char *end;
+    const long value = strtol(text, &end, 10);
+    return *text && !*end && value > 0 && value < 1 << 20 ? (int)value : 0;
+}
+
 // Seeds N (1 to N) or N-M.
 static void seeds_parse(const char *text, int *seeds) {
     char end = 0;
-    if (sscanf(text, "%d-%d%c", &seeds[0], &seeds[1], &end) != 2)
-        seeds[0] = 1, seeds[1] = strspn(text, "0123456789") == strlen(text) ? atoi(text) : 0;
+    if (sscanf(text, "%d-%d%c", &seeds[0], &seeds[1], &end) != 2) seeds[0] = 1, seeds[1] = integer_parse(text);
     EXPECT(!end && seeds[0] >= 1 && seeds[1] >= seeds[0] && seeds[1] - seeds[0] < SEEDS_MAX,
            "option --seeds: expected N, or N-M, and at most %d seeds; found '%s'", SEEDS_MAX, text);
 }
@@ -783,6 +816,7 @@ static void pool_read(const char *files) {
         EXPECT(!all.data[0] || !strcmp(all.data, value), "%s: is of other data or rules ('%s') than the first file ('%s')", path,
                value, all.data);
         snprintf(all.data, sizeof(all.data), "%.159s", value);
+        all.floor = atof(text_value(text, "floor", value));
         for (at = strchr(at + 1, '\n'); at && at[1]; at = strchr(at + 1, '\n')) {
             Row r;
             EXPECT(sscanf(at + 1, "%255[^\t]\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%127[^\n]", label, &r.seed, &r.loss, &r.in_bf16, &r.half,
@@ -849,12 +883,13 @@ int main(int argc, char **argv) {
         EXPECT(which < known && i + 1 < argc, "option '%s': %s; --help says what there is", argv[i],
                which < known ? "needs a value" : "is unknown");
         const char *value = argv[i + 1];
+        char *end;
         if (which == 0) arms = value;
         else if (which == 1) seeds_parse(value, seeds);
         else if (which == 2) all.out = value;
-        else if (which == 3) all.bound = atof(value);
+        else if (which == 3) all.bound = strtod(value, &end), all.bound = *end ? 0 : all.bound;
         else if (which == 4) reference = value;
-        else if (which == 5) jobs = atoi(value);
+        else if (which == 5) jobs = integer_parse(value);
         else if (which == 6) pool = value;
         else return statistics_print(value);
     }
@@ -862,7 +897,8 @@ int main(int argc, char **argv) {
     for (int seed = seeds[0]; seed <= seeds[1]; seed++) all.seed[all.seeds++] = seed;
     EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
     EXPECT(all.bound > 0, "option --bound: expected a number above 0");
-    arms_parse(strdup(arms));
+    arms_parse(strdup(arms)), options_refuse(common);
+    for (int a = 0; a < all.arm_count; a++) options_refuse(all.arms[a].options);
     EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
     all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = arm_index("bf16");
     EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);

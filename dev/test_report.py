@@ -2,6 +2,7 @@
 """Opens a report page in a headless Chromium: no error in its console, curves, an atlas, and a click that opens a history.
 
     python3 dev/test_report.py log/compare/report.html [SCREENSHOT.png]
+    python3 dev/test_report.py log/diverged/report.html --diverged     # a page of runs that died: no error either, and it says so
 
 Needs the PyPI package playwright and a chromium of the system. The page is opened offline, light and dark, wide and narrow.
 """
@@ -35,6 +36,12 @@ def main():
             page.on("pageerror", lambda e: errors.append(str(e)))
             begin = time.time()
             page.goto("file://" + page_path)
+            if "--diverged" in sys.argv:
+                page.wait_for_selector("#arms td")
+                check(not errors, f"{scheme}, {width} wide: no error in the console", errors)
+                check("diverged" in page.locator("#arms").inner_text(), f"{scheme}, {width} wide: the table names what diverged")
+                context.close()
+                continue
             page.wait_for_selector("#loss path.curve")
             seconds, name = time.time() - begin, f"{scheme}, {width} wide: "
             check(not errors, name + "no error in the console", errors)
