@@ -117,7 +117,7 @@ typedef struct {
 static struct {
     Arm arms[ARMS_MAX];
     int arm_count, seeds, reference, bf16; // the last two: arms, or -1
-    int seed[SEEDS_MAX];
+    int seed[SEEDS_MAX], width;            // width: of the longest label
     double bound, floor;
     const char *out, *common;
     char data[160]; // hashes of what was read, and the rule of the bits: "DATA VAL NUMERICS"
@@ -200,7 +200,8 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
         const char *name = s ? s->name : also[i - OPTION_COUNT];
         if (s && (s->scope != FIXED || !strcmp(name, "seed") || !strcmp(name, "data-seed") || !strcmp(name, "sum-order"))) continue;
         text_value(r->log, name, mine), text_value(first->log, name, theirs);
-        EXPECT(!strcmp(mine, theirs), "%s and %s are not of one configuration: %s is '%s' and '%s'; use another --out", r->dir,
+        EXPECT(!strcmp(mine, theirs),
+               "%s and %s are not of one configuration: %s is '%s' and '%s'; arms differ in FP8's options alone", r->dir,
                first->dir, name, mine, theirs);
     }
     int same = r->died[0] || first->died[0] || r->points == first->points;
@@ -242,9 +243,10 @@ static void run_make(Arm *arm, int index) {
         if (r->log && newest >= 0 && newest < atol(text_value(r->log, "steps", steps))) { // from the end it could not mend its log
             argv[n++] = (char *)"-y", argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
         } else {
-            char remove[3 * PATH_MAX + 32]; // what a run left that died before its first checkpoint
-            snprintf(remove, sizeof(remove), "rm -rf '%s' '%s' '%s.bf16'", r->dir, output, r->dir);
-            EXPECT(system(remove) == 0, "%s: cannot be removed", r->dir);
+            char validated[PATH_MAX + 8]; // what a run left that died before its first checkpoint
+            snprintf(validated, sizeof(validated), "%s.bf16", r->dir);
+            char *remove[] = {(char *)"/bin/rm", (char *)"-rf", (char *)"--", r->dir, output, validated, NULL};
+            EXPECT(program_run(remove, "/dev/null") == 0, "%s: cannot be removed", r->dir);
             snprintf(text, sizeof(text), "-s 0 %s %s", all.common, arm->options);
             n = words_split(text, argv, n, 240);
             argv[n++] = (char *)"--seed", argv[n++] = number, argv[n++] = (char *)"--data-seed", argv[n++] = number;
@@ -261,6 +263,8 @@ static void run_make(Arm *arm, int index) {
         if (status == EXIT_INTERRUPTED) fatal(EXIT_INTERRUPTED, "interrupted; the same command goes on");
         if (!run_read(r)) {
             if (status == EXIT_NONFINITE) snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
+            else if (status > 128)
+                snprintf(r->died, sizeof(r->died), "killed by signal %d after step %ld", status - 128, r->stopped_at);
             else snprintf(r->died, sizeof(r->died), "died after step %ld with status %d", r->stopped_at, status);
         }
         free(said);
@@ -386,7 +390,7 @@ static void curve_print(const Arm *arm, double low, double high) {
 
 static void gap_columns(FILE *f, const Gap *g) { fprintf(f, "\t%+.6f\t%+.6f\t%+.6f", g->mean, g->low, g->high); }
 static void gap_print(const char *label, const char *what, const Gap *g) {
-    printf("%-20.20s %27s   %+8.5f [%+8.5f, %+8.5f] %5.2g\n", label, what, g->mean, g->low, g->high, g->p);
+    printf("%-*s %22s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", all.width, label, what, g->mean, g->low, g->high, g->p);
 }
 
 static int summary_write(void) {
@@ -407,7 +411,8 @@ static int summary_write(void) {
         "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\tgap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\t"
         "evaluated_in_bf16\tgap_trained\tgap_trained_low\tgap_trained_high\tgap_half\tgap_half_low\tgap_half_high\t"
         "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
-    printf("\n%-28s %9s %9s   %-33s %9s  %s\n", "arm", "loss", "spread", "gap to the reference, 95%, p", "tok/s", "verdict");
+    printf("\n%-*s %9s %9s   %-33s %9s  %s\n", all.width, "arm", "loss", "spread", "gap to the reference, 95%, p", "tok/s",
+           "verdict");
     for (int a = 0; a < all.arm_count; a++) {
         const Arm *arm = &all.arms[a];
         const int status = arm_verdict(arm, verdict, sizeof(verdict));
@@ -427,15 +432,15 @@ static int summary_write(void) {
         gap_columns(f, &t), gap_columns(f, &h);
         fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", all.floor > 0 ? mean - all.floor : NAN, steps, seconds, tok_s, mib_peak,
                 verdict);
-        printf("%-28.28s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", arm->label, mean, spread, g.mean, g.low, g.high,
-               g.p, tok_s, verdict);
+        printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", all.width, arm->label, mean, spread, g.mean, g.low,
+               g.high, g.p, tok_s, verdict);
     }
     fclose(f), fclose(runs);
     printf("\n");
     for (int a = 0; a < all.arm_count; a++) {
         const Gap h = half_gap(&all.arms[a]), t = trained_gap(&all.arms[a]);
-        if (h.n && a != all.reference) gap_print(all.arms[a].label, "mean of the second half", &h);
-        if (t.n) gap_print(all.arms[a].label, "validated in BF16, to bf16", &t);
+        if (h.n && a != all.reference) gap_print(all.arms[a].label, "second half's mean", &h);
+        if (t.n) gap_print(all.arms[a].label, "validated in BF16", &t);
     }
     if (isfinite(noise))
         printf("seed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
@@ -449,7 +454,7 @@ static int summary_write(void) {
     if (!(low <= high) || points_of(reference) == 1) return worst;
     printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
     for (int a = 0; a < all.arm_count; a++)
-        printf("%-28.28s ", all.arms[a].label), curve_print(&all.arms[a], low, high), printf("\n");
+        printf("%-*s ", all.width, all.arms[a].label), curve_print(&all.arms[a], low, high), printf("\n");
     return worst;
 }
 
@@ -748,7 +753,7 @@ static void arms_parse(char *text) {
             a->slug[i] = isalnum((unsigned char)arm[i]) || !arm[i] || arm[i] == '.' ? arm[i] : '_';
         for (int i = 0; i < all.arm_count; i++)
             EXPECT(strcmp(all.arms[i].slug, a->slug), "option --arms: '%s' stands there twice", arm);
-        all.arm_count++;
+        all.width = MAX(all.width, (int)strlen(arm)), all.arm_count++;
     }
 }
 static int arm_index(const char *label) {
@@ -757,24 +762,42 @@ static int arm_index(const char *label) {
     return -1;
 }
 
-// Options that would not train, or that a comparison sets itself.
-static void options_refuse(const char *text) {
-    static const char *const own[] = {"--seed",    "--data-seed", "-o",        "--out",    "-y",   "--resume",     "--eval",
-                                      "--explain", "--help",      "--version", "--prompt", "-v 0", "--val-every 0"};
-    for (size_t k = 0; k < sizeof(own) / sizeof(own[0]); k++)
-        for (const char *at = text; (at = strstr(at, own[k])); at += strlen(own[k])) {
-            const char after = at[strlen(own[k])];
-            EXPECT((at > text && at[-1] != ' ') || (after && after != ' ' && after != '='),
-                   "option '%s' cannot be given to an arm: %s", own[k],
-                   strchr(own[k], '0') ? "an arm needs validations" : "the comparison sets it, or it does not train");
-        }
-}
-
 // The whole of a text as an integer, else 0.
 static int integer_parse(const char *text) {
     char *end;
     const long value = strtol(text, &end, 10);
     return *text && !*end && value > 0 && value < 1 << 20 ? (int)value : 0;
+}
+
+// Parses what every arm will be given before anything is trained: unknown words, options of another build, arms of different
+// configuration.
+static void arms_check(void) {
+    static const char *const own[9] = {"seed", "data-seed", "out", "resume", "eval", "explain", "help", "version", "prompt"};
+    static TrainedRun runs[2];
+    static Gpt recipes;
+    for (int a = 0; a < all.arm_count; a++) {
+        const Arm *arm = &all.arms[a];
+        char text[4 * PATH_MAX], *argv[256], value[PATH_MAX];
+        int given[OPTION_COUNT] = {0};
+        const int is_fp8 = !strcmp(arm->build, "fp8");
+        snprintf(text, sizeof(text), "%s -s 0 %s %s", arm->build, all.common, arm->options);
+        const Options o = options_parse(words_split(text, argv, 0, 256), argv, given);
+        for (int i = 0; i < OPTION_COUNT; i++) {
+            const OptionSpec *s = &option_specs[i];
+            EXPECT(!given[i] || is_fp8 || !(s->scope & FP8), "arm '%s': option --%s: only the FP8 build has it", arm->label,
+                   s->name);
+            for (int k = 0; k < 9; k++)
+                EXPECT(!given[i] || strcmp(s->name, own[k]), "arm '%s': option --%s: the comparison sets it, or it does not train",
+                       arm->label, s->name);
+        }
+        if (is_fp8) options_recipes(&o, &recipes);
+        TrainedRun *r = &runs[a > 0];
+        r->log = options_lines(&o), snprintf(r->dir, sizeof(r->dir), "arm '%s'", arm->label);
+        EXPECT(atol(text_value(r->log, "val-every", value)) > 0, "arm '%s': expected --val-every above 0: an arm needs validations",
+               arm->label);
+        run_compare(r, &runs[0], 1);
+        if (a) free(r->log), r->log = NULL;
+    }
 }
 
 // Seeds N (1 to N) or N-M.
@@ -897,8 +920,7 @@ int main(int argc, char **argv) {
     for (int seed = seeds[0]; seed <= seeds[1]; seed++) all.seed[all.seeds++] = seed;
     EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
     EXPECT(all.bound > 0, "option --bound: expected a number above 0");
-    arms_parse(strdup(arms)), options_refuse(common);
-    for (int a = 0; a < all.arm_count; a++) options_refuse(all.arms[a].options);
+    arms_parse(strdup(arms));
     EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
     all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = arm_index("bf16");
     EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);
@@ -922,6 +944,7 @@ int main(int argc, char **argv) {
     const int total = all.arm_count * all.seeds;
     int done = 0, made = 0, running = 0;
     const TrainedRun *first = NULL;
+    if (!pool) arms_check();
     if (pool) return pool_read(pool), summary_write();
     if (jobs > 1) { // make them all in children; below they are only read
         char threads[16];
@@ -955,8 +978,10 @@ int main(int argc, char **argv) {
             if (r->log) run_compare(r, first, all.seed[s]);
             made += seconds_now() - t > 2, done++;
             const double each = made ? (seconds_now() - begin) / made : 0;
-            printf("[%d/%d] %-28s seed %d: %s %.5f | %s left\n", done, total, arm->label, all.seed[s],
-                   r->died[0] ? r->died : "loss", r->final_loss, duration_text(each * (total - done), left));
+            char loss[32];
+            snprintf(loss, sizeof(loss), "loss %.5f", r->final_loss);
+            printf("[%d/%d] %-*s seed %d: %s | %s left\n", done, total, all.width, arm->label, all.seed[s],
+                   r->died[0] ? r->died : loss, duration_text(each * (total - done), left));
         }
     if (first) {
         char hash[3][PATH_MAX];
