@@ -4,10 +4,10 @@ Trains several arms (precisions, recipes) with the same seeds and data, and says
     make build/compare
     build/compare --arms "fp16,bf16,fp8,fp8 --scaling none" --seeds 5 --out DIR -- -i TRAIN -j VAL -e d4 -x 400 ...
 
-An arm is the name of a build and options of its own; what follows -- goes to every arm. The seeds set both the initial
-weights and the order of the data, so that arms are compared in pairs. Runs that are whole are not run again, stopped ones
-go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run), summary.tsv (a row an arm),
-report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
+An arm is the name of a build (fp8, fp16, bf16, fp32; with cu after it the CUDA file's) and options of its own; what follows -- goes
+to every arm. The seeds set both the initial weights and the order of the data, so that arms are compared in pairs. Runs that are
+whole are not run again, stopped ones go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run),
+summary.tsv (a row an arm), report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
 
     --arms LIST       what is compared, separated by commas ["fp16,bf16,fp8"]
     --seeds N         seeds 1 to N; or N-M [5]
@@ -274,12 +274,13 @@ static void run_make(Arm *arm, int index) {
     r->mib = number_after(said, "peak memory "), all.floor = atof(text_value(r->log, "floor", value));
     free(said);
     r->final_bf16 = NAN;
-    if (strcmp(arm->build, "fp8") || r->died[0]) return;
-    path_print(path, "%s.bf16", r->dir); // what part of a gap is the evaluation's
+    if (strncmp(arm->build, "fp8", 3) || r->died[0]) return;
+    snprintf(program, sizeof(program), "./train_gpt_bf16%s", arm->build + 3); // this CPU's, or the GPU's
+    path_print(path, "%s.bf16", r->dir);                                      // what part of a gap is the evaluation's
     path_print(model, "%s/model_%08ld.bin", r->dir, r->stopped_at);
-    if (access(path, F_OK) && !access(model, F_OK) && !access("train_gpt_bf16", X_OK)) {
+    if (access(path, F_OK) && !access(model, F_OK) && !access(program, X_OK)) {
         int n = 0;
-        argv[n++] = (char *)"./train_gpt_bf16", argv[n++] = (char *)"--eval";
+        argv[n++] = program, argv[n++] = (char *)"--eval";
         snprintf(text, sizeof(text), "%s", all.common);
         n = words_split(text, argv, n, 240);
         argv[n++] = (char *)"-e", argv[n++] = model, argv[n] = NULL;
@@ -747,8 +748,10 @@ static void arms_parse(char *text) {
         snprintf(a->label, sizeof(a->label), "%s", arm);
         snprintf(a->build, sizeof(a->build), "%.*s", (int)strcspn(arm, " "), arm);
         snprintf(a->options, sizeof(a->options), "%s", arm + strcspn(arm, " "));
-        EXPECT(!strcmp(a->build, "fp8") || !strcmp(a->build, "fp16") || !strcmp(a->build, "bf16") || !strcmp(a->build, "fp32"),
-               "option --arms: an arm begins with fp8, fp16, bf16 or fp32; found '%s'", arm);
+        static const char *const builds[] = {"fp8", "fp16", "bf16", "fp32", "fp8cu", "fp16cu", "bf16cu", "fp32cu"};
+        int known = 0;
+        for (int i = 0; i < 8; i++) known |= !strcmp(a->build, builds[i]);
+        EXPECT(known, "option --arms: an arm begins with fp8, fp16, bf16 or fp32, on a GPU with cu after it; found '%s'", arm);
         for (size_t i = 0; i <= strlen(arm); i++)
             a->slug[i] = isalnum((unsigned char)arm[i]) || !arm[i] || arm[i] == '.' ? arm[i] : '_';
         for (int i = 0; i < all.arm_count; i++)
@@ -779,7 +782,8 @@ static void arms_check(void) {
         const Arm *arm = &all.arms[a];
         char text[4 * PATH_MAX], *argv[256], value[PATH_MAX];
         int given[OPTION_COUNT] = {0};
-        const int is_fp8 = !strcmp(arm->build, "fp8");
+        const int is_fp8 = !strncmp(arm->build, "fp8", 3);
+        if (strstr(arm->build, "cu")) continue; // the CUDA file has options of its own
         snprintf(text, sizeof(text), "%s -s 0 %s %s", arm->build, all.common, arm->options);
         const Options o = options_parse(words_split(text, argv, 0, 256), argv, given);
         for (int i = 0; i < OPTION_COUNT; i++) {
@@ -922,7 +926,7 @@ int main(int argc, char **argv) {
     EXPECT(all.bound > 0, "option --bound: expected a number above 0");
     arms_parse(strdup(arms));
     EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
-    all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = arm_index("bf16");
+    all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
     EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);
     all.reference = MAX(all.reference, 0);
     char path[PATH_MAX];
