@@ -778,6 +778,7 @@ static void arms_check(void) {
     static const char *const own[9] = {"seed", "data-seed", "out", "resume", "eval", "explain", "help", "version", "prompt"};
     static TrainedRun runs[2];
     static Gpt recipes;
+    int checked = 0;
     for (int a = 0; a < all.arm_count; a++) {
         const Arm *arm = &all.arms[a];
         char text[4 * PATH_MAX], *argv[256], value[PATH_MAX];
@@ -795,12 +796,12 @@ static void arms_check(void) {
                        arm->label, s->name);
         }
         if (is_fp8) options_recipes(&o, &recipes);
-        TrainedRun *r = &runs[a > 0];
+        TrainedRun *r = &runs[checked++ > 0];
         r->log = options_lines(&o), snprintf(r->dir, sizeof(r->dir), "arm '%s'", arm->label);
         EXPECT(atol(text_value(r->log, "val-every", value)) > 0, "arm '%s': expected --val-every above 0: an arm needs validations",
                arm->label);
         run_compare(r, &runs[0], 1);
-        if (a) free(r->log), r->log = NULL;
+        if (r == &runs[1]) free(r->log), r->log = NULL;
     }
 }
 
