@@ -488,7 +488,8 @@ static int operand_is_e5m2(const char *log, const char *operand) {
     return !strcmp(formats, "e5m2") || (!strcmp(formats, "hybrid") && !strcmp(operand, "dy") && !blocks);
 }
 
-// The atlas of the first seed's scales.tsv: steps, names of its tensors, and for each quantity a number a tensor and step.
+// The atlas of the first seed's scales.tsv, at most 250 of its steps, evenly: steps, names of its tensors, and for each quantity a
+// number a tensor and step.
 static void atlas_write(FILE *f, const TrainedRun *r) {
     enum { AMAX, SCALE, SATURATED, FLUSHED, SQNR, STALE, QUANTITIES };
     static const char *const names[QUANTITIES] = {"amax", "scale", "saturated", "flushed", "sqnr", "stale"};
@@ -518,6 +519,9 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
         n++;
     }
     if (tensors) steps = n / tensors;
+    const size_t every = steps / 250 + 1; // a page of a large model stays below 3 MB
+    steps = (steps + every - 1) / every;
+    for (size_t i = 0; i < steps; i++) when[i] = when[i * every];
     fprintf(f, "{");
     json_numbers(f, "steps", when, steps, "%.0f");
     fprintf(f, ",\"tensors\":[");
@@ -525,7 +529,7 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
     fprintf(f, "]");
     double *row = (double *)memory_allocate((n + 1) * sizeof(double));
     for (int q = 0; q < QUANTITIES; q++) {
-        for (size_t i = 0; i < tensors * steps; i++) row[i] = values[i][q];
+        for (size_t i = 0; i < tensors * steps; i++) row[i] = values[i / tensors * every * tensors + i % tensors][q];
         fprintf(f, ","), json_numbers(f, names[q], row, tensors * steps, "%.4g");
     }
     fprintf(f, "}");
