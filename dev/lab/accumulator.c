@@ -63,7 +63,9 @@ static int dots_of_files(char **paths) {
 
 int main(int argc, char **argv) {
     if (argc == 4) return dots_of_files(argv + 1);
-    const int rows = argc > 1 && atoi(argv[1]) > 0 ? atoi(argv[1]) : 32;
+    const int rows = argc > 1 ? atoi(argv[1]) : 32;
+    EXPECT(argc <= 2 && rows > 0 && rows <= 1024,
+           "usage: accumulator [ROWS | A B OUT]; ROWS from 1 to 1024 [32]; the first lines of dev/lab/accumulator.c explain it");
     static const struct {
         const char *name;
         int fraction_bits, promote; // 0 bits: the trainer's chain
