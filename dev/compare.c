@@ -562,8 +562,8 @@ static void report_write(void) {
     char *data = strstr(page, mark);
     fwrite(page, 1, data - page, f);
     fprintf(f, "{\"common\":"), json_text(f, all.common);
-    fprintf(f, ",\"seeds\":%d,\"bound\":%g,\"floor\":%.9g,\"reference\":%d,\"arms\":[", all.seeds, all.bound, all.floor,
-            all.reference);
+    fprintf(f, ",\"seeds\":%d,\"bound\":%g,\"floor\":%.9g,\"reference\":%d,\"bf16\":%d,\"arms\":[", all.seeds, all.bound, all.floor,
+            all.reference, all.bf16);
     for (int a = 0; a < all.arm_count; a++) {
         const Arm *arm = &all.arms[a];
         const int points = points_of(arm);
@@ -578,17 +578,27 @@ static void report_write(void) {
             gap[p] = g.mean, low[p] = g.low, high[p] = g.high;
         }
         const Gap g = arm_gap(arm, all.reference);
-        const Gap t = trained_gap(arm), h = half_gap(arm);
-        double losses[SEEDS_MAX], tok_s = 0;
+        const Gap t = trained_gap(arm), h = half_gap(arm), to_bf16 = arm_gap(arm, all.bf16);
+        double losses[SEEDS_MAX], tok_s = 0, mib = 0, seconds = NAN, steps = NAN;
         const int whole = losses_of(arm, losses) && points;
-        for (int s = 0; s < all.seeds; s++) tok_s += arm->runs[s].tok_s / all.seeds;
-        const double trained[3] = {t.mean, t.low, t.high}, half[3] = {h.mean, h.low, h.high};
-        const double last[6] = {g.mean, g.low, g.high, g.p, whole ? mean[points - 1] : NAN, tok_s};
+        for (int s = 0; s < all.seeds; s++) tok_s += arm->runs[s].tok_s / all.seeds, mib = MAX(mib, arm->runs[s].mib);
+        if (whole) steps = steps_to_reference(arm, &seconds);
+        const double loss = whole ? mean[points - 1] : NAN, error = whole ? spread[points - 1] / sqrt(all.seeds) : NAN;
+        const struct {
+            const char *name;
+            double v[4];
+            int n;
+        } figures[] = {{"last", {g.mean, g.low, g.high, g.p}, 4},
+                       {"half", {h.mean, h.low, h.high}, 3},
+                       {"trained", {t.mean, t.low, t.high}, 3},
+                       {"bf16", {to_bf16.mean, to_bf16.low, to_bf16.high}, 3},
+                       {"loss", {loss, error, all.floor > 0 ? loss - all.floor : NAN}, 3},
+                       {"cost", {steps, seconds, tok_s, mib}, 4}};
         arm_verdict(arm, verdict, sizeof(verdict));
         fprintf(f, "%s{\"label\":", a ? "," : ""), json_text(f, arm->label), fprintf(f, ",\"verdict\":"), json_text(f, verdict);
-        fprintf(f, ","), json_numbers(f, "last", last, 6, "%.7g"), fprintf(f, ","), json_numbers(f, "half", half, 3, "%.7g"),
-            fprintf(f, ","), json_numbers(f, "trained", trained, 3, "%.7g"), fprintf(f, ","),
-            json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
+        for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
+            fprintf(f, ","), json_numbers(f, figures[i].name, figures[i].v, figures[i].n, "%.7g");
+        fprintf(f, ","), json_numbers(f, "step", arm->runs[0].step, points, "%.0f");
         fprintf(f, ","), json_numbers(f, "mean", mean, points, "%.6g"), fprintf(f, ","),
             json_numbers(f, "spread", spread, points, "%.4g");
         fprintf(f, ","), json_numbers(f, "gap", gap, shared, "%.4g"), fprintf(f, ","), json_numbers(f, "low", low, shared, "%.4g");
