@@ -11,7 +11,7 @@ summary.tsv (a row an arm), report.html (one page with curves and the scale atla
 
     --arms LIST       what is compared, separated by commas ["fp16,bf16,fp8"]
     --seeds N         seeds 1 to N; or N-M [5]
-    --out DIR         [log/compare]
+    --out DIR         [log/compare; with --pool log/pooled]
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
     --jobs N          runs at a time, each on its share of the threads: small models train faster so, but tokens/s and seconds are
                       then those of runs that share the machine [1]
@@ -105,8 +105,8 @@ typedef struct {
     char dir[PATH_MAX], *log, died[256]; // died: why this run has no final loss, or ""
     int points;                          // validations
     double step[POINTS_MAX], val[POINTS_MAX], seconds[POINTS_MAX];
-    double final_loss, final_bf16,
-        half_loss; // final_bf16: of the same weights, by the BF16 build; half_loss: mean of the second half's
+    double final_loss, final_bf16; // the last validation, and that of the same weights by the BF16 build; NAN: unknown
+    double half_loss;              // mean of the validations after half of the steps
     double tok_s, mib;
     long stopped_at; // its last step
 } TrainedRun;
@@ -293,35 +293,26 @@ static void run_make(Arm *arm, int index) {
 
 // ==== 3. the verdict =================================================================================================
 
-static int losses_of(const Arm *arm, double *out) { // the final losses; whether every seed has one
+// A number that every run of an arm has, by its offset in TrainedRun; whether it is known of all.
+static int losses_of(const Arm *arm, size_t field, double *out) {
     for (int s = 0; s < all.seeds; s++) {
-        if (arm->runs[s].died[0] || !isfinite(arm->runs[s].final_loss)) return 0;
-        out[s] = arm->runs[s].final_loss;
+        memcpy(&out[s], (const char *)&arm->runs[s] + field, sizeof(double));
+        if (arm->runs[s].died[0] || !isfinite(out[s])) return 0;
     }
     return 1;
 }
-static Gap arm_gap(const Arm *arm, int reference) {
+enum {
+    LAST = offsetof(TrainedRun, final_loss),
+    LAST_BF16 = offsetof(TrainedRun, final_bf16),
+    HALF = offsetof(TrainedRun, half_loss)
+};
+
+// The paired gap of one arm's numbers to another's, which may be -1: no such arm.
+static Gap gap_between(const Arm *arm, size_t field, int other, size_t other_field) {
     double a[SEEDS_MAX], b[SEEDS_MAX];
-    if (reference < 0 || !losses_of(arm, a) || !losses_of(&all.arms[reference], b)) return (Gap){0, NAN, NAN, NAN, NAN, NAN};
+    if (other < 0 || !losses_of(arm, field, a) || !losses_of(&all.arms[other], other_field, b))
+        return (Gap){0, NAN, NAN, NAN, NAN, NAN};
     return gap_of(a, b, all.seeds);
-}
-
-// The gap to the reference in the mean loss of the second half of the validations: less noise than in the last one alone.
-static Gap half_gap(const Arm *arm) {
-    double a[SEEDS_MAX], b[SEEDS_MAX];
-    const Arm *reference = &all.arms[all.reference];
-    int known = losses_of(arm, a) && losses_of(reference, b);
-    for (int s = 0; s < all.seeds && known; s++)
-        a[s] = arm->runs[s].half_loss, b[s] = reference->runs[s].half_loss, known = isfinite(a[s]) && isfinite(b[s]);
-    return known ? gap_of(a, b, all.seeds) : (Gap){0, NAN, NAN, NAN, NAN, NAN};
-}
-
-// Training's share of an FP8 arm's gap to BF16: its weights validated by the BF16 build, against the BF16 arm.
-static Gap trained_gap(const Arm *arm) {
-    double a[SEEDS_MAX], b[SEEDS_MAX];
-    int known = all.bf16 >= 0 && losses_of(arm, a) && losses_of(&all.arms[all.bf16], b);
-    for (int s = 0; s < all.seeds && known; s++) a[s] = arm->runs[s].final_bf16, known = isfinite(a[s]) && a[s] > 0;
-    return known ? gap_of(a, b, all.seeds) : (Gap){0, NAN, NAN, NAN, NAN, NAN};
 }
 
 // Writes an arm's verdict; returns 0 match or better, 1 worse or diverged, 3 undecided.
@@ -329,7 +320,7 @@ static int arm_verdict(const Arm *arm, char *out, size_t room) {
     for (int s = 0; s < all.seeds; s++)
         if (arm->runs[s].died[0]) return snprintf(out, room, "%s (seed %d)", arm->runs[s].died, all.seed[s]), 1;
     if (arm == &all.arms[all.reference]) return snprintf(out, room, "reference"), 0;
-    const Gap g = arm_gap(arm, all.reference);
+    const Gap g = gap_between(arm, LAST, all.reference, LAST);
     if (g.n == 0) return snprintf(out, room, "undecided: the reference has runs that died"), 3;
     if (g.low >= -all.bound && g.high <= all.bound) return snprintf(out, room, "match"), 0;
     if (g.low > 0) return snprintf(out, room, "worse by %.4f", g.mean), 1;
@@ -389,6 +380,37 @@ static void curve_print(const Arm *arm, double low, double high) {
     }
 }
 
+// What is said of an arm; NAN: unknown.
+typedef struct {
+    Gap gap, bf16, trained, half; // to the reference; to BF16; to BF16 when validated in BF16 (training's share); second half
+    double loss, spread, error, excess, in_bf16, steps, seconds, tok_s, mib;
+} Figures;
+static Figures figures_of(const Arm *arm) {
+    double losses[SEEDS_MAX];
+    Figures x = {gap_between(arm, LAST, all.reference, LAST),
+                 gap_between(arm, LAST, all.bf16, LAST),
+                 gap_between(arm, LAST_BF16, all.bf16, LAST),
+                 gap_between(arm, HALF, all.reference, HALF),
+                 NAN,
+                 NAN,
+                 NAN,
+                 NAN,
+                 0,
+                 NAN,
+                 NAN,
+                 0,
+                 0};
+    for (int s = 0; s < all.seeds; s++) {
+        const TrainedRun *r = &arm->runs[s];
+        x.tok_s += r->tok_s / all.seeds, x.mib = MAX(x.mib, r->mib), x.in_bf16 += r->final_bf16 / all.seeds;
+    }
+    if (!losses_of(arm, LAST, losses)) return x;
+    x.loss = mean_at(arm, points_of(arm) - 1, &x.spread), x.error = x.spread / sqrt(all.seeds);
+    if (all.floor > 0) x.excess = x.loss - all.floor;
+    x.steps = steps_to_reference(arm, &x.seconds);
+    return x;
+}
+
 static void gap_columns(FILE *f, const Gap *g) { fprintf(f, "\t%+.6f\t%+.6f\t%+.6f", g->mean, g->low, g->high); }
 static void gap_print(const char *label, const char *what, const Gap *g) {
     printf("%-*s %22s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", all.width, label, what, g->mean, g->low, g->high, g->p);
@@ -418,30 +440,26 @@ static int summary_write(void) {
         const Arm *arm = &all.arms[a];
         const int status = arm_verdict(arm, verdict, sizeof(verdict));
         worst = status == 1 || worst == 1 ? 1 : MAX(worst, status);
-        double losses[SEEDS_MAX], tok_s = 0, mib_peak = 0, seconds = 0, spread = NAN, mean = NAN, steps = 0, in_bf16 = 0;
-        const int whole = losses_of(arm, losses);
         for (int s = 0; s < all.seeds; s++) {
             const TrainedRun *r = &arm->runs[s];
             fprintf(runs, "%s\t%d\t%.9g\t%.9g\t%.9g\t%.1f\t%.1f\t%s\n", arm->label, all.seed[s], r->final_loss, r->final_bf16,
                     r->half_loss, r->tok_s, r->mib, r->died[0] ? r->died : "whole");
-            tok_s += r->tok_s / all.seeds, mib_peak = MAX(mib_peak, r->mib), in_bf16 += r->final_bf16 / all.seeds;
         }
-        if (whole) mean = mean_at(arm, points_of(arm) - 1, &spread), steps = steps_to_reference(arm, &seconds);
-        const Gap g = arm_gap(arm, all.reference), b = arm_gap(arm, all.bf16), t = trained_gap(arm), h = half_gap(arm);
-        fprintf(f, "%s\t%.6f\t%.6f\t%.6f", arm->label, mean, spread, spread / sqrt(all.seeds));
-        gap_columns(f, &g), fprintf(f, "\t%.3g", g.p), gap_columns(f, &b), fprintf(f, "\t%.3g\t%.6f", b.p, in_bf16);
-        gap_columns(f, &t), gap_columns(f, &h);
-        fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", all.floor > 0 ? mean - all.floor : NAN, steps, seconds, tok_s, mib_peak,
-                verdict);
-        printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", all.width, arm->label, mean, spread, g.mean, g.low,
-               g.high, g.p, tok_s, verdict);
+        const Figures x = figures_of(arm);
+        fprintf(f, "%s\t%.6f\t%.6f\t%.6f", arm->label, x.loss, x.spread, x.error);
+        gap_columns(f, &x.gap), fprintf(f, "\t%.3g", x.gap.p), gap_columns(f, &x.bf16),
+            fprintf(f, "\t%.3g\t%.6f", x.bf16.p, x.in_bf16);
+        gap_columns(f, &x.trained), gap_columns(f, &x.half);
+        fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", x.excess, x.steps, x.seconds, x.tok_s, x.mib, verdict);
+        printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", all.width, arm->label, x.loss, x.spread, x.gap.mean,
+               x.gap.low, x.gap.high, x.gap.p, x.tok_s, verdict);
     }
     fclose(f), fclose(runs);
     printf("\n");
     for (int a = 0; a < all.arm_count; a++) {
-        const Gap h = half_gap(&all.arms[a]), t = trained_gap(&all.arms[a]);
-        if (h.n && a != all.reference) gap_print(all.arms[a].label, "second half's mean", &h);
-        if (t.n) gap_print(all.arms[a].label, "validated in BF16", &t);
+        const Figures x = figures_of(&all.arms[a]);
+        if (x.half.n && a != all.reference) gap_print(all.arms[a].label, "second half's mean", &x.half);
+        if (x.trained.n) gap_print(all.arms[a].label, "validated in BF16", &x.trained);
     }
     if (isfinite(noise))
         printf("seed noise: means of %d runs of %s with other seeds differ by up to ±%.5f (95%%)\n", all.seeds, reference->label,
@@ -577,23 +595,17 @@ static void report_write(void) {
             const Gap g = gap_of(x, y, all.seeds);
             gap[p] = g.mean, low[p] = g.low, high[p] = g.high;
         }
-        const Gap g = arm_gap(arm, all.reference);
-        const Gap t = trained_gap(arm), h = half_gap(arm), to_bf16 = arm_gap(arm, all.bf16);
-        double losses[SEEDS_MAX], tok_s = 0, mib = 0, seconds = NAN, steps = NAN;
-        const int whole = losses_of(arm, losses) && points;
-        for (int s = 0; s < all.seeds; s++) tok_s += arm->runs[s].tok_s / all.seeds, mib = MAX(mib, arm->runs[s].mib);
-        if (whole) steps = steps_to_reference(arm, &seconds);
-        const double loss = whole ? mean[points - 1] : NAN, error = whole ? spread[points - 1] / sqrt(all.seeds) : NAN;
+        const Figures x = figures_of(arm);
         const struct {
             const char *name;
             double v[4];
             int n;
-        } figures[] = {{"last", {g.mean, g.low, g.high, g.p}, 4},
-                       {"half", {h.mean, h.low, h.high}, 3},
-                       {"trained", {t.mean, t.low, t.high}, 3},
-                       {"bf16", {to_bf16.mean, to_bf16.low, to_bf16.high}, 3},
-                       {"loss", {loss, error, all.floor > 0 ? loss - all.floor : NAN}, 3},
-                       {"cost", {steps, seconds, tok_s, mib}, 4}};
+        } figures[] = {{"last", {x.gap.mean, x.gap.low, x.gap.high, x.gap.p}, 4},
+                       {"half", {x.half.mean, x.half.low, x.half.high}, 3},
+                       {"trained", {x.trained.mean, x.trained.low, x.trained.high}, 3},
+                       {"bf16", {x.bf16.mean, x.bf16.low, x.bf16.high}, 3},
+                       {"loss", {x.loss, x.error, x.excess}, 3},
+                       {"cost", {x.steps, x.seconds, x.tok_s, x.mib}, 4}};
         arm_verdict(arm, verdict, sizeof(verdict));
         fprintf(f, "%s{\"label\":", a ? "," : ""), json_text(f, arm->label), fprintf(f, ",\"verdict\":"), json_text(f, verdict);
         for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
@@ -835,6 +847,14 @@ static int help_print(void) { // what the first lines of this file say
     return 0;
 }
 
+static void runs_allocate(void) { // shared, so that what a child saw of a run's end is known here
+    for (int a = 0; a < all.arm_count; a++) {
+        void *runs = mmap(NULL, all.seeds * sizeof(TrainedRun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        EXPECT(runs != MAP_FAILED, "out of memory");
+        all.arms[a].runs = (TrainedRun *)runs;
+    }
+}
+
 // Rows of runs.tsv files as runs of the arms, without logs; the seeds are those that every arm has. Rows of other options or other
 // data, and two rows of one arm and seed that differ, are errors.
 static void pool_read(const char *files) {
@@ -885,6 +905,7 @@ static void pool_read(const char *files) {
     }
     EXPECT(all.seeds, "option --pool: no seed that all %d arms have; --arms says which arms", all.arm_count);
     if (left_out) printf("%d rows are left out: not every arm has their seed\n", left_out);
+    runs_allocate();
     for (int s = 0; s < all.seeds; s++)
         for (int i = 0; i < n; i++) {
             if (rows[i].seed != all.seed[s]) continue;
@@ -913,7 +934,7 @@ int main(int argc, char **argv) {
     const char *arms = "fp16,bf16,fp8", *reference = NULL, *pool = NULL;
     setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
     int seeds[2] = {1, 5};
-    all.bound = 0.002, all.out = "log/compare", all.common = common;
+    all.bound = 0.002, all.common = common;
     int i = 1, jobs = 1;
     for (; i < argc && strcmp(argv[i], "--"); i += 2) {
         static const char *const names[] = {"--arms",      "--seeds", "--out",  "--bound",
@@ -944,17 +965,13 @@ int main(int argc, char **argv) {
     all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
     EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);
     all.reference = MAX(all.reference, 0);
+    if (!pool) arms_check();
+    if (!all.out) all.out = pool ? "log/pooled" : "log/compare"; // rows of a comparison are not written over by those pooled
     char path[PATH_MAX];
     path_print(path, "%s/", all.out);
     for (char *p = path + 1; *p; p++)
         if (*p == '/') *p = 0, mkdir(path, 0777), *p = '/';
 
-    for (int a = 0; a < all.arm_count; a++) {
-        // shared, so that what a child saw of a run's end is known here
-        void *runs = mmap(NULL, SEEDS_MAX * sizeof(TrainedRun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-        EXPECT(runs != MAP_FAILED, "out of memory");
-        all.arms[a].runs = (TrainedRun *)runs;
-    }
     path_print(path, "%s/lock", all.out);
     const int lock = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
     EXPECT(lock >= 0, "%s: cannot create: %s", path, strerror(errno));
@@ -963,8 +980,8 @@ int main(int argc, char **argv) {
     const int total = all.arm_count * all.seeds;
     int done = 0, made = 0, running = 0;
     const TrainedRun *first = NULL;
-    if (!pool) arms_check();
     if (pool) return pool_read(pool), summary_write();
+    runs_allocate();
     if (jobs > 1) { // make them all in children; below they are only read
         char threads[16];
         snprintf(threads, sizeof(threads), "%d", MAX(1, thread_count() / jobs));
