@@ -865,7 +865,7 @@ static void test_blocks(void) {
     static const size_t shapes[][2] = {{1, 1}, {37, 300}, {64, 1100}, {130, 33}, {300, 64}};
     char name[160];
     for (size_t n = 0; n < sizeof(recipes) / sizeof(recipes[0]); n++) {
-        size_t wrong = 0, counts = 0, products = 0;
+        size_t wrong = 0, counts = 0, sqnr = 0, products = 0;
         const ScalingRecipe r = {recipes[n].format, recipes[n].rule, 1, 1, 0, recipes[n].power2, 0,
                                  recipes[n].across, recipes[n].along};
         const float most = recipes[n].format == DTYPE_E4M3 ? 448 : 57344;
@@ -884,9 +884,10 @@ static void test_blocks(void) {
                 float *inv = take_floats(all), *scale = take_floats(all), *amax = take_floats(all);
                 Fp8Scale s = scale_make(&r);
                 threads_set(1 + (int)(shape % 3));
-                quantise_blocks(q, inv, x, rows, columns, along_rows, &s, RECORD_STATS);
+                quantise_blocks(q, inv, x, rows, columns, along_rows, &s, RECORD_SQNR);
                 memset(amax, 0, all * sizeof(float));
                 uint64_t saturated = 0, flushed = 0, nonfinite = 0;
+                double signal = 0, noise = 0;
                 for (int pass = 0; pass < 2; pass++) {
                     for (size_t i = 0; i < count; i++) {
                         const size_t row = i / columns, column = i % columns;
@@ -899,6 +900,8 @@ static void test_blocks(void) {
                             wrong += q[i] != want || inv[b] != 1 / scale[b];
                             saturated += fabsf(f * scale[b]) > (r.format == DTYPE_E4M3 ? 464 : 61439.99f) && !isnan(f);
                             flushed += (want & 0x7f) == 0 && f != 0, nonfinite += !isfinite(f);
+                            const double lost = (double)f - (double)fp8_decode(want, r.format) / (double)scale[b];
+                            signal += (double)f * (double)f, noise += lost * lost;
                         }
                     }
                     for (size_t b = 0; pass == 0 && b < all; b++) { // in doubles, from the rule's words
@@ -911,6 +914,7 @@ static void test_blocks(void) {
                 }
                 const Fp8Stats *t = &s.step;
                 counts += t->saturated != saturated || t->flushed != flushed || t->nonfinite != nonfinite || t->count != count;
+                sqnr += isfinite(signal) && !(fabs(t->signal - signal) <= 1e-5 * signal && fabs(t->noise - noise) <= 1e-5 * noise);
             }
         // a [M, K] and b [N, K], each in both layouts
         enum { M = 33, N = 40, K = 300 };
@@ -941,7 +945,7 @@ static void test_blocks(void) {
         }
         product_uses_pairs = before;
         snprintf(name, sizeof(name), "blocks: bytes and scales of %s equal the definition", recipes[n].name);
-        check(!wrong && !counts, name, "%zu elements differ, %zu counts", wrong, counts);
+        check(!wrong && !counts && !sqnr, name, "%zu elements differ, %zu counts, %zu SQNR", wrong, counts, sqnr);
         snprintf(name, sizeof(name), "blocks: products of %s%s are chains over what the bytes stand for", recipes[n].name,
                  product_in_tiles ? ", in tiles," : "");
         check(!products, name, "%zu elements differ", products);
@@ -1541,6 +1545,80 @@ static void test_fp8_layer(void) {
                   label("fp8 layer: the scale after %s, %s, is usable", cases[k], history ? "with a history" : "with none"),
                   "scale %g was %g", (double)after, (double)x_scale.scale);
         }
+}
+
+// What a product reads of x [rows, columns], v [across K][K], and what is left for its epilogue, by the rules' words; its K runs
+// along the columns or the rows.
+static float reference_operand(float *v, const stored_t *x, size_t rows, size_t columns, int along_rows, const ScalingRecipe *r) {
+    const size_t I = along_rows ? columns : rows, K = along_rows ? rows : columns;
+    const int blocks = recipe_blocks(r);
+    const size_t across = blocks ? (size_t)r->across : I, along = blocks ? (size_t)r->along : K;
+    float inv = 1;
+    for (size_t i0 = 0; i0 < I; i0 += across)
+        for (size_t k0 = 0; k0 < K; k0 += along)
+            for (int pass = 0; pass < 2; pass++) {
+                static float scale;
+                float amax = 0;
+                for (size_t i = i0; i < MIN(I, i0 + across); i++)
+                    for (size_t k = k0; k < MIN(K, k0 + along); k++) {
+                        const float f = float_from_stored(x[along_rows ? k * columns + i : i * columns + k]);
+                        amax = MAX(amax, fabsf(f));
+                        if (pass) v[i * K + k] = fp8_decode(fp8_encode(f * scale, r->format), r->format) * (blocks ? 1 / scale : 1);
+                    }
+                if (pass == 0) scale = scale_from_amax(amax, 1, r);
+                else if (!blocks) inv = 1 / scale;
+            }
+    return inv;
+}
+
+// Every operand under a rule of its own: the three products' bits are those of the definition.
+static void test_fp8_mixed(void) {
+    if (!IS_FP8) return;
+    enum { ROWS_X = 70, IN = 140, OUT = 72 };
+    static const ScalingRecipe rules[3] = {{DTYPE_E4M3, SCALING_CURRENT, 1, 1, 0, 0, 0, 0, 0},
+                                           {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
+                                           {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 1, 0, 1, 32}};
+    const stored_t *x = normal_stored(ROWS_X * IN, 1, 311), *dy = normal_stored(ROWS_X * OUT, 1e-5, 312),
+                   *w = normal_stored(IN * OUT, 0.02, 313);
+    float *xv = take_floats(ROWS_X * IN), *wv = take_floats(IN * OUT), *dv = take_floats(ROWS_X * OUT);
+    stored_t *y = take_stored(ROWS_X * OUT), *dx = take_stored(ROWS_X * IN);
+    float *dw = take_floats(IN * OUT), *partial = take_floats(3 * OUT), *w_inv[2] = {take_floats(OUT * IN), take_floats(OUT * IN)};
+    uint8_t *kept = (uint8_t *)take(ROWS_X * IN), *dy_bytes = (uint8_t *)take(ROWS_X * OUT),
+            *x_bytes = (uint8_t *)take(ROWS_X * IN), *w_bytes[2] = {(uint8_t *)take(IN * OUT), (uint8_t *)take(IN * OUT)};
+    size_t wrong[NPRODUCT] = {0};
+    layers_workspace(1, 16);
+    for (int combination = 0; combination < 27; combination++) {
+        const int of[NOPERAND] = {combination % 3, combination / 3 % 3, combination / 9};
+        Fp8Scale s[NOPERAND];
+        ScalingRecipe r[NOPERAND];
+        for (int i = 0; i < NOPERAND; i++) {
+            r[i] = rules[of[i]];
+            if (i == OPERAND_W && r[i].rule == SCALING_BLOCK) r[i].across = 128;
+            s[i] = scale_make(&r[i]);
+        }
+        Linear f = {.in = IN, .out = OUT, .w = w_bytes[0], .dw = dw, .scales = s, .x_bytes = x_bytes, .inv = take_floats(OUT * IN)};
+        if (recipe_blocks(&r[OPERAND_X])) f.kept_inv = take_floats(ROWS_X * IN);
+        if (recipe_blocks(&r[OPERAND_W])) {
+            f.w_across = w_bytes[1], f.w_inv = w_inv[0], f.w_across_inv = w_inv[1];
+            quantise_blocks(w_bytes[0], f.w_inv, w, OUT, IN, 0, s + OPERAND_W, RECORD_NONE);
+            quantise_blocks(f.w_across, f.w_across_inv, w, OUT, IN, 1, s + OPERAND_W, RECORD_NONE);
+        } else s[OPERAND_W].kept_inv = quantise(w_bytes[0], w, IN * OUT, s + OPERAND_W, RECORD_NONE);
+        memset(dw, 0, IN * OUT * 4);
+        linear_forward(&f, y, STORED, x, kept, ROWS_X, RECORD_STATS);
+        linear_backward(&f, dx, dy, kept, dy_bytes, partial, ROWS_X, RECORD_STATS);
+        float scale = reference_operand(xv, x, ROWS_X, IN, 0, &r[OPERAND_X]) * reference_operand(wv, w, OUT, IN, 0, &r[OPERAND_W]);
+        for (size_t i = 0; i < ROWS_X * OUT; i++)
+            wrong[FPROP] += y[i] != stored_from_float(chain(xv + i / OUT * IN, wv + i % OUT * IN, IN, 0) * scale);
+        scale = reference_operand(dv, dy, ROWS_X, OUT, 0, &r[OPERAND_DY]) * reference_operand(wv, w, OUT, IN, 1, &r[OPERAND_W]);
+        for (size_t i = 0; i < ROWS_X * IN; i++)
+            wrong[DGRAD] += dx[i] != stored_from_float(chain(dv + i / IN * OUT, wv + i % IN * OUT, OUT, 0) * scale);
+        scale = reference_operand(dv, dy, ROWS_X, OUT, 1, &r[OPERAND_DY]) * reference_operand(xv, x, ROWS_X, IN, 1, &r[OPERAND_X]);
+        for (size_t i = 0; i < OUT * IN; i++)
+            wrong[WGRAD] += dw[i] != chain(dv + i / IN * ROWS_X, xv + i % IN * ROWS_X, ROWS_X, 0) * scale;
+    }
+    check(!wrong[FPROP] && !wrong[DGRAD] && !wrong[WGRAD],
+          "fp8 layer: x, w and dy each under a rule of their own, 27 combinations: products to the bit",
+          "%zu outputs, %zu of dx, %zu of dw differ", wrong[FPROP], wrong[DGRAD], wrong[WGRAD]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -2264,8 +2342,10 @@ static void test_options(void) {
         "delayed;--static-scale 0 > --static-scale;--format-x fp6 > e4m3;"
         "--scaling x > delayed;--formats e3m4 > hybrid;--amax-algo mean > recent;--margin -1 > --margin;"
         "--margin 65 > --margin;--scaling mx --fp8-head > --fp8-head;--bf16 head > 'head';--bf16 fc.4 > '4';"
-        "--scaling none --margin 1 > --margin;--scaling static --pow2 > --margin;"
-        "--static-scale 2 > --static-scale;--mx-round floor > --mx-round;";
+        "--scaling none --margin 1 > --margin;--scaling static --pow2 > --pow2;--scaling mx --pow2 0 > --pow2;"
+        "--static-scale 2 > --static-scale;--scaling static=x > --static-scale;--mx-round floor > --mx-round;--scaling current "
+        "--amax-history 16 > --amax-history;"
+        "--recipe deepseek --amax-algo max > --amax-algo;--scaling-x best > delayed;--scaling-w mx --fp8-head > blocks for w;";
     char arguments[PATH_MAX * 2], why[700] = "", one[2][64];
     const char *text = tiny_text();
     for (int table = 0; table < 2; table++) {
@@ -2372,7 +2452,7 @@ static size_t run_by_hand(char *arguments, const char *model, const char *log, i
     Dataset train = dataset_open(o.train);
     dataset_hold_out(&train), dataset_windows(&train, "training", 16);
     memset(&g, 0, sizeof(g));
-    options_recipes(&o, &g);
+    options_recipes(&o, given, &g);
     g.config = options_config(&o, options_depth(&o), train.V), g.B = 2, g.training = 1;
     workspace_free();
     gpt_allocate(&g), gpt_init(&g, 1);
@@ -2410,13 +2490,20 @@ static size_t run_by_hand(char *arguments, const char *model, const char *log, i
 // Whole runs under the other rules of scaling: they learn as the default does, and a resume keeps their bits.
 static void test_run_rules(void) {
 #if IS_FP8
-    char arguments[PATH_MAX * 2], how[700] = "", name[128];
-    static const char *const rules[] = {"delayed", "current", "none", "static", "rowwise", "block", "mx"};
-    static const char *const more[] = {
-        "", "", "", "--static-scale 32 --format-w e5m2 --format-dy e4m3", "", "--recompute", "--mx-round floor"};
-    double last[7] = {0};
-    for (int k = 0; k < 7; k++) {
-        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 0 -n 30 --keep 0 --scaling %s %s -i %s -o %s", rules[k], more[k],
+    char arguments[PATH_MAX * 2], how[700] = "", name[160];
+    static const char *const rules[] = {"delayed", "current", "none", "static", "rowwise", "block", "mx", "mixed"};
+    static const char *const words[] = {"--scaling delayed",
+                                        "--scaling current",
+                                        "--scaling none",
+                                        "--scaling static=32 --format-w e5m2 --format-dy e4m3",
+                                        "--scaling rowwise",
+                                        "--scaling block --recompute --formats e4m3",
+                                        "--scaling mx --mx-round floor",
+                                        "--scaling current --scaling-x mx --scaling-dy block --recompute --bf16 fc.wgrad"};
+    double last[8] = {0};
+    int without_sqnr = 0;
+    for (int k = 0; k < 8; k++) {
+        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 15 -n 30 --keep 0 --scales-every 1 %s -i %s -o %s", words[k],
                  tiny_text(), in_dir(rules[k]));
         const Child run = child_run(arguments);
         size_t n;
@@ -2429,7 +2516,7 @@ static void test_run_rules(void) {
             if (text_row(&at, next, 3) == 3) memcpy(row, next, 3 * sizeof(double)), first = first > 0 ? first : row[2];
         }
         last[k] = row[2];
-        snprintf(name, sizeof(name), "run: --scaling %s learns, within 0.02 nats of delayed scaling", rules[k]);
+        snprintf(name, sizeof(name), "run: %s learns, within 0.02 nats of delayed scaling", words[k]);
         check(run.status == 0 && row[0] == 60 && row[2] < first - 1 && fabs(last[k] - last[0]) < 0.02, name,
               "status %d, step %g, loss %g then %g, delayed %g, %s", run.status, row[0], first, row[2], last[0], run.error);
         snprintf(name, sizeof(name), "%s-again", rules[k]);
@@ -2438,18 +2525,23 @@ static void test_run_rules(void) {
         snprintf(arguments, sizeof(arguments), "-y -o %s", in_dir(name));
         const Child resumed = child_run(arguments);
         const int same = runs_same(rules[k], name, 60, how, sizeof(how));
-        snprintf(name, sizeof(name), "run: --scaling %s resumed from step 30: the same bits", rules[k]);
+        snprintf(name, sizeof(name), "run: %s resumed from step 30: the same bits", words[k]);
         check(resumed.status == 0 && same, name, "status %d, %s %s", resumed.status, how, resumed.error);
+        snprintf(path, sizeof(path), "%s/scales.tsv", rules[k]);
+        const char *scales = (const char *)file_get(in_dir(path), &n);
+        without_sqnr += !scales || strstr(scales, "\t-\n");
     }
+    check(!without_sqnr, "run: every row of scales.tsv has an SQNR, of weights and blocks too", "%d runs have one without",
+          without_sqnr);
     size_t n;
     const char *none = (const char *)file_get(in_dir("none/log.tsv"), &n),
                *delayed = (const char *)file_get(in_dir("delayed/log.tsv"), &n);
     Gpt g;
     memset(&g, 0, sizeof(g));
     int given[OPTION_COUNT] = {0};
-    char *words[] = {(char *)"test", (char *)"--formats", (char *)"e5m2", (char *)"--format-w", (char *)"e4m3", (char *)"--pow2"};
-    const Options o = options_parse(6, words, given);
-    options_recipes(&o, &g);
+    char *formats[] = {(char *)"test", (char *)"--formats", (char *)"e5m2", (char *)"--format-w", (char *)"e4m3", (char *)"--pow2"};
+    const Options o = options_parse(6, formats, given);
+    options_recipes(&o, given, &g);
     const ScalingRecipe *r = g.recipes;
     check(r[OPERAND_X].format == DTYPE_E5M2 && r[OPERAND_W].format == DTYPE_E4M3 && r[OPERAND_DY].format == DTYPE_E5M2,
           "recipe: --format-w overrides --formats", "%d %d %d", r[0].format, r[1].format, r[2].format);
@@ -2459,6 +2551,59 @@ static void test_run_rules(void) {
     check(te.amax_history == 1024 && te.margin == 2 && te.formats == 1 && te.scaling == SCALING_DELAYED,
           "recipe: a named set is expanded, options after it change it", "%ld %ld %ld %ld", te.amax_history, te.margin, te.formats,
           te.scaling);
+    // Named sets, from their sources' words, and --explain, which tells any two of these recipes apart.
+    static const struct {
+        const char *name;
+        int rule, dy_format, history, across_w, along;
+    } sets[] = {{"paper", SCALING_DELAYED, DTYPE_E5M2, 16, 1, 0},   {"te", SCALING_DELAYED, DTYPE_E5M2, 1024, 1, 0},
+                {"torchao", SCALING_CURRENT, DTYPE_E5M2, 16, 1, 0}, {"deepseek", SCALING_BLOCK, DTYPE_E4M3, 16, 128, 128},
+                {"mx", SCALING_MX, DTYPE_E4M3, 16, 1, 32},          {"naive", SCALING_NONE, DTYPE_E4M3, 16, 1, 0}};
+    static const char *const changes[] = {"--recipe paper",
+                                          "--recipe te",
+                                          "--recipe torchao",
+                                          "--recipe deepseek",
+                                          "--recipe mx",
+                                          "--recipe naive",
+                                          "--amax-algo recent",
+                                          "--margin 1",
+                                          "--pow2",
+                                          "--scaling static --static-scale 8",
+                                          "--scaling mx --mx-round floor",
+                                          "--scaling rowwise",
+                                          "--scaling-w mx",
+                                          "--scaling-dy current",
+                                          "--format-x e5m2",
+                                          "--bf16 first",
+                                          "--bf16 wgrad",
+                                          "--fp8-head",
+                                          "--sum-order tiles",
+                                          "--formats e4m3"};
+    enum { CHANGES = sizeof(changes) / sizeof(changes[0]) };
+    const char *texts[CHANGES];
+    size_t differ = 0, alike = 0;
+    for (size_t k = 0; k < sizeof(sets) / sizeof(sets[0]); k++) {
+        char *words_of[] = {(char *)"test", (char *)"--recipe", strdup(sets[k].name)};
+        int none_given[OPTION_COUNT] = {0};
+        const Options set = options_parse(3, words_of, none_given);
+        Gpt h = {0};
+        options_recipes(&set, none_given, &h);
+        for (int i = 0; i < NOPERAND; i++)
+            differ += (int)h.recipes[i].rule != sets[k].rule || h.recipes[i].history_len != sets[k].history ||
+                      h.recipes[i].margin || (int)h.recipes[i].format != (i == OPERAND_DY ? sets[k].dy_format : DTYPE_E4M3) ||
+                      h.recipes[i].across != (i == OPERAND_W ? sets[k].across_w : 1) || h.recipes[i].along != sets[k].along ||
+                      h.recipes[i].power2 != (sets[k].along != 0) || !h.recipes[i].use_max;
+    }
+    check(!differ, "recipe: all six named sets stand for what their authors publish", "%zu operands differ", differ);
+    for (int k = 0; k < CHANGES; k++) {
+        snprintf(arguments, sizeof(arguments), "--explain -e d2 -t 16 -b 2 -i %s %s", tiny_text(), changes[k]);
+        const Child run = child_run(arguments);
+        texts[k] = (const char *)file_get(in_dir("stdout.txt"), &n);
+        for (int j = 0; j <= k; j++) alike += run.status != 0 || (j < k && !strcmp(texts[j], texts[k]));
+    }
+    check(!alike, "--explain: any two of 20 recipes read differently", "%zu pairs do not, or failed", alike);
+    const char *const parts[] = {"own amax of 1 x 128, 2^n", "own amax of 128 x 128, 2^n", "scores", "softmax", "fp32"};
+    for (size_t k = 0; k < sizeof(parts) / sizeof(parts[0]); k++) alike += !strstr(texts[3], parts[k]);
+    check(!alike, "--explain: blocks, attention's products, accumulators are named", "%zu are not", alike);
     ScalingRecipe mx = r[OPERAND_W];
     mx.power2 = 2;
     const float tiny = scale_from_amax(0x1p-126f, 1, &mx), one = scale_from_amax(1, 1, &mx);
@@ -2665,7 +2810,8 @@ static void test_run(void) {
 static void test_tiles(void) {
     machine_init(1);
     printf("in tiles, by %s:\n", product_instruction());
-    test_product(), test_blocks(), test_layers(), test_gradients(), test_fp8_layer(), test_model_bits(), test_model();
+    test_product(), test_blocks(), test_layers(), test_gradients(), test_fp8_layer(), test_fp8_mixed(), test_model_bits(),
+        test_model();
     machine_init(0);
 }
 
@@ -2686,6 +2832,7 @@ static const Group groups[] = {
     {"layers", test_layers},
     {"gradients", test_gradients},
     {"fp8_layer", test_fp8_layer},
+    {"fp8_mixed", test_fp8_mixed},
     {"model_bits", test_model_bits},
     {"model", test_model},
     {"optimiser", test_optimiser},

@@ -116,12 +116,15 @@ typedef uint16_t operand_t;
 // Exit statuses, as --help prints them.
 enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
 
+#ifndef PROGRAM
+#define PROGRAM "train_gpt_" PRECISION_NAME
+#endif
 // One line on stderr, then the end. Callers name the file or option, what was expected, what was found, what to do.
 __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
-    fprintf(stderr, "train_gpt_" PRECISION_NAME ": ");
+    fprintf(stderr, PROGRAM ": ");
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -513,15 +516,15 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
     stats->amax_bits = MAX(stats->amax_bits, amax);
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
 }
-// Signal and noise for the SQNR, in the numbers that codes stand for: sums over n <= CHUNK of (x scale)^2, and of what encoding
-// changed of x scale, squared.
-static void sqnr_sums(float *sums, const uint8_t *q, const stored_t *x, size_t n, float scale, Dtype format) {
+// Signal and noise for the SQNR: sums over n <= CHUNK of squares of x, and of what encoding changed of x; where all have one scale
+// (step 0) in the numbers that codes stand for, (x scale)^2, else (step 1) in x's own.
+INLINE void sqnr_sums(float *sums, const uint8_t *q, const stored_t *x, size_t n, const float *scale, int step, Dtype format) {
     uint16_t decoded[CHUNK];
     float scaled[CHUNK], error[CHUNK];
     decode_bf16(decoded, q, n, format);
     SIMD for (size_t i = 0; i < n; i++) {
-        scaled[i] = float_from_stored(x[i]) * scale;
-        error[i] = scaled[i] - float_from_bf16(decoded[i]);
+        scaled[i] = float_from_stored(x[i]) * (step ? 1 : *scale);
+        error[i] = scaled[i] - float_from_bf16(decoded[i]) / (step ? scale[i] : 1);
     }
     STRIPED_SUM(sums[0], i, n, scaled[i] * scaled[i]);
     STRIPED_SUM(sums[1], i, n, error[i] * error[i]);
@@ -556,7 +559,7 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
             const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
             if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, m, scale, &mine, &fp8_formats[0]);
             else quantise_block(q + at, x + at, m, scale, &mine, &fp8_formats[1]);
-            if (sums) sqnr_sums(sums[c], q + at, x + at, m, scale, r->format);
+            if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
         }
 #pragma omp critical
         stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
@@ -579,6 +582,8 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
                  wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
     const size_t step = wide < SPAN ? SPAN / wide * wide : wide, bands = ceil_div(rows, tall), lanes = MIN(wide, SPAN);
     const size_t inv_row = along_rows ? 1 : ceil_div(columns, wide), inv_column = along_rows ? bands : 1;
+    const size_t spans = ceil_div(columns, step);
+    double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(bands * spans * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel
     {
@@ -602,7 +607,7 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
                     mine.amax_bits = MAX(mine.amax_bits, amax);
                 }
                 for (size_t row = band * tall; row < r1; row++)
-                    for (size_t c = c0; c < c1; c += SPAN)
+                    for (size_t c = c0; c < c1; c += SPAN) {
                         for (size_t i = 0; i < MIN(SPAN, c1 - c); i++) {
                             const float f = float_from_stored(x[row * columns + c + i]);
                             const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff, code = fp8_encode_bits(u, f8);
@@ -611,11 +616,19 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
                             mine.nonfinite += a >= 0x7f800000;
                             q[row * columns + c + i] = (uint8_t)code;
                         }
+                        if (sums) {
+                            float one[2];
+                            sqnr_sums(one, q + row * columns + c, x + row * columns + c, MIN(SPAN, c1 - c), scale, 1, r->format);
+                            for (int i = 0; i < 2; i++) sums[band * spans + c0 / step][i] += one[i];
+                        }
+                    }
             }
 #pragma omp critical
         stats_merge(&total, &mine);
     }
     total.count = rows * columns;
+    for (size_t i = 0; sums && i < bands * spans; i++) total.signal += sums[i][0], total.noise += sums[i][1];
+    free(sums);
     if (record != RECORD_NONE) s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r), stats_merge(&s->step, &total);
 }
 
@@ -1348,7 +1361,7 @@ typedef struct {
     Fp8Scale *scales;    // [NOPERAND] in the FP8 build, but for the head, else NULL
     int bf16;            // bit p: product p of an FP8 layer stays in bf16, and reads these:
     stored_t *w16, *x16; // [out, in] and, kept for wgrad, [rows, in]
-    // of a recipe in blocks, which rounds each operand once for each direction of K; else NULL
+    // of operands in blocks, which are rounded once for each direction of K; else NULL
     uint8_t *w_across, *x_bytes;                  // [out, in] with K along `out`; [rows, in] with K along `in`, not kept
     float *w_inv, *w_across_inv, *kept_inv, *inv; // the last: of x_bytes, and of dy
 } Linear;
@@ -1356,6 +1369,7 @@ enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 enum { FPROP, DGRAD, WGRAD, NPRODUCT };
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
 static int linear_in_fp8(const Linear *f, int product) { return f->scales && !(f->bf16 >> product & 1); }
+static int linear_blocks(const Linear *f, int operand) { return f->scales && recipe_blocks(&f->scales[operand].recipe); }
 
 // The bytes q of an operand as a product reads them.
 static Matrix operand_bytes(const Fp8Scale *s, const void *q, const float *inv, size_t row_stride, size_t k_stride, size_t K) {
@@ -1371,12 +1385,13 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
     float scale = 1;
     Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
     Fp8Scale *s = f->scales;
-    if (f->inv) {
+    const int in_blocks = linear_blocks(f, OPERAND_X);
+    if (in_blocks) {
         if (fprop8) quantise_blocks(f->x_bytes, f->inv, x, rows, in, 0, s + OPERAND_X, record);
         if (wgrad8) quantise_blocks(kept, f->kept_inv, x, rows, in, 1, s + OPERAND_X, fprop8 ? RECORD_NONE : record);
     } else if (fprop8 || wgrad8) s[OPERAND_X].kept_inv = quantise(kept, x, rows * in, s + OPERAND_X, record);
     if (fprop8) {
-        a = operand_bytes(s + OPERAND_X, f->inv ? f->x_bytes : kept, f->inv, in, 1, in);
+        a = operand_bytes(s + OPERAND_X, in_blocks ? f->x_bytes : kept, in_blocks ? f->inv : NULL, in, 1, in);
         b = operand_bytes(s + OPERAND_W, f->w, f->w_inv, in, 1, in);
         scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv; // 1 where blocks have scales
     }
@@ -1393,19 +1408,21 @@ static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, c
     const size_t in = f->in, out = f->out;
     float dy_inv = 1, scale = 1;
     Fp8Scale *s = f->scales;
+    const int in_blocks = linear_blocks(f, OPERAND_DY);
+    const float *inv = in_blocks ? f->inv : NULL;
     Matrix a = matrix(dy, STORED, out, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
-    if (dgrad8 && f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 0, s + OPERAND_DY, record);
-    else if ((dgrad8 || wgrad8) && !f->inv) dy_inv = quantise(dy_bytes, dy, rows * out, s + OPERAND_DY, record);
+    if (dgrad8 && in_blocks) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 0, s + OPERAND_DY, record);
+    else if ((dgrad8 || wgrad8) && !in_blocks) dy_inv = quantise(dy_bytes, dy, rows * out, s + OPERAND_DY, record);
     if (dgrad8) {
-        a = operand_bytes(s + OPERAND_DY, dy_bytes, f->inv, out, 1, out);
-        b = operand_bytes(s + OPERAND_W, f->inv ? f->w_across : f->w, f->w_across_inv, 1, in, out);
+        a = operand_bytes(s + OPERAND_DY, dy_bytes, inv, out, 1, out);
+        b = operand_bytes(s + OPERAND_W, f->w_across ? f->w_across : f->w, f->w_across_inv, 1, in, out);
         scale = dy_inv * s[OPERAND_W].kept_inv;
     }
     matmul(output(dx, STORED, in, scale, NULL, 0), a, b, rows, in, out);
-    if (wgrad8 && f->inv) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
+    if (wgrad8 && in_blocks) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
     a = matrix(dy, STORED, 1, out), b = matrix(f->x16 ? f->x16 : kept, STORED, 1, in), scale = 1;
     if (wgrad8) {
-        a = operand_bytes(s + OPERAND_DY, dy_bytes, f->inv, 1, out, rows);
+        a = operand_bytes(s + OPERAND_DY, dy_bytes, inv, 1, out, rows);
         b = operand_bytes(s + OPERAND_X, kept, f->kept_inv, 1, in, rows);
         scale = dy_inv * s[OPERAND_X].kept_inv;
     }
@@ -1516,11 +1533,11 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
     X(stored, w16, w16_layers, 12 * C * C, REUSED)       /* for products that --bf16 names: weights, */ \
     X(stored, x16, x16_layers, 7 * R * C, KEPT)          /* and what wgrad keeps */ \
-    X(byte, w_across, L, blocks * 12 * C * C, REUSED)    /* for recipes in blocks: weights with K along their outputs; */ \
-    X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
-    X(fp32, kept_inv, L, blocks * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
-    X(fp32, inv, 1, blocks * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x_bytes and of dy as they pass; */ \
-    X(byte, x_bytes, 1, blocks * R * 4 * C, REUSED)      /* [R, 4C] a forward product's x */ \
+    X(byte, w_across, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED)    /* of operands in blocks: weights with K along their outputs; */ \
+    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
+    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
+    X(fp32, inv, 1, (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x_bytes and of dy as they pass; */ \
+    X(byte, x_bytes, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] a forward product's x */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
@@ -1544,6 +1561,7 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
     X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
+#define BLOCKS(operand)         (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
 #define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
@@ -1572,7 +1590,7 @@ typedef struct {
     int scale_count;
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
-    Record record;
+    Record record, record_weights; // of x and dy; of the weights, for the next step: they may be made in a validation before it
 } Gpt;
 
 // How many of the first `end` layers have one of these products in bf16.
@@ -1589,8 +1607,8 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes);
-    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
+    const size_t again = g->recompute ? 1 : L, w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
+                 x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
     GPT_TENSORS(TENSOR_MAKE)
@@ -1690,11 +1708,13 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.bf16 = g->bf16[l][i];
     if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
     if (g->x16 && f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + x_start[i]) * RC;
-    if (!g->inv) return f;
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
-    f.w_across = g->w_across + (l * 12 + start[i]) * CC, f.x_bytes = g->x_bytes, f.inv = g->inv;
-    f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_across_inv = f.w_inv + room;
-    f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
+    f.x_bytes = g->x_bytes, f.inv = g->inv;
+    if (g->w_across) {
+        f.w_across = g->w_across + (l * 12 + start[i]) * CC;
+        f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_across_inv = f.w_inv + room;
+    }
+    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
     return f;
 }
 
@@ -1713,19 +1733,20 @@ static void gpt_refresh_weights(Gpt *g) {
     g->weights_ready = 1;
     if (PRECISION == PRECISION_FP32) return;
     const size_t C = g->config.C, head = g->config.Vp * C;
+    const Record record = MAX(g->record_weights, RECORD_STATS);
     stored_from_floats(g->head_w, g->master, head);
     Fp8Scale *s = gpt_head(g).scales;
-    if (s) s[OPERAND_W].kept_inv = quantise(g->head_q, g->head_w, head, s + OPERAND_W, RECORD_STATS);
+    if (s) s[OPERAND_W].kept_inv = quantise(g->head_q, g->head_w, head, s + OPERAND_W, record);
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = f.w16 ? f.w16 : IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
             if (!linear_in_fp8(&f, FPROP) && !linear_in_fp8(&f, DGRAD)) continue;
-            if (f.inv) {
-                quantise_blocks((uint8_t *)f.w, f.w_inv, to, f.out, f.in, 0, f.scales + OPERAND_W, RECORD_STATS);
+            if (f.w_inv) {
+                quantise_blocks((uint8_t *)f.w, f.w_inv, to, f.out, f.in, 0, f.scales + OPERAND_W, record);
                 if (g->training) quantise_blocks(f.w_across, f.w_across_inv, to, f.out, f.in, 1, f.scales + OPERAND_W, RECORD_NONE);
-            } else f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, RECORD_STATS);
+            } else f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, record);
         }
 }
 
@@ -1761,7 +1782,8 @@ static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored
         stored_t *x = gpt_input(g, l, i);
         if (i == LIN_FCPROJ) gelu_forward(x, g->fc + (size_t)l * g->B * g->config.T * f.in, rows * f.in);
         else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
-        if (f.inv) quantise_blocks((uint8_t *)gpt_kept(g, l, i), f.kept_inv, x, rows, f.in, 1, f.scales + OPERAND_X, RECORD_NONE);
+        if (f.kept_inv)
+            quantise_blocks((uint8_t *)gpt_kept(g, l, i), f.kept_inv, x, rows, f.in, 1, f.scales + OPERAND_X, RECORD_NONE);
         else if (f.scales) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.scales + OPERAND_X, RECORD_NONE);
     }
     linear_backward(&f, dx, dy, gpt_kept(g, l, i), g->dy_bytes, g->partial_sums, rows, g->record);
@@ -2601,8 +2623,11 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: rule of the products' bits; tiles is AMX's, and fast there") \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
     X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets --scaling, --formats, --amax-history; options after it stand") \
-    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, --static-scale, in blocks") \
-    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of every operand, under --scaling static") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, fixed (static=S), in blocks") \
+    X(CHOICE, scaling_x, 0, "scaling-x", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx: of x alone; same: as --scaling says") \
+    X(CHOICE, scaling_w, 0, "scaling-w", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx:") \
+    X(CHOICE, scaling_dy, 0, "scaling-dy", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx:") \
+    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of operands under --scaling static") \
     X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: a block's exponent so that nothing is cut, or OCP's rule") \
     X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
@@ -2710,7 +2735,7 @@ static void options_help(void) {
 // What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
 // delayed scaling; Transformer Engine's DelayedScaling; torchao's tensorwise; DeepSeek-V3's blocks; OCP's MX; no scales at all.
 static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED, 0, 1024}, {SCALING_CURRENT, 0, 16},
-                                     {SCALING_BLOCK, 0, 16},   {SCALING_MX, 0, 16},        {SCALING_NONE, 1, 16}};
+                                     {SCALING_BLOCK, 1, 16},   {SCALING_MX, 1, 16},        {SCALING_NONE, 1, 16}};
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
@@ -2737,6 +2762,10 @@ static Options options_parse(int argc, char **argv, int *given) {
         if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
             value = argv[optind++];
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
+        if (!strncmp(s->name, "scaling", 7) && !strncmp(value, "static=", 7)) { // a rule with its scale
+            const int scale = option_index("static-scale");
+            option_set(&o, &option_specs[scale], value + 7, "option"), given[scale] = 1, value = "static";
+        }
         option_set(&o, s, value, "option");
         given[i] = 1;
         const int *set = recipe_sets[o.recipe];
@@ -2770,24 +2799,34 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
     }
 }
 
-// The recipe of every role from the options: three rows of one table.
-static void options_recipes(const Options *o, Gpt *g) {
+// The recipe of every role from the options: three rows of one table. given: of options_parse(); an option that no operand's rule
+// reads is refused.
+static void options_recipes(const Options *o, const int *given, Gpt *g) {
+    enum { ALL = (1 << (SCALING_MX + 1)) - 1, FIXED_ONES = 1 << SCALING_NONE | 1 << SCALING_STATIC };
     static const int along[] = {[SCALING_ROWWISE] = INT_MAX, [SCALING_BLOCK] = 128, [SCALING_MX] = 32};
-    const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
-    const int blocks = o->scaling >= SCALING_ROWWISE; // all in E4M3, as their authors have it
-    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: not with --scaling rowwise, block or mx");
-    EXPECT((o->scaling != SCALING_NONE && o->scaling != SCALING_STATIC) || !(o->margin || o->pow2),
-           "option --margin, --pow2: not with --scaling none or static, whose scales are what they are");
-    EXPECT(o->scaling == SCALING_STATIC || o->static_scale == 1, "option --static-scale: only with --scaling static");
-    EXPECT(o->scaling == SCALING_MX || !o->mx_round, "option --mx-round: only with --scaling mx");
+    static const struct {
+        const char *name;
+        int rules;
+    } readers[] = {{"static-scale", 1 << SCALING_STATIC},  {"mx-round", 1 << SCALING_MX},
+                   {"amax-history", 1 << SCALING_DELAYED}, {"amax-algo", 1 << SCALING_DELAYED},
+                   {"margin", ALL & ~FIXED_ONES},          {"pow2", 1 << SCALING_DELAYED | 1 << SCALING_CURRENT}};
+    const long own_format[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
+    const long own_rule[NOPERAND] = {o->scaling_x, o->scaling_w, o->scaling_dy};
+    int used = 0;
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY && !blocks);
-        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3;
-        r->rule = (ScalingRule)o->scaling, r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin;
-        r->power2 = o->scaling == SCALING_MX && o->mx_round ? 2 : blocks || o->pow2, r->fixed = o->static_scale;
+        const int wide = own_format[i] ? own_format[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY);
+        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3, r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
+        r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
+        r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || o->pow2;
         r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
+        used |= 1 << r->rule;
+        EXPECT(!recipe_blocks(r) || !o->fp8_head, "option --fp8-head: the head has one scale a tensor: not with blocks for %s",
+               operand_name[i]);
     }
+    for (size_t i = 0; IS_FP8 && i < sizeof(readers) / sizeof(readers[0]); i++)
+        EXPECT(!given[option_index(readers[i].name)] || used & readers[i].rules,
+               "option --%s: no operand's scaling reads it; see --explain", readers[i].name);
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;
@@ -3037,15 +3076,37 @@ static char *run_header(const Run *r) {
     return text;
 }
 
-// --explain: for every product of a block and of the head its shape, its operands as they are read, their bytes, and who makes
-// these. Layers in a row that --bf16 treats alike are shown together.
+// --explain: the rule of every role; then for every product its shape, its operands as they are read, their bytes, and who makes
+// these: of linear layers (those in a row that --bf16 treats alike together), the head, and attention, over all heads.
 static void run_explain(const Run *r) {
     static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
     static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    static const struct {
+        const char *name, *operands, *maker;
+        int over_keys; // its columns are keys and K a head's channels; else the other way round
+    } attention[] = {{"scores", "q, k", "qkv's fprop", 1},
+                     {"att", "p, v", "softmax of scores; qkv's fprop", 0},
+                     {"dp", "datt, v", "attproj's dgrad; qkv's fprop", 1},
+                     {"dv", "p, datt", "scores again; attproj's dgrad", 0},
+                     {"dq", "ds, k", "softmax's backward pass; qkv's fprop", 0},
+                     {"dk", "ds, q", "softmax's backward pass; qkv's fprop", 0}};
+    static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s %-5s%8zu  %s\n";
     const Gpt *g = &r->g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L, T = g->config.T, NH = g->config.NH;
     const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, g->config.Vp};
-    printf("layer   matrix  product        M       N       K  operand format scale                              bytes  made by\n");
+    for (int i = 0; i < NOPERAND; i++) {
+        const ScalingRecipe *q = &g->recipes[i];
+        printf("%-2s  %s, scale = ", operand_name[i], formats[q->format == DTYPE_E5M2]);
+        if (q->rule == SCALING_NONE || q->rule == SCALING_STATIC) printf("%g\n", q->rule == SCALING_STATIC ? q->fixed : 1);
+        else {
+            printf("%g / 2^%d / amax", fp8_format(q->format)->max, q->margin);
+            if (q->power2) printf(", %s", q->power2 == 2 ? "by amax's exponent alone (OCP)" : "rounded down to a power of two");
+            if (q->rule == SCALING_DELAYED) printf("; amax: %s of %d steps\n", q->use_max ? "max" : "last", q->history_len);
+            else printf("; amax: of %s itself\n", recipe_blocks(q) ? "the block" : "the tensor");
+        }
+    }
+    printf("\nlayer   matrix  product        M       N       K  operand format scale                            sums     bytes  "
+           "made by\n");
     for (size_t l = 0, next; l <= L; l = next) {
         for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
         for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
@@ -3061,15 +3122,21 @@ static void run_explain(const Run *r) {
             if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, along);
             else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
             snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
-            printf("%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s%8zu  %s\n", where, linear_name[i], product_name[p], M, N, K,
-                   operand_name[o], fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, (row % 2 ? N : M) * K * (fp8 ? 1 : 2),
-                   maker);
+            printf(line, where, linear_name[i], product_name[p], M, N, K, operand_name[o],
+                   fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, "fp32", (row % 2 ? N : M) * K * (fp8 ? 1 : 2), maker);
         }
     }
-    printf("Sums are in fp32, in the order of --sum-order (section 4), the head's in slabs of %d rows. fprop and dgrad write bf16 "
-           "(the head's "
-           "fprop fp32), wgrad adds to fp32.\n",
-           HEAD_ROWS);
+    for (size_t i = 0; i < sizeof(attention) / sizeof(attention[0]); i++) {
+        const size_t N = attention[i].over_keys ? T : C / NH, K = attention[i].over_keys ? C / NH : T;
+        printf(line, "all", "heads", attention[i].name, T, N, K, attention[i].operands, "bf16", "none needed", "fp32",
+               g->B * NH * (T + N) * K * 2, attention[i].maker);
+    }
+    char order[PATH_MAX];
+    printf(
+        "\nSums: fp32 fused multiply-adds in the order of --sum-order %s (section 4), never narrower, so that none needs promotion;"
+        " the\nhead's in slabs of %d rows. fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A history of no "
+        "step\nyet: the tensor's own amax.\n",
+        option_text(&r->o, &option_specs[option_index("sum-order")], order), HEAD_ROWS);
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
@@ -3171,6 +3238,11 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, step, step);
 }
 
+// What a step records: at every --scales-every-th and the last all that scales.tsv shows.
+static Record step_record(const Options *o, long step) {
+    return IS_FP8 && o->scales_every && (step % o->scales_every == 0 || step == o->steps) ? RECORD_SQNR : RECORD_STATS;
+}
+
 static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
@@ -3179,13 +3251,15 @@ static int run_train(Run *r) {
     double val_loss = 0;
     r->tokens = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     r->targets = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
+    g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
-        const int last = step == o->steps, log_now = IS_FP8 && o->scales_every && (step % o->scales_every == 0 || last);
+        const int last = step == o->steps;
         const float loss_scale = g->loss_scaling[0];
         double t = seconds_now(), norm;
         float lr;
-        g->record = log_now ? RECORD_SQNR : RECORD_STATS;
+        g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
+        g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
         r->progress.step = step;
 
@@ -3203,7 +3277,7 @@ static int run_train(Run *r) {
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, r->dir);
-        if (log_now) log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
+        if (g->record == RECORD_SQNR) log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
@@ -3236,7 +3310,7 @@ static void run_open(Run *r) {
         options_resume(o, (const char *)r->state.data[SECTION_OPTIONS], r->given, r->state.path);
         memcpy(&r->progress, r->state.data[SECTION_PROGRESS], sizeof(r->progress));
     }
-    options_recipes(o, &r->g);
+    options_recipes(o, r->given, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
         if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");

@@ -886,17 +886,20 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
     LAUNCH(scale_choose_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
 }
 
-// Signal and noise for the SQNR, in the numbers that codes stand for: of each chunk the sums of (x scale)^2, and of what encoding
-// changed of x scale, squared; in 16 striped lanes and a tree, the C file's order. A warp has a chunk, half of it a sum.
-KERNEL sqnr_kernel(float *sums, const uint8_t *q, const stored_t *x, size_t stride, size_t columns, size_t n, const ScaleInUse *use,
-                   Dtype format) {
+// Signal and noise for the SQNR: of each chunk sums of squares of x, and of what encoding changed of x; where all have one scale,
+// in the numbers that codes stand for, else in x's own. In 16 striped lanes and a tree, the C file's order for one scale. A warp
+// has a chunk, half of it a sum. Element (row, column) of the bytes q is at q[row * q_row + column * q_column].
+KERNEL sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x, size_t stride, size_t columns,
+                   size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
     const size_t chunk = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, begin = chunk * CHUNK;
     const int lane = threadIdx.x % 16, noise = threadIdx.x % 32 / 16;
-    const float scale = use->scale;
+    const float scale = use->scale; // 1 of blocks
     float sum = 0;
     for (size_t i = begin + lane; i < MIN(n, begin + CHUNK); i += 16) {
-        float v = float_from_stored(x[i / columns * stride + i % columns]) * scale;
-        if (noise) v -= fp8_decode(q[i], format);
+        const size_t row = i / columns, column = i % columns;
+        float v = float_from_stored(x[row * stride + column]) * scale;
+        if (noise)
+            v -= fp8_decode(q[row * q_row + column * q_column], format) * (blocks.inv ? *blocks_at(&blocks, row, column) : 1);
         sum += v * v;
     }
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
@@ -909,10 +912,11 @@ KERNEL sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const S
     *(threadIdx.x ? &s->step.noise : &s->step.signal) += total;
 }
 // sums: [ceil(n / CHUNK)][2]. After the bytes q were made of x.
-static void sqnr_record(const uint8_t *q, const stored_t *x, size_t stride, size_t rows, size_t columns, const Operand *o,
-                        float *sums) {
+static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x, size_t stride, size_t rows,
+                        size_t columns, const Operand *o, Blocks blocks, float *sums) {
     const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
-    LAUNCH(sqnr_kernel, ceil_div(chunks, 8), 256, 0, STREAM, sums, q, x, stride, columns, n, o->use, o->recipe.format);
+    LAUNCH(sqnr_kernel, ceil_div(chunks, 8), 256, 0, STREAM, sums, q, q_row, q_column, x, stride, columns, n, o->use,
+           o->recipe.format, blocks);
     LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
@@ -924,7 +928,7 @@ static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride,
     t.q = q, t.q_t = q_t, t.partial = partial, t.quantiser = quantiser(o, record);
     scale_choose(x, rows * columns, o, record);
     tiles_run(StoredSource{x, stride}, t);
-    if (record == RECORD_SQNR) sqnr_record(q, x, stride, rows, columns, o, sqnr_sums);
+    if (record == RECORD_SQNR) sqnr_record(q, columns, 1, x, stride, rows, columns, o, t.blocks, sqnr_sums);
 }
 
 // Bytes that were made before, turned: q_t [columns, pitch] of q [rows, columns]. A wgrad's x, in the backward pass.
@@ -999,7 +1003,7 @@ static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
 }
 // Bytes of x in blocks, into q as x lies, or, where K runs along the rows, turned: K is contiguous in both.
 static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns, int along_rows,
-                            const Operand *o, Record record) {
+                            const Operand *o, Record record, float *sqnr_sums) {
     const Blocks b = blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
     device_zero(inv, b.count * sizeof(float));
@@ -1008,6 +1012,8 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     (along_rows ? t.q_t : t.q) = q, t.quantiser = quantiser(o, record), t.blocks = b;
     tiles_run<true>(StoredSource{x, columns}, t);
     LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
+    if (record == RECORD_SQNR)
+        sqnr_record(q, along_rows ? 1 : columns, along_rows ? t.pitch : 1, x, columns, rows, columns, o, b, sqnr_sums);
 }
 
 // ==== 4. matrix product ==============================================================================================
@@ -1016,7 +1022,8 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 // operands only, all sizes multiples of 16: rows are padded, and what lies beyond them in an output is not read.
 // cuBLASLt counts columns first: its A is our b, its B our a, and "transposed A, plain B" is what K-major means.
 //
-// An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX; rows and blocks of 128 but on sm_90; all without FP8 units), or under
+// An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX, two rules of which one has blocks; rows and blocks of 128 but on
+// sm_90; all without FP8 units), or under
 // --emulate, is computed from the same bytes: decoded to bf16, which holds them exactly (times their block's power of two),
 // multiplied as bf16, then scaled.
 
@@ -1258,9 +1265,10 @@ static void product_run(const Output *out, const Matrix *a, const Matrix *b, Pro
 }
 
 // Whether cuBLASLt computes products of these formats and scales on this device.
-static int product_emulated(Dtype a, Dtype b, ScalingRule rule) {
-    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || rule == SCALING_MX ||
-           (rule >= SCALING_ROWWISE && machine.sm != 90);
+static int product_emulated(Dtype a, Dtype b, ScalingRule rule_a, ScalingRule rule_b) {
+    const int blocks = MAX(rule_a, rule_b) >= SCALING_ROWWISE;
+    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || rule_a == SCALING_MX ||
+           (blocks && (rule_a != rule_b || machine.sm != 90));
 }
 static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
     Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
@@ -1280,7 +1288,7 @@ static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a m
 // FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows, and behind out's.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
     if (dtype_size[a.dtype] > 1) return product_run(&out, &a, &b, product_find(&out, &a, &b, M, N, K, 0, 0));
-    if (product_emulated(a.dtype, b.dtype, a.rule)) return matmul_emulated(&out, &a, &b, M, N, K);
+    if (product_emulated(a.dtype, b.dtype, a.rule, b.rule)) return matmul_emulated(&out, &a, &b, M, N, K);
     Output plain = out;
     if (a.across) plain.bias = NULL, plain.fast = 0; // neither goes with scales in blocks
     Product *p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
@@ -2087,13 +2095,15 @@ typedef struct {
         *x_kept; // where x's bytes go: [rows, in] for fprop; [in, rows] for wgrad, if made (NULL: turned in the backward pass)
     uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
     float *partial, *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
-    int blocks;            // a recipe in blocks: each operand is rounded once for each direction of K, with scales
-    float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
+    // of operands in blocks, which are rounded once for each direction of K: scales of w, w_t, x_kept, and of x_q and dy as they
+    // pass
+    float *w_inv, *w_t_inv, *kept_inv, *inv;
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 && !(f->bf16 >> product & 1); }
+static int linear_blocks(const Linear *f, int operand) { return f->fp8 && recipe_blocks(&f->operands[operand].recipe); }
 // Whether the kernel that writes an operand also makes its bytes: not when it has to be whole in memory for its amax or SQNR.
 static int linear_fuses(const Linear *f, int operand, Record record) {
-    return f->fp8 && !f->blocks && !f->operands[operand].own_amax && record != RECORD_SQNR;
+    return f->fp8 && !linear_blocks(f, operand) && !f->operands[operand].own_amax && record != RECORD_SQNR;
 }
 
 // The bytes q [rows, K] of an operand as a product reads them, K-major.
@@ -2112,14 +2122,15 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
     const size_t in = f->in;
     const Operand *o = f->operands;
     Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
-    if (f->blocks) {
-        if (fprop8) quantise_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record);
+    const int in_blocks = linear_blocks(f, OPERAND_X);
+    if (in_blocks) {
+        if (fprop8) quantise_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record, f->sqnr);
         if (wgrad8 && f->x_kept)
-            quantise_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X, fprop8 ? RECORD_NONE : record);
+            quantise_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X, fprop8 ? RECORD_NONE : record, f->sqnr);
     } else if ((fprop8 || wgrad8) && !made)
         quantise(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL, f->sqnr);
     if (fprop8) {
-        a = operand_bytes(o + OPERAND_X, f->x_q, f->blocks ? f->inv : NULL, in, rows, in);
+        a = operand_bytes(o + OPERAND_X, f->x_q, in_blocks ? f->inv : NULL, in, rows, in);
         b = operand_bytes(o + OPERAND_W, f->w, f->w_inv, in, f->out, in);
     }
     matmul(output(y, y_dtype, f->out, f->bias, 0, 1), a, b, fprop8 ? round_up(rows, 16) : rows, f->out, in);
@@ -2133,7 +2144,8 @@ template <class Source>
 static void linear_backward(const Linear *f, stored_t *dx, Source source, stored_t *dy, size_t dy_stride, const void *x,
                             size_t rows, Record record) {
     const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD), any8 = dgrad8 || wgrad8;
-    const int fuses = any8 && linear_fuses(f, OPERAND_DY, record), later = any8 && !fuses && !f->blocks;
+    const int in_blocks = linear_blocks(f, OPERAND_DY);
+    const int fuses = any8 && linear_fuses(f, OPERAND_DY, record), later = any8 && !fuses && !in_blocks;
     const size_t in = f->in, out = f->out, pitch = round_up(rows, 16);
     const Operand *o = f->operands;
     Tiles t = tiles(rows, out);
@@ -2148,16 +2160,16 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
 
     Matrix a = matrix(dy, STORED, dy_stride, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
     if (dgrad8) {
-        if (f->blocks) quantise_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record);
-        a = operand_bytes(o + OPERAND_DY, f->dy_q, f->blocks ? f->inv : NULL, out, rows, out);
+        if (in_blocks) quantise_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record, f->sqnr);
+        a = operand_bytes(o + OPERAND_DY, f->dy_q, in_blocks ? f->inv : NULL, out, rows, out);
         b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
     }
     matmul(output(dx, STORED, in, NULL, 0, 0), a, b, dgrad8 ? pitch : rows, in, out);
     a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
     if (wgrad8) {
-        if (f->blocks) quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
-        a = operand_bytes(o + OPERAND_DY, f->dy_t, f->blocks ? f->inv : NULL, pitch, out, rows);
-        b = operand_bytes(o + OPERAND_X, x, f->blocks ? f->kept_inv : NULL, pitch, in, rows);
+        if (in_blocks) quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY, dgrad8 ? RECORD_NONE : record, f->sqnr);
+        a = operand_bytes(o + OPERAND_DY, f->dy_t, in_blocks ? f->inv : NULL, pitch, out, rows);
+        b = operand_bytes(o + OPERAND_X, x, f->kept_inv, pitch, in, rows);
     }
     matmul(output(f->dw, DTYPE_FP32, in, NULL, 1, 0), a, b, out, in, wgrad8 ? pitch : rows);
 }
@@ -2310,9 +2322,9 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(byte, head_t, 1, head8 * t * Vp * C, REUSED)       /* [C, Vp] turned */ \
     X(stored, w16, w16_layers, 12 * C * C, REUSED)       /* for products that --bf16 names: weights, */ \
     X(stored, x16, x16_layers, 6 * R * C, KEPT)          /* and what wgrad keeps */ \
-    X(fp32, w_inv, 2 * L, blocks * SCALE_ROOM(12 * C * C, C), REUSED)     /* for recipes in blocks: scales of the weights' two copies, */ \
-    X(fp32, kept_inv, L, blocks * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
-    X(fp32, inv, 1, blocks * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x and of dy as they pass */ \
+    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED)     /* of operands in blocks: scales of the weights' two copies, */ \
+    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
+    X(fp32, inv, 1, (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x and of dy as they pass */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
@@ -2339,7 +2351,7 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(stored, dnarrow, 1, t * R * C, REUSED)             /* [R, C] */ \
     X(fp32, delta, 1, t * R * NH, REUSED)                /* [B, NH, T] */ \
     X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
-    X(fp32, sqnr, 1, fp8 * 2 * (MAX(R * 4 * C, head8 * slab * Vp) / CHUNK + 1), REUSED) /* by chunks */ \
+    X(fp32, sqnr, 1, fp8 * 2 * (MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp) / CHUNK + 1), REUSED) /* by chunks */ \
     X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED)      /* the emulated path: operands, sums */ \
     X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
     X(fp32, emulate_sums, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp), REUSED) \
@@ -2347,6 +2359,7 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(fp32, norm_sums, 1, t * (g->param_count / CHUNK + 1), REUSED) /* squares of the gradient by chunks */ \
     X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
+#define BLOCKS(operand)         (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
 #define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
@@ -2398,12 +2411,12 @@ typedef struct {
     // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND. On the host as they were when last read.
     Fp8Scale *scales, *device_scales;
     ScaleInUse *scales_in_use; // on the device
-    int scale_count, own_amax; // how many scales have no history yet, and may have to come from their tensor
+    int scale_count, own_amax; // how many delayed scales have no history yet, and come from their tensor
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
-    Record record;
-    StepInputs *step_inputs;   // on the device
-    StepResults *step_results; // on the device
+    Record record, record_weights; // of x and dy; of the weights, for the next step: they may be made in a validation before it
+    StepInputs *step_inputs;       // on the device
+    StepResults *step_results;     // on the device
 } Gpt;
 static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
 
@@ -2417,10 +2430,9 @@ static size_t layers_in_bf16(const Gpt *g, int end, int products) {
 
 // Whether some product of the recipe takes the emulated path, and so its scratch.
 static int gpt_emulates(const Gpt *g) {
-    const ScalingRecipe *r = g->recipes;
-    return product_emulated(r[OPERAND_X].format, r[OPERAND_W].format, r->rule) ||
-           product_emulated(r[OPERAND_DY].format, r[OPERAND_W].format, r->rule) ||
-           product_emulated(r[OPERAND_DY].format, r[OPERAND_X].format, r->rule);
+    const ScalingRecipe *x = &g->recipes[OPERAND_X], *w = &g->recipes[OPERAND_W], *dy = &g->recipes[OPERAND_DY];
+    return product_emulated(x->format, w->format, x->rule, w->rule) || product_emulated(dy->format, w->format, dy->rule, w->rule) ||
+           product_emulated(dy->format, x->format, dy->rule, x->rule);
 }
 
 // Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
@@ -2429,8 +2441,8 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
     const size_t R = gpt_rows(g), C = c->C, L = c->L, NH = c->NH, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes),
-                 emulates = fp8 && (blocks || gpt_emulates(g));
+    const size_t again = g->recompute ? 1 : L,
+                 emulates = fp8 && (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_W) | BLOCKS(OPERAND_DY) | gpt_emulates(g));
     const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
@@ -2461,10 +2473,8 @@ static void gpt_scales_read(Gpt *g) {
     if (g->scale_count) device_read(g->scales, g->device_scales, g->scale_count * sizeof(Fp8Scale));
     g->own_amax = 0;
     for (int i = 0; i < g->scale_count; i++) {
-        const ScalingRule rule = g->scales[i].recipe.rule;
         const int head = i >= g->scale_count - NOPERAND;
-        g->own_amax +=
-            (rule == SCALING_CURRENT || (rule == SCALING_DELAYED && g->scales[i].history_count == 0)) && (!head || g->fp8_head);
+        g->own_amax += g->scales[i].recipe.rule == SCALING_DELAYED && g->scales[i].history_count == 0 && (!head || g->fp8_head);
     }
 }
 static void gpt_scales_write(Gpt *g) {
@@ -2579,14 +2589,12 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
     if (g->training && f.bf16 & 1 << WGRAD)
         f.x16 = i == LIN_ATTPROJ ? g->att + l * RC : g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + x16_start[i]) * RC;
-    f.blocks = recipe_blocks(g->recipes);
-    if (i == LIN_FCPROJ || (f.blocks && i != LIN_ATTPROJ)) f.x_kept = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
+    if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ)) f.x_kept = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
     else if (i != LIN_ATTPROJ) f.x_q = (uint8_t *)gpt_kept(g, l, i);
-    if (!f.blocks) return f;
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.inv = g->inv;
-    f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_t_inv = f.w_inv + room;
-    f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
+    if (g->w_inv) f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_t_inv = f.w_inv + room;
+    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
     return f;
 }
 
@@ -2604,18 +2612,18 @@ static Linear gpt_head(const Gpt *g) {
 
 // Copies of a master weight for its products: rounded to the stored type, then bytes in both directions, in one pass where the
 // scale is known.
-static void weight_refresh(const Linear *f, const float *master, stored_t *stored, stored_t *rounded, int training) {
+static void weight_refresh(const Linear *f, const float *master, stored_t *stored, stored_t *rounded, int training, Record record) {
     const Operand *o = &f->operands[OPERAND_W];
-    const int any8 = linear_in_fp8(f, FPROP) || linear_in_fp8(f, DGRAD), fuses = any8 && linear_fuses(f, OPERAND_W, RECORD_STATS);
+    const int any8 = linear_in_fp8(f, FPROP) || linear_in_fp8(f, DGRAD), fuses = any8 && linear_fuses(f, OPERAND_W, record);
     uint8_t *q = (uint8_t *)f->w, *q_t = training ? (uint8_t *)f->w_t : NULL;
     Tiles t = tiles(f->out, f->in);
     t.out = stored ? stored : any8 && !fuses ? rounded : NULL;
-    if (fuses) t.q = q, t.q_t = q_t, t.quantiser = quantiser(o, RECORD_STATS);
+    if (fuses) t.q = q, t.q_t = q_t, t.quantiser = quantiser(o, record);
     tiles_run(MasterSource{master, f->in}, t);
     if (!any8 || fuses) return;
-    if (!f->blocks) return quantise(q, q_t, t.out, f->in, f->out, f->in, o, RECORD_STATS, NULL, NULL);
-    quantise_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, RECORD_STATS);
-    if (training) quantise_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE);
+    if (!f->w_inv) return quantise(q, q_t, t.out, f->in, f->out, f->in, o, record, NULL, f->sqnr);
+    quantise_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, record, f->sqnr);
+    if (training) quantise_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE, NULL);
 }
 
 // Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
@@ -2624,8 +2632,9 @@ static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
     if (PRECISION == PRECISION_FP32) return;
+    const Record record = MAX(g->record_weights, RECORD_STATS);
     const Linear head = gpt_head(g);
-    weight_refresh(&head, g->master, g->head_w, NULL, g->training);
+    weight_refresh(&head, g->master, g->head_w, NULL, g->training, record);
     for (int i = 0; i < NLIN; i++) {
         const Linear first = gpt_linear(g, 0, i);
         Tiles t = tiles(g->config.L, first.out); // the biases of all layers
@@ -2634,7 +2643,7 @@ static void gpt_refresh_weights(Gpt *g) {
         for (int l = 0; l < g->config.L; l++) {
             const Linear f = gpt_linear(g, l, i);
             weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l), IS_FP8 ? f.w16 : (stored_t *)f.w, g->rounded,
-                           g->training);
+                           g->training, record);
         }
     }
 }
@@ -2685,19 +2694,20 @@ static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t
         if (!IS_FP8) return att;
         Tiles t = tiles(rows, f->in);
         t.q_t = g->x_turned, t.quantiser = quantiser(o, RECORD_NONE);
-        if (f->blocks)
-            quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o, linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record);
+        if (f->kept_inv)
+            quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o, linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record,
+                            f->sqnr);
         else tiles_run(StoredSource{att, f->in}, t);
         return g->x_turned;
     }
     if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
-    else if (f->blocks) w.stored = g->x;
+    else if (f->kept_inv) w.stored = g->x;
     else if (i != LIN_FCPROJ) w.q = f->x_q;
     if (IS_FP8) w.quantiser = quantiser(o, RECORD_NONE);
-    if (again && i == LIN_FCPROJ) gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->blocks ? f->x_kept : NULL, rows);
+    if (again && i == LIN_FCPROJ) gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->kept_inv ? f->x_kept : NULL, rows);
     else if (again) gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, w, rows);
     if (!IS_FP8) return w.stored;
-    if (again && f->blocks) quantise_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE);
+    if (again && f->kept_inv) quantise_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE, NULL);
     if (f->x_kept) return f->x_kept;
     bytes_turn(g->x_turned, f->x_q, rows, f->in);
     return g->x_turned;
@@ -3629,8 +3639,11 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(MAYBE, tune, 0, "tune", FREE | GPU, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run") \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
     X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets --scaling, --formats, --amax-history; options after it stand") \
-    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, --static-scale, in blocks") \
-    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of every operand, under --scaling static") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, fixed (static=S), in blocks") \
+    X(CHOICE, scaling_x, 0, "scaling-x", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx: of x alone; same: as --scaling says") \
+    X(CHOICE, scaling_w, 0, "scaling-w", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx:") \
+    X(CHOICE, scaling_dy, 0, "scaling-dy", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx:") \
+    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of operands under --scaling static") \
     X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: a block's exponent so that nothing is cut, or OCP's rule") \
     X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
@@ -3739,7 +3752,7 @@ static void options_help(void) {
 // What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
 // delayed scaling; Transformer Engine's DelayedScaling; torchao's tensorwise; DeepSeek-V3's blocks; OCP's MX; no scales at all.
 static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED, 0, 1024}, {SCALING_CURRENT, 0, 16},
-                                     {SCALING_BLOCK, 0, 16},   {SCALING_MX, 0, 16},        {SCALING_NONE, 1, 16}};
+                                     {SCALING_BLOCK, 1, 16},   {SCALING_MX, 1, 16},        {SCALING_NONE, 1, 16}};
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
@@ -3766,6 +3779,10 @@ static Options options_parse(int argc, char **argv, int *given) {
         if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
             value = argv[optind++];
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
+        if (!strncmp(s->name, "scaling", 7) && !strncmp(value, "static=", 7)) { // a rule with its scale
+            const int scale = option_index("static-scale");
+            option_set(&o, &option_specs[scale], value + 7, "option"), given[scale] = 1, value = "static";
+        }
         option_set(&o, s, value, "option");
         given[i] = 1;
         const int *set = recipe_sets[o.recipe];
@@ -3800,24 +3817,34 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
     }
 }
 
-// The recipe of every role from the options: three rows of one table.
-static void options_recipes(const Options *o, Gpt *g) {
+// The recipe of every role from the options: three rows of one table. given: of options_parse(); an option that no operand's rule
+// reads is refused.
+static void options_recipes(const Options *o, const int *given, Gpt *g) {
+    enum { ALL = (1 << (SCALING_MX + 1)) - 1, FIXED_ONES = 1 << SCALING_NONE | 1 << SCALING_STATIC };
     static const int along[] = {0, 0, 0, 0, INT_MAX, 128, 32}; // by ScalingRule
-    const long own[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
-    const int blocks = o->scaling >= SCALING_ROWWISE; // all in E4M3, as their authors have it
-    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: not with --scaling rowwise, block or mx");
-    EXPECT((o->scaling != SCALING_NONE && o->scaling != SCALING_STATIC) || !(o->margin || o->pow2),
-           "option --margin, --pow2: not with --scaling none or static, whose scales are what they are");
-    EXPECT(o->scaling == SCALING_STATIC || o->static_scale == 1, "option --static-scale: only with --scaling static");
-    EXPECT(o->scaling == SCALING_MX || !o->mx_round, "option --mx-round: only with --scaling mx");
+    static const struct {
+        const char *name;
+        int rules;
+    } readers[] = {{"static-scale", 1 << SCALING_STATIC},  {"mx-round", 1 << SCALING_MX},
+                   {"amax-history", 1 << SCALING_DELAYED}, {"amax-algo", 1 << SCALING_DELAYED},
+                   {"margin", ALL & ~FIXED_ONES},          {"pow2", 1 << SCALING_DELAYED | 1 << SCALING_CURRENT}};
+    const long own_format[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
+    const long own_rule[NOPERAND] = {o->scaling_x, o->scaling_w, o->scaling_dy};
+    int used = 0;
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        const int wide = own[i] ? own[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY && !blocks);
-        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3;
-        r->rule = (ScalingRule)o->scaling, r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin;
-        r->power2 = o->scaling == SCALING_MX && o->mx_round ? 2 : blocks || o->pow2, r->fixed = o->static_scale;
+        const int wide = own_format[i] ? own_format[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY);
+        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3, r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
+        r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
+        r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || o->pow2;
         r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
+        used |= 1 << r->rule;
+        EXPECT(!recipe_blocks(r) || !o->fp8_head, "option --fp8-head: the head has one scale a tensor: not with blocks for %s",
+               operand_name[i]);
     }
+    for (size_t i = 0; IS_FP8 && i < sizeof(readers) / sizeof(readers[0]); i++)
+        EXPECT(!given[option_index(readers[i].name)] || used & readers[i].rules,
+               "option --%s: no operand's scaling reads it; see --explain", readers[i].name);
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;
@@ -4093,15 +4120,37 @@ static char *run_header(const Run *r) {
     return text;
 }
 
-// --explain: for every product of a block and of the head its shape, its operands as they are read, their bytes, and who makes
-// these. Layers in a row that --bf16 treats alike are shown together.
+// --explain: the rule of every role; then for every product its shape, its operands as they are read, their bytes, and who makes
+// these: of linear layers (those in a row that --bf16 treats alike together), the head, and attention, over all heads.
 static void run_explain(const Run *r) {
     static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
     static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    static const struct {
+        const char *name, *operands, *maker;
+        int over_keys; // its columns are keys and K a head's channels; else the other way round
+    } attention[] = {{"scores", "q, k", "qkv's fprop", 1},
+                     {"att", "p, v", "softmax of scores; qkv's fprop", 0},
+                     {"dp", "datt, v", "attproj's dgrad; qkv's fprop", 1},
+                     {"dv", "p, datt", "scores again; attproj's dgrad", 0},
+                     {"dq", "ds, k", "softmax's backward pass; qkv's fprop", 0},
+                     {"dk", "ds, q", "softmax's backward pass; qkv's fprop", 0}};
+    static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s %-5s%8zu  %s\n";
     const Gpt *g = &r->g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L, T = g->config.T, NH = g->config.NH;
     const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, (size_t)g->config.Vp};
-    printf("layer   matrix  product        M       N       K  operand format scale                              bytes  made by\n");
+    for (int i = 0; i < NOPERAND; i++) {
+        const ScalingRecipe *q = &g->recipes[i];
+        printf("%-2s  %s, scale = ", operand_name[i], formats[q->format == DTYPE_E5M2]);
+        if (q->rule == SCALING_NONE || q->rule == SCALING_STATIC) printf("%g\n", q->rule == SCALING_STATIC ? q->fixed : 1);
+        else {
+            printf("%g / 2^%d / amax", fp8_format(q->format).max, q->margin);
+            if (q->power2) printf(", %s", q->power2 == 2 ? "by amax's exponent alone (OCP)" : "rounded down to a power of two");
+            if (q->rule == SCALING_DELAYED) printf("; amax: %s of %d steps\n", q->use_max ? "max" : "last", q->history_len);
+            else printf("; amax: of %s itself\n", recipe_blocks(q) ? "the block" : "the tensor");
+        }
+    }
+    printf("\nlayer   matrix  product        M       N       K  operand format scale                            sums     bytes  "
+           "made by\n");
     for (size_t l = 0, next; l <= L; l = next) {
         for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
         for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
@@ -4116,16 +4165,24 @@ static void run_explain(const Run *r) {
             char where[32], rule[64] = "none needed";
             if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, along);
             else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
+            const int in_blocks = recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
             snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
-            printf("%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s%8zu  %s\n", where, linear_name[i], product_name[p], M, N, K,
-                   operand_name[o], fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, (row % 2 ? N : M) * K * (fp8 ? 1 : 2),
-                   maker);
+            printf(line, where, linear_name[i], product_name[p], M, N, K, operand_name[o],
+                   fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, fp8 && p == FPROP && !in_blocks ? "short" : "fp32",
+                   (row % 2 ? N : M) * K * (fp8 ? 1 : 2), maker);
         }
     }
-    printf("Sums are in fp32, the head's in slabs of %d rows. fprop and dgrad write bf16 "
-           "(the head's "
-           "fprop fp32), wgrad adds to fp32.\n",
-           HEAD_ROWS);
+    for (size_t i = 0; i < sizeof(attention) / sizeof(attention[0]); i++) {
+        const size_t N = attention[i].over_keys ? T : C / NH, K = attention[i].over_keys ? C / NH : T;
+        printf(line, "all", "heads", attention[i].name, T, N, K, attention[i].operands, "bf16", "none needed", "fp32",
+               g->B * NH * (T + N) * K * 2, attention[i].maker);
+    }
+    printf(
+        "\nSums: by cuBLASLt in fp32; short: FP8 with Hopper's shorter accumulator (fast accumulation) for the whole of K, as "
+        "Transformer\nEngine has it; the others promote what it sums to fp32. Products that the GPU lacks (see section 4) are "
+        "computed from the same bytes\nin bf16 with fp32 sums. The head's are in slabs of %d rows. fprop and dgrad write bf16 (the "
+        "head's fprop fp32), wgrad adds to fp32.\nA history of no step yet: the tensor's own amax.\n",
+        HEAD_ROWS);
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
@@ -4282,7 +4339,7 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
               bad_loss ? "the loss" : "the gradient", tensor, last);
     }
     if (!overflow) r->progress.updates++;
-    if (g->own_amax && g->recipes[0].rule == SCALING_DELAYED) gpt_scales_read(g); // which have a history now?
+    if (g->own_amax) gpt_scales_read(g); // which have a history now?
     loss_scale_update(g, overflow || r->step_results->cut);
     *norm_out = norm;
     return loss;
@@ -4316,19 +4373,26 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, step, step);
 }
 
+// What a step records: at every --scales-every-th and the last all that scales.tsv shows.
+static Record step_record(const Options *o, long step) {
+    return IS_FP8 && o->scales_every && (step % o->scales_every == 0 || step == o->steps) ? RECORD_SQNR : RECORD_STATS;
+}
+
 static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
     const double begin = seconds_now(), flops = gpt_step_flops(&g->config, o->total_batch, g->config.T);
     const long first = r->progress.step;
     double val_loss = 0;
+    g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
-        const int last = step == o->steps, log_now = IS_FP8 && o->scales_every && (step % o->scales_every == 0 || last);
+        const int last = step == o->steps;
         const float loss_scale = g->loss_scaling[0];
         double t = seconds_now(), norm;
         float lr;
-        g->record = log_now ? RECORD_SQNR : RECORD_STATS;
+        g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
+        g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
         r->progress.step = step;
 
@@ -4346,7 +4410,7 @@ static int run_train(Run *r) {
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, r->dir);
-        if (log_now) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
+        if (g->record == RECORD_SQNR) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
@@ -4380,7 +4444,7 @@ static void run_open(Run *r) {
         options_resume(o, (const char *)r->state.data[SECTION_OPTIONS], r->given, r->state.path);
         memcpy(&r->progress, r->state.data[SECTION_PROGRESS], sizeof(r->progress));
     }
-    options_recipes(o, &r->g);
+    options_recipes(o, r->given, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
         if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");

@@ -119,7 +119,7 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     int given[OPTION_COUNT] = {0};
     Gpt *g = memory_allocate(sizeof(Gpt));
     const Options o = options_parse(argc, argv, given);
-    options_recipes(&o, g);
+    options_recipes(&o, given, g);
     g->config = options_config(&o, options_depth(&o), V);
     options_bf16(&o, g);
     g->B = o.batch, g->training = 1, g->recompute = o.recompute;
@@ -151,7 +151,7 @@ void *ref_gpt_tensor(void *p, const char *name, size_t *bytes) {
     const Config *c = &g->config;
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = 1;
     const size_t fp8 = IS_FP8, head8 = fp8 && g->fp8_head, copies = PRECISION != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L, blocks = fp8 && recipe_blocks(g->recipes);
+    const size_t again = g->recompute ? 1 : L;
     const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     GPT_TENSORS(TENSOR_FIND)
     return NULL;
