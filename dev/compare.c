@@ -32,6 +32,7 @@ Exit status: 0 every arm matches the reference (or is better), 1 one is worse, d
 one is undecided.
 */
 #define TESTING
+#define PROGRAM "compare"
 #include "../train_gpt_fp8.c"
 #include <sys/wait.h>
 
@@ -119,17 +120,22 @@ static struct {
     int arm_count, seeds, reference, bf16; // the last two: arms, or -1
     int seed[SEEDS_MAX], width;            // width: of the longest label
     double bound, floor;
-    const char *out, *common;
+    const char *out, *common; // common: what goes to every arm, as a shell would be given it
+    char *words[240];         // and word by word
+    int word_count;
+    long steps;     // of a run; 0: unknown
     char data[160]; // hashes of what was read, and the rule of the bits: "DATA VAL NUMERICS"
 } all;
 
-// The words of a command line, quotes not interpreted; words beyond what fits are an error.
-static int words_split(char *text, char **words, int n, int room) {
-    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) {
-        EXPECT(n < room - 1, "too many options");
-        words[n++] = word;
-    }
-    words[n] = NULL;
+// What every run of an arm is given, after argv[0 .. n): quiet, the common words, its own (parted at blanks, in text). Returns how
+// many words there are then.
+#define WORDS_MAX 512
+static int words_of(const Arm *arm, char **argv, int n, char *text) {
+    argv[n++] = (char *)"-s", argv[n++] = (char *)"0";
+    for (int i = 0; i < all.word_count; i++) argv[n++] = all.words[i];
+    strcpy(text, arm->options);
+    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) argv[n++] = word;
+    argv[n] = NULL;
     return n;
 }
 
@@ -216,7 +222,7 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
 static void run_make(Arm *arm, int index) {
     TrainedRun *r = &arm->runs[index];
     const int seed = all.seed[index];
-    char program[64], text[4 * PATH_MAX], command[4 * PATH_MAX], output[PATH_MAX], path[PATH_MAX], number[16], *argv[256];
+    char program[64], text[256], command[4 * PATH_MAX], output[PATH_MAX], path[PATH_MAX], number[16], *argv[WORDS_MAX];
     snprintf(program, sizeof(program), "./train_gpt_%s", arm->build), snprintf(number, sizeof(number), "%d", seed);
     path_print(r->dir, "%s/%s-%d", all.out, arm->slug, seed);
     path_print(output, "%s.out", r->dir);
@@ -235,7 +241,10 @@ static void run_make(Arm *arm, int index) {
         file_commit(f, path);
     }
     free(made_by);
-    if (!run_read(r) && !r->died[0]) {
+    path_print(path, "%s.diverged", r->dir); // it would again
+    char *ended = run_read(r) || r->died[0] ? NULL : text_read(path);
+    if (ended) snprintf(r->died, sizeof(r->died), "%s", ended), free(ended);
+    else if (!run_read(r) && !r->died[0]) {
         int n = 0, status;
         argv[n++] = program;
         char steps[PATH_MAX];
@@ -247,8 +256,7 @@ static void run_make(Arm *arm, int index) {
             snprintf(validated, sizeof(validated), "%s.bf16", r->dir);
             char *remove[] = {(char *)"/bin/rm", (char *)"-rf", (char *)"--", r->dir, output, validated, NULL};
             EXPECT(program_run(remove, "/dev/null") == 0, "%s: cannot be removed", r->dir);
-            snprintf(text, sizeof(text), "-s 0 %s %s", all.common, arm->options);
-            n = words_split(text, argv, n, 240);
+            n = words_of(arm, argv, n, text);
             argv[n++] = (char *)"--seed", argv[n++] = number, argv[n++] = (char *)"--data-seed", argv[n++] = number;
             argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
         }
@@ -262,8 +270,12 @@ static void run_make(Arm *arm, int index) {
                       : "no output");
         if (status == EXIT_INTERRUPTED) fatal(EXIT_INTERRUPTED, "interrupted; the same command goes on");
         if (!run_read(r)) {
-            if (status == EXIT_NONFINITE) snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
-            else if (status > 128)
+            if (status == EXIT_NONFINITE) {
+                snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
+                FILE *f = file_begin(path);
+                fputs(r->died, f);
+                file_commit(f, path);
+            } else if (status > 128)
                 snprintf(r->died, sizeof(r->died), "killed by signal %d after step %ld", status - 128, r->stopped_at);
             else snprintf(r->died, sizeof(r->died), "died after step %ld with status %d", r->stopped_at, status);
         }
@@ -280,9 +292,8 @@ static void run_make(Arm *arm, int index) {
     path_print(model, "%s/model_%08ld.bin", r->dir, r->stopped_at);
     if (access(path, F_OK) && !access(model, F_OK) && !access(program, X_OK)) {
         int n = 0;
-        argv[n++] = program, argv[n++] = (char *)"--eval";
-        snprintf(text, sizeof(text), "%s", all.common);
-        n = words_split(text, argv, n, 240);
+        const Arm plain = {0};
+        argv[n++] = program, argv[n++] = (char *)"--eval", n = words_of(&plain, argv, n, text);
         argv[n++] = (char *)"-e", argv[n++] = model, argv[n] = NULL;
         if (program_run(argv, path)) unlink(path);
     }
@@ -498,12 +509,11 @@ static void json_numbers(FILE *f, const char *name, const double *x, int n, cons
 
 // Whether an operand, x, w or dy, was E5M2 in a run, by the options in its log.
 static int operand_is_e5m2(const char *log, const char *operand) {
-    char key[64], own[PATH_MAX], formats[PATH_MAX], scaling[PATH_MAX];
+    char key[64], own[PATH_MAX], formats[PATH_MAX];
     snprintf(key, sizeof(key), "format-%s", operand);
     if (strcmp(text_value(log, key, own), "same")) return !strcmp(own, "e5m2");
-    text_value(log, "formats", formats), text_value(log, "scaling", scaling);
-    const int blocks = !strcmp(scaling, "rowwise") || !strcmp(scaling, "block") || !strcmp(scaling, "mx");
-    return !strcmp(formats, "e5m2") || (!strcmp(formats, "hybrid") && !strcmp(operand, "dy") && !blocks);
+    text_value(log, "formats", formats);
+    return !strcmp(formats, "e5m2") || (!strcmp(formats, "hybrid") && !strcmp(operand, "dy"));
 }
 
 // The atlas of the first seed's scales.tsv, at most 250 of its steps, evenly: steps, names of its tensors, and for each quantity a
@@ -807,12 +817,12 @@ static void arms_check(void) {
     int checked = 0;
     for (int a = 0; a < all.arm_count; a++) {
         const Arm *arm = &all.arms[a];
-        char text[4 * PATH_MAX], *argv[256], value[PATH_MAX];
+        char text[256], *argv[WORDS_MAX] = {(char *)arm->build}, value[PATH_MAX];
         int given[OPTION_COUNT] = {0};
         const int is_fp8 = !strncmp(arm->build, "fp8", 3);
         if (strstr(arm->build, "cu")) continue; // the CUDA file has options of its own
-        snprintf(text, sizeof(text), "%s -s 0 %s %s", arm->build, all.common, arm->options);
-        const Options o = options_parse(words_split(text, argv, 0, 256), argv, given);
+        const Options o = options_parse(words_of(arm, argv, 1, text), argv, given);
+        all.steps = o.steps;
         for (int i = 0; i < OPTION_COUNT; i++) {
             const OptionSpec *s = &option_specs[i];
             EXPECT(!given[i] || is_fp8 || !(s->scope & FP8), "arm '%s': option --%s: only the FP8 build has it", arm->label,
@@ -821,7 +831,7 @@ static void arms_check(void) {
                 EXPECT(!given[i] || strcmp(s->name, own[k]), "arm '%s': option --%s: the comparison sets it, or it does not train",
                        arm->label, s->name);
         }
-        if (is_fp8) options_recipes(&o, &recipes);
+        if (is_fp8) options_recipes(&o, given, &recipes);
         TrainedRun *r = &runs[checked++ > 0];
         r->log = options_lines(&o), snprintf(r->dir, sizeof(r->dir), "arm '%s'", arm->label);
         EXPECT(atol(text_value(r->log, "val-every", value)) > 0, "arm '%s': expected --val-every above 0: an arm needs validations",
@@ -917,15 +927,50 @@ static void pool_read(const char *files) {
         }
 }
 
-// Waits for the end of one child that made a run, and says how far all are; an error of its ends the program. Returns 1.
-static int child_wait(int *done, int total, double begin) {
+// Steps that a run has done, by the last whole row of its log; all.steps of one that ended.
+static long steps_done(const Arm *arm, int seed) {
+    char path[PATH_MAX], tail[1024];
+    path_print(path, "%s/%s-%d.diverged", all.out, arm->slug, seed);
+    if (!access(path, F_OK)) return all.steps;
+    path_print(path, "%s/%s-%d/log.tsv", all.out, arm->slug, seed);
+    const int fd = open(path, O_RDONLY);
+    if (fd < 0) return 0;
+    const off_t size = lseek(fd, 0, SEEK_END);
+    const ssize_t n = pread(fd, tail, sizeof(tail) - 1, MAX(size, (off_t)sizeof(tail) - 1) - (off_t)sizeof(tail) + 1);
+    close(fd);
+    tail[MAX(n, 0)] = 0;
+    char *end = strrchr(tail, '\n'), *row = NULL;
+    if (end) *end = 0, row = strrchr(tail, '\n');
+    return row ? atol(row + 1) : 0;
+}
+static long all_steps_done(void) {
+    long sum = 0;
+    for (int i = 0; i < all.arm_count * all.seeds; i++)
+        sum += steps_done(&all.arms[i % all.arm_count], all.seed[i / all.arm_count]);
+    return sum;
+}
+
+// Waits for the end of one child that made a run, and says meanwhile how far all are; an error of its ends the program. Returns 1.
+static int child_wait(double begin, long steps_before) {
+    static double said;
+    const int terminal = isatty(1);
     int status;
-    char left[64];
-    while (wait(&status) < 0) EXPECT(errno == EINTR, "lost a run: %s", strerror(errno));
+    pid_t child;
+    while ((child = waitpid(-1, &status, WNOHANG)) == 0 || (child < 0 && errno == EINTR)) {
+        usleep(100000);
+        if (!all.steps || seconds_now() - MAX(said, begin) < (terminal ? 1 : 60)) continue;
+        char left[64];
+        const double total = (double)all.steps * all.arm_count * all.seeds, done = all_steps_done();
+        said = seconds_now();
+        if (done <= steps_before) continue;
+        printf("%s%.1f%% of all steps | %s left%s", terminal ? "\r" : "", 100 * done / total,
+               duration_text((said - begin) / (done - steps_before) * (total - done), left), terminal ? "\033[K" : "\n");
+        fflush(stdout);
+    }
+    EXPECT(child > 0, "lost a run: %s", strerror(errno));
+    if (terminal) printf("\r\033[K");
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     if (code) fatal(code, "a run failed; when the others that are under way have ended, the same command goes on");
-    ++*done;
-    printf("%d of %d runs | %s left\n", *done, total, duration_text((seconds_now() - begin) / *done * (total - *done), left));
     return 1;
 }
 
@@ -956,7 +1001,14 @@ int main(int argc, char **argv) {
         else if (which == 6) pool = value;
         else return statistics_print(value);
     }
-    for (i++; i < argc; i++) strncat(strncat(common, common[0] ? " " : "", 2), argv[i], sizeof(common) - strlen(common) - 2);
+    for (i++; i < argc; i++) {
+        const char *quote = argv[i][strcspn(argv[i], " \"*?[")] || !*argv[i] ? "'" : "";
+        EXPECT(all.word_count < 240 && strlen(common) + strlen(argv[i]) + 4 < sizeof(common), "too many options after --");
+        EXPECT(!argv[i][strcspn(argv[i], "'\n\t")], "after --: quotes, tabs and new lines in an option are not supported: %s",
+               argv[i]);
+        all.words[all.word_count++] = argv[i];
+        sprintf(common + strlen(common), "%s%s%s%s", common[0] ? " " : "", quote, argv[i], quote);
+    }
     for (int seed = seeds[0]; seed <= seeds[1]; seed++) all.seed[all.seeds++] = seed;
     EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
     EXPECT(all.bound > 0, "option --bound: expected a number above 0");
@@ -976,48 +1028,41 @@ int main(int argc, char **argv) {
     const int lock = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
     EXPECT(lock >= 0, "%s: cannot create: %s", path, strerror(errno));
     EXPECT(flock(lock, LOCK_EX | LOCK_NB) == 0, "%s: another comparison runs in this directory", all.out);
-    const double begin = seconds_now();
-    const int total = all.arm_count * all.seeds;
-    int done = 0, made = 0, running = 0;
-    const TrainedRun *first = NULL;
     if (pool) return pool_read(pool), summary_write();
     runs_allocate();
-    if (jobs > 1) { // make them all in children; below they are only read
-        char threads[16];
-        snprintf(threads, sizeof(threads), "%d", MAX(1, thread_count() / jobs));
-        setenv("OMP_NUM_THREADS", threads, 1);
-        for (int k = 0; k < total || running; k++) { // seed by seed
-            if (k >= total || running == jobs) running -= child_wait(&done, total, begin);
-            if (k >= total) continue;
-            fflush(stdout);
-            const pid_t child = fork();
-            EXPECT(child >= 0, "cannot start a run: %s", strerror(errno));
-            Arm *arm = &all.arms[k % all.arm_count];
-            const int index = k / all.arm_count;
-            if (child == 0) {
-                run_make(arm, index);
-                arm->runs[index].log = NULL; // the child's own memory
-                _exit(0);
-            }
-            running++;
-        }
-        done = 0;
-    }
-    for (int s = 0; s < all.seeds; s++) // so that a stopped comparison has whole pairs
-        for (int a = 0; a < all.arm_count; a++) {
-            Arm *arm = &all.arms[a];
-            char left[64];
-            const double t = seconds_now();
-            run_make(arm, s);
-            TrainedRun *r = &arm->runs[s];
-            if (r->log && !first) first = r;
-            if (r->log) run_compare(r, first, all.seed[s]);
-            made += seconds_now() - t > 2, done++;
-            const double each = made ? (seconds_now() - begin) / made : 0;
+    const double begin = seconds_now();
+    const int total = all.arm_count * all.seeds;
+    const long steps_before = all_steps_done();
+    char threads[16];
+    snprintf(threads, sizeof(threads), "%d", MAX(1, thread_count() / jobs));
+    setenv("OMP_NUM_THREADS", threads, 1);
+    for (int k = 0, running = 0; k < total || running; k++) { // in children, seed by seed, so that a stopped comparison has pairs
+        if (k >= total || running == jobs) running -= child_wait(begin, steps_before);
+        if (k >= total) continue;
+        fflush(stdout);
+        const pid_t child = fork();
+        EXPECT(child >= 0, "cannot start a run: %s", strerror(errno));
+        const int index = k / all.arm_count;
+        Arm *arm = &all.arms[k % all.arm_count];
+        TrainedRun *r = &arm->runs[index];
+        if (child == 0) {
+            run_make(arm, index);
             char loss[32];
             snprintf(loss, sizeof(loss), "loss %.5f", r->final_loss);
-            printf("[%d/%d] %-*s seed %d: %s | %s left\n", done, total, all.width, arm->label, all.seed[s],
-                   r->died[0] ? r->died : loss, duration_text(each * (total - done), left));
+            printf("%s[%d/%d] %-*s seed %d: %s\n", isatty(1) ? "\r\033[K" : "", k + 1, total, all.width, arm->label,
+                   all.seed[index], r->died[0] ? r->died : loss);
+            r->log = NULL; // the child's own memory
+            exit(0);
+        }
+        running++;
+    }
+    const TrainedRun *first = NULL;
+    for (int s = 0; s < all.seeds; s++) // now they are only read
+        for (int a = 0; a < all.arm_count; a++) {
+            TrainedRun *r = &all.arms[a].runs[s];
+            run_make(&all.arms[a], s);
+            if (r->log && !first) first = r;
+            if (r->log) run_compare(r, first, all.seed[s]);
         }
     if (first) {
         char hash[3][PATH_MAX];

@@ -55,6 +55,10 @@ def main():
                 colours = page.evaluate("""() => { const c = document.getElementById('atlas'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, s = new Set();
                     for (let i = 0; i < d.length; i += 4) s.add(d[i] + ',' + d[i + 1] + ',' + d[i + 2]); return s.size; }""")
                 check(colours > 5, name + "the atlas has cells of many values", colours)
+                labels, ticks = page.locator("#atlas-labels span"), page.locator("#atlas-steps span")
+                check(labels.count() >= 1 and ticks.count() >= 2, name + "rows and steps of the atlas are named", f"{labels.count()}, {ticks.count()}")
+                row, map_ = labels.last.bounding_box(), page.locator("#atlas").bounding_box()
+                check(map_["y"] < row["y"] + row["height"] / 2 < map_["y"] + map_["height"], name + "a label is beside its row", f"{row}, {map_}")
                 check(not page.locator("#history").is_visible(), name + "no history before a click")
                 page.locator("#atlas").click(position={"x": 60, "y": 40})
                 curve = page.locator("#history path.curve")
