@@ -73,33 +73,43 @@ def check_codes(ref, name, got, wanted, x):
     return ref.check(name, not len(bad), f"{len(bad)} of {len(x)} differ{first}")
 
 
-# As `recipes` in dump_fp8.c: name, format, elements of a block, whether the scale's exponent is OCP's (floor log2 amax - emax)
-BLOCKS = [("mx floor", "E4M3", 32, True), ("mx floor", "E5M2", 32, True), ("mx up", "E4M3", 32, False), ("block", "E4M3", 128, False),
-          ("rowwise", "E4M3", 512, False)]
+# As `recipes` in dump_fp8.c: name, format, a block's elements across and along K (0: all of it), scale divided by 2^margin, whether
+# the scale's exponent is OCP's (floor log2 amax - emax)
+ROWS, COLUMNS = 256, 512
+BLOCKS = [("mx floor", "E4M3", 1, 32, 0, True), ("mx floor", "E5M2", 1, 32, 0, True), ("mx up", "E4M3", 1, 32, 0, False),
+          ("mx up", "E5M2", 1, 32, 0, False), ("1 x 128", "E4M3", 1, 128, 0, False), ("1 x 128", "E5M2", 1, 128, 0, False),
+          ("128 x 128", "E4M3", 128, 128, 0, False), ("rowwise", "E4M3", 1, 0, 0, False), ("rowwise, margin 2", "E5M2", 1, 0, 2, False)]
 
 
 def block_sample():
-    """[64, 512] bf16 numbers: magnitudes that change within a block and from block to block, powers of two, a block of zeros."""
+    """bf16 numbers: magnitudes that change within a block and from block to block, powers of two, blocks of zeros."""
     rng = np.random.default_rng(2)
-    x = rng.normal(size=(64, 512)) * 2.0 ** rng.integers(-8, 8, (64, 512)) * np.repeat(2.0 ** rng.integers(-40, 40, (64, 16)), 32, 1)
+    coarse = np.kron(2.0 ** rng.integers(-40, 40, (ROWS // 32, COLUMNS // 32)), np.ones((32, 32)))
+    x = rng.normal(size=(ROWS, COLUMNS)) * 2.0 ** rng.integers(-8, 8, (ROWS, COLUMNS)) * coarse
     x[1, ::7] = 2.0 ** rng.integers(-3, 3, x[1, ::7].shape)
     x[2, 32:64] = 0
+    x[128:, :128] = 0
     return (x.astype(np.float32).view(np.uint32) & 0xffff0000).view(np.float32)
 
 
-def check_blocks(ref, name, form, size, ocp, codes, inv, x):
+def check_blocks(ref, name, form, across, along, margin, ocp, codes, inv, x):
+    """x and its codes: [I, K]."""
     dtype, _, max_code = FORMATS[form]
-    blocks, inv = x.reshape(-1, size).astype(np.float64), inv.reshape(-1, 1).astype(np.float64)
+
+    def blocks_of(a):  # [blocks, elements], in the order of inv
+        return a.reshape(a.shape[0] // across, across, a.shape[1] // along, along).transpose(0, 2, 1, 3).reshape(-1, across * along)
+
+    blocks, inv = blocks_of(x.astype(np.float64)), inv.reshape(-1, 1).astype(np.float64)
     amax = np.abs(blocks).max(1, keepdims=True)
     largest = np.float64(np.uint8(max_code).view(dtype).astype(np.float32))
-    exponent = np.floor(np.log2(np.where(amax > 0, largest / amax, 1)))  # nothing is cut
+    exponent = np.where(amax > 0, np.floor(np.log2(np.where(amax > 0, largest / amax, 1))) - margin, 0)  # nothing is cut
     if ocp: exponent = np.where(amax > 0, np.floor(np.log2(largest)) - np.floor(np.log2(np.where(amax > 0, amax, 1))), 0)
     ref.check(f"{name} {form}: scales of {len(inv)} blocks are the rule's", np.array_equal(inv, 2.0**-exponent))
     wanted = encode_ml_dtypes((blocks / inv).astype(np.float32), form)
-    check_codes(ref, f"{name} {form} against ml_dtypes", codes, wanted.ravel(), x.ravel())
+    check_codes(ref, f"{name} {form} against ml_dtypes", blocks_of(codes).ravel(), wanted.ravel(), blocks.ravel())
     if gfloat is None or not ocp: return
     info = getattr(gfloat.formats, "format_info_mxfp8_" + form.lower())
-    values = codes.view(dtype).astype(np.float64).reshape(-1, size) * inv
+    values = blocks_of(codes).copy().view(dtype).astype(np.float64) * inv
     theirs = np.array([gfloat.quantize_block(info, b, gfloat.compute_scale_amax) for b in blocks])
     ref.check(f"{name} {form} against gfloat's {info.name}: {values.size} numbers", np.array_equal(values, theirs))
 
@@ -160,9 +170,12 @@ def run(ref):
         for fault, wrong in {"ties towards zero": down, "ties away from zero": up, "no saturation": raw}.items():
             ref.check(f"{name}: a planted fault is seen, {fault}", np.any(wrong != codes) and np.array_equal(even, codes),
                       f"{np.count_nonzero(wrong != codes)} differ")
-    for name, form, size, ocp in BLOCKS:
-        codes = take(np.uint8, 64 * 512)
-        check_blocks(ref, name, form, size, ocp, codes, take("<f4", 64 * 512 // size), block_sample())
+    for name, form, across, along, margin, ocp in BLOCKS:
+        for along_rows in (False, True):
+            codes, x = take(np.uint8, ROWS * COLUMNS).reshape(ROWS, COLUMNS), block_sample()
+            if along_rows: codes, x, name = codes.T, x.T, name + ", K along rows"
+            size = along or x.shape[1]
+            check_blocks(ref, name, form, across, size, margin, ocp, codes, take("<f4", x.size // across // size), x)
     ref.check("FP8: the whole of the helper's output was read", at == len(data))
 
 

@@ -6,8 +6,8 @@ The trainer's FP8 conversions on given numbers, for dev/check_fp8_ml_dtypes.py. 
 FLOATS and SCALES are raw float32. RESULT, for E4M3 and then for E5M2: the value of every code from fp8_decode() and from
 decode_bf16(), the products' path (256 float32 each); a code for each number of FLOATS, from fp8_encode(); for each scale
 all 65536 bf16 numbers through quantise(), and its statistics as uint64: amax_bits, saturated, flushed, nonfinite, count.
-Then, for each recipe in blocks of `recipes` below, MATRIX, raw float32 [64, 512], through quantise_blocks(): its bytes, and 64 x
-512 / block float32 inverses of the blocks' scales.
+Then, for each recipe in blocks of `recipes` below, MATRIX, raw float32 [256, 512], through quantise_blocks(), K along its columns
+and then along its rows: its bytes, and a float32 inverse of each block's scale, [blocks across K][blocks along it].
 */
 #define TESTING
 #include "../train_gpt_fp8.c"
@@ -57,12 +57,16 @@ int main(int argc, char **argv) {
             fwrite(stats, 8, 5, f);
         }
     }
-    enum { ROWS_IN = 64, COLUMNS = 512, MATRIX = ROWS_IN * COLUMNS };
-    static const ScalingRecipe recipes[] = {{DTYPE_E4M3, SCALING_MX, 1, 1, 0, 2, 0, 1, 32},
-                                            {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 2, 0, 1, 32}, // OCP's rule
+    enum { ROWS_IN = 256, COLUMNS = 512, MATRIX = ROWS_IN * COLUMNS };
+    static const ScalingRecipe recipes[] = {{DTYPE_E4M3, SCALING_MX, 1, 1, 0, 2, 0, 1, 32}, // 2: OCP's rule
+                                            {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 2, 0, 1, 32},
                                             {DTYPE_E4M3, SCALING_MX, 1, 1, 0, 1, 0, 1, 32},
+                                            {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 1, 0, 1, 32},
                                             {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
-                                            {DTYPE_E4M3, SCALING_ROWWISE, 1, 1, 0, 1, 0, 1, 512}};
+                                            {DTYPE_E5M2, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
+                                            {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 128, 128},
+                                            {DTYPE_E4M3, SCALING_ROWWISE, 1, 1, 0, 1, 0, 1, INT_MAX},
+                                            {DTYPE_E5M2, SCALING_ROWWISE, 1, 1, 2, 1, 0, 1, INT_MAX}}; // with --margin 2
     size_t matrix_count;
     float *numbers = floats_read(argv[3], &matrix_count);
     if (matrix_count != MATRIX) fatal(EXIT_BAD_INPUT, "%s: expected %d numbers, found %zu", argv[3], MATRIX, matrix_count);
@@ -70,12 +74,14 @@ int main(int argc, char **argv) {
     static uint8_t bytes[MATRIX];
     static float inv[MATRIX];
     for (int i = 0; i < MATRIX; i++) stored[i] = stored_from_float(numbers[i]);
-    for (size_t i = 0; i < sizeof(recipes) / sizeof(recipes[0]); i++) {
+    for (size_t i = 0; i < 2 * sizeof(recipes) / sizeof(recipes[0]); i++) {
+        const ScalingRecipe *r = &recipes[i / 2];
+        const size_t along_rows = i % 2, I = along_rows ? COLUMNS : ROWS_IN, K = along_rows ? ROWS_IN : COLUMNS;
         Fp8Scale s;
         memset(&s, 0, sizeof(s));
-        s.recipe = recipes[i];
-        quantise_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, 0, &s, RECORD_NONE);
-        fwrite(bytes, 1, MATRIX, f), fwrite(inv, 4, MATRIX / recipes[i].along, f);
+        s.recipe = *r;
+        quantise_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, (int)along_rows, &s, RECORD_NONE);
+        fwrite(bytes, 1, MATRIX, f), fwrite(inv, 4, ceil_div(I, r->across) * ceil_div(K, r->along), f);
     }
     free(numbers);
     if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[4], strerror(errno));

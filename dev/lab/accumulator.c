@@ -12,6 +12,7 @@ and b [M, 512] and writes the sums [M, 2] as fp32, without promotion and with. T
 outputs of the distance to the exact sum of the same bytes, over the root mean square of the exact sums.
 */
 #define TESTING
+#define PROGRAM "accumulator"
 #include "../../train_gpt_fp8.c"
 
 // The exponent e of |x| = 2^e m, m in [1, 2); of 0 one below all others.

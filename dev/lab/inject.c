@@ -19,6 +19,7 @@ ended the run, the weights unharmed), or how far the two losses lay apart: in th
 runs that once differ in a bit never meet again).
 */
 #define TESTING
+#define PROGRAM "inject"
 #include "../../train_gpt_fp8.c"
 #include <sys/wait.h>
 
@@ -46,7 +47,6 @@ static void fault_apply(Gpt *g, int fault, int layer, int linear, int which, flo
     if (fault == FLIP) {
         gpt_refresh_weights(g);
         const Linear f = gpt_linear(g, layer, linear);
-        EXPECT(linear_in_fp8(&f, FPROP) || linear_in_fp8(&f, DGRAD), "FAULT flip: no product reads this weight in FP8");
         if (!undo) ((uint8_t *)(uintptr_t)f.w)[0] ^= 0x40; // in blocks: of the copy that fprop reads
         return;
     }
@@ -90,12 +90,16 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     r->prompts = 0;
     EXPECT(options_depth(o), "option --model: expected a depth; this trains from new weights");
     EXPECT(step >= 1 && step <= o->steps, "STEP: expected 1 to --steps, %ld, found %ld", o->steps, step);
-    EXPECT(fault != STALE || o->scaling == SCALING_DELAYED, "FAULT stale: only --scaling delayed keeps a scale from earlier steps");
     o->out = strdup(out);
     r->trains = 0; // no directory
     run_open(r);
     r->trains = r->g.training = 1;
     EXPECT(layer >= 0 && layer < r->g.config.L, "LAYER: expected 0 to %d, found %d", r->g.config.L - 1, layer);
+    static const int readers[NOPERAND] = {1 << FPROP | 1 << WGRAD, READ_W, 1 << DGRAD | 1 << WGRAD};
+    EXPECT((fault != STALE && fault != FLIP) || readers[which] & ~r->g.bf16[layer][linear],
+           "FAULT %s: no product reads this operand in FP8", fault_name[fault]);
+    EXPECT(fault != STALE || r->g.recipes[which].rule == SCALING_DELAYED,
+           "FAULT stale: only --scaling delayed keeps a scale from earlier steps");
     machine_init(o->sum_order);
     gpt_allocate(&r->g);
     gpt_init(&r->g, o->seed);

@@ -14,6 +14,7 @@ the paper's study of one exponent bias for all tensors, with the residual stream
 #undef PRECISION
 #define PRECISION 2
 #define TESTING
+#define PROGRAM "ptq"
 #include "../../train_gpt_fp8.c"
 
 typedef enum { NONE, INT8, E4M3, E5M2 } Kind;
