@@ -2345,7 +2345,8 @@ static void test_options(void) {
         "--scaling none --margin 1 > --margin;--scaling static --pow2 > --pow2;--scaling mx --pow2 0 > --pow2;"
         "--static-scale 2 > --static-scale;--scaling static=x > --static-scale;--mx-round floor > --mx-round;--scaling current "
         "--amax-history 16 > --amax-history;"
-        "--recipe deepseek --amax-algo max > --amax-algo;--scaling-x best > delayed;--scaling-w mx --fp8-head > blocks for w;";
+        "--recipe deepseek --amax-algo max > --amax-algo;--scaling-x best > delayed;--scaling-x static=2 --scaling-w static=4 > "
+        "one scale;--scaling-w mx --fp8-head > blocks for w;";
     char arguments[PATH_MAX * 2], why[700] = "", one[2][64];
     const char *text = tiny_text();
     for (int table = 0; table < 2; table++) {
@@ -2497,7 +2498,7 @@ static void test_run_rules(void) {
                                         "--scaling none",
                                         "--scaling static=32 --format-w e5m2 --format-dy e4m3",
                                         "--scaling rowwise",
-                                        "--scaling block --recompute --formats e4m3",
+                                        "--scaling block --recompute",
                                         "--scaling mx --mx-round floor",
                                         "--scaling current --scaling-x mx --scaling-dy block --recompute --bf16 fc.wgrad"};
     double last[8] = {0};
@@ -2548,7 +2549,7 @@ static void test_run_rules(void) {
     char *named[] = {(char *)"test", (char *)"--margin",  (char *)"2",   (char *)"--recipe",
                      (char *)"te",   (char *)"--formats", (char *)"e4m3"};
     const Options te = options_parse(7, named, given);
-    check(te.amax_history == 1024 && te.margin == 2 && te.formats == 1 && te.scaling == SCALING_DELAYED,
+    check(te.amax_history == 1024 && te.margin == 2 && te.formats == 2 && te.scaling == SCALING_DELAYED,
           "recipe: a named set is expanded, options after it change it", "%ld %ld %ld %ld", te.amax_history, te.margin, te.formats,
           te.scaling);
     // Named sets, from their sources' words, and --explain, which tells any two of these recipes apart.
@@ -2577,7 +2578,9 @@ static void test_run_rules(void) {
                                           "--bf16 wgrad",
                                           "--fp8-head",
                                           "--sum-order tiles",
-                                          "--formats e4m3"};
+                                          "--formats e4m3",
+                                          "--recompute",
+                                          "--scaling mx --formats hybrid"};
     enum { CHANGES = sizeof(changes) / sizeof(changes[0]) };
     const char *texts[CHANGES];
     size_t differ = 0, alike = 0;
@@ -2600,7 +2603,7 @@ static void test_run_rules(void) {
         texts[k] = (const char *)file_get(in_dir("stdout.txt"), &n);
         for (int j = 0; j <= k; j++) alike += run.status != 0 || (j < k && !strcmp(texts[j], texts[k]));
     }
-    check(!alike, "--explain: any two of 20 recipes read differently", "%zu pairs do not, or failed", alike);
+    check(!alike, "--explain: any two of 22 recipes read differently", "%zu pairs do not, or failed", alike);
     const char *const parts[] = {"own amax of 1 x 128, 2^n", "own amax of 128 x 128, 2^n", "scores", "softmax", "fp32"};
     for (size_t k = 0; k < sizeof(parts) / sizeof(parts[0]); k++) alike += !strstr(texts[3], parts[k]);
     check(!alike, "--explain: blocks, attention's products, accumulators are named", "%zu are not", alike);

@@ -2308,7 +2308,7 @@ static void token_print(int token, void *tokenizer) {
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 3
+#define STATE_VERSION 4
 enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
 
 typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
@@ -2633,7 +2633,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
     X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
     X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
-    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "hybrid", "hybrid e4m3 e5m2: hybrid has x and w in E4M3, dy in E5M2") \
+    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "auto", "auto hybrid e4m3 e5m2: hybrid has x and w in E4M3, dy in E5M2; auto, too, but dy in blocks in E4M3") \
     X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone; same: as --formats says; also -w, -dy") \
     X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
     X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
@@ -2735,7 +2735,7 @@ static void options_help(void) {
 // What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
 // delayed scaling; Transformer Engine's DelayedScaling; torchao's tensorwise; DeepSeek-V3's blocks; OCP's MX; no scales at all.
 static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED, 0, 1024}, {SCALING_CURRENT, 0, 16},
-                                     {SCALING_BLOCK, 1, 16},   {SCALING_MX, 1, 16},        {SCALING_NONE, 1, 16}};
+                                     {SCALING_BLOCK, 2, 16},   {SCALING_MX, 2, 16},        {SCALING_NONE, 2, 16}};
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
@@ -2764,7 +2764,11 @@ static Options options_parse(int argc, char **argv, int *given) {
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
         if (!strncmp(s->name, "scaling", 7) && !strncmp(value, "static=", 7)) { // a rule with its scale
             const int scale = option_index("static-scale");
-            option_set(&o, &option_specs[scale], value + 7, "option"), given[scale] = 1, value = "static";
+            const double before = o.static_scale;
+            option_set(&o, &option_specs[scale], value + 7, "option");
+            EXPECT(!given[scale] || o.static_scale == before, "option --%s %s: all static operands have one scale, %g was given",
+                   s->name, value, before);
+            given[scale] = 1, value = "static";
         }
         option_set(&o, s, value, "option");
         given[i] = 1;
@@ -2815,18 +2819,23 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
     int used = 0;
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        const int wide = own_format[i] ? own_format[i] == 2 : o->formats == 2 || (o->formats == 0 && i == OPERAND_DY);
-        r->format = wide ? DTYPE_E5M2 : DTYPE_E4M3, r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
+        r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
+        const int hybrid = i == OPERAND_DY && (o->formats == 1 || (o->formats == 0 && !recipe_blocks(r)));
+        r->format = (own_format[i] ? own_format[i] == 2 : hybrid || o->formats == 3) ? DTYPE_E5M2 : DTYPE_E4M3;
         r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
-        r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || o->pow2;
+        r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || (o->pow2 && r->rule <= SCALING_CURRENT);
         r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
         used |= 1 << r->rule;
-        EXPECT(!recipe_blocks(r) || !o->fp8_head, "option --fp8-head: the head has one scale a tensor: not with blocks for %s",
-               operand_name[i]);
+        EXPECT(!recipe_blocks(r) || !o->fp8_head || i == OPERAND_DY,
+               "option --fp8-head: the head has one scale a tensor: not with blocks for %s", operand_name[i]);
     }
-    for (size_t i = 0; IS_FP8 && i < sizeof(readers) / sizeof(readers[0]); i++)
+    for (size_t i = 0; IS_FP8 && i < sizeof(readers) / sizeof(readers[0]); i++) {
+        char rule[NOPERAND][32];
+        for (int k = 0; k < NOPERAND; k++) option_word(&option_specs[option_index("scaling")], g->recipes[k].rule, rule[k]);
         EXPECT(!given[option_index(readers[i].name)] || used & readers[i].rules,
-               "option --%s: no operand's scaling reads it; see --explain", readers[i].name);
+               "option --%s: no operand's rule reads it; scales of x are %s, of w %s, of dy %s", readers[i].name, rule[0], rule[1],
+               rule[2]);
+    }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;
@@ -3077,22 +3086,23 @@ static char *run_header(const Run *r) {
 }
 
 // --explain: the rule of every role; then for every product its shape, its operands as they are read, their bytes, and who makes
-// these: of linear layers (those in a row that --bf16 treats alike together), the head, and attention, over all heads.
+// these: of linear layers (those in a row that --bf16 treats alike together), the head, and attention, over all heads (of its
+// operands those that are whole in memory: the probabilities p and the scores' gradients ds never are).
 static void run_explain(const Run *r) {
     static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
     static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
     static const struct {
         const char *name, *operands, *maker;
-        int over_keys; // its columns are keys and K a head's channels; else the other way round
-    } attention[] = {{"scores", "q, k", "qkv's fprop", 1},
-                     {"att", "p, v", "softmax of scores; qkv's fprop", 0},
-                     {"dp", "datt, v", "attproj's dgrad; qkv's fprop", 1},
-                     {"dv", "p, datt", "scores again; attproj's dgrad", 0},
-                     {"dq", "ds, k", "softmax's backward pass; qkv's fprop", 0},
-                     {"dk", "ds, q", "softmax's backward pass; qkv's fprop", 0}};
-    static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-32s %-5s%8zu  %s\n";
+        int over_keys, whole; // columns are keys and K a head's channels, or the other way round; operands that lie in memory
+    } attention[] = {{"scores", "q, k", "qkv's fprop", 1, 2},
+                     {"att", "p, v", "softmax of scores; qkv's fprop", 0, 1},
+                     {"dp", "datt, v", "attproj's dgrad; qkv's fprop", 1, 2},
+                     {"dv", "p, datt", "scores again; attproj's dgrad", 0, 1},
+                     {"dq", "ds, k", "softmax's backward pass; qkv's fprop", 0, 1},
+                     {"dk", "ds, q", "softmax's backward pass; qkv's fprop", 0, 1}};
+    static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-34s %-5s %10zu  %s\n";
     const Gpt *g = &r->g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L, T = g->config.T, NH = g->config.NH;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L, T = g->config.T, hs = C / g->config.NH;
     const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, g->config.Vp};
     for (int i = 0; i < NOPERAND; i++) {
         const ScalingRecipe *q = &g->recipes[i];
@@ -3105,8 +3115,9 @@ static void run_explain(const Run *r) {
             else printf("; amax: of %s itself\n", recipe_blocks(q) ? "the block" : "the tensor");
         }
     }
-    printf("\nlayer   matrix  product        M       N       K  operand format scale                            sums     bytes  "
-           "made by\n");
+    printf(
+        "\nlayer   matrix  product        M       N       K  operand format scale                              sums       bytes  "
+        "made by\n");
     for (size_t l = 0, next; l <= L; l = next) {
         for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
         for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
@@ -3114,12 +3125,15 @@ static void run_explain(const Run *r) {
             const size_t M = p == WGRAD ? out[i] : R, N = p == FPROP ? out[i] : in[i], K = p == WGRAD ? R : in[i] * out[i] / N;
             const int fp8 = i == NLIN ? g->fp8_head : !(g->bf16[l][i] >> p & 1);
             const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
-            const int blocks = recipe_blocks(q), along = MIN((size_t)q->along, K),
-                      dgrad8 = i == NLIN || !(g->bf16[l][i] >> DGRAD & 1);
+            const int blocks = recipe_blocks(q), dgrad8 = i == NLIN || !(g->bf16[l][i] >> DGRAD & 1);
+            const int along = MIN((size_t)q->along, K), across = MIN((size_t)q->across, row % 2 ? N : M);
             const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks || !dgrad8 ? p : DGRAD] : "stored so";
+            const int again = i < NLIN && fp8 && p == WGRAD && o == OPERAND_X && g->recompute && i != LIN_ATTPROJ;
+            if (again) maker = "fprop, again in the backward pass";
             if (o == OPERAND_W) maker = "gpt_refresh_weights(), once a step";
             char where[32], rule[64] = "none needed";
-            if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", q->across, along);
+            if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", across, along);
+            else if (fp8 && q == &g->head_dy_recipe) snprintf(rule, sizeof(rule), "of the loss scale, 2^n");
             else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
             snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
             printf(line, where, linear_name[i], product_name[p], M, N, K, operand_name[o],
@@ -3127,9 +3141,9 @@ static void run_explain(const Run *r) {
         }
     }
     for (size_t i = 0; i < sizeof(attention) / sizeof(attention[0]); i++) {
-        const size_t N = attention[i].over_keys ? T : C / NH, K = attention[i].over_keys ? C / NH : T;
+        const size_t N = attention[i].over_keys ? T : hs, K = attention[i].over_keys ? hs : T;
         printf(line, "all", "heads", attention[i].name, T, N, K, attention[i].operands, "bf16", "none needed", "fp32",
-               g->B * NH * (T + N) * K * 2, attention[i].maker);
+               g->B * C * T * attention[i].whole * 2, attention[i].maker);
     }
     char order[PATH_MAX];
     printf(

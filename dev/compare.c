@@ -6,7 +6,8 @@ Trains several arms (precisions, recipes) with the same seeds and data, and says
 
 An arm is the name of a build (fp8, fp16, bf16, fp32; with cu after it the CUDA file's) and options of its own; what follows -- goes
 to every arm. The seeds set both the initial weights and the order of the data, so that arms are compared in pairs. Runs that are
-whole are not run again, stopped ones go on from their checkpoint. Written to DIR: a directory a run, runs.tsv (a row a run),
+whole are not run again, stopped ones go on from their checkpoint; one that diverged would do so again, and is run again only when
+its DIR/ARM-SEED.diverged is removed. Written to DIR: a directory a run, runs.tsv (a row a run),
 summary.tsv (a row an arm), report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
 
     --arms LIST       what is compared, separated by commas ["fp16,bf16,fp8"]
@@ -34,6 +35,7 @@ one is undecided.
 #define TESTING
 #define PROGRAM "compare"
 #include "../train_gpt_fp8.c"
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #define ARMS_MAX    32
@@ -145,6 +147,7 @@ static int program_run(char **argv, const char *output) {
     const pid_t pid = fork();
     EXPECT(pid >= 0, "cannot start %s: %s", argv[0], strerror(errno));
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM); // a comparison that ends early stops its runs, which then write a checkpoint
         const int fd = open(output, O_WRONLY | O_CREAT | O_APPEND, 0666);
         if (fd >= 0) dup2(fd, 1), dup2(fd, 2);
         execv(argv[0], argv);
@@ -218,6 +221,14 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
            "%s: expected seeds %d, found another; use another --out", r->dir, seed);
 }
 
+// Whether two command lines are the same but for quotes, which older directories do not have.
+static int words_same(const char *a, const char *b) {
+    for (;; a++, b++) {
+        a += strspn(a, "'\""), b += strspn(b, "'\"");
+        if (*a != *b || !*a) return *a == *b;
+    }
+}
+
 // Trains one arm with the seed at an index, unless it is there already; then reads it.
 static void run_make(Arm *arm, int index) {
     TrainedRun *r = &arm->runs[index];
@@ -233,7 +244,7 @@ static void run_make(Arm *arm, int index) {
     char *made_by = text_read(path);
     EXPECT(made_by || access(r->dir, F_OK), "%s: there is such a directory, but no word of what made it; use another --out",
            r->dir);
-    EXPECT(!made_by || !strcmp(made_by, command), "%s was made by '%.*s', this would be '%.*s'; use another --out", r->dir,
+    EXPECT(!made_by || words_same(made_by, command), "%s was made by '%.*s', this would be '%.*s'; use another --out", r->dir,
            (int)strcspn(made_by, "\n"), made_by, (int)strcspn(command, "\n"), command);
     if (!made_by) {
         FILE *f = file_begin(path);
@@ -241,10 +252,13 @@ static void run_make(Arm *arm, int index) {
         file_commit(f, path);
     }
     free(made_by);
-    path_print(path, "%s.diverged", r->dir); // it would again
+    path_print(path, "%s.diverged", r->dir);
     char *ended = run_read(r) || r->died[0] ? NULL : text_read(path);
-    if (ended) snprintf(r->died, sizeof(r->died), "%s", ended), free(ended);
-    else if (!run_read(r) && !r->died[0]) {
+    if (ended && r->log && number_after(ended, "step ") == (double)(r->stopped_at + 1)) // it is of this log
+        snprintf(r->died, sizeof(r->died), "%s", ended);
+    free(ended);
+    if (!run_read(r) && !r->died[0]) {
+        unlink(path);
         int n = 0, status;
         argv[n++] = program;
         char steps[PATH_MAX];
@@ -268,7 +282,7 @@ static void run_make(Arm *arm, int index) {
                line   ? line + 1
                : said ? said
                       : "no output");
-        if (status == EXIT_INTERRUPTED) fatal(EXIT_INTERRUPTED, "interrupted; the same command goes on");
+        if (status == EXIT_INTERRUPTED) exit(status);
         if (!run_read(r)) {
             if (status == EXIT_NONFINITE) {
                 snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
@@ -509,11 +523,15 @@ static void json_numbers(FILE *f, const char *name, const double *x, int n, cons
 
 // Whether an operand, x, w or dy, was E5M2 in a run, by the options in its log.
 static int operand_is_e5m2(const char *log, const char *operand) {
-    char key[64], own[PATH_MAX], formats[PATH_MAX];
+    char key[64], own[PATH_MAX], formats[PATH_MAX], scaling[PATH_MAX];
     snprintf(key, sizeof(key), "format-%s", operand);
     if (strcmp(text_value(log, key, own), "same")) return !strcmp(own, "e5m2");
-    text_value(log, "formats", formats);
-    return !strcmp(formats, "e5m2") || (!strcmp(formats, "hybrid") && !strcmp(operand, "dy"));
+    text_value(log, "formats", formats), text_value(log, "scaling", scaling), snprintf(key, sizeof(key), "scaling-%s", operand);
+    const int old = !*text_value(log, key, own); // before there were rules by role, hybrid meant what auto means now
+    if (!old && strcmp(own, "same")) snprintf(scaling, sizeof(scaling), "%s", own);
+    const int blocks = !strcmp(scaling, "rowwise") || !strcmp(scaling, "block") || !strcmp(scaling, "mx");
+    const int hybrid = !strcmp(formats, "hybrid") ? !(old && blocks) : !strcmp(formats, "auto") && !blocks;
+    return !strcmp(formats, "e5m2") || (hybrid && !strcmp(operand, "dy"));
 }
 
 // The atlas of the first seed's scales.tsv, at most 250 of its steps, evenly: steps, names of its tensors, and for each quantity a
@@ -820,7 +838,11 @@ static void arms_check(void) {
         char text[256], *argv[WORDS_MAX] = {(char *)arm->build}, value[PATH_MAX];
         int given[OPTION_COUNT] = {0};
         const int is_fp8 = !strncmp(arm->build, "fp8", 3);
-        if (strstr(arm->build, "cu")) continue; // the CUDA file has options of its own
+        if (strstr(arm->build, "cu")) { // the CUDA file has options of its own
+            for (int i = 0; i + 1 < all.word_count; i++)
+                if (!strcmp(all.words[i], "-x") || !strcmp(all.words[i], "--steps")) all.steps = integer_parse(all.words[i + 1]);
+            continue;
+        }
         const Options o = options_parse(words_of(arm, argv, 1, text), argv, given);
         all.steps = o.steps;
         for (int i = 0; i < OPTION_COUNT; i++) {
@@ -882,7 +904,7 @@ static void pool_read(const char *files) {
         EXPECT(text, "%s: cannot read: %s", path, strerror(errno));
         const char *at = strstr(text, RUNS_HEADER);
         EXPECT(at && *text_value(text, "common", value), "%s: expected a runs.tsv with lines '# common' and '# data'", path);
-        EXPECT(!all.data[0] || !strcmp(common, value), "%s: is of other options ('%s') than the first file ('%s')", path, value,
+        EXPECT(!all.data[0] || words_same(common, value), "%s: is of other options ('%s') than the first file ('%s')", path, value,
                common);
         snprintf(common, sizeof(common), "%s", value), text_value(text, "data", value);
         EXPECT(!all.data[0] || !strcmp(all.data, value), "%s: is of other data or rules ('%s') than the first file ('%s')", path,
@@ -927,31 +949,33 @@ static void pool_read(const char *files) {
         }
 }
 
-// Steps that a run has done, by the last whole row of its log; all.steps of one that ended.
-static long steps_done(const Arm *arm, int seed) {
-    char path[PATH_MAX], tail[1024];
-    path_print(path, "%s/%s-%d.diverged", all.out, arm->slug, seed);
+// Steps of a run that count as done: the rows of its log where it was begun by this call; else those that need not be done again,
+// up to its last checkpoint.
+static long steps_done(const Arm *arm, int seed, int begun) {
+    char path[PATH_MAX], dir[PATH_MAX], tail[1024];
+    path_print(dir, "%s/%s-%d", all.out, arm->slug, seed), path_print(path, "%s.diverged", dir);
     if (!access(path, F_OK)) return all.steps;
-    path_print(path, "%s/%s-%d/log.tsv", all.out, arm->slug, seed);
+    path_print(path, "%s/log.tsv", dir);
     const int fd = open(path, O_RDONLY);
     if (fd < 0) return 0;
-    const off_t size = lseek(fd, 0, SEEK_END);
-    const ssize_t n = pread(fd, tail, sizeof(tail) - 1, MAX(size, (off_t)sizeof(tail) - 1) - (off_t)sizeof(tail) + 1);
+    const off_t size = lseek(fd, 0, SEEK_END), room = (off_t)sizeof(tail) - 1;
+    const ssize_t n = pread(fd, tail, (size_t)room, MAX(size - room, 0));
     close(fd);
     tail[MAX(n, 0)] = 0;
     char *end = strrchr(tail, '\n'), *row = NULL;
     if (end) *end = 0, row = strrchr(tail, '\n');
-    return row ? atol(row + 1) : 0;
+    const long rows = row ? atol(row + 1) : 0;
+    return begun || rows == all.steps ? rows : MAX(checkpoint_newest(dir, LONG_MAX), 0);
 }
-static long all_steps_done(void) {
+static long all_steps_done(int begun) { // of the first `begun` runs, in the order in which they are begun, and of the others
     long sum = 0;
     for (int i = 0; i < all.arm_count * all.seeds; i++)
-        sum += steps_done(&all.arms[i % all.arm_count], all.seed[i / all.arm_count]);
+        sum += steps_done(&all.arms[i % all.arm_count], all.seed[i / all.arm_count], i < begun);
     return sum;
 }
 
 // Waits for the end of one child that made a run, and says meanwhile how far all are; an error of its ends the program. Returns 1.
-static int child_wait(double begin, long steps_before) {
+static int child_wait(double begin, long steps_before, int begun) {
     static double said;
     const int terminal = isatty(1);
     int status;
@@ -960,7 +984,7 @@ static int child_wait(double begin, long steps_before) {
         usleep(100000);
         if (!all.steps || seconds_now() - MAX(said, begin) < (terminal ? 1 : 60)) continue;
         char left[64];
-        const double total = (double)all.steps * all.arm_count * all.seeds, done = all_steps_done();
+        const double total = (double)all.steps * all.arm_count * all.seeds, done = all_steps_done(begun);
         said = seconds_now();
         if (done <= steps_before) continue;
         printf("%s%.1f%% of all steps | %s left%s", terminal ? "\r" : "", 100 * done / total,
@@ -970,7 +994,8 @@ static int child_wait(double begin, long steps_before) {
     EXPECT(child > 0, "lost a run: %s", strerror(errno));
     if (terminal) printf("\r\033[K");
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    if (code) fatal(code, "a run failed; when the others that are under way have ended, the same command goes on");
+    if (code == EXIT_BAD_INPUT) exit(code); // it has said why
+    if (code) fatal(code, "a run failed or was interrupted; the same command goes on");
     return 1;
 }
 
@@ -1002,10 +1027,10 @@ int main(int argc, char **argv) {
         else return statistics_print(value);
     }
     for (i++; i < argc; i++) {
-        const char *quote = argv[i][strcspn(argv[i], " \"*?[")] || !*argv[i] ? "'" : "";
+        const char *plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:=+@%", *quote = "";
+        if (!*argv[i] || argv[i][strspn(argv[i], plain)]) quote = strchr(argv[i], '\'') ? "\"" : "'";
         EXPECT(all.word_count < 240 && strlen(common) + strlen(argv[i]) + 4 < sizeof(common), "too many options after --");
-        EXPECT(!argv[i][strcspn(argv[i], "'\n\t")], "after --: quotes, tabs and new lines in an option are not supported: %s",
-               argv[i]);
+        EXPECT(!argv[i][strcspn(argv[i], "\n\t")], "after --: tabs and new lines in an option are not supported: %s", argv[i]);
         all.words[all.word_count++] = argv[i];
         sprintf(common + strlen(common), "%s%s%s%s", common[0] ? " " : "", quote, argv[i], quote);
     }
@@ -1025,19 +1050,19 @@ int main(int argc, char **argv) {
         if (*p == '/') *p = 0, mkdir(path, 0777), *p = '/';
 
     path_print(path, "%s/lock", all.out);
-    const int lock = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
+    const int lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666); // held until the program ends
     EXPECT(lock >= 0, "%s: cannot create: %s", path, strerror(errno));
     EXPECT(flock(lock, LOCK_EX | LOCK_NB) == 0, "%s: another comparison runs in this directory", all.out);
     if (pool) return pool_read(pool), summary_write();
     runs_allocate();
     const double begin = seconds_now();
     const int total = all.arm_count * all.seeds;
-    const long steps_before = all_steps_done();
+    const long steps_before = all_steps_done(0);
     char threads[16];
     snprintf(threads, sizeof(threads), "%d", MAX(1, thread_count() / jobs));
     setenv("OMP_NUM_THREADS", threads, 1);
     for (int k = 0, running = 0; k < total || running; k++) { // in children, seed by seed, so that a stopped comparison has pairs
-        if (k >= total || running == jobs) running -= child_wait(begin, steps_before);
+        if (k >= total || running == jobs) running -= child_wait(begin, steps_before, MIN(k, total));
         if (k >= total) continue;
         fflush(stdout);
         const pid_t child = fork();
@@ -1046,6 +1071,7 @@ int main(int argc, char **argv) {
         Arm *arm = &all.arms[k % all.arm_count];
         TrainedRun *r = &arm->runs[index];
         if (child == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGTERM);
             run_make(arm, index);
             char loss[32];
             snprintf(loss, sizeof(loss), "loss %.5f", r->final_loss);

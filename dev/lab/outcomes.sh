@@ -11,14 +11,15 @@ echo "|---$(printf "|---%.0s" $recipes)|"
 for fault in "zero fc.x" "zero fc.w" "spike fc.x" "spike fc.w" "nan fc.x" "nan fc.w" "flip fc.w" "stale fc.x" "stale fc.w" "stale fc.dy"; do
   printf '| %s |' "$fault"
   for recipe in $recipes; do
-    set -- ${fault}
-    build/lab/inject "$1" 40 1 "$2" -e d2 -x 60 -t 128 -b 2 --recipe "$recipe" 2>&1 | awk -F '\t' '
+    read -r name operand <<< "$fault"
+    build/lab/inject "$name" 40 1 "$operand" -e d2 -x 60 -t 128 -b 2 --recipe "$recipe" "$@" 2>&1 | awk -F '\t' '
       /only --scaling delayed/ { text = "refused" }
       /^stopped/ { text = "stopped, weights unharmed" }
       /^losses apart/ { split($0, word, " "); text = word[8] }
       /^nothing/ { text = "0" }
       /^[0-9]/ && $1 >= 40 { if ($8 + 0 > cut) cut = $8 + 0; if ($9 + 0 > gone) gone = $9 + 0 }
-      END { if (text ~ /^[0-9]/) text = sprintf("%.3f", text) (cut > 0.05 ? sprintf(", %.1f%% cut", cut) : "") (gone > 0.05 ? sprintf(", %.1f%% flushed", gone) : "")
+      END { if (text == "") text = "failed: " $0
+        if (text ~ /^[0-9]/) text = sprintf("%.3f", text) (cut > 0.05 ? sprintf(", %.1f%% cut", cut) : "") (gone > 0.05 ? sprintf(", %.1f%% flushed", gone) : "")
         printf " %s |", text }'
   done
   echo
