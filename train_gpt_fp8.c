@@ -2817,6 +2817,7 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
     const long own_format[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
     const long own_rule[NOPERAND] = {o->scaling_x, o->scaling_w, o->scaling_dy};
     int used = 0;
+    char rule[NOPERAND][32]; // in words
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
         r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
@@ -2825,17 +2826,14 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
         r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
         r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || (o->pow2 && r->rule <= SCALING_CURRENT);
         r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
-        used |= 1 << r->rule;
+        used |= 1 << r->rule, option_word(&option_specs[option_index("scaling")], r->rule, rule[i]);
         EXPECT(!recipe_blocks(r) || !o->fp8_head || i == OPERAND_DY,
                "option --fp8-head: the head has one scale a tensor: not with blocks for %s", operand_name[i]);
     }
-    for (size_t i = 0; IS_FP8 && i < sizeof(readers) / sizeof(readers[0]); i++) {
-        char rule[NOPERAND][32];
-        for (int k = 0; k < NOPERAND; k++) option_word(&option_specs[option_index("scaling")], g->recipes[k].rule, rule[k]);
+    for (size_t i = 0; i < sizeof(readers) / sizeof(readers[0]); i++)
         EXPECT(!given[option_index(readers[i].name)] || used & readers[i].rules,
                "option --%s: no operand's rule reads it; scales of x are %s, of w %s, of dy %s", readers[i].name, rule[0], rule[1],
                rule[2]);
-    }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;
@@ -3145,12 +3143,13 @@ static void run_explain(const Run *r) {
         printf(line, "all", "heads", attention[i].name, T, N, K, attention[i].operands, "bf16", "none needed", "fp32",
                g->B * C * T * attention[i].whole * 2, attention[i].maker);
     }
-    char order[PATH_MAX];
+    char order[32];
+    option_word(&option_specs[option_index("sum-order")], r->o.sum_order, order);
     printf(
         "\nSums: fp32 fused multiply-adds in the order of --sum-order %s (section 4), never narrower, so that none needs promotion;"
         " the\nhead's in slabs of %d rows. fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A history of no "
         "step\nyet: the tensor's own amax.\n",
-        option_text(&r->o, &option_specs[option_index("sum-order")], order), HEAD_ROWS);
+        order, HEAD_ROWS);
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.

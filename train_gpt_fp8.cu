@@ -1023,9 +1023,8 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 // cuBLASLt counts columns first: its A is our b, its B our a, and "transposed A, plain B" is what K-major means.
 //
 // An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX, two rules of which one has blocks; rows and blocks of 128 but on
-// sm_90; all without FP8 units), or under
-// --emulate, is computed from the same bytes: decoded to bf16, which holds them exactly (times their block's power of two),
-// multiplied as bf16, then scaled.
+// sm_90; all without FP8 units), or under --emulate, is computed from the same bytes: decoded to bf16, which holds them exactly
+// (times their block's power of two), multiplied as bf16, then scaled.
 
 // A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of the strides is 1.
 typedef struct {
@@ -2095,9 +2094,8 @@ typedef struct {
         *x_kept; // where x's bytes go: [rows, in] for fprop; [in, rows] for wgrad, if made (NULL: turned in the backward pass)
     uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
     float *partial, *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
-    // of operands in blocks, which are rounded once for each direction of K: scales of w, w_t, x_kept, and of x_q and dy as they
-    // pass
-    float *w_inv, *w_t_inv, *kept_inv, *inv;
+    // scales of operands in blocks, which are rounded once for each direction of K; else NULL
+    float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 && !(f->bf16 >> product & 1); }
 static int linear_blocks(const Linear *f, int operand) { return f->fp8 && recipe_blocks(&f->operands[operand].recipe); }
@@ -3835,6 +3833,7 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
     const long own_format[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
     const long own_rule[NOPERAND] = {o->scaling_x, o->scaling_w, o->scaling_dy};
     int used = 0;
+    char rule[NOPERAND][32]; // in words
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
         r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
@@ -3843,17 +3842,14 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
         r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
         r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || (o->pow2 && r->rule <= SCALING_CURRENT);
         r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
-        used |= 1 << r->rule;
+        used |= 1 << r->rule, option_word(&option_specs[option_index("scaling")], r->rule, rule[i]);
         EXPECT(!recipe_blocks(r) || !o->fp8_head || i == OPERAND_DY,
                "option --fp8-head: the head has one scale a tensor: not with blocks for %s", operand_name[i]);
     }
-    for (size_t i = 0; IS_FP8 && i < sizeof(readers) / sizeof(readers[0]); i++) {
-        char rule[NOPERAND][32];
-        for (int k = 0; k < NOPERAND; k++) option_word(&option_specs[option_index("scaling")], g->recipes[k].rule, rule[k]);
+    for (size_t i = 0; i < sizeof(readers) / sizeof(readers[0]); i++)
         EXPECT(!given[option_index(readers[i].name)] || used & readers[i].rules,
                "option --%s: no operand's rule reads it; scales of x are %s, of w %s, of dy %s", readers[i].name, rule[0], rule[1],
                rule[2]);
-    }
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
     g->fp8_head = o->fp8_head;

@@ -253,11 +253,12 @@ static void run_make(Arm *arm, int index) {
     }
     free(made_by);
     path_print(path, "%s.diverged", r->dir);
-    char *ended = run_read(r) || r->died[0] ? NULL : text_read(path);
-    if (ended && r->log && number_after(ended, "step ") == (double)(r->stopped_at + 1)) // it is of this log
+    const int whole = run_read(r);
+    char *ended = whole ? NULL : text_read(path);
+    if (ended && !r->died[0] && r->log && number_after(ended, "step ") == (double)(r->stopped_at + 1)) // it is of this log
         snprintf(r->died, sizeof(r->died), "%s", ended);
     free(ended);
-    if (!run_read(r) && !r->died[0]) {
+    if (!whole && !r->died[0]) {
         unlink(path);
         int n = 0, status;
         argv[n++] = program;
@@ -412,19 +413,9 @@ typedef struct {
 } Figures;
 static Figures figures_of(const Arm *arm) {
     double losses[SEEDS_MAX];
-    Figures x = {gap_between(arm, LAST, all.reference, LAST),
-                 gap_between(arm, LAST, all.bf16, LAST),
-                 gap_between(arm, LAST_BF16, all.bf16, LAST),
-                 gap_between(arm, HALF, all.reference, HALF),
-                 NAN,
-                 NAN,
-                 NAN,
-                 NAN,
-                 0,
-                 NAN,
-                 NAN,
-                 0,
-                 0};
+    Figures x = {.gap = gap_between(arm, LAST, all.reference, LAST), .bf16 = gap_between(arm, LAST, all.bf16, LAST)};
+    x.trained = gap_between(arm, LAST_BF16, all.bf16, LAST), x.half = gap_between(arm, HALF, all.reference, HALF);
+    x.loss = x.spread = x.error = x.excess = x.steps = x.seconds = NAN;
     for (int s = 0; s < all.seeds; s++) {
         const TrainedRun *r = &arm->runs[s];
         x.tok_s += r->tok_s / all.seeds, x.mib = MAX(x.mib, r->mib), x.in_bf16 += r->final_bf16 / all.seeds;
