@@ -855,7 +855,7 @@ static void test_blocks(void) {
 #if IS_FP8
     static const struct {
         const char *name;
-        ScalingRule rule;
+        int rule;
         int across, along, power2;
         Dtype format;
     } recipes[] = {

@@ -25,9 +25,7 @@ and across a resume. NUMERICS_VERSION names the rules: fused multiply-adds in a 
 Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
 9 checkpoint, 10 log, 11 options, 12 training loop.
 */
-#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
-#endif
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -174,7 +172,7 @@ static void *memory_allocate(size_t bytes) {
 static int thread_count(void) { return omp_get_max_threads(); }
 
 // Flushes denormal results (FTZ) and inputs (DAZ). vdpbf16ps does so whatever the mode is; every other path has to be told, or
-// bits would depend on the instruction set. libgomp's threads keep what each sets; libomp's take over the first one's.
+// bits would depend on the instruction set.
 static void fp_mode_set(void) {
 #if defined(__x86_64__)
     _mm_setcsr(_mm_getcsr() | 0x8040);
@@ -184,22 +182,13 @@ static void fp_mode_set(void) {
     __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
 #endif
 }
-static void fp_mode_set_all(void) {
-    fp_mode_set();
-#pragma omp parallel
-    fp_mode_set();
-}
 
-INLINE uint32_t float_bits(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    return u;
-}
-INLINE float bits_float(uint32_t u) {
+typedef union {
     float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
+    uint32_t u;
+} FloatBits;
+INLINE uint32_t float_bits(float f) { return (FloatBits){.f = f}.u; }
+INLINE float bits_float(uint32_t u) { return (FloatBits){.u = u}.f; }
 static int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
 // ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
@@ -414,25 +403,19 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->nonfinite += s->nonfinite, into->count += s->count;
     into->signal += s->signal, into->noise += s->noise;
 }
+// Threads merge theirs in any order: whole numbers and a maximum. Signal and noise, which need an order, come after.
+#pragma omp declare reduction(merge:Fp8Stats : stats_merge(&omp_out, &omp_in))
 
 // ---- scales
 // --scaling's words. From ROWWISE on, blocks of a tensor have a scale of their own amax, a power of two.
-typedef enum {
-    SCALING_DELAYED,
-    SCALING_CURRENT,
-    SCALING_NONE,
-    SCALING_STATIC,
-    SCALING_ROWWISE,
-    SCALING_BLOCK,
-    SCALING_MX
-} ScalingRule;
+enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_ROWWISE, SCALING_BLOCK, SCALING_MX };
 
 // How a role (x, w or dy) is quantised; a recipe is three of these, made by options_recipes(). A new rule is an enum value and
 // a word of --scaling, then a branch in scale_advance() (from earlier steps) or quantise() (from this very tensor), or a shape of
 // block.
 typedef struct {
     Dtype format;
-    ScalingRule rule;
+    int rule;
     int history_len; // delayed: how many steps' amax are remembered
     int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
     int margin;      // the scale is divided by 2^margin
@@ -516,53 +499,44 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
     stats->amax_bits = MAX(stats->amax_bits, amax);
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
 }
-// Signal and noise for the SQNR: sums over n <= CHUNK of squares of x, and of what encoding changed of x; where all have one scale
-// (step 0) in the numbers that codes stand for, (x scale)^2, else (step 1) in x's own.
-INLINE void sqnr_sums(float *sums, const uint8_t *q, const stored_t *x, size_t n, const float *scale, int step, Dtype format) {
+// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding changed of x; where all have one
+// scale (step 0) in the numbers that codes stand for, (x scale)^2, else (step 1) in x's own.
+INLINE void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n, const float *scale, int step, Dtype format) {
     uint16_t decoded[CHUNK];
-    float scaled[CHUNK], error[CHUNK];
+    float scaled[CHUNK], error[CHUNK], signal, noise;
     decode_bf16(decoded, q, n, format);
     SIMD for (size_t i = 0; i < n; i++) {
         scaled[i] = float_from_stored(x[i]) * (step ? 1 : *scale);
         error[i] = scaled[i] - float_from_bf16(decoded[i]) / (step ? scale[i] : 1);
     }
-    STRIPED_SUM(sums[0], i, n, scaled[i] * scaled[i]);
-    STRIPED_SUM(sums[1], i, n, error[i] * error[i]);
+    STRIPED_SUM(signal, i, n, scaled[i] * scaled[i]);
+    STRIPED_SUM(noise, i, n, error[i] * error[i]);
+    sums[0] += signal, sums[1] += noise;
 }
 
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
 // The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1 / scale.
 // An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax.
-// record: whether the statistics count for this step, and the sums for SQNR with them.
 static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = r->rule == SCALING_NONE ? 1.0f : s->scale;
     if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
         uint32_t amax = 0;
 #pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
-        for (size_t i = 0; i < n; i++) {
-            uint32_t a = float_bits(float_from_stored(x[i])) & 0x7fffffff;
-            amax = MAX(a, amax);
-        }
+        for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
         scale = scale_from_amax(bits_float(amax), scale, r);
         if (record != RECORD_NONE) s->scale = scale;
     }
     const float scale_inv = 1.0f / scale;
     const size_t chunks = ceil_div(n, CHUNK);
-    float(*sums)[2] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
+    double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
-#pragma omp parallel if (n > CHUNK)
-    {
-        Fp8Stats mine = {0};
-#pragma omp for schedule(static)
-        for (size_t c = 0; c < chunks; c++) {
-            const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
-            if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, m, scale, &mine, &fp8_formats[0]);
-            else quantise_block(q + at, x + at, m, scale, &mine, &fp8_formats[1]);
-            if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
-        }
-#pragma omp critical
-        stats_merge(&total, &mine); // whole numbers and a maximum: the order of threads does not matter
+#pragma omp parallel for schedule(static) reduction(merge : total) if (n > CHUNK)
+    for (size_t c = 0; c < chunks; c++) {
+        const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
+        if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[0]);
+        else quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[1]);
+        if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
     }
     const double inv2 = (double)scale_inv * scale_inv;
     for (size_t c = 0; sums && c < chunks; c++) total.signal += sums[c][0] * inv2, total.noise += sums[c][1] * inv2;
@@ -585,47 +559,38 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const size_t spans = ceil_div(columns, step);
     double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(bands * spans * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
-#pragma omp parallel
-    {
-        Fp8Stats mine = {0};
-#pragma omp for collapse(2) schedule(static)
-        for (size_t band = 0; band < bands; band++)
-            for (size_t c0 = 0; c0 < columns; c0 += step) {
-                const size_t r1 = MIN(rows, (band + 1) * tall), c1 = MIN(columns, c0 + step), used = MIN(SPAN, c1 - c0);
-                uint32_t top[SPAN] = {0};
-                float scale[SPAN];
-                for (size_t row = band * tall; row < r1; row++)
-                    for (size_t c = c0; c < c1; c += SPAN)
-                        for (size_t i = 0; i < MIN(SPAN, c1 - c); i++)
-                            top[i] = MAX(top[i], float_bits(float_from_stored(x[row * columns + c + i])) & 0x7fffffff);
-                for (size_t i = 0; i < used; i += lanes) {
-                    uint32_t amax = 0;
-                    for (size_t l = i; l < MIN(used, i + lanes); l++) amax = MAX(amax, top[l]);
-                    const float one = scale_from_amax(bits_float(amax), 1, r);
-                    for (size_t l = i; l < MIN(used, i + lanes); l++) scale[l] = one;
-                    inv[band * inv_row + (c0 + i) / wide * inv_column] = 1 / one;
-                    mine.amax_bits = MAX(mine.amax_bits, amax);
-                }
-                for (size_t row = band * tall; row < r1; row++)
-                    for (size_t c = c0; c < c1; c += SPAN) {
-                        for (size_t i = 0; i < MIN(SPAN, c1 - c); i++) {
-                            const float f = float_from_stored(x[row * columns + c + i]);
-                            const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff, code = fp8_encode_bits(u, f8);
-                            mine.saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
-                            mine.flushed += ((code & 0x7f) == 0) & (f != 0);
-                            mine.nonfinite += a >= 0x7f800000;
-                            q[row * columns + c + i] = (uint8_t)code;
-                        }
-                        if (sums) {
-                            float one[2];
-                            sqnr_sums(one, q + row * columns + c, x + row * columns + c, MIN(SPAN, c1 - c), scale, 1, r->format);
-                            for (int i = 0; i < 2; i++) sums[band * spans + c0 / step][i] += one[i];
-                        }
-                    }
+#pragma omp parallel for collapse(2) schedule(static) reduction(merge : total)
+    for (size_t band = 0; band < bands; band++)
+        for (size_t c0 = 0; c0 < columns; c0 += step) {
+            const size_t r1 = MIN(rows, (band + 1) * tall), c1 = MIN(columns, c0 + step), used = MIN(SPAN, c1 - c0);
+            uint32_t top[SPAN] = {0};
+            float scale[SPAN];
+            for (size_t row = band * tall; row < r1; row++)
+                for (size_t c = c0; c < c1; c += SPAN)
+                    for (size_t i = 0; i < MIN(SPAN, c1 - c); i++)
+                        top[i] = MAX(top[i], float_bits(float_from_stored(x[row * columns + c + i])) & 0x7fffffff);
+            for (size_t i = 0; i < used; i += lanes) {
+                uint32_t amax = 0;
+                for (size_t l = i; l < MIN(used, i + lanes); l++) amax = MAX(amax, top[l]);
+                const float one = scale_from_amax(bits_float(amax), 1, r);
+                for (size_t l = i; l < MIN(used, i + lanes); l++) scale[l] = one;
+                inv[band * inv_row + (c0 + i) / wide * inv_column] = 1 / one;
+                total.amax_bits = MAX(total.amax_bits, amax);
             }
-#pragma omp critical
-        stats_merge(&total, &mine);
-    }
+            for (size_t row = band * tall; row < r1; row++)
+                for (size_t c = c0; c < c1; c += SPAN) {
+                    const size_t at = row * columns + c;
+                    for (size_t i = 0; i < MIN(SPAN, c1 - c); i++) {
+                        const float f = float_from_stored(x[at + i]);
+                        const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff, code = fp8_encode_bits(u, f8);
+                        total.saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
+                        total.flushed += ((code & 0x7f) == 0) & (f != 0);
+                        total.nonfinite += a >= 0x7f800000;
+                        q[at + i] = (uint8_t)code;
+                    }
+                    if (sums) sqnr_sums(sums[band * spans + c0 / step], q + at, x + at, MIN(SPAN, c1 - c), scale, 1, r->format);
+                }
+        }
     total.count = rows * columns;
     for (size_t i = 0; sums && i < bands * spans; i++) total.signal += sums[i][0], total.noise += sums[i][1];
     free(sums);
@@ -728,7 +693,7 @@ typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bi
 // the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures it.
 static int product_uses_pairs = 0;
 static int product_in_tiles = 0; // --sum-order tiles: AMX where units are pairs, else what it would compute
-static int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR; }
+INLINE int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR; }
 
 // tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels are not inlined, and a
 // fence keeps the loads of one unit from moving into another: compilers that do either run out of registers, and spilled
@@ -740,9 +705,8 @@ static int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses
 #else
 #define IN_REGISTER(v) (void)0
 #endif
-#define EACH_ROW         UNROLL for (int i = 0; i < MR; i++)
-#define EACH_VECTOR      UNROLL for (int j = 0; j < NR / LANES; j++)
-#define FETCH_LINE(line) UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch((line) + 8 * NR + j)
+#define EACH_ROW    UNROLL for (int i = 0; i < MR; i++)
+#define EACH_VECTOR UNROLL for (int j = 0; j < NR / LANES; j++)
 #if LANES > 1 || !defined(__SSE2__)
 // A chain takes `group` units in turn, of these number `from` first, then the ones before it, down to 0.
 INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs, const int group,
@@ -752,7 +716,7 @@ INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *til
     for (int u = 0; u < units; u += group, a += group * MR, b += group * NR) UNROLL for (int k = from; k >= 0; k--) {
             const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
             UNIT_FENCE;
-            FETCH_LINE(line);
+            UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch(line + 8 * NR + j);
             EACH_VECTOR v[j] = ((const Vector *)line)[j];
             EACH_VECTOR IN_REGISTER(v[j]);
             EACH_ROW {
@@ -906,13 +870,10 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
-            if (n < width) memset(rows, 0, sizeof(rows));
             for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
                 const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);
-                for (int i = 0; i < n; i++) {
-                    if (len < nu * per_unit) memset(rows + i * KU_CHUNK, 0, nu * 4);
-                    if (len > 0) decode_row(rows + i * KU_CHUNK, s, i0 + p + i, k0 + k, len);
-                }
+                if (n < width || len < nu * per_unit) memset(rows, 0, sizeof(rows));
+                for (int i = 0; i < n; i++) decode_row(rows + i * KU_CHUNK, s, i0 + p + i, k0 + k, len);
                 unit_t *to = dst + u0 * width;
                 if (!by_row) units_transpose(to, width, rows, KU_CHUNK, width, nu);
                 else
@@ -948,10 +909,8 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     }
 }
 static void pack_a(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) {
-#if HAS_AMX
-    if (panel_rows() == AMX_MR) return pack_width(dst, &s, i0, ni, k0, nk, AMX_MR, 1);
-#endif
-    pack_width(dst, &s, i0, ni, k0, nk, MR, 0);
+    if (panel_rows() == AMX_MR) pack_width(dst, &s, i0, ni, k0, nk, AMX_MR, 1);
+    else pack_width(dst, &s, i0, ni, k0, nk, MR, 0);
 }
 static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR, 0); }
 
@@ -1074,7 +1033,9 @@ static double machine_peak_gflops; // all threads together
 // Denormal mode, tables, and which instruction computes the products: for an order of pairs the faster of two, measured in
 // turn; the best of each counts, so that a moment in which the machine is busy misleads neither.
 static void machine_init(int in_tiles) {
-    fp_mode_set_all();
+    fp_mode_set(); // libomp's threads take over the first one's mode; libgomp's keep what each sets
+#pragma omp parallel
+    fp_mode_set();
     fp8_tables_init();
     product_in_tiles = in_tiles;
     const int pairs = in_tiles ? AMX_PERMITTED() : HAS_PAIRS;
@@ -1093,7 +1054,6 @@ static const char *product_instruction(void) {
     return !product_uses_pairs ? "fp32 multiply-adds" : product_in_tiles ? "tdpbf16ps" : "vdpbf16ps";
 }
 
-// partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
 static void workspace_init(size_t partial_count, size_t attention_bytes) {
     workspace.threads = thread_count();
     workspace.packed_a = memory_allocate(round_up(MC, MR) * KU * 4);
@@ -1108,8 +1068,7 @@ static void workspace_free(void) {
 }
 
 // ==== 5. layers ======================================================================================================
-// Shapes are row-major. B sequences of n positions are B * n rows. Sums over channels run in 16 striped lanes and a fixed
-// tree; sums over rows in blocks of ROWS rows, the blocks then in ascending order.
+// Shapes are row-major. B sequences of n positions are B * n rows. Sums over rows: in blocks of ROWS, then these in turn.
 #define ROWS 32
 
 // out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of ROWS rows made `partial`.
@@ -1313,6 +1272,8 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         const Matrix dO = matrix(dbase, STORED, C, 1), dO_t = matrix(dbase, STORED, 1, C);
         const Matrix ds = matrix(w.ds, STORED, Tp, 1), ds_t = matrix(w.ds, STORED, 1, Tp);
         const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), dp = output(w.dp, DTYPE_FP32, Tp, 1, NULL, 0);
+        const Output dk = output(dqkv_base + C, STORED, stride, scale, NULL, 0);
+        const Output dv = output(dqkv_base + 2 * C, STORED, stride, 1, NULL, 0);
         pack_b(w.k_scores, k, 0, T, 0, hs);
         pack_b(w.v_scores, v, 0, T, 0, hs);
         pack_b(w.k_out, k_t, 0, hs, 0, T);
@@ -1336,17 +1297,10 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
             product_panels(&dq, 0, 0, w.a, w.k_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
             pack_b(w.q_out, q_t, 0, hs, i0, rows);
             pack_a(w.a, ds_t, 0, keys, 0, rows);
-            product_panels(NULL, 0, 0, w.a, w.q_out, keys, hs, ru, ru, w.dk, hs, 0, 0);
+            product_panels(&dk, 0, 0, w.a, w.q_out, keys, hs, ru, ru, w.dk, hs, 0, keys == T);
             pack_b(w.do_out, dO_t, 0, hs, i0, rows);
             pack_a(w.a, p_t, 0, keys, 0, rows);
-            product_panels(NULL, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, hs, 0, 0);
-        }
-        for (int t = 0; t < T; t++) {
-            stored_t *to = dqkv_base + t * stride;
-            SIMD for (int c = 0; c < hs; c++) {
-                to[C + c] = stored_from_float(w.dk[t * hs + c] * scale);
-                to[2 * C + c] = stored_from_float(w.dv[t * hs + c]);
-            }
+            product_panels(&dv, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, hs, 0, keys == T);
         }
     }
 }
@@ -1611,9 +1565,9 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
+    g->scale_count = IS_FP8 ? (c->L * NLIN + 1) * NOPERAND : 0;
     GPT_TENSORS(TENSOR_MAKE)
 }
-static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
 
 // Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
 static size_t partial_count(const Gpt *g) {
@@ -1634,7 +1588,7 @@ static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data,
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
-    plan.part[REUSED] += scale_count(g) * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
+    plan.part[REUSED] += g->scale_count * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
                          MAX(attention_bytes(g), NB * KU * 4) * thread_count() + mapped + PROGRAM_BYTES;
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
@@ -1642,7 +1596,6 @@ static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data,
 
 static void gpt_allocate(Gpt *g) {
     tensors_make(g, PRECISION, NULL);
-    g->scale_count = scale_count(g);
     g->scales = memory_allocate(g->scale_count * sizeof(Fp8Scale));
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
@@ -1676,15 +1629,12 @@ static void gpt_init(Gpt *g, uint64_t seed) {
         float *w = g->master + s->offset;
         const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? g->config.V * s->cols : n;
         PARALLEL(static) for (size_t i = 0; i < n; i += 2) {
-            double a = 0, b = 0;
-            if (s->init_std > 0) {
-                double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
-                double radius = sqrt(-2.0 * log_fixed_order(u)) * s->init_std;
-                sincos_turns(turn, &b, &a);
-                a *= radius, b *= radius;
-            }
-            w[i] = i < used ? s->init_value + (float)a : 0; // rows of the padded vocabulary are zero
-            if (i + 1 < n) w[i + 1] = i + 1 < used ? s->init_value + (float)b : 0;
+            const double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
+            const double radius = sqrt(-2.0 * log_fixed_order(u)) * s->init_std;
+            double part[2];
+            sincos_turns(turn, &part[1], &part[0]);
+            for (size_t k = i; k < MIN(i + 2, n); k++) // rows of the padded vocabulary are zero
+                w[k] = k < used ? s->init_value + (float)(part[k - i] * radius) : 0;
         }
     }
     g->weights_ready = 0;
@@ -1696,7 +1646,7 @@ static void stored_from_floats(stored_t *out, const float *x, size_t n) {
 // One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
 // fc 4, fcproj 4; the fp32 build reads the master.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    static const size_t start[NLIN] = {0, 3, 4, 8}, x_start[NLIN] = {0, 1, 2, 3}; // its input: C wide, fcproj's 4 C
+    static const size_t start[NLIN] = {0, 3, 4, 8}; // inputs are C wide, the last one 4 C, so that those of a layer start at i C
     const size_t C = g->config.C, CC = C * C, RC = (size_t)g->B * g->config.T * C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
@@ -1707,14 +1657,14 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     if (IS_FP8) f.scales = gpt_scale(g, l, i, 0);
     f.bf16 = g->bf16[l][i];
     if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
-    if (g->x16 && f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + x_start[i]) * RC;
+    if (g->x16 && f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + i) * RC;
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.x_bytes = g->x_bytes, f.inv = g->inv;
     if (g->w_across) {
         f.w_across = g->w_across + (l * 12 + start[i]) * CC;
         f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_across_inv = f.w_inv + room;
     }
-    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
+    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
     return f;
 }
 
@@ -1828,27 +1778,22 @@ static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
     linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, head_kept(g, row), rows, g->record);
 }
 
-// dlogits of a slab -> dlnf (into dnarrow) and dwte +=.
-static void head_backward(Gpt *g, size_t row, size_t rows) {
-    const Linear f = gpt_head(g);
-    linear_backward(&f, g->dnarrow + row * f.in, g->dlogits, head_kept(g, row), g->dy_bytes, NULL, rows, g->record);
-}
-
 // Sum of the losses, in nats, of tokens [B, n] against targets [B, n] (-1: not counted). With grad_scale != 0 the head's
 // backward pass runs slab by slab, so that logits never exist whole; grad_scale is d(objective) / d(loss of a token).
 static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n, float grad_scale) {
     const size_t rows = (size_t)B * n;
+    const Linear f = gpt_head(g);
     stored_t *dlogits = grad_scale != 0 ? g->dlogits : NULL;
     gpt_forward_blocks(g, tokens, B, n, 0);
-    if (g->head_q && dlogits) { // dlogits are bounded by grad_scale: a static power-of-two scale
-        Fp8Scale *s = gpt_head(g).scales + OPERAND_DY;
+    if (f.scales && dlogits) { // dlogits are bounded by grad_scale: a static power-of-two scale
+        Fp8Scale *s = f.scales + OPERAND_DY;
         for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe.format)->max;) s->scale *= 2;
     }
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
         classifier(g->losses + row, dlogits, g->logits, targets + row, slab, g->config.V, g->config.Vp, grad_scale);
-        if (dlogits) head_backward(g, row, slab);
+        if (dlogits) linear_backward(&f, g->dnarrow + row * f.in, dlogits, head_kept(g, row), g->dy_bytes, NULL, slab, g->record);
     }
     double sum = 0;
     for (size_t row = 0; row < rows; row++) sum += g->losses[row];
@@ -1874,13 +1819,6 @@ static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, tokens, B, n, c->C);
 }
 
-// Multiply-add work of one training step on `tokens` positions, in FLOPs: 6 N a token for the matrices (head included,
-// embeddings not), plus attention's products over the causal half.
-static double gpt_step_flops(const Config *c, double tokens, int T) {
-    const double C = c->C, matrices = 12 * C * C * c->L + (double)c->Vp * C, attention = 6.0 * c->L * C * T;
-    return tokens * (6 * matrices + attention);
-}
-
 // Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
 static int sample_token(const float *logits, int V, float temperature, double u) {
     int best = 0;
@@ -1895,30 +1833,6 @@ static int sample_token(const float *logits, int V, float temperature, double u)
             else if ((cut += weight) > u * total) return j;
         }
     return best;
-}
-
-// Continues context[0 .. length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
-// context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
-static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed, void (*emit)(int, void *),
-                         void *arg) {
-    const int T = g->config.T;
-    const Record record = g->record;
-    int pos = 0;
-    g->record = RECORD_NONE;
-    for (int i = 0; i < count; i++) {
-        const int kept = MAX(T / 2, 1);
-        if (length > T) {
-            memmove(context, context + length - kept, kept * sizeof(int));
-            length = kept, pos = 0;
-        }
-        gpt_forward_blocks(g, context + pos, 1, length - pos, pos);
-        head_forward(g, g->logits, length - pos - 1, 1);
-        pos = length;
-        int token = sample_token(g->logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
-        emit(token, arg);
-        context[length++] = token;
-    }
-    g->record = record;
 }
 
 // ==== 7. optimiser ===================================================================================================
@@ -1980,7 +1894,7 @@ static float schedule_lr(Schedule kind, float lr, float final, long step, long w
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    const ScalingRule rule = g->recipes[OPERAND_DY].rule;
+    const int rule = g->recipes[OPERAND_DY].rule;
     return PRECISION == PRECISION_FP16 || (IS_FP8 && (rule == SCALING_NONE || rule == SCALING_STATIC));
 }
 static void loss_scale_update(Gpt *g, int overflow) {
@@ -2074,12 +1988,10 @@ static int shard_token(const Shard *s, size_t i) {
 }
 
 static Shard shard_open(const char *path, int *V) {
-    Shard s;
+    Shard s = {.path = strdup(path)};
     FileHeader header;
     size_t found;
     const char *dot = strrchr(path, '.');
-    memset(&s, 0, sizeof(s));
-    s.path = strdup(path);
     s.map = file_map(path, &found, header, sizeof(FileHeader));
     if (header[0] != SHARD_MAGIC && !(dot && !strcmp(dot, ".bin"))) { // a text
         s.tokens = s.map, s.count = found, s.width = 1, *V = 256;
@@ -2097,9 +2009,8 @@ static Shard shard_open(const char *path, int *V) {
 
 // Opens, checks and hashes every file that matches the pattern, in sorted order.
 static Dataset dataset_open(const char *pattern) {
-    Dataset d;
+    Dataset d = {0};
     glob_t found;
-    memset(&d, 0, sizeof(d));
     // a pattern without a match may still be the name of a file
     EXPECT(!glob(pattern, GLOB_NOCHECK, NULL, &found) && !access(found.gl_pathv[0], F_OK),
            "%s: no such file; expected a text or a glob of shards (`make` writes data/tales.d)", pattern);
@@ -2224,10 +2135,8 @@ static int validation_stories(ValidationSet *v, const Shard *s, const char *path
 }
 
 static ValidationSet validation_open(const Dataset *d, int T, long want) {
-    ValidationSet v;
+    ValidationSet v = {.T = T};
     const Shard *s = d->shards;
-    memset(&v, 0, sizeof(v));
-    v.T = T;
     if (d->shard_count == 1 && s->width == 1 && s->tokens == s->map) {
         char path[PATH_MAX];
         const char *dot = strrchr(s->path, '.');
@@ -2240,19 +2149,6 @@ static ValidationSet validation_open(const Dataset *d, int T, long want) {
     return v;
 }
 
-// Mean loss over the validation set, in nats a token.
-static double validate(Gpt *g, const ValidationSet *v) {
-    const Record record = g->record;
-    double sum = 0;
-    g->record = RECORD_NONE;
-    for (long row = 0; row < v->rows; row += g->B) {
-        const int B = row + g->B < v->rows ? g->B : v->rows - row;
-        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, B, v->T, 0);
-    }
-    g->record = record;
-    return sum / v->counted;
-}
-
 // ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
 typedef struct {
     int V, eot;                 // V is 0 without a file: bytes
@@ -2260,7 +2156,6 @@ typedef struct {
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer t;
     FileHeader header;
     size_t bytes, at = sizeof(FileHeader);
     const unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)); // stays mapped
@@ -2268,8 +2163,7 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     file_expect(path, "tokenizer version", header[1], 2, 2);
     file_expect(path, "the model's vocabulary,", header[2], V, V);
     file_expect(path, "an end-of-text token", header[3], 0, V - 1);
-    t.V = V, t.eot = header[3];
-    t.text = (const unsigned char **)memory_allocate(V * sizeof(*t.text));
+    const Tokenizer t = {V, header[3], memory_allocate(V * sizeof(*t.text))};
     for (int i = 0; i < V; i++) {
         EXPECT(at < bytes && at + map[at] < bytes, "%s: truncated at token %d of %d", path, i, V);
         t.text[i] = map + at + 1;
@@ -2294,8 +2188,7 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     }
     return n;
 }
-static void token_print(int token, void *tokenizer) {
-    const Tokenizer *t = (const Tokenizer *)tokenizer;
+static void token_print(const Tokenizer *t, int token) {
     if (t->V) fwrite(t->text[token], 1, t->text[token][-1], stdout);
     else if (token < 256) putchar(token == '\n' || (token >= 32 && token != 127) ? token : '?');
     else printf("<%d>", token);
@@ -2347,7 +2240,6 @@ static uint64_t section_checksum(const SectionHeader *h, const void *data) {
     return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
 }
 
-// Begins a file under a temporary name.
 static FILE *file_begin(const char *path) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", path);
@@ -2739,10 +2631,9 @@ static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED,
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
-    Options o;
-    struct option longs[OPTION_COUNT + 1];
+    Options o = {0};
+    struct option longs[OPTION_COUNT + 1] = {0};
     char shorts[4 * OPTION_COUNT + 2] = "+:";
-    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
@@ -2820,7 +2711,7 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
     char rule[NOPERAND][32]; // in words
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
+        r->rule = own_rule[i] ? own_rule[i] - 1 : o->scaling;
         const int hybrid = i == OPERAND_DY && (o->formats == 1 || (o->formats == 0 && !recipe_blocks(r)));
         r->format = (own_format[i] ? own_format[i] == 2 : hybrid || o->formats == 3) ? DTYPE_E5M2 : DTYPE_E4M3;
         r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
@@ -2847,27 +2738,24 @@ static void options_bf16(const Options *o, Gpt *g) {
     path_print(list, "%s", o->bf16);
     EXPECT(!*list || strspn(list, ",+.") < strlen(list), "option --bf16: '%s' names nothing", list);
     for (char *item; (item = strtok_r(items, ",+", &items));) {
-        int layer = -1, linear = -1, product = -1, words = 0;
+        int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)); words++) {
-            const int before = (layer >= 0) + (linear >= 0) + (product >= 0);
-            const long number = strtol(word, &end, 10), named = !strcmp(word, "first")  ? 0
-                                                                : !strcmp(word, "last") ? L - 1
-                                                                : *end                  ? -1
-                                                                                        : number;
-            if (layer < 0 && named >= 0 && named < L) layer = named;
-            for (int i = 0; linear < 0 && i < NLIN; i++)
-                if (!strcmp(word, linear_name[i])) linear = i;
-            for (int i = 0; product < 0 && i < NPRODUCT; i++)
-                if (!strcmp(word, product_name[i])) product = i;
-            EXPECT((layer >= 0) + (linear >= 0) + (product >= 0) > before,
+            const long number = strtol(word, &end, 10);
+            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0; // what the word may mean
+            if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
+            while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
+            while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
+            for (int k = 0; k < 3; k++)
+                if (part[k] < 0 && is[k] >= 0) part[k] = is[k], added = 1;
+            EXPECT(added,
                    "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, attproj, fc, fcproj), one product "
                    "(fprop, dgrad, wgrad) with dots between; found '%s'",
                    L - 1, word);
         }
         EXPECT(words, "option --bf16: an item of '%s' names nothing", o->bf16);
         for (int i = 0; i < L * NLIN; i++)
-            if ((layer < 0 || i / NLIN == layer) && (linear < 0 || i % NLIN == linear))
-                g->bf16[i / NLIN][i % NLIN] |= product < 0 ? 7 : 1 << product;
+            if ((part[0] < 0 || i / NLIN == part[0]) && (part[1] < 0 || i % NLIN == part[1]))
+                g->bf16[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
     }
 }
 
@@ -2882,9 +2770,8 @@ static int options_depth(const Options *o) {
 static Config options_config(const Options *o, int depth, int V) {
     const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
     const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
-    EXPECT(NH >= 1 && C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
-    const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
-    return c;
+    EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
+    return (Config){o->seq_len, V, round_up(V, 128), L, NH, C};
 }
 
 // ==== 12. training loop ==============================================================================================
@@ -2932,14 +2819,11 @@ static int run_exists(const char *dir) {
 // Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
 // name, with --out it refuses. A resume without --out takes the newest; to look at one (`lock` 0) needs no lock.
 static void run_directory(char *dir, const char *out, int resume, int lock) {
-    char path[PATH_MAX]; // the next free name, then the lock
+    char path[PATH_MAX];
+    int n = 1; // without --out the number of the next free name; the newest run has the one before
     path_print(dir, "%s", out[0] ? out : "log/" PRECISION_NAME);
-    path_print(path, "%s", dir);
-    for (int n = 2; !out[0] && run_exists(path); n++) {
-        path_print(dir, "%s", path);
-        path_print(path, "log/" PRECISION_NAME "-%d", n);
-    }
-    if (!resume) path_print(dir, "%s", path);
+    while (!out[0] && run_exists(dir)) path_print(dir, "log/" PRECISION_NAME "-%d", ++n);
+    if (resume && n > 1) path_print(dir, n > 2 ? "log/" PRECISION_NAME "-%d" : "log/" PRECISION_NAME, n - 1);
     EXPECT(resume || !run_exists(dir), "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
     EXPECT(!resume || run_exists(dir), "%s: there is no run to resume", dir);
     if (!lock) return;
@@ -3034,24 +2918,41 @@ typedef struct {
     int *tokens, *targets; // [B, T] of a micro-batch
 } Run;
 
-// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents.
+// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents. Keys and
+// values stay in the KV cache; when the context is full, its last half is read again from the start. Never touches training: own
+// random numbers, no statistics.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
-    const int T = r->g.config.T, V = r->g.config.V, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
-    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int));
-    int *context = (int *)memory_allocate((T + 2) * sizeof(int));
+    Gpt *g = &r->g;
+    const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
+    int *all = (int *)memory_allocate((strlen(text) + T + 3) * sizeof(int));
     all[0] = r->tokenizer.V ? r->tokenizer.eot : V == GPT2_VOCAB ? GPT2_VOCAB - 1 : V > '\n' ? '\n' : 0;
-    const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1), used = n < keep ? n : keep;
-    memcpy(context, all + n - used, used * sizeof(int));
+    const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
+    int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
     fputs(text, stdout);
-    gpt_generate(&r->g, context, used, count, r->o.temperature, seed, token_print, &r->tokenizer);
+    for (long i = 0; i < count; i++) {
+        if (length > T) {
+            memmove(context, context + length - half, half * sizeof(int));
+            length = half, pos = 0;
+        }
+        gpt_forward_blocks(g, context + pos, 1, length - pos, pos);
+        head_forward(g, g->logits, length - pos - 1, 1);
+        pos = length;
+        context[length] = sample_token(g->logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        token_print(&r->tokenizer, context[length++]);
+    }
     printf("\n");
-    free(all), free(context);
+    free(all);
 }
 
+// Mean loss over the validation set, in nats a token.
 static double run_validate(Run *r, long step) {
-    const double loss = validate(&r->g, &r->validation);
+    const ValidationSet *v = &r->validation;
+    double sum = 0;
+    for (long row = 0; row < v->rows; row += r->g.B)
+        sum += gpt_forward(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T, 0);
+    const double loss = sum / v->counted;
     printf("validation after step %ld: loss %.6f", step, loss);
-    if (r->validation.floor > 0) printf(", floor %.4f, excess %.4f", r->validation.floor, loss - r->validation.floor);
+    if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     if (log_validation(&r->baseline_at, r->baseline_row, step))
         printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
     printf("\n");
@@ -3259,7 +3160,10 @@ static Record step_record(const Options *o, long step) {
 static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
-    const double begin = seconds_now(), flops = gpt_step_flops(&g->config, o->total_batch, g->config.T);
+    const Config *c = &g->config;
+    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus attention's causal half
+    const double C = c->C, flops = o->total_batch * (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
+    const double begin = seconds_now();
     const long first = r->progress.step;
     double val_loss = 0;
     r->tokens = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
@@ -3270,9 +3174,9 @@ static int run_train(Run *r) {
         const float loss_scale = g->loss_scaling[0];
         double t = seconds_now(), norm;
         float lr;
-        g->record = step_record(o, step);
+        const Record record = g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
-        g->record_weights = step_record(o, step + 1);
+        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1); // validation and samples leave no trace
         t = seconds_now() - t;
         r->progress.step = step;
 
@@ -3290,7 +3194,7 @@ static int run_train(Run *r) {
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, r->dir);
-        if (g->record == RECORD_SQNR) log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
+        if (record == RECORD_SQNR) log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
