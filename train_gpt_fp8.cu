@@ -29,9 +29,6 @@ Nothing in a step waits for the host, so a step is two CUDA graphs: one a micro-
 Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
 9 checkpoint, 10 log, 11 options, 12 training loop.
 */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -101,11 +98,13 @@ typedef float stored_t, operand_t;
 #define STORED            DTYPE_FP16
 #define float_from_stored float_from_fp16
 #define stored_from_float fp16_from_float
+#define PTX_STORED        "f16"
 typedef uint16_t stored_t, operand_t;
 #else
 #define STORED            DTYPE_BF16
 #define float_from_stored float_from_bf16
 #define stored_from_float bf16_from_float
+#define PTX_STORED        "bf16"
 typedef uint16_t stored_t;
 #if IS_FP8
 #define PRECISION_NAME "fp8"
@@ -166,8 +165,6 @@ static void *memory_allocate(size_t bytes) {
     return p;
 }
 
-static int thread_count(void) { return 1; } // of the host
-
 // Flushes denormal results (FTZ) and inputs (DAZ) on the host, as kernels do (-ftz=true).
 static void fp_mode_set(void) {
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
@@ -179,16 +176,12 @@ static void fp_mode_set(void) {
 #endif
 }
 
-INLINE uint32_t float_bits(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    return u;
+template <class To, class From> INLINE To bits_as(From from) { // the same bits as another type
+    To to;
+    return memcpy(&to, &from, sizeof(to)), to;
 }
-INLINE float bits_float(uint32_t u) {
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
+INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
+INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
 // ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
@@ -253,12 +246,9 @@ INLINE float exp_fixed_order(float x) {
 
 // ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
 INLINE double log_fixed_order(double x) {
-    uint64_t u;
-    memcpy(&u, &x, 8);
+    const uint64_t u = bits_as<uint64_t>(x);
     int e = (int)(u >> 52) - 1023;
-    u = (u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
-    double m;
-    memcpy(&m, &u, 8);
+    double m = bits_as<double>((u & 0xfffffffffffffull) | 0x3ff0000000000000ull);
     if (m > 1.4142135623730951) m *= 0.5, e++;
     double s = (m - 1) / (m + 1), z = s * s, p = 0;
     for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
@@ -377,7 +367,7 @@ static void machine_init(void) {
 static void device_wait(void) { CUDA(cudaStreamSynchronize(machine.stream)); }
 static void *device_allocate(size_t bytes) {
     void *p = NULL;
-    CUDA(cudaMalloc(&p, bytes));
+    if (bytes) CUDA(cudaMalloc(&p, bytes));
     return p;
 }
 static void device_zero(void *p, size_t bytes) { CUDA(cudaMemsetAsync(p, 0, bytes, machine.stream)); }
@@ -556,22 +546,14 @@ typedef struct {
 
 // ---- scales
 // --scaling's words. From ROWWISE on, blocks of a tensor have a scale of their own amax, a power of two.
-typedef enum {
-    SCALING_DELAYED,
-    SCALING_CURRENT,
-    SCALING_NONE,
-    SCALING_STATIC,
-    SCALING_ROWWISE,
-    SCALING_BLOCK,
-    SCALING_MX
-} ScalingRule;
+enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_ROWWISE, SCALING_BLOCK, SCALING_MX };
 
 // How a role (x, w or dy) is quantised; a recipe is three of these, made by options_recipes(). A new rule is an enum value and
 // a word of --scaling, then a branch in scale_advance() (from earlier steps) or scale_choose() (from this very tensor), or a
 // shape of block.
 typedef struct {
     Dtype format;
-    ScalingRule rule;
+    int rule;
     int history_len; // delayed: how many steps' amax are remembered
     int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
     int margin;      // the scale is divided by 2^margin
@@ -617,14 +599,6 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 // What is about to be quantised with *use.
 INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) { s->kept_inv = use->inv = 1.0f / scale, use->scale = scale; }
 INLINE float scale_stored(const Fp8Scale *s) { return s->recipe.rule == SCALING_NONE ? 1.0f : s->scale; }
-KERNEL scales_use_kernel(Fp8Scale *scales, ScaleInUse *use, int count) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) scale_use(&scales[i], &use[i], scale_stored(&scales[i])), use[i].amax_bits = 0;
-}
-// Puts the scales that a new or loaded state holds to use.
-static void scales_use(Fp8Scale *scales, ScaleInUse *use, int count) {
-    if (count) RUN(scales_use_kernel, ceil_div(count, THREADS), scales, use, count);
-}
 
 // Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
 // of all its micro-batches; validation and sampling record no x and dy, so none of theirs gets here. A warp has a scale; *cut
@@ -675,7 +649,8 @@ static Quantiser quantiser(const Operand *o, Record record) {
 }
 
 // A thread's counts. counts_commit() adds a block's to the operand's: integers and a maximum, whose order does not matter. All
-// threads of the block call it, once in a kernel.
+// threads of the block call it, once in a kernel. count: how many elements were quantised, by this block, or in all and then 0 from
+// all blocks but one.
 typedef struct {
     uint32_t amax, saturated, flushed, nonfinite;
 } Counts;
@@ -684,23 +659,20 @@ DEVICE Counts counts_of_warp(Counts c) {
     c.flushed = __reduce_add_sync(0xffffffff, c.flushed), c.nonfinite = __reduce_add_sync(0xffffffff, c.nonfinite);
     return c;
 }
-DEVICE void counts_commit(Fp8Scale *s, Counts c) {
+DEVICE void counts_commit(Fp8Scale *s, Counts c, size_t count) {
     SHARED Counts warps[32];
     c = counts_of_warp(c);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = c;
     __syncthreads();
     if (threadIdx.x >= 32) return;
-    c = {0, 0, 0, 0};
-    if (threadIdx.x < blockDim.x / 32) c = warps[threadIdx.x];
-    c = counts_of_warp(c);
+    c = counts_of_warp(threadIdx.x < blockDim.x / 32 ? warps[threadIdx.x] : Counts{0, 0, 0, 0});
     if (threadIdx.x > 0) return;
     if (c.amax) atomicMax(&s->step.amax_bits, c.amax);
     if (c.saturated) atomicAdd((unsigned long long *)&s->step.saturated, (unsigned long long)c.saturated);
     if (c.flushed) atomicAdd((unsigned long long *)&s->step.flushed, (unsigned long long)c.flushed);
     if (c.nonfinite) atomicAdd((unsigned long long *)&s->step.nonfinite, (unsigned long long)c.nonfinite);
+    if (count) atomicAdd((unsigned long long *)&s->step.count, (unsigned long long)count);
 }
-// How many elements were quantised; one thread of the grid calls it.
-DEVICE void counts_number(Fp8Scale *s, size_t n) { atomicAdd((unsigned long long *)&s->step.count, (unsigned long long)n); }
 
 // bytes = encode(v * scale) of eight stored values, with their counts; SCALES: one scale for each. What is seldom, values that
 // were cut or became 0, is only counted where there is some.
@@ -729,20 +701,18 @@ template <bool SCALES> INLINE uint2 quantise8(const float *v, const float *scale
 
 // Where a tile's elements come from: rounded to the stored type, so that a fused and an unfused path make the same bytes.
 // Section 5 adds GELU and its backward.
-struct StoredSource {
-    static constexpr bool IS_STORED = true;
-    static constexpr int RAW = WORDS; // that eight elements fill as they are fetched
-    const stored_t *x;
+template <class T> struct TensorSource {
+    static constexpr bool IS_STORED = false;
+    static constexpr int RAW = 2 * sizeof(T); // words that eight elements fill as they are fetched
+    const T *x;
     size_t stride;
-    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<WORDS>(raw, x + row * stride + column); }
+    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<RAW>(raw, x + row * stride + column); }
+};
+struct StoredSource : TensorSource<stored_t> {
+    static constexpr bool IS_STORED = true;
     __device__ void values(float *v, const uint32_t *raw) const { unpack8(v, raw); }
 };
-struct MasterSource {
-    static constexpr bool IS_STORED = false;
-    static constexpr int RAW = 8;
-    const float *x; // fp32
-    size_t stride;
-    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<8>(raw, x + row * stride + column); }
+struct MasterSource : TensorSource<float> {
     __device__ void values(float *v, const uint32_t *raw) const {
         UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(bits_float(raw[i]));
     }
@@ -841,8 +811,7 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
     }
     if (quantises && t.quantiser.s) {
         if (BLOCKS) counts.amax = 0; // blocks_amax_kernel() found it
-        counts_commit(t.quantiser.s, counts);
-        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) counts_number(t.quantiser.s, t.rows * t.columns);
+        counts_commit(t.quantiser.s, counts, blockIdx.x == 0 && blockIdx.y == 0 ? t.rows * t.columns : 0);
     }
 }
 template <bool BLOCKS = false, class Source> static void tiles_run(Source source, Tiles t) {
@@ -850,11 +819,7 @@ template <bool BLOCKS = false, class Source> static void tiles_run(Source source
     const dim3 grid(ceil_div(t.pitch, TILE_ROWS), ceil_div(t.columns, TILE_COLUMNS));
     RUN((tiles_kernel<Source, BLOCKS>), grid, source, t);
 }
-static Tiles tiles(size_t rows, size_t columns) {
-    Tiles t = {};
-    t.rows = rows, t.columns = columns;
-    return t;
-}
+static Tiles tiles(size_t rows, size_t columns) { return {rows, columns, 0, NULL, NULL, NULL, NULL, {}, {}}; }
 
 // The bits of the largest |x| of n elements, n a multiple of 8, into *top.
 KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
@@ -1033,7 +998,7 @@ typedef struct {
     size_t row_stride, k_stride;
     const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it], multiply; on the device
     size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
-    ScalingRule rule;                            // of FP8
+    int rule;                                    // of FP8
 } Matrix;
 static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
     return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0, SCALING_NONE};
@@ -1048,9 +1013,6 @@ typedef struct {
     int accumulate;       // out += sum; fp32 only
     int fast;             // FP8: Hopper's shorter accumulator for the whole sum; fprop only
 } Output;
-static Output output(void *data, Dtype dtype, size_t row_stride, const stored_t *bias, int accumulate, int fast) {
-    return {data, dtype, row_stride, bias, accumulate, fast};
-}
 
 // A product's descriptors and algorithm, made when its shape is first seen.
 typedef struct {
@@ -1198,14 +1160,6 @@ static Product *product_find(const Output *out, const Matrix *a, const Matrix *b
     product_make(p, out, a, b);
     return p->found ? p : NULL;
 }
-// What --tune chose: of how many algorithms which, by shape.
-static char *products_text(char *end) {
-    for (int i = 0; i < product_count; i++) {
-        const Product *p = &products[i];
-        end += sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "", p->key.M, p->key.N, p->key.K, p->chosen + 1, p->candidates);
-    }
-    return end;
-}
 static void products_free(void) {
     for (int i = 0; i < product_count; i++) {
         cublasLtMatmulDescDestroy(products[i].desc);
@@ -1226,11 +1180,7 @@ KERNEL decode_kernel(stored_t *out, Matrix m, size_t rows, size_t K) {
         v[j] = fp8_decode((j < 4 ? u.x : u.y) >> 8 * (j % 4) & 0xff, m.dtype);
         if (m.across) v[j] *= m.inv[i / m.across * m.inv_across + (k + j) / m.along * m.inv_along];
     }
-#if IS_FP8
     store8(out + i * K + k, v);
-#else
-    (void)out;
-#endif
 }
 // value = fma(sum, scale_inv of a times that of b, bias or the old value), rounded once.
 KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const float *inv_b, size_t M, size_t N) {
@@ -1264,14 +1214,14 @@ static void product_run(const Output *out, const Matrix *a, const Matrix *b, Pro
 }
 
 // Whether cuBLASLt computes products of these formats and scales on this device.
-static int product_emulated(Dtype a, Dtype b, ScalingRule rule_a, ScalingRule rule_b) {
+static int product_emulated(Dtype a, Dtype b, int rule_a, int rule_b) {
     const int blocks = MAX(rule_a, rule_b) >= SCALING_ROWWISE;
     return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || rule_a == SCALING_MX ||
            (blocks && (rule_a != rule_b || machine.sm != 90));
 }
 static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
     Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
-    const Output sums = output(emulation.sums, DTYPE_FP32, N, NULL, 0, 0);
+    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
     RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
     RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
     product_run(&sums, &a16, &b16, product_find(&sums, &a16, &b16, M, N, K, 0, 0));
@@ -1433,9 +1383,7 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             if (normed.q) put(normed.q + at, quantise8<false>(v, &scale, normed.quantiser.format, &counts));
         }
     }
-    if (!normed.q || !normed.quantiser.s) return;
-    counts_commit(normed.quantiser.s, counts);
-    if (blockIdx.x == 0 && threadIdx.x == 0) counts_number(normed.quantiser.s, rows * C);
+    if (normed.q && normed.quantiser.s) counts_commit(normed.quantiser.s, counts, blockIdx.x == 0 ? rows * C : 0);
 }
 static void residual_layernorm_forward(stored_t *residual, Written normed, float *mean, float *rstd, const stored_t *a,
                                        const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
@@ -1502,12 +1450,7 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
 DEVICE float gelu_sigmoid(float x) {
     return __fdividef(1.0f, 1.0f + exp2f(x * fmaf(x * x, -2 * LOG2E * GELU_CUBIC, -2 * LOG2E * GELU_LINEAR)));
 }
-struct GeluSource {
-    static constexpr bool IS_STORED = false;
-    static constexpr int RAW = WORDS;
-    const stored_t *x;
-    size_t stride;
-    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<WORDS>(raw, x + row * stride + column); }
+struct GeluSource : TensorSource<stored_t> {
     __device__ void values(float *v, const uint32_t *raw) const {
         unpack8(v, raw);
         UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(v[i] * gelu_sigmoid(v[i]));
@@ -1548,29 +1491,20 @@ enum { ATT_TILE = 64, ATT_WARPS = 4, ATT_THREADS = 32 * ATT_WARPS };
 // d += a b: a 16 x 16 (rows of a warp), b 16 x 8, sums in fp32. Lane l = 4 g + t has of a rows g, g + 8 and columns 2t, 2t + 1, +
 // 8; of b the same of its columns' K; of d rows g, g + 8 and columns 2t, 2t + 1.
 DEVICE void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
-#if PRECISION == PRECISION_FP16
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
-#else
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-#endif
-    asm volatile(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." PTX_STORED "." PTX_STORED ".f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 // Four 8 x 8 matrices of 16-bit numbers from shared memory: lane l gives the address of row l % 8 of matrix l / 8; each register
 // gets elements (g, 2t), (g, 2t + 1) of its matrix, or, turned, (2t, g), (2t + 1, g).
-DEVICE void ldmatrix_x4(uint32_t r[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))
-                 : "memory");
-}
-DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))
-                 : "memory");
-}
+#define LDMATRIX_X4(trans)                                                                                                         \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"                                       \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                                                  \
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))                                                                    \
+                 : "memory")
+DEVICE void ldmatrix_x4(uint32_t r[4], const void *row) { LDMATRIX_X4(""); }
+DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row) { LDMATRIX_X4(".trans"); }
 // 16 bytes from global to shared memory, past the registers; done after the wait for its group and a barrier.
 DEVICE void cp_async16(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
@@ -1653,15 +1587,13 @@ template <int HS> DEVICE void att_store(stored_t *to, size_t stride, const AttTi
 // A block of queries, the last ones first, since they take longest.
 template <int HS> KERNEL_OF(ATT_THREADS) attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention at) {
     DYNAMIC_SHARED(AttTile<HS>, tile); // q; k and v twice: while one is worked on, the next is fetched
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE,
-              rows = MIN(at.n - i0, ATT_TILE);
-    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = at.pos + i0 + rows,
-              blocks = (keys + ATT_TILE - 1) / ATT_TILE;
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16;
+    const int i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.n - i0, ATT_TILE), keys = at.pos + i0 + rows;
+    const int blocks = (keys + ATT_TILE - 1) / ATT_TILE;
     const size_t stride = 3 * (size_t)at.C;
     const stored_t *base = qkv + (size_t)b * at.T * stride + h * at.hs;
     const float to_log2 = at.scale * LOG2E;
-    float o[HS / 8][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-    UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0;
+    float o[HS / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     att_fetch(tile, base + (at.pos + i0) * stride, stride, rows, at.hs);
     att_fetch(tile + 1, base + at.C, stride, MIN(keys, ATT_TILE), at.hs);
     att_fetch(tile + 2, base + 2 * at.C, stride, MIN(keys, ATT_TILE), at.hs);
@@ -1690,8 +1622,8 @@ template <int HS> KERNEL_OF(ATT_THREADS) attention_forward_kernel(Written out, f
             }
             m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1)), m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
             alpha[i] = exp2f(top[i] - m), top[i] = m, sum[i] *= alpha[i];
-            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) s[c][2 * i + e] = exp2f(s[c][2 * i + e] - m),
-                                                                                               sum[i] += s[c][2 * i + e];
+            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++) sum[i] += s[c][e] =
+                exp2f(s[c][e] - m);
         }
         UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0], o[d][2] *= alpha[1], o[d][3] *= alpha[1];
         att_add<HS, 8>(o, s, v, 0);
@@ -1715,9 +1647,7 @@ template <int HS> KERNEL_OF(ATT_THREADS) attention_forward_kernel(Written out, f
         load8(x, &tile->row[r][c]);
         put(out.q + to + (size_t)r * at.C + c, quantise8<false>(x, &scale, out.quantiser.format, &counts));
     }
-    if (!out.quantiser.s) return;
-    counts_commit(out.quantiser.s, counts);
-    if (threadIdx.x == 0) counts_number(out.quantiser.s, (size_t)rows * at.hs);
+    if (out.quantiser.s) counts_commit(out.quantiser.s, counts, (size_t)rows * at.hs);
 }
 
 // delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a first query's ds, 0 in the C
@@ -1752,8 +1682,7 @@ attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv,
     const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
                  dbase = (size_t)b * at.T * at.C + h * at.hs;
     const float to_log2 = at.scale * LOG2E;
-    float dk[HS / 8][4], dv[HS / 8][4];
-    UNROLL for (int i = 0; i < HS / 2; i++) dk[i / 4][i % 4] = dv[i / 4][i % 4] = 0;
+    float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
     att_fetch(tile, qkv + base + at.C + j0 * stride, stride, keys, at.hs);
     att_fetch(tile + 1, qkv + base + 2 * at.C + j0 * stride, stride, keys, at.hs);
     for (int i = begin - AHEAD; i < blocks; i++) {
@@ -1805,8 +1734,7 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
     const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = i0 + rows, blocks = (keys + ATT_TILE - 1) / ATT_TILE;
     const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs;
     const float to_log2 = at.scale * LOG2E;
-    float dq[HS / 8][4], row_lse[2], row_delta[2];
-    UNROLL for (int i = 0; i < HS / 2; i++) dq[i / 4][i % 4] = 0;
+    float dq[HS / 8][4] = {}, row_lse[2], row_delta[2];
     UNROLL for (int i = 0; i < 2; i++) {
         const int row = r0 + l / 4 + 8 * i;
         const size_t at_row = (size_t)blockIdx.y * at.T + i0 + row;
@@ -1844,7 +1772,8 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
     __syncthreads();
     att_store(dqkv + base + i0 * stride, stride, tile, rows, at.hs);
 }
-#define ATT_SHARED(HS, tiles)    (sizeof(AttTile<HS>) * (tiles)) // bytes
+#define ATT_FORWARD_BYTES(HS)    (5 * sizeof(AttTile<HS>)) // of shared memory
+#define ATT_BACKWARD_BYTES(HS)   ((4 + 2 * ATT_AHEAD(HS)) * sizeof(AttTile<HS>))
 #define ATT_ALLOW(kernel, bytes) CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
 #else
 // fp32 has no tensor cores that keep it: plain kernels. A warp has a query (backwards, a key), and walks the other side 32 at a
@@ -2031,9 +1960,9 @@ static void attention_forward(Written out, float *lse, const stored_t *qkv, int 
     LAUNCH(attention_forward_kernel, dim3(n, B * NH), 32, 0, STREAM, out, lse, qkv, at);
 #else
     const dim3 grid(ceil_div(n, ATT_TILE), B * NH);
-#define ATT_FORWARD(HS) LAUNCH((attention_forward_kernel<HS>), grid, ATT_THREADS, ATT_SHARED(HS, 5), STREAM, out, lse, qkv, at)
-    if (at.hs <= 64) ATT_FORWARD(64);
-    else ATT_FORWARD(128);
+    const auto forward_kernel = at.hs <= 64 ? attention_forward_kernel<64> : attention_forward_kernel<128>;
+    const size_t bytes = at.hs <= 64 ? ATT_FORWARD_BYTES(64) : ATT_FORWARD_BYTES(128);
+    LAUNCH(forward_kernel, grid, ATT_THREADS, bytes, STREAM, out, lse, qkv, at);
 #endif
 }
 
@@ -2052,26 +1981,22 @@ static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dou
 #else
     const dim3 grid(ceil_div(T, ATT_TILE), B * NH);
     RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH * 8, THREADS), delta, dout, out, B, at);
-#define ATT_BACKWARD(HS)                                                                                                           \
-    do {                                                                                                                           \
-        LAUNCH((attention_dq_kernel<HS>), grid, ATT_THREADS, ATT_SHARED(HS, 4 + 2 * ATT_AHEAD(HS)), STREAM, dqkv, dout, qkv, lse,  \
-               delta, at);                                                                                                         \
-        LAUNCH((attention_dkdv_kernel<HS>), grid, ATT_THREADS, ATT_SHARED(HS, 4 + 2 * ATT_AHEAD(HS)), STREAM, dqkv, dout, qkv,     \
-               lse, delta, at);                                                                                                    \
-    } while (0)
-    if (at.hs <= 64) ATT_BACKWARD(64);
-    else ATT_BACKWARD(128);
+    const auto dq_kernel = at.hs <= 64 ? attention_dq_kernel<64> : attention_dq_kernel<128>;
+    const auto dkdv_kernel = at.hs <= 64 ? attention_dkdv_kernel<64> : attention_dkdv_kernel<128>;
+    const size_t bytes = at.hs <= 64 ? ATT_BACKWARD_BYTES(64) : ATT_BACKWARD_BYTES(128);
+    LAUNCH(dq_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
+    LAUNCH(dkdv_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
 #endif
 }
 // What blocks may take of shared memory has to be said once, before anything is captured.
 static void attention_init(void) {
 #if PRECISION != PRECISION_FP32
-    ATT_ALLOW((attention_forward_kernel<64>), ATT_SHARED(64, 5));
-    ATT_ALLOW((attention_forward_kernel<128>), ATT_SHARED(128, 5));
-    ATT_ALLOW((attention_dq_kernel<64>), ATT_SHARED(64, 4 + 2 * ATT_AHEAD(64)));
-    ATT_ALLOW((attention_dkdv_kernel<64>), ATT_SHARED(64, 4 + 2 * ATT_AHEAD(64)));
-    ATT_ALLOW((attention_dq_kernel<128>), ATT_SHARED(128, 4 + 2 * ATT_AHEAD(128)));
-    ATT_ALLOW((attention_dkdv_kernel<128>), ATT_SHARED(128, 4 + 2 * ATT_AHEAD(128)));
+    ATT_ALLOW(attention_forward_kernel<64>, ATT_FORWARD_BYTES(64));
+    ATT_ALLOW(attention_forward_kernel<128>, ATT_FORWARD_BYTES(128));
+    ATT_ALLOW(attention_dq_kernel<64>, ATT_BACKWARD_BYTES(64));
+    ATT_ALLOW(attention_dkdv_kernel<64>, ATT_BACKWARD_BYTES(64));
+    ATT_ALLOW(attention_dq_kernel<128>, ATT_BACKWARD_BYTES(128));
+    ATT_ALLOW(attention_dkdv_kernel<128>, ATT_BACKWARD_BYTES(128));
 #endif
 }
 
@@ -2088,10 +2013,9 @@ typedef struct {
     size_t in, out;
     int fp8; // in the FP8 build, but for the head
     Operand operands[NOPERAND];
-    int bf16;            // bit p: product p of an FP8 layer stays in bf16, and reads these:
-    stored_t *w16, *x16; // [out, in] and, kept for wgrad, [rows, in]
-    uint8_t *x_q,
-        *x_kept; // where x's bytes go: [rows, in] for fprop; [in, rows] for wgrad, if made (NULL: turned in the backward pass)
+    int bf16;              // bit p: product p of an FP8 layer stays in bf16, and reads these:
+    stored_t *w16, *x16;   // [out, in] and, kept for wgrad, [rows, in]
+    uint8_t *x_q, *x_kept; // room for x's bytes: [rows, in] for fprop; [in, rows] for wgrad (NULL: turned in the backward pass)
     uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
     float *partial, *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
     // scales of operands in blocks, which are rounded once for each direction of K; else NULL
@@ -2131,7 +2055,7 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
         a = operand_bytes(o + OPERAND_X, f->x_q, in_blocks ? f->inv : NULL, in, rows, in);
         b = operand_bytes(o + OPERAND_W, f->w, f->w_inv, in, f->out, in);
     }
-    matmul(output(y, y_dtype, f->out, f->bias, 0, 1), a, b, fprop8 ? round_up(rows, 16) : rows, f->out, in);
+    matmul({y, y_dtype, f->out, f->bias, 0, 1}, a, b, fprop8 ? round_up(rows, 16) : rows, f->out, in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
@@ -2162,14 +2086,14 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
         a = operand_bytes(o + OPERAND_DY, f->dy_q, in_blocks ? f->inv : NULL, out, rows, out);
         b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
     }
-    matmul(output(dx, STORED, in, NULL, 0, 0), a, b, dgrad8 ? pitch : rows, in, out);
+    matmul({dx, STORED, in, NULL, 0, 0}, a, b, dgrad8 ? pitch : rows, in, out);
     a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
     if (wgrad8) {
         if (in_blocks) quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY, dgrad8 ? RECORD_NONE : record, f->sqnr);
         a = operand_bytes(o + OPERAND_DY, f->dy_t, in_blocks ? f->inv : NULL, pitch, out, rows);
         b = operand_bytes(o + OPERAND_X, x, f->kept_inv, pitch, in, rows);
     }
-    matmul(output(f->dw, DTYPE_FP32, in, NULL, 1, 0), a, b, out, in, wgrad8 ? pitch : rows);
+    matmul({f->dw, DTYPE_FP32, in, NULL, 1, 0}, a, b, out, in, wgrad8 ? pitch : rows);
 }
 
 // Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where target is -1. A block
@@ -2285,13 +2209,7 @@ enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
 #define HEAD_ROWS 8192 // rows of logits that exist at once. Each slab is a product of its own in dwte, so this is a rule of bits
-typedef enum {
-    STORAGE_fp32,
-    STORAGE_stored,
-    STORAGE_operand,
-    STORAGE_byte,
-    STORAGE_int
-} Storage; // of a tensor, and its type in this build:
+typedef enum { STORAGE_fp32, STORAGE_stored, STORAGE_operand, STORAGE_byte, STORAGE_int } Storage; // of a tensor; its type here:
 typedef float fp32_t;
 typedef uint8_t byte_t;
 typedef int int_t;
@@ -2367,7 +2285,7 @@ typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
     bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                                                               \
     if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */                                               \
     if (part) part[life] += bytes;                                                                                                 \
-    else g->name = (role##_t *)(bytes ? device_allocate(bytes) : NULL);
+    else g->name = (role##_t *)device_allocate(bytes);
 
 // What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R] and buckets [R + 1]
 // (encoder_backward), and how many buckets there are.
@@ -2444,9 +2362,9 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
+    g->scale_count = IS_FP8 ? (c->L * NLIN + 1) * NOPERAND : 0;
     GPT_TENSORS(TENSOR_MAKE)
 }
-static size_t scale_count(const Gpt *g) { return IS_FP8 ? (g->config.L * NLIN + 1) * NOPERAND : 0; }
 
 #define PROGRAM_BYTES ((size_t)96 << 20) // what CUDA loads onto the device with the kernels, at most
 typedef struct {
@@ -2457,7 +2375,7 @@ static MemoryPlan memory_plan(Gpt *g) {
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
-    plan.part[REUSED] += scale_count(g) * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
+    plan.part[REUSED] += g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
     if (machine.tunes) plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
 #ifdef USE_CUDNN
     plan.part[REUSED] += gpt_rows(g) * g->config.C * 8; // its workspace, about
@@ -2466,7 +2384,7 @@ static MemoryPlan memory_plan(Gpt *g) {
     return plan;
 }
 
-// Scales from the device to the host, and, of a new or loaded state, the other way.
+// Scales from the device to the host; and, of a new or loaded state, the other way, where they are put to use.
 static void gpt_scales_read(Gpt *g) {
     if (g->scale_count) device_read(g->scales, g->device_scales, g->scale_count * sizeof(Fp8Scale));
     g->own_amax = 0;
@@ -2476,32 +2394,30 @@ static void gpt_scales_read(Gpt *g) {
     }
 }
 static void gpt_scales_write(Gpt *g) {
-    if (g->scale_count) device_write(g->device_scales, g->scales, g->scale_count * sizeof(Fp8Scale));
-    scales_use(g->device_scales, g->scales_in_use, g->scale_count);
+    for (int i = 0; i < g->scale_count; i++) {
+        ScaleInUse use = {};
+        scale_use(&g->scales[i], &use, scale_stored(&g->scales[i]));
+        device_write(g->scales_in_use + i, &use, sizeof(use));
+        device_write(g->device_scales + i, g->scales + i, sizeof(Fp8Scale));
+    }
     gpt_scales_read(g);
 }
 
 static void gpt_allocate(Gpt *g) {
     tensors_make(g, PRECISION, NULL);
-    g->scale_count = scale_count(g);
     g->scales = (Fp8Scale *)memory_allocate(g->scale_count * sizeof(Fp8Scale));
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
         s->scale = s->logged_scale = s->recipe.rule == SCALING_STATIC && s->recipe.fixed > 0 ? s->recipe.fixed : 1, s->kept_inv = 1;
     }
-    if (g->scale_count) {
-        g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
-        g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
-        gpt_scales_write(g);
-    }
+    g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
+    g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
+    gpt_scales_write(g);
     g->step_inputs = (StepInputs *)device_allocate(sizeof(StepInputs));
     g->step_results = (StepResults *)device_allocate(sizeof(StepResults));
-    device_zero(g->master, g->param_count * sizeof(float));
-    if (g->training) {
-        device_zero(g->m, g->param_count * sizeof(float));
-        device_zero(g->v, g->param_count * sizeof(float));
-    }
+    for (float *p : {g->master, g->m, g->v}) // without training there are no moments
+        if (p) device_zero(p, g->param_count * sizeof(float));
     emulation.a = g->emulate_a, emulation.b = g->emulate_b, emulation.sums = g->emulate_sums;
     attention_init();
     g->loss_scaling[0] = 1;
@@ -2522,24 +2438,18 @@ static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
     return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
 }
-static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = L: the head
-    return &g->scales[(l * NLIN + linear) * NOPERAND + which];
-}
 
 // GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases 0, layernorm 1.
 // Element pairs come from one Box-Muller draw, addressed by tensor and index: the C file's numbers to the last bit.
 KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint64_t seed, int id) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 2;
     if (i >= n) return;
-    double a = 0, b = 0;
-    if (std > 0) {
-        double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
-        double radius = sqrt(-2.0 * log_fixed_order(u)) * std;
-        sincos_turns(turn, &b, &a);
-        a *= radius, b *= radius;
-    }
-    w[i] = i < used ? value + (float)a : 0; // rows of the padded vocabulary are zero
-    if (i + 1 < n) w[i + 1] = i + 1 < used ? value + (float)b : 0;
+    const double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
+    const double radius = sqrt(-2.0 * log_fixed_order(u)) * std;
+    double part[2];
+    sincos_turns(turn, &part[1], &part[0]);
+    for (size_t k = i; k < MIN(i + 2, n); k++) // rows of the padded vocabulary are zero
+        w[k] = k < used ? value + (float)(part[k - i] * radius) : 0;
 }
 static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
@@ -2553,7 +2463,7 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 static Operand gpt_operand(const Gpt *g, int l, int linear, int which) {
     const int i = (l * NLIN + linear) * NOPERAND + which;
     const Fp8Scale *s = &g->scales[i];
-    const ScalingRule rule = s->recipe.rule;
+    const int rule = s->recipe.rule;
     return {s->recipe, g->device_scales + i, g->scales_in_use + i,
             rule == SCALING_CURRENT || (rule == SCALING_DELAYED && s->history_count == 0)};
 }
@@ -2567,8 +2477,8 @@ static operand_t *gpt_kept(const Gpt *g, int l, int i) {
 // One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
 // fc 4, fcproj 4; the fp32 build reads the master.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    static const size_t start[NLIN] = {0, 3, 4, 8}, x_start[NLIN] = {0, 1, 2, 3}; // its input: C wide, fcproj's 4 C
-    static const size_t x16_start[NLIN] = {0, 0, 1, 2};
+    // inputs are C wide, the last one 4 C, so that those of a layer start at i C; but x16 has none of attproj
+    static const size_t start[NLIN] = {0, 3, 4, 8}, x16_start[NLIN] = {0, 0, 1, 2};
     const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {};
@@ -2592,7 +2502,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.inv = g->inv;
     if (g->w_inv) f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_t_inv = f.w_inv + room;
-    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + x_start[i] * RC / 32 + i * 16 * C;
+    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
     return f;
 }
 
@@ -2762,14 +2672,6 @@ static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
     linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, 0, rows, g->record);
 }
 
-// dlogits of a slab -> dlnf (into dnarrow) and dwte +=.
-static void head_backward(Gpt *g, size_t row, size_t rows) {
-    const Linear f = gpt_head(g);
-    const size_t stride = DLOGITS_STRIDE(f.out);
-    stored_t *dlogits = (stored_t *)g->logits;
-    linear_backward(&f, g->dnarrow + row * f.in, StoredSource{dlogits, stride}, dlogits, stride, head_kept(g, row), rows,
-                    g->record);
-}
 // dlogits are bounded by grad_scale: a static power-of-two scale.
 KERNEL head_scale_kernel(Fp8Scale *s, ScaleInUse *use, const float *grad_scale) {
     const float max = fp8_format(s->recipe.format).max;
@@ -2783,16 +2685,17 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
     const size_t rows = (size_t)B * n;
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
     const float *grad_scale = grads ? &g->step_inputs->grad_scale : NULL;
+    const Linear f = gpt_head(g);
+    const Operand *dy = &f.operands[OPERAND_DY];
+    stored_t *dlogits = (stored_t *)g->logits;
+    const StoredSource source = {dlogits, DLOGITS_STRIDE(f.out)};
     gpt_forward_blocks(g, in.tokens, B, n, 0);
-    if (g->head_q && grads) {
-        const Operand o = gpt_operand(g, g->config.L, 0, OPERAND_DY);
-        LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, o.s, o.use, grad_scale);
-    }
+    if (f.fp8 && grads) LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, dy->s, dy->use, grad_scale);
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
         classifier(g->losses + row, g->logits, in.targets + row, slab, g->config.V, g->config.Vp, grad_scale);
-        if (grads) head_backward(g, row, slab);
+        if (grads) linear_backward(&f, g->dnarrow + row * f.in, source, dlogits, source.stride, head_kept(g, row), slab, g->record);
     }
     loss_add(&g->step_results->loss, g->losses, rows);
 }
@@ -2831,13 +2734,6 @@ static void gpt_backward(Gpt *g, int B, int n) {
                      MIN((int)R, c->V), B, n, c->C);
 }
 
-// Multiply-add work of one training step on `tokens` positions, in FLOPs: 6 N a token for the matrices (head included,
-// embeddings not), plus attention's products over the causal half.
-static double gpt_step_flops(const Config *c, double tokens, int T) {
-    const double C = c->C, matrices = 12 * C * C * c->L + (double)c->Vp * C, attention = 6.0 * c->L * C * T;
-    return tokens * (6 * matrices + attention);
-}
-
 // Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
 static int sample_token(const float *logits, int V, float temperature, double u) {
     int best = 0;
@@ -2854,41 +2750,12 @@ static int sample_token(const float *logits, int V, float temperature, double u)
     return best;
 }
 
-// Continues context[0 .. length) by `count` tokens, calling emit for each. Keys and values stay in the KV cache; when the
-// context is full, its last half is read again from the start. Never touches training: own random numbers, no statistics.
-static void gpt_generate(Gpt *g, int *context, int length, int count, float temperature, uint64_t seed, void (*emit)(int, void *),
-                         void *arg) {
-    const int T = g->config.T;
-    const Record record = g->record;
-    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
-    float *logits = (float *)memory_allocate(g->config.Vp * sizeof(float));
-    int pos = 0;
-    g->record = RECORD_NONE;
-    for (int i = 0; i < count; i++) {
-        const int kept = MAX(T / 2, 1);
-        if (length > T) {
-            memmove(context, context + length - kept, kept * sizeof(int));
-            length = kept, pos = 0;
-        }
-        device_write(in.tokens, context + pos, (length - pos) * sizeof(int));
-        gpt_forward_blocks(g, in.tokens, 1, length - pos, pos);
-        head_forward(g, g->logits, length - pos - 1, 1);
-        device_read(logits, g->logits, g->config.V * sizeof(float));
-        pos = length;
-        int token = sample_token(logits, g->config.V, temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
-        emit(token, arg);
-        context[length++] = token;
-    }
-    free(logits);
-    g->record = record;
-}
-
 // ==== 7. optimiser ===================================================================================================
 
-// Squares of the gradient times *scale, by chunks: 16 striped lanes and a tree, the C file's order. Half a warp has a chunk.
-KERNEL norm_kernel(float *sums, const float *grad, size_t n, const double *loss_scale) {
+// Squares of the unscaled gradient, by chunks: 16 striped lanes and a tree, the C file's order. Half a warp has a chunk.
+KERNEL norm_kernel(float *sums, const float *grad, size_t n, const StepInputs *in) {
     const size_t chunk = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16, begin = chunk * CHUNK, end = MIN(n, begin + CHUNK);
-    const float scale = loss_scale ? (float)(1 / *loss_scale) : 0x1p-100f;
+    const float scale = (float)(1 / in->loss_scale);
     float sum = 0;
     UNROLL_BY(8) for (size_t i = begin + threadIdx.x % 16; i < end; i += 16) {
         const float g = grad[i] * scale;
@@ -2904,15 +2771,12 @@ KERNEL_OF(1024) norm_finish_kernel(StepResults *r, const float *sums, size_t chu
     total = block_sum(total);
     if (threadIdx.x > 0) return;
     const double norm = r->norm = sqrt(total);
-    if (!in) return;
     const double clip = in->grad_clip > 0 && norm > in->grad_clip ? in->grad_clip / norm : 1;
     r->update_scale = norm - norm != 0 || r->loss - r->loss != 0 ? 0 : (float)(clip / in->loss_scale);
 }
-// Norm of n gradients into r->norm. in: a step's inputs, whose loss scale is taken out, or NULL: only whether all are finite is
-// asked.
 static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t n, const StepInputs *in) {
     const size_t chunks = ceil_div(n, CHUNK);
-    RUN(norm_kernel, ceil_div(chunks * 16, THREADS), sums, grad, n, in ? &in->loss_scale : NULL);
+    RUN(norm_kernel, ceil_div(chunks * 16, THREADS), sums, grad, n, in);
     LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, r, sums, chunks, in);
 }
 
@@ -2978,7 +2842,7 @@ static float schedule_lr(Schedule kind, float lr, float final, long step, long w
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    const ScalingRule rule = g->recipes[OPERAND_DY].rule;
+    const int rule = g->recipes[OPERAND_DY].rule;
     return PRECISION == PRECISION_FP16 || (IS_FP8 && (rule == SCALING_NONE || rule == SCALING_STATIC));
 }
 static void loss_scale_update(Gpt *g, int overflow) {
@@ -3072,13 +2936,11 @@ static int shard_token(const Shard *s, size_t i) {
 }
 
 static Shard shard_open(const char *path, int *V) {
-    Shard s;
+    Shard s = {};
     FileHeader header;
     size_t found;
     const char *dot = strrchr(path, '.');
-    memset(&s, 0, sizeof(s));
-    s.path = strdup(path);
-    s.map = file_map(path, &found, header, sizeof(FileHeader));
+    s.path = strdup(path), s.map = file_map(path, &found, header, sizeof(FileHeader));
     if (header[0] != SHARD_MAGIC && !(dot && !strcmp(dot, ".bin"))) { // a text
         s.tokens = s.map, s.count = found, s.width = 1, *V = 256;
         return s;
@@ -3095,9 +2957,8 @@ static Shard shard_open(const char *path, int *V) {
 
 // Opens, checks and hashes every file that matches the pattern, in sorted order.
 static Dataset dataset_open(const char *pattern) {
-    Dataset d;
+    Dataset d = {};
     glob_t found;
-    memset(&d, 0, sizeof(d));
     // a pattern without a match may still be the name of a file
     EXPECT(!glob(pattern, GLOB_NOCHECK, NULL, &found) && !access(found.gl_pathv[0], F_OK),
            "%s: no such file; expected a text or a glob of shards (`make` writes data/tales.d)", pattern);
@@ -3222,9 +3083,8 @@ static int validation_stories(ValidationSet *v, const Shard *s, const char *path
 }
 
 static ValidationSet validation_open(const Dataset *d, int T, long want) {
-    ValidationSet v;
+    ValidationSet v = {};
     const Shard *s = d->shards;
-    memset(&v, 0, sizeof(v));
     v.T = T;
     if (d->shard_count == 1 && s->width == 1 && s->tokens == s->map) {
         char path[PATH_MAX];
@@ -3238,19 +3098,6 @@ static ValidationSet validation_open(const Dataset *d, int T, long want) {
     return v;
 }
 
-// Mean loss over the validation set, in nats a token.
-static double validate(Gpt *g, const ValidationSet *v) {
-    const Record record = g->record;
-    double sum = 0;
-    g->record = RECORD_NONE;
-    for (long row = 0; row < v->rows; row += g->B) {
-        const int B = row + g->B < v->rows ? g->B : v->rows - row;
-        sum += gpt_forward(g, v->tokens + row * v->T, v->targets + row * v->T, B, v->T);
-    }
-    g->record = record;
-    return sum / v->counted;
-}
-
 // ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
 typedef struct {
     int V, eot;                 // V is 0 without a file: bytes
@@ -3258,7 +3105,6 @@ typedef struct {
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
-    Tokenizer t;
     FileHeader header;
     size_t bytes, at = sizeof(FileHeader);
     const unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)); // stays mapped
@@ -3266,8 +3112,7 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     file_expect(path, "tokenizer version", header[1], 2, 2);
     file_expect(path, "the model's vocabulary,", header[2], V, V);
     file_expect(path, "an end-of-text token", header[3], 0, V - 1);
-    t.V = V, t.eot = header[3];
-    t.text = (const unsigned char **)memory_allocate(V * sizeof(*t.text));
+    const Tokenizer t = {V, header[3], (const unsigned char **)memory_allocate(V * sizeof(*t.text))};
     for (int i = 0; i < V; i++) {
         EXPECT(at < bytes && at + map[at] < bytes, "%s: truncated at token %d of %d", path, i, V);
         t.text[i] = map + at + 1;
@@ -3292,8 +3137,7 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     }
     return n;
 }
-static void token_print(int token, void *tokenizer) {
-    const Tokenizer *t = (const Tokenizer *)tokenizer;
+static void token_print(const Tokenizer *t, int token) {
     if (t->V) fwrite(t->text[token], 1, t->text[token][-1], stdout);
     else if (token < 256) putchar(token == '\n' || (token >= 32 && token != 127) ? token : '?');
     else printf("<%d>", token);
@@ -3346,7 +3190,6 @@ static uint64_t section_checksum(const SectionHeader *h, const void *data) {
     return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
 }
 
-// Begins a file under a temporary name.
 static FILE *file_begin(const char *path) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", path);
@@ -3754,10 +3597,9 @@ static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED,
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
-    Options o;
-    struct option longs[OPTION_COUNT + 1];
+    Options o = {};
+    struct option longs[OPTION_COUNT + 1] = {};
     char shorts[4 * OPTION_COUNT + 2] = "+:";
-    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
@@ -3823,7 +3665,7 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
 // reads is refused.
 static void options_recipes(const Options *o, const int *given, Gpt *g) {
     enum { ALL = (1 << (SCALING_MX + 1)) - 1, FIXED_ONES = 1 << SCALING_NONE | 1 << SCALING_STATIC };
-    static const int along[] = {0, 0, 0, 0, INT_MAX, 128, 32}; // by ScalingRule
+    static const int along[] = {0, 0, 0, 0, INT_MAX, 128, 32}; // by rule
     static const struct {
         const char *name;
         int rules;
@@ -3836,7 +3678,7 @@ static void options_recipes(const Options *o, const int *given, Gpt *g) {
     char rule[NOPERAND][32]; // in words
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &g->recipes[i];
-        r->rule = (ScalingRule)(own_rule[i] ? own_rule[i] - 1 : o->scaling);
+        r->rule = own_rule[i] ? own_rule[i] - 1 : o->scaling;
         const int hybrid = i == OPERAND_DY && (o->formats == 1 || (o->formats == 0 && !recipe_blocks(r)));
         r->format = (own_format[i] ? own_format[i] == 2 : hybrid || o->formats == 3) ? DTYPE_E5M2 : DTYPE_E4M3;
         r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
@@ -3863,27 +3705,24 @@ static void options_bf16(const Options *o, Gpt *g) {
     path_print(list, "%s", o->bf16);
     EXPECT(!*list || strspn(list, ",+.") < strlen(list), "option --bf16: '%s' names nothing", list);
     for (char *item; (item = strtok_r(items, ",+", &items)) != NULL;) {
-        int layer = -1, linear = -1, product = -1, words = 0;
+        int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
-            const int before = (layer >= 0) + (linear >= 0) + (product >= 0);
-            const long number = strtol(word, &end, 10), named = !strcmp(word, "first")  ? 0
-                                                                : !strcmp(word, "last") ? L - 1
-                                                                : *end                  ? -1
-                                                                                        : number;
-            if (layer < 0 && named >= 0 && named < L) layer = named;
-            for (int i = 0; linear < 0 && i < NLIN; i++)
-                if (!strcmp(word, linear_name[i])) linear = i;
-            for (int i = 0; product < 0 && i < NPRODUCT; i++)
-                if (!strcmp(word, product_name[i])) product = i;
-            EXPECT((layer >= 0) + (linear >= 0) + (product >= 0) > before,
+            const long number = strtol(word, &end, 10);
+            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0; // what the word may mean
+            if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
+            while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
+            while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
+            for (int k = 0; k < 3; k++)
+                if (part[k] < 0 && is[k] >= 0) part[k] = is[k], added = 1;
+            EXPECT(added,
                    "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, attproj, fc, fcproj), one product "
                    "(fprop, dgrad, wgrad) with dots between; found '%s'",
                    L - 1, word);
         }
         EXPECT(words, "option --bf16: an item of '%s' names nothing", o->bf16);
         for (int i = 0; i < L * NLIN; i++)
-            if ((layer < 0 || i / NLIN == layer) && (linear < 0 || i % NLIN == linear))
-                g->bf16[i / NLIN][i % NLIN] |= product < 0 ? 7 : 1 << product;
+            if ((part[0] < 0 || i / NLIN == part[0]) && (part[1] < 0 || i % NLIN == part[1]))
+                g->bf16[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
     }
 }
 
@@ -3898,9 +3737,8 @@ static int options_depth(const Options *o) {
 static Config options_config(const Options *o, int depth, int V) {
     const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
     const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
-    EXPECT(NH >= 1 && C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
-    const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
-    return c;
+    EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
+    return {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
 }
 // What the kernels ask of a shape.
 static void options_shape(const Config *c, long batch) {
@@ -3922,16 +3760,6 @@ static void on_interrupt(int signal_number) { // a second Ctrl-C ends the progra
     signal(signal_number, SIG_DFL);
 }
 
-// The value after `key` and its colon in a file of /proc, or "unknown"; out[256].
-static const char *proc_value(const char *path, const char *key, char *out) {
-    char line[512] = "";
-    FILE *f = fopen(path, "r");
-    strcpy(out, "unknown");
-    while (f && fgets(line, sizeof(line), f) && strncmp(line, key, strlen(key))) line[0] = 0;
-    sscanf(line, "%*[^:]: %255[^\n]", out);
-    if (f) fclose(f);
-    return out;
-}
 static double mib(size_t bytes) { return bytes / 1048576.0; }
 
 // Refuses a model that does not fit, before anything is allocated, and says what would.
@@ -3956,14 +3784,11 @@ static int run_exists(const char *dir) {
 // Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
 // name, with --out it refuses. A resume without --out takes the newest; to look at one (`lock` 0) needs no lock.
 static void run_directory(char *dir, const char *out, int resume, int lock) {
-    char path[PATH_MAX]; // the next free name, then the lock
+    char path[PATH_MAX];
+    int n = 1; // without --out the number of the next free name; the newest run has the one before
     path_print(dir, "%s", out[0] ? out : "log/" PRECISION_NAME);
-    path_print(path, "%s", dir);
-    for (int n = 2; !out[0] && run_exists(path); n++) {
-        path_print(dir, "%s", path);
-        path_print(path, "log/" PRECISION_NAME "-%d", n);
-    }
-    if (!resume) path_print(dir, "%s", path);
+    while (!out[0] && run_exists(dir)) path_print(dir, "log/" PRECISION_NAME "-%d", ++n);
+    if (resume && n > 1) path_print(dir, n > 2 ? "log/" PRECISION_NAME "-%d" : "log/" PRECISION_NAME, n - 1);
     EXPECT(resume || !run_exists(dir), "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
     EXPECT(!resume || run_exists(dir), "%s: there is no run to resume", dir);
     if (!lock) return;
@@ -3976,18 +3801,11 @@ static void run_directory(char *dir, const char *out, int resume, int lock) {
     EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
 }
 
-// Of tensors on the device, fetched: this runs once, at the end.
-static int stored_nonfinite(const stored_t *x, size_t n) {
-    stored_t *fetched = (stored_t *)device_fetch(x, n * sizeof(stored_t));
+// Of a tensor of fp32 or the stored type on the device, fetched: this runs once, at the end.
+template <class T> static int tensor_nonfinite(const T *x, size_t n) {
+    T *fetched = (T *)device_fetch(x, n * sizeof(T));
     size_t i = 0;
-    while (i < n && float_is_finite(float_from_stored(fetched[i]))) i++;
-    free(fetched);
-    return i < n;
-}
-static int floats_nonfinite(const float *x, size_t n) {
-    float *fetched = (float *)device_fetch(x, n * sizeof(float));
-    size_t i = 0;
-    while (i < n && float_is_finite(fetched[i])) i++;
+    while (i < n && float_is_finite(sizeof(T) == sizeof(stored_t) ? float_from_stored(fetched[i]) : fetched[i])) i++;
     free(fetched);
     return i < n;
 }
@@ -4003,17 +3821,17 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
         static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
         static const int wide[] = {1, 3, 1, 4, 1};
         for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
-            if ((l == L ? i % 4 == 0 : i < 4) && stored_nonfinite(at[i], (size_t)wide[i] * R * g->config.C))
+            if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], (size_t)wide[i] * R * g->config.C))
                 return (void)snprintf(out, room, "activation %s of layer %d", names[i], l);
     }
     for (int l = L - 1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
+            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
                 return (void)snprintf(out, room, "gradient of %s of layer %d", s->name, l);
         }
-    snprintf(out, room, floats_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
+    snprintf(out, room, tensor_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -4074,24 +3892,45 @@ typedef struct {
     int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
 } Run;
 
-// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents.
+// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents. Keys and
+// values stay in the KV cache; when the context is full, its last half is read again from the start. Never touches training: own
+// random numbers, no statistics.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
-    const int T = r->g.config.T, V = r->g.config.V, keep = T > 1 ? T - 1 : 1; // of a long prompt, its end
-    int *all = (int *)memory_allocate((strlen(text) + 2) * sizeof(int));
-    int *context = (int *)memory_allocate((T + 2) * sizeof(int));
+    Gpt *g = &r->g;
+    const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
+    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
+    float *logits = (float *)memory_allocate(V * sizeof(float));
+    int *all = (int *)memory_allocate((strlen(text) + T + 3) * sizeof(int));
     all[0] = r->tokenizer.V ? r->tokenizer.eot : V == GPT2_VOCAB ? GPT2_VOCAB - 1 : V > '\n' ? '\n' : 0;
-    const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1), used = n < keep ? n : keep;
-    memcpy(context, all + n - used, used * sizeof(int));
+    const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
+    int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
     fputs(text, stdout);
-    gpt_generate(&r->g, context, used, count, r->o.temperature, seed, token_print, &r->tokenizer);
+    for (long i = 0; i < count; i++) {
+        if (length > T) {
+            memmove(context, context + length - half, half * sizeof(int));
+            length = half, pos = 0;
+        }
+        device_write(in.tokens, context + pos, (length - pos) * sizeof(int));
+        gpt_forward_blocks(g, in.tokens, 1, length - pos, pos);
+        head_forward(g, g->logits, length - pos - 1, 1);
+        device_read(logits, g->logits, V * sizeof(float));
+        pos = length;
+        context[length] = sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        token_print(&r->tokenizer, context[length++]);
+    }
     printf("\n");
-    free(all), free(context);
+    free(all), free(logits);
 }
 
+// Mean loss over the validation set, in nats a token.
 static double run_validate(Run *r, long step) {
-    const double loss = validate(&r->g, &r->validation);
+    const ValidationSet *v = &r->validation;
+    double sum = 0;
+    for (long row = 0; row < v->rows; row += r->g.B)
+        sum += gpt_forward(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
+    const double loss = sum / v->counted;
     printf("validation after step %ld: loss %.6f", step, loss);
-    if (r->validation.floor > 0) printf(", floor %.4f, excess %.4f", r->validation.floor, loss - r->validation.floor);
+    if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     if (log_validation(&r->baseline_at, r->baseline_row, step))
         printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
     printf("\n");
@@ -4106,8 +3945,7 @@ static char *run_header(const Run *r) {
     const int g_emulates = IS_FP8 && gpt_emulates(&r->g);
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n# threads\t%d\n", NUMERICS_VERSION,
-            thread_count());
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n# threads\t1\n", NUMERICS_VERSION);
     fprintf(f, "# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n", machine.name, machine.sm, machine.driver / 1000,
             machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10, cublasLtGetVersion(),
             g_emulates ? ", FP8 products emulated" : "");
@@ -4192,11 +4030,9 @@ static void run_explain(const Run *r) {
     printf(
         "\nSums: in fp32, of linear layers by cuBLASLt, of attention by this file (or cuDNN); short: with Hopper's shorter\n"
         "accumulator (fast accumulation) for the whole of K, as in Transformer Engine; other FP8 products promote what it sums to\n"
-        "fp32. Products that the GPU lacks (section 4), or all with --emulate, are computed from the same bytes in bf16. The "
-        "head's\n"
-        "are in slabs of %d rows. fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A history of no step "
-        "yet:\n"
-        "the tensor's own amax.\n",
+        "fp32. Products that the GPU lacks (section 4), or all with --emulate, are computed from the same bytes in bf16. The\n"
+        "head's are in slabs of %d rows. fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A history of\n"
+        "no step yet: the tensor's own amax.\n",
         HEAD_ROWS);
 }
 
@@ -4305,7 +4141,12 @@ static void run_tune(Run *r) {
     phase_run(r, PHASE_MICRO_BATCH, 0);
     device_wait();
     char *end = r->option_lines + strlen(r->option_lines);
-    end += sprintf(end, "# tuned\t"), end = products_text(end), sprintf(end, "\n");
+    for (int i = 0; i < product_count; i++) { // of how many algorithms which was chosen, by shape
+        const Product *p = &products[i];
+        end +=
+            sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "# tuned\t", p->key.M, p->key.N, p->key.K, p->chosen + 1, p->candidates);
+    }
+    sprintf(end, "\n");
 }
 
 // One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. Returns the mean loss. A non-finite
@@ -4314,21 +4155,15 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
     const int micro_steps = o->total_batch / (g->B * g->config.T);
-    const float loss_scale = g->loss_scaling[0], b1 = (float)o->beta1, b2 = (float)o->beta2;
+    const float loss_scale = g->loss_scaling[0];
     const long t = r->progress.updates + 1;
     const int as_graph = r->warm && g->record == RECORD_STATS;
     if (r->graphs_own_amax != g->own_amax) graphs_drop(r), r->graphs_own_amax = g->own_amax; // other kernels than before
-    *lr_out = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
-    *r->step_inputs = {loss_scale / (float)o->total_batch,
-                       *lr_out,
-                       b1,
-                       b2,
-                       (float)o->eps,
-                       (float)o->weight_decay,
-                       (float)(1.0 / (1.0 - power_int(b1, t))),
-                       (float)(1.0 / (1.0 - power_int(b2, t))),
-                       o->grad_clip,
-                       loss_scale};
+    StepInputs *in = r->step_inputs;
+    in->lr = *lr_out = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
+    in->beta1 = o->beta1, in->beta2 = o->beta2, in->eps = o->eps, in->weight_decay = o->weight_decay;
+    in->correct1 = 1.0 / (1.0 - power_int(in->beta1, t)), in->correct2 = 1.0 / (1.0 - power_int(in->beta2, t));
+    in->grad_scale = loss_scale / (float)o->total_batch, in->loss_scale = loss_scale, in->grad_clip = o->grad_clip;
     CUDA(cudaMemcpyAsync(g->step_inputs, r->step_inputs, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
     device_zero(g->step_results, sizeof(StepResults));
     device_zero(g->grad, g->param_count * sizeof(float));
@@ -4396,7 +4231,10 @@ static Record step_record(const Options *o, long step) {
 static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
-    const double begin = seconds_now(), flops = gpt_step_flops(&g->config, o->total_batch, g->config.T);
+    const Config *c = &g->config;
+    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus attention's causal half
+    const double C = c->C, flops = o->total_batch * (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
+    const double begin = seconds_now();
     const long first = r->progress.step;
     double val_loss = 0;
     g->record_weights = step_record(o, first + 1);
@@ -4405,9 +4243,9 @@ static int run_train(Run *r) {
         const float loss_scale = g->loss_scaling[0];
         double t = seconds_now(), norm;
         float lr;
-        g->record = step_record(o, step);
+        const Record record = g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
-        g->record_weights = step_record(o, step + 1);
+        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1); // validation and samples leave no trace
         t = seconds_now() - t;
         r->progress.step = step;
 
@@ -4425,7 +4263,7 @@ static int run_train(Run *r) {
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, r->dir);
-        if (g->record == RECORD_SQNR) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
+        if (record == RECORD_SQNR) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));

@@ -178,8 +178,8 @@ struct NamedRecipe {
 };
 static std::vector<NamedRecipe> recipes_all() {
     std::vector<NamedRecipe> all;
-    const auto add = [&](const char *name, ScalingRule rule, int history, int use_max, int margin, int power2, float fixed,
-                         int across, int along) {
+    const auto add = [&](const char *name, int rule, int history, int use_max, int margin, int power2, float fixed, int across,
+                         int along) {
         for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) {
             ScalingRecipe r;
             memset(&r, 0, sizeof(r));
@@ -243,10 +243,13 @@ struct Pair {
     Device<ScaleInUse> use;
     Device<unsigned long long> cut;
     explicit Pair(const Fp8Scale &s) : host(s), scale(std::vector<Fp8Scale>{s}), use(1), cut(std::vector<unsigned long long>{0}) {
-        scales_use(scale.p, use.p, 1);
+        Fp8Scale copy = s;
+        ScaleInUse in_use = {};
+        scale_use(&copy, &in_use, scale_stored(&copy));
+        scale.write({copy}), use.write({in_use});
     }
     Operand operand() const {
-        const ScalingRule rule = host.recipe.rule;
+        const int rule = host.recipe.rule;
         return {host.recipe, scale.p, use.p, rule == SCALING_CURRENT || (rule == SCALING_DELAYED && host.history_count == 0)};
     }
     void advance() {
@@ -1047,18 +1050,34 @@ static void test_bits() {
 #endif
 }
 
-// What gpt_generate() writes with its cache, and the loss without gradients.
-static std::vector<int> written;
-static void written_add(int token, void *) { written.push_back(token); }
+// What run_write() writes with its cache, and the loss without gradients. Here a token's text is its number in hexadecimal.
 static void test_generate() {
-    Both b("");
-    std::vector<int> context(b.r.g.config.T + 2, 'a');
+    Both b("--temperature 0");
+    const std::string path = scratch + "/written.txt", prompt = "6161"; // two tokens behind the separator
+    std::vector<std::string> texts(b.r.g.config.V);
+    std::vector<const unsigned char *> text(texts.size());
+    for (size_t i = 0; i < texts.size(); i++) {
+        char hex[3];
+        snprintf(hex, sizeof(hex), "%02x", (unsigned)i);
+        texts[i] = std::string(1, '\2') + hex, text[i] = (const unsigned char *)texts[i].c_str() + 1;
+    }
+    b.r.tokenizer = {b.r.g.config.V, '\n', text.data()};
     for (int step = 0; step < 2; step++) b.step_cuda(step);
-    written.clear();
-    gpt_generate(&b.r.g, context.data(), 3, 40, 0, 1, written_add, NULL); // greedy, beyond the context
+    b.r.g.record = RECORD_NONE;
+    fflush(stdout);
+    const int screen = dup(1);
+    CHECK(freopen(path.c_str(), "w", stdout), "%s: cannot write", path.c_str());
+    run_write(&b.r, prompt.c_str(), 40, 1); // greedy, beyond the context
+    fflush(stdout), dup2(screen, 1), close(screen), setbuf(stdout, NULL);
+    char *out = text_read(path.c_str());
+    std::vector<int> written;
+    unsigned token_found;
+    for (const char *at = out + prompt.size(); sscanf(at, "%2x", &token_found) == 1; at += 2) written.push_back((int)token_found);
+    free(out);
     CHECK(written.size() == 40, "%zu tokens were written", written.size());
     // each of the first tokens is the likeliest after the ones before, by a forward pass without a cache
     std::vector<int> all(b.r.g.config.T, 'a'), targets(all.size(), 0);
+    all[0] = '\n';
     size_t agree = 0, asked = 0;
     for (int n = 3; n < b.r.g.config.T; n++) {
         for (int i = 3; i < n; i++) all[i] = written[i - 3];
