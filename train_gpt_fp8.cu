@@ -1160,14 +1160,6 @@ static Product *product_find(const Output *out, const Matrix *a, const Matrix *b
     product_make(p, out, a, b);
     return p->found ? p : NULL;
 }
-static void products_free(void) {
-    for (int i = 0; i < product_count; i++) {
-        cublasLtMatmulDescDestroy(products[i].desc);
-        cublasLtMatrixLayoutDestroy(products[i].a), cublasLtMatrixLayoutDestroy(products[i].b),
-            cublasLtMatrixLayoutDestroy(products[i].out);
-    }
-    product_count = 0;
-}
 
 // ---- the emulated path
 // out[i, k] = the value of a K-major matrix's byte, times its block's scale_inv, as bf16. A thread has eight.
@@ -2279,7 +2271,6 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
 #define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
-#define TENSOR_FREE(role, name, ...)                  CUDA(cudaFree(g->name));
 // Each is an allocation of its own, so that compute-sanitizer sees what goes beyond one.
 #define TENSOR_MAKE(role, name, layers, count, life)                                                                               \
     bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                                                               \
@@ -2421,16 +2412,6 @@ static void gpt_allocate(Gpt *g) {
     emulation.a = g->emulate_a, emulation.b = g->emulate_b, emulation.sums = g->emulate_sums;
     attention_init();
     g->loss_scaling[0] = 1;
-}
-static void gpt_free(Gpt *g) {
-    GPT_TENSORS(TENSOR_FREE)
-    CUDA(cudaFree(g->device_scales));
-    CUDA(cudaFree(g->scales_in_use));
-    CUDA(cudaFree(g->step_inputs));
-    CUDA(cudaFree(g->step_results));
-    products_free(); // their shapes were this model's
-    free(g->scales);
-    memset(g, 0, sizeof(*g));
 }
 
 // Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).

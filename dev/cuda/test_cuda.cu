@@ -807,6 +807,21 @@ static std::vector<char *> argv_of(std::vector<std::string> &words) {
     argv.push_back(NULL);
     return argv;
 }
+#define TENSOR_FREE(role, name, ...) CUDA(cudaFree(g->name));
+static void gpt_free(Gpt *g) { // and the products, whose shapes were this model's
+    GPT_TENSORS(TENSOR_FREE)
+    CUDA(cudaFree(g->device_scales));
+    CUDA(cudaFree(g->scales_in_use));
+    CUDA(cudaFree(g->step_inputs));
+    CUDA(cudaFree(g->step_results));
+    free(g->scales);
+    memset(g, 0, sizeof(*g));
+    for (int i = 0; i < product_count; i++) {
+        cublasLtMatmulDescDestroy(products[i].desc);
+        for (cublasLtMatrixLayout_t m : {products[i].a, products[i].b, products[i].out}) cublasLtMatrixLayoutDestroy(m);
+    }
+    product_count = 0;
+}
 struct Both {
     Run r;
     void *ref;
