@@ -2640,6 +2640,13 @@ static void test_run_memory(void) {
           "run: peak memory is within 5% of the plan, with and without --recompute", "%g of %g, %g of %g MiB", peak[0], planned[0],
           peak[1], planned[1]);
     check(planned[1] < planned[0] - 1, "run: --recompute keeps less", "%g and %g MiB", planned[0], planned[1]);
+    snprintf(arguments, sizeof(arguments), "-y -v 0 -s 0 -o %s", in_dir("kept"));
+    status = child_run(arguments).status;
+    const char *text = (const char *)file_get(in_dir("stdout.txt"), n), *at = text ? strstr(text, "peak memory") : NULL;
+    peak[0] = 0;
+    if (at) sscanf(at, "peak memory %lf MiB (planned %lf)", &peak[0], &planned[0]);
+    check(status == 0 && fabs(peak[0] / planned[0] - 1) < 0.05, "run: peak memory of a resume is within 5% of the plan",
+          "%g of %g MiB", peak[0], planned[0]);
     snprintf(arguments, sizeof(arguments), TINY_RUN "-x 4 -v 0 -n 2 --sum-order tiles --keep 0 -i %s -o %s", tiny_text(),
              in_dir("tiles"));
     const Child run = child_run(arguments);

@@ -122,7 +122,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
     va_list args;
     va_start(args, format);
     fflush(stdout);
-    fprintf(stderr, PROGRAM ": ");
+    fprintf(stderr, "%s: ", PROGRAM);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -1583,7 +1583,7 @@ static size_t attention_bytes(const Gpt *g) {
 typedef struct {
     size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
-static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of data, whose pages count in the peak
+static MemoryPlan memory_plan(Gpt *g, size_t mapped) { // mapped: bytes of files
     MemoryPlan plan = {0};
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
@@ -1913,6 +1913,7 @@ static void loss_scale_update(Gpt *g, int overflow) {
 typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
 
 // Maps a whole file for reading, and copies its header; what a short file lacks of it is 0.
+static size_t mapped_bytes; // of all files so far: each is read whole, so that its pages count in the peak
 static unsigned char *file_map(const char *path, size_t *bytes, void *header, size_t header_bytes) {
     struct stat st;
     const int fd = open(path, O_RDONLY | O_NONBLOCK); // or a pipe would be waited for
@@ -1923,6 +1924,7 @@ static unsigned char *file_map(const char *path, size_t *bytes, void *header, si
     unsigned char *map = (unsigned char *)mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
     EXPECT(map != MAP_FAILED, "%s: cannot map %zu bytes: %s", path, *bytes, strerror(errno));
     close(fd);
+    mapped_bytes += *bytes;
     memset(header, 0, header_bytes);
     memcpy(header, map, *bytes < header_bytes ? *bytes : header_bytes);
     return map;
@@ -1980,7 +1982,7 @@ typedef struct {
 typedef struct {
     Shard *shards;
     int shard_count, V;
-    size_t tokens, windows, bytes;
+    size_t tokens, windows;
     uint64_t hash; // of every token, their order, and how they are split into files
 } Dataset;
 static int shard_token(const Shard *s, size_t i) {
@@ -2020,7 +2022,7 @@ static Dataset dataset_open(const char *pattern) {
         Shard *s = &d.shards[i];
         *s = shard_open(found.gl_pathv[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
-        d.V = V, d.tokens += s->count, d.bytes += s->count * s->width;
+        d.V = V, d.tokens += s->count;
         d.hash = checksum(d.hash ^ s->count, s->tokens, s->count * s->width); // windows do not cross a file's end
         for (size_t k = 0; s->width == 2 && k < s->count; k++)
             EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
@@ -2034,7 +2036,7 @@ static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
     val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
-    val.shard_count = 0, val.tokens = 0, val.bytes = 0; // the same files
+    val.shard_count = 0, val.tokens = 0;
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
         s->count = s->count < keep ? s->count : keep;
@@ -2802,7 +2804,7 @@ static MemoryPlan memory_check(Gpt *g, size_t mapped) {
     char text[256];
     const MemoryPlan plan = memory_plan(g, mapped);
     const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text)) / 1024;
-    if (available == 0 || mib(plan.total - mapped) <= available) return plan; // pages of data can be dropped and read again
+    if (available == 0 || mib(plan.total - mapped) <= available) return plan; // pages of files can be dropped and read again
     Gpt small = *g;
     while (small.B > 1 && mib(memory_plan(&small, 0).total) > available) small.B /= 2;
     while (small.config.T > 16 && mib(memory_plan(&small, 0).total) > available) small.config.T /= 2;
@@ -3267,7 +3269,7 @@ static void run_open(Run *r) {
         dataset_windows(&r->val, "validation", o->seq_len);
         r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
     }
-    r->plan = memory_check(&r->g, r->train.bytes + r->val.bytes);
+    r->plan = memory_check(&r->g, mapped_bytes);
     if (r->trains) run_logs_compare(r);
     if (r->trains && !o->resume) run_directory(r->dir, o->out, 0, 1);
 }

@@ -2909,7 +2909,7 @@ typedef struct {
 typedef struct {
     Shard *shards;
     int shard_count, V;
-    size_t tokens, windows, bytes;
+    size_t tokens, windows;
     uint64_t hash; // of every token, their order, and how they are split into files
 } Dataset;
 static int shard_token(const Shard *s, size_t i) {
@@ -2949,7 +2949,7 @@ static Dataset dataset_open(const char *pattern) {
         Shard *s = &d.shards[i];
         *s = shard_open(found.gl_pathv[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
-        d.V = V, d.tokens += s->count, d.bytes += s->count * s->width;
+        d.V = V, d.tokens += s->count;
         d.hash = checksum(d.hash ^ s->count, s->tokens, s->count * s->width); // windows do not cross a file's end
         for (size_t k = 0; s->width == 2 && k < s->count; k++)
             EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
@@ -2963,7 +2963,7 @@ static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
     val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
-    val.shard_count = 0, val.tokens = 0, val.bytes = 0; // the same files
+    val.shard_count = 0, val.tokens = 0;
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
         s->count = s->count < keep ? s->count : keep;

@@ -33,7 +33,8 @@ Exit status: 0 every arm matches the reference (or is better), 1 one is worse, d
 one is undecided.
 */
 #define TESTING
-#define PROGRAM "compare"
+#define PROGRAM program_name // errors of the trainer's option parser name the arm, too
+static char program_name[320] = "compare";
 #include "../train_gpt_fp8.c"
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -834,21 +835,20 @@ static void arms_check(void) {
                 if (!strcmp(all.words[i], "-x") || !strcmp(all.words[i], "--steps")) all.steps = integer_parse(all.words[i + 1]);
             continue;
         }
+        snprintf(program_name, sizeof(program_name), "compare: arm '%s'", arm->label);
         const Options o = options_parse(words_of(arm, argv, 1, text), argv, given);
         all.steps = o.steps;
         for (int i = 0; i < OPTION_COUNT; i++) {
             const OptionSpec *s = &option_specs[i];
-            EXPECT(!given[i] || is_fp8 || !(s->scope & FP8), "arm '%s': option --%s: only the FP8 build has it", arm->label,
-                   s->name);
+            EXPECT(!given[i] || is_fp8 || !(s->scope & FP8), "option --%s: only the FP8 build has it", s->name);
             for (int k = 0; k < 9; k++)
-                EXPECT(!given[i] || strcmp(s->name, own[k]), "arm '%s': option --%s: the comparison sets it, or it does not train",
-                       arm->label, s->name);
+                EXPECT(!given[i] || strcmp(s->name, own[k]), "option --%s: the comparison sets it, or it does not train", s->name);
         }
         if (is_fp8) options_recipes(&o, given, &recipes);
         TrainedRun *r = &runs[checked++ > 0];
         r->log = options_lines(&o), snprintf(r->dir, sizeof(r->dir), "arm '%s'", arm->label);
-        EXPECT(atol(text_value(r->log, "val-every", value)) > 0, "arm '%s': expected --val-every above 0: an arm needs validations",
-               arm->label);
+        EXPECT(atol(text_value(r->log, "val-every", value)) > 0, "expected --val-every above 0: an arm needs validations");
+        strcpy(program_name, "compare");
         run_compare(r, &runs[0], 1);
         if (r == &runs[1]) free(r->log), r->log = NULL;
     }
