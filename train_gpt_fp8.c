@@ -25,7 +25,9 @@ and across a resume. NUMERICS_VERSION names the rules: fused multiply-adds in a 
 Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
 9 checkpoint, 10 log, 11 options, 12 training loop.
 */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -1544,7 +1546,8 @@ typedef struct {
     int scale_count;
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
-    Record record, record_weights; // of x and dy; of the weights, for the next step: they may be made in a validation before it
+    Record record;         // of x and dy: NONE but in a training step, so that validation and sampling leave no trace
+    Record record_weights; // of the weights, for the next step: they may be made in a validation before it
 } Gpt;
 
 // How many of the first `end` layers have one of these products in bf16.
@@ -3178,7 +3181,7 @@ static int run_train(Run *r) {
         float lr;
         const Record record = g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
-        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1); // validation and samples leave no trace
+        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
         r->progress.step = step;
 

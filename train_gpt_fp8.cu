@@ -2320,10 +2320,11 @@ typedef struct {
     ScaleInUse *scales_in_use; // on the device
     int scale_count, own_amax; // how many delayed scales have no history yet, and come from their tensor
 
-    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
-    Record record, record_weights; // of x and dy; of the weights, for the next step: they may be made in a validation before it
-    StepInputs *step_inputs;       // on the device
-    StepResults *step_results;     // on the device
+    float loss_scaling[2];     // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
+    Record record;             // of x and dy: NONE but in a training step, so that validation and sampling leave no trace
+    Record record_weights;     // of the weights, for the next step: they may be made in a validation before it
+    StepInputs *step_inputs;   // on the device
+    StepResults *step_results; // on the device
 } Gpt;
 static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
 
@@ -4226,7 +4227,7 @@ static int run_train(Run *r) {
         float lr;
         const Record record = g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
-        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1); // validation and samples leave no trace
+        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
         r->progress.step = step;
 
