@@ -1056,6 +1056,7 @@ static const char *product_instruction(void) {
     return !product_uses_pairs ? "fp32 multiply-adds" : product_in_tiles ? "tdpbf16ps" : "vdpbf16ps";
 }
 
+// partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
 static void workspace_init(size_t partial_count, size_t attention_bytes) {
     workspace.threads = thread_count();
     workspace.packed_a = memory_allocate(round_up(MC, MR) * KU * 4);
@@ -2803,17 +2804,17 @@ static const char *proc_value(const char *path, const char *key, char *out) {
 static double mib(size_t bytes) { return bytes / 1048576.0; }
 
 // Refuses a model that does not fit, before anything is allocated, and says what would.
-static MemoryPlan memory_check(Gpt *g, size_t mapped) {
+static MemoryPlan memory_check(Gpt *g) {
     char text[256];
-    const MemoryPlan plan = memory_plan(g, mapped);
+    const MemoryPlan plan = memory_plan(g, mapped_bytes);
     const double available = atof(proc_value("/proc/meminfo", "MemAvailable", text)) / 1024;
-    if (available == 0 || mib(plan.total - mapped) <= available) return plan; // pages of files can be dropped and read again
+    if (available == 0 || mib(plan.total - mapped_bytes) <= available) return plan; // pages of files can be dropped and read again
     Gpt small = *g;
     while (small.B > 1 && mib(memory_plan(&small, 0).total) > available) small.B /= 2;
     while (small.config.T > 16 && mib(memory_plan(&small, 0).total) > available) small.config.T /= 2;
     if (mib(memory_plan(&small, 0).total) > available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
     else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
-    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total - mapped), available, text);
+    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB, %.0f are available; %s", mib(plan.total - mapped_bytes), available, text);
 }
 static int run_exists(const char *dir) {
     char path[PATH_MAX];
@@ -3272,7 +3273,7 @@ static void run_open(Run *r) {
         dataset_windows(&r->val, "validation", o->seq_len);
         r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
     }
-    r->plan = memory_check(&r->g, mapped_bytes);
+    r->plan = memory_check(&r->g);
     if (r->trains) run_logs_compare(r);
     if (r->trains && !o->resume) run_directory(r->dir, o->out, 0, 1);
 }

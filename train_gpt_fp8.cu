@@ -2386,12 +2386,12 @@ static void gpt_scales_read(Gpt *g) {
     }
 }
 static void gpt_scales_write(Gpt *g) {
-    for (int i = 0; i < g->scale_count; i++) {
-        ScaleInUse use = {};
-        scale_use(&g->scales[i], &use, scale_stored(&g->scales[i]));
-        device_write(g->scales_in_use + i, &use, sizeof(use));
-        device_write(g->device_scales + i, g->scales + i, sizeof(Fp8Scale));
-    }
+    const int count = g->scale_count;
+    ScaleInUse *use = (ScaleInUse *)memory_allocate(count * sizeof(*use));
+    for (int i = 0; i < count; i++) scale_use(&g->scales[i], &use[i], scale_stored(&g->scales[i]));
+    if (count) device_write(g->scales_in_use, use, count * sizeof(*use));
+    if (count) device_write(g->device_scales, g->scales, count * sizeof(Fp8Scale));
+    free(use);
     gpt_scales_read(g);
 }
 
