@@ -263,6 +263,7 @@ static double row_print(const char *what, Scheme s, const ValidationSet *v, doub
 
 int main(int argc, char **argv) {
     const char *calibration = NULL, *val = NULL;
+    char *end = "";
     long T = 256, rows = 80;
     EXPECT(argc > 1 && argv[1][0] != '-', "usage: ptq MODEL -i CALIBRATION -j VALIDATION [-t T] [-m ROWS]");
     for (int i = 2; i < argc; i += 2) {
@@ -270,7 +271,8 @@ int main(int argc, char **argv) {
                "option '%s': expected -i, -j, -t or -m with a value", argv[i]);
         if (argv[i][1] == 'i') calibration = argv[i + 1];
         else if (argv[i][1] == 'j') val = argv[i + 1];
-        else *(argv[i][1] == 't' ? &T : &rows) = atol(argv[i + 1]);
+        else *(argv[i][1] == 't' ? &T : &rows) = strtol(argv[i + 1], &end, 10);
+        EXPECT(!*end, "option %s: expected a whole number, found '%s'", argv[i], argv[i + 1]);
     }
     EXPECT(calibration && val, "expected -i CALIBRATION and -j VALIDATION");
     EXPECT(rows >= 1 && T >= 1 && T <= 4096, "expected -m of at least 1 and -t of 1 to 4096");

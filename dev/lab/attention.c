@@ -1,0 +1,192 @@
+/*
+Where FP8 hurts attention: how far rounding what makes queries and keys moves each head's probabilities, in a trained model.
+
+    make build/lab/attention && build/lab/attention MODEL -j TEXT [-t T] [-m ROWS]
+
+MODEL: a model file of this trainer or of llm.c. TEXT: text or shards, of which ROWS rows [16] of T tokens [256] are read (where a
+sidecar tells its stories: whole ones; what pads them does not count). The forward pass is that of the BF16 build, and every layer
+gets the input that it has there, so the figures are those of its own qkv product. FP8 is E4M3, a scale a tensor from its amax.
+
+A line a head, means over all queries that see two keys or more: the largest probability; the spread of the logits, which is the
+root mean square of their distance to the row's mean (softmax sees nothing else); the same of the error that FP8 makes in them; and
+the Kullback-Leibler divergence sum p ln(p / p8), in nats, of the probabilities p8 that come of: x and w in FP8; x alone; w alone;
+both, but for the queries alone; for the keys alone; x in E5M2 (w in BF16). Of the first layer, whose keys are the tokens' part, the
+positions' part and a constant that softmax does not see: the spread that either part alone gives to the logits. Above the table:
+root mean squares of the embeddings of the tokens that were read and of the positions.
+*/
+#undef PRECISION
+#define PRECISION 2
+#define TESTING
+#define PROGRAM "attention"
+#include "../../train_gpt_fp8.c"
+
+enum { T_MAX = 4096, WAYS = 8, PARTS = 6 }; // ways from PARTS on are of the first layer: logits of a part of x
+static const struct {
+    const char *name;
+    int x8, w8, queries, keys; // in FP8 are: operands of the product; which of its outputs are taken
+    Dtype format;              // of x
+} ways[WAYS] = {{"x, w E4M3", 1, 1, 1, 1, DTYPE_E4M3}, {"x alone", 1, 0, 1, 1, DTYPE_E4M3}, {"w alone", 0, 1, 1, 1, DTYPE_E4M3},
+                {"queries", 1, 1, 1, 0, DTYPE_E4M3},   {"keys", 1, 1, 0, 1, DTYPE_E4M3},    {"x E5M2", 1, 0, 1, 1, DTYPE_E5M2},
+                {"of tokens", 0, 0, 0, 1, 0},          {"of positions", 0, 0, 0, 1, 0}};
+typedef struct {
+    double largest, spread, error, way[WAYS];
+} Sums; // over the rows of a head
+static struct {
+    Gpt g;
+    ValidationSet v;
+    int *length;             // [B] tokens of a row that count
+    uint8_t *xb, *wb;        // [R, C], [3C, C] in FP8
+    stored_t *qkv8, *part;   // [R, 3C], [R, C]
+    Sums *sums;              // [B, NH]
+    double counted, queries; // tokens; those that see two keys or more
+} lab;
+
+// The bytes of x [n] in a format; returns what they have to be multiplied by.
+static float bytes_of(uint8_t *bytes, const stored_t *x, size_t n, Dtype format) {
+    const ScalingRecipe recipe = {.format = format};
+    float amax = 0;
+    for (size_t i = 0; i < n; i++) amax = MAX(amax, fabsf(float_from_stored(x[i])));
+    const float scale = scale_from_amax(amax, 1, &recipe);
+    PARALLEL(static) for (size_t i = 0; i < n; i++) bytes[i] = fp8_encode(float_from_stored(x[i]) * scale, format);
+    return 1 / scale;
+}
+
+// What comes of the tokens' embeddings or of the positions' in the first layer's x: (embedding - its mean) rstd weight, [R, C].
+static void part_of(stored_t *part, int of_positions) {
+    const Gpt *g = &lab.g;
+    const size_t C = g->config.C, T = g->config.T, R = g->B * T;
+    const float *table = gpt_param(g, g->master, of_positions ? WPE : WTE, 0), *weight = gpt_param(g, g->master, LN1W, 0);
+    for (size_t r = 0; r < R; r++) {
+        const float *e = table + (of_positions ? r % T : (size_t)lab.v.tokens[r]) * C;
+        double mean = 0;
+        for (size_t c = 0; c < C; c++) mean += e[c] / C;
+        for (size_t c = 0; c < C; c++) part[r * C + c] = stored_from_float((e[c] - mean) * g->ln_rstd[r] * weight[c]);
+    }
+}
+
+// Logits of query i against keys 0 .. i, less their mean; q, k: [T, 3C], of which a head's hs channels.
+static void logits_row(float *s, const stored_t *q, const stored_t *k, int i, int hs, size_t stride) {
+    double mean = 0;
+    for (int j = 0; j <= i; j++) {
+        float sum = 0;
+        for (int c = 0; c < hs; c++) sum += float_from_stored(q[i * stride + c]) * float_from_stored(k[j * stride + c]);
+        s[j] = sum / sqrtf((float)hs), mean += (double)s[j] / (i + 1);
+    }
+    for (int j = 0; j <= i; j++) s[j] -= mean;
+}
+
+// One way, one head of one sequence of n tokens. qkv, qkv8: [n, 3C] from the head's first channel on.
+static void head_compare(Sums *sums, int way, const stored_t *qkv, const stored_t *qkv8, int n, int C, int hs) {
+    const stored_t *q = ways[way].queries ? qkv8 : qkv, *k = (ways[way].keys ? qkv8 : qkv) + C;
+    float s[T_MAX], s8[T_MAX], apart[T_MAX], top, top8;
+    for (int i = 1; i < n; i++) { // of a single key nothing can be wrong
+        double spread = 0, spread8 = 0, error = 0, divergence = 0;
+        logits_row(s, qkv, qkv + C, i, hs, 3 * (size_t)C), logits_row(s8, q, k, i, hs, 3 * (size_t)C);
+        for (int j = 0; j <= i; j++) {
+            apart[j] = s[j] - s8[j];
+            spread += s[j] * (double)s[j], spread8 += s8[j] * (double)s8[j], error += apart[j] * (double)apart[j];
+        }
+        if (way >= PARTS) {
+            sums->way[way] += spread8 / (i + 1);
+            continue;
+        }
+        // sum of p (ln p - ln p8): the mean, by p, of the logits' difference, and the difference of the sums of exponentials
+        const double sum = softmax_row(s, i + 1, i + 1, &top), sum8 = softmax_row(s8, i + 1, i + 1, &top8);
+        for (int j = 0; j <= i; j++) divergence += s[j] / sum * apart[j];
+        sums->way[way] += divergence + top8 - top + log(sum8 / sum);
+        if (way == 0) sums->largest += 1 / sum, sums->spread += spread / (i + 1), sums->error += error / (i + 1);
+    }
+}
+
+static void layer_print(int l) {
+    const Gpt *g = &lab.g;
+    const int B = g->B, C = g->config.C, NH = g->config.NH, T = g->config.T, hs = C / NH;
+    const size_t R = (size_t)B * T, wide = 3 * (size_t)C;
+    const Linear f = gpt_linear(g, l, LIN_QKV);
+    const stored_t *x = gpt_input(g, l, LIN_QKV), *w = (const stored_t *)f.w, *qkv = g->qkv + l * R * wide;
+    memset(lab.sums, 0, B * NH * sizeof(Sums));
+    for (int way = 0; way < (l ? PARTS : WAYS); way++) {
+        float inverse = 1;
+        if (ways[way].x8) inverse *= bytes_of(lab.xb, x, R * C, ways[way].format);
+        if (ways[way].w8) inverse *= bytes_of(lab.wb, w, wide * C, DTYPE_E4M3);
+        if (way >= PARTS) part_of(lab.part, way > PARTS);
+        const Matrix a = ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(way < PARTS ? x : lab.part, STORED, C, 1);
+        const Matrix weight = ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(w, STORED, C, 1);
+        matmul(output(lab.qkv8, STORED, wide, inverse, f.bias, 0), a, weight, R, wide, C);
+        EXPECT(!stored_nonfinite(qkv, R * wide) && !stored_nonfinite(lab.qkv8, R * wide), "qkv of layer %d is not finite", l);
+        PARALLEL(dynamic) for (int task = 0; task < B * NH; task++) {
+            const size_t at = (size_t)(task / NH) * T * wide + task % NH * hs;
+            head_compare(&lab.sums[task], way, qkv + at, lab.qkv8 + at, lab.length[task / NH], C, hs);
+        }
+    }
+    for (int h = 0; h < NH; h++) {
+        Sums mean = {0};
+        for (int b = 0; b < B; b++) {
+            const Sums *s = &lab.sums[b * NH + h];
+            mean.largest += s->largest / lab.queries, mean.spread += s->spread / lab.queries, mean.error += s->error / lab.queries;
+            for (int way = 0; way < WAYS; way++) mean.way[way] += s->way[way] / lab.queries;
+        }
+        printf("%d\t%d\t%.3f\t%.2f\t%.4f", l, h, mean.largest, sqrt(mean.spread), sqrt(mean.error));
+        for (int way = 0; way < PARTS; way++) printf("\t%.3g", mean.way[way]);
+        for (int way = PARTS; way < WAYS; way++) printf(l ? "\t-" : "\t%.2f", sqrt(mean.way[way]));
+        printf("\n");
+    }
+}
+
+int main(int argc, char **argv) {
+    const char *text = NULL;
+    long T = 256, rows = 16;
+    char *end = "", memory[256];
+    EXPECT(argc > 1 && argv[1][0] != '-', "usage: attention MODEL -j TEXT [-t T] [-m ROWS]");
+    for (int i = 2; i < argc; i += 2) {
+        EXPECT(i + 1 < argc && argv[i][0] == '-' && strchr("jtm", argv[i][1]) && argv[i][1] && !argv[i][2],
+               "option '%s': expected -j, -t or -m with a value", argv[i]);
+        if (argv[i][1] == 'j') text = argv[i + 1];
+        else *(argv[i][1] == 't' ? &T : &rows) = strtol(argv[i + 1], &end, 10);
+        EXPECT(!*end, "option %s: expected a whole number, found '%s'", argv[i], argv[i + 1]);
+    }
+    EXPECT(text, "expected -j TEXT");
+    EXPECT(rows >= 1 && rows <= 4096 && T >= 2 && T <= T_MAX, "expected -m of 1 to 4096 and -t of 2 to %d", T_MAX);
+    Gpt *g = &lab.g;
+    g->config = model_check(argv[1], NULL);
+    EXPECT(T <= g->config.T, "%s has %d positions, fewer than -t %ld", argv[1], g->config.T, T);
+    Dataset set = dataset_open(text);
+    EXPECT(set.V == g->config.V, "%s: expected a vocabulary of %d, as the model has, found %d", text, g->config.V, set.V);
+    dataset_windows(&set, "validation", T);
+    g->config.T = T, g->B = MIN(rows, (long)set.windows); // of stories fewer may fit
+    const size_t C = g->config.C, R = (size_t)g->B * T;
+    const double available = atof(proc_value("/proc/meminfo", "MemAvailable", memory)) / 1024;
+    const double needed = mib(memory_plan(g, 0).total + R * (9 * C + 8) + 3 * C * C + g->B * g->config.NH * sizeof(Sums));
+    EXPECT(available == 0 || needed <= available, "%.0f MiB are needed, %.0f available; choose a smaller -m or -t", needed,
+           available);
+    lab.v = validation_open(&set, T, g->B);
+    g->B = lab.v.rows;
+    machine_init(0);
+    gpt_allocate(g);
+    model_load(g, argv[1]);
+    gpt_forward_blocks(g, lab.v.tokens, g->B, T, 0); // ln1 and qkv of every layer stay
+
+    lab.length = (int *)memory_allocate(g->B * sizeof(int)), lab.sums = (Sums *)memory_allocate(g->B * g->config.NH * sizeof(Sums));
+    lab.xb = (uint8_t *)memory_allocate(R * C), lab.wb = (uint8_t *)memory_allocate(3 * C * C);
+    lab.qkv8 = (stored_t *)memory_allocate(R * 3 * C * sizeof(stored_t));
+    lab.part = (stored_t *)memory_allocate(R * C * sizeof(stored_t));
+    double tokens = 0, positions = 0; // sums of squares
+    for (int b = 0; b < g->B; b++) {
+        int *n = &lab.length[b];
+        for (; *n < T && lab.v.targets[b * T + *n] >= 0; ++*n)
+            for (size_t c = 0; c < C; c++) {
+                const double token = g->master[lab.v.tokens[b * T + *n] * C + c],
+                             place = gpt_param(g, g->master, WPE, 0)[*n * C + c];
+                tokens += token * token, positions += place * place;
+            }
+        lab.counted += *n, lab.queries += *n - 1;
+    }
+    EXPECT(lab.queries > 0, "%s: no row has two tokens", text);
+    printf("embeddings of tokens %.4f, of positions %.4f\nlayer\thead\tlargest p\tspread\terror", sqrt(tokens / lab.counted / C),
+           sqrt(positions / lab.counted / C));
+    for (int way = 0; way < WAYS; way++) printf("\t%s", ways[way].name);
+    printf("\n");
+    for (int l = 0; l < g->config.L; l++) layer_print(l);
+    EXPECT(!fflush(stdout), "cannot write the table: %s", strerror(errno));
+    return 0;
+}
