@@ -13,6 +13,9 @@ the Kullback-Leibler divergence sum p ln(p / p8), in nats, of the probabilities 
 both, but for the queries alone; for the keys alone; x in E5M2 (w in BF16). Of the first layer, whose keys are the tokens' part, the
 positions' part and a constant that softmax does not see: the spread that either part alone gives to the logits. Above the table:
 root mean squares of the embeddings of the tokens that were read and of the positions.
+
+Below the table, what it costs: the loss in nats a token, and by how much it grows with the operands of every qkv product in FP8;
+for what they put out as queries alone, as keys alone, as values alone; and as keys of one layer alone.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -98,22 +101,29 @@ static void head_compare(Sums *sums, int way, const stored_t *qkv, const stored_
     }
 }
 
+// qkv8 of a layer's x by one of the ways.
+static void product_in_fp8(int l, int way, const stored_t *x) {
+    const Gpt *g = &lab.g;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, wide = 3 * C;
+    const Linear f = gpt_linear(g, l, LIN_QKV);
+    float inverse = 1;
+    if (ways[way].x8) inverse *= bytes_of(lab.xb, x, R * C, ways[way].format);
+    if (ways[way].w8) inverse *= bytes_of(lab.wb, (const stored_t *)f.w, wide * C, DTYPE_E4M3);
+    const Matrix a = ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(x, STORED, C, 1);
+    const Matrix weight = ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(f.w, STORED, C, 1);
+    matmul(output(lab.qkv8, STORED, wide, inverse, f.bias, 0), a, weight, R, wide, C);
+    EXPECT(!stored_nonfinite(lab.qkv8, R * wide), "qkv of layer %d is not finite", l);
+}
+
 static void layer_print(int l) {
     const Gpt *g = &lab.g;
     const int B = g->B, C = g->config.C, NH = g->config.NH, T = g->config.T, hs = C / NH;
     const size_t R = (size_t)B * T, wide = 3 * (size_t)C;
-    const Linear f = gpt_linear(g, l, LIN_QKV);
-    const stored_t *x = gpt_input(g, l, LIN_QKV), *w = (const stored_t *)f.w, *qkv = g->qkv + l * R * wide;
+    const stored_t *x = gpt_input(g, l, LIN_QKV), *qkv = g->qkv + l * R * wide;
     memset(lab.sums, 0, B * NH * sizeof(Sums));
     for (int way = 0; way < (l ? PARTS : WAYS); way++) {
-        float inverse = 1;
-        if (ways[way].x8) inverse *= bytes_of(lab.xb, x, R * C, ways[way].format);
-        if (ways[way].w8) inverse *= bytes_of(lab.wb, w, wide * C, DTYPE_E4M3);
         if (way >= PARTS) part_of(lab.part, way > PARTS);
-        const Matrix a = ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(way < PARTS ? x : lab.part, STORED, C, 1);
-        const Matrix weight = ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(w, STORED, C, 1);
-        matmul(output(lab.qkv8, STORED, wide, inverse, f.bias, 0), a, weight, R, wide, C);
-        EXPECT(!stored_nonfinite(qkv, R * wide) && !stored_nonfinite(lab.qkv8, R * wide), "qkv of layer %d is not finite", l);
+        product_in_fp8(l, way, way < PARTS ? x : lab.part);
         PARALLEL(dynamic) for (int task = 0; task < B * NH; task++) {
             const size_t at = (size_t)(task / NH) * T * wide + task % NH * hs;
             head_compare(&lab.sums[task], way, qkv + at, lab.qkv8 + at, lab.length[task / NH], C, hs);
@@ -131,6 +141,40 @@ static void layer_print(int l) {
         for (int way = PARTS; way < WAYS; way++) printf(l ? "\t-" : "\t%.2f", sqrt(mean.way[way]));
         printf("\n");
     }
+}
+
+enum { QUERIES = 1, KEYS = 2, VALUES = 4 };
+// The mean loss, with some of the outputs of the qkv product of a layer (-1: of all) made of operands in FP8; 0: of none.
+static double loss_of(int outputs, int layer) {
+    Gpt *g = &lab.g;
+    const size_t C = g->config.C, R = (size_t)g->B * g->config.T;
+    double sum = 0;
+    encoder_forward(g->residual, lab.v.tokens, g->master, gpt_param(g, g->master, WPE, 0), g->B, g->config.T, 0, C);
+    for (int l = 0; l < g->config.L; l++) {
+        stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C, *x = gpt_input(g, l, LIN_QKV);
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x, R);
+        gpt_linear_forward(g, l, LIN_QKV, qkv, R);
+        if (outputs && (layer < 0 || layer == l)) {
+            product_in_fp8(l, 0, x);
+            for (size_t r = 0; r < R; r++)
+                for (int i = 0; i < 3; i++)
+                    if (outputs >> i & 1) memcpy(qkv + (r * 3 + i) * C, lab.qkv8 + (r * 3 + i) * C, C * sizeof(stored_t));
+        }
+        attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, g->B, g->config.T, 0, C, g->config.NH);
+        gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, R);
+        gpt_layernorm_forward(g, 2 * l + 1, g->y, gpt_input(g, l, LIN_FC), R);
+        gpt_linear_forward(g, l, LIN_FC, fc, R);
+        gelu_forward(gpt_input(g, l, LIN_FCPROJ), fc, R * 4 * C);
+        gpt_linear_forward(g, l, LIN_FCPROJ, g->y, R);
+    }
+    gpt_layernorm_forward(g, 2 * g->config.L, g->y, g->lnf, R);
+    for (size_t row = 0; row < R; row += HEAD_ROWS) {
+        const size_t slab = MIN(R - row, HEAD_ROWS);
+        head_forward(g, g->logits, row, slab);
+        classifier(g->losses + row, NULL, g->logits, lab.v.targets + row, slab, g->config.V, g->config.Vp, 0);
+        for (size_t r = row; r < row + slab; r++) sum += g->losses[r];
+    }
+    return sum / lab.v.counted;
 }
 
 int main(int argc, char **argv) {
@@ -187,6 +231,11 @@ int main(int argc, char **argv) {
     for (int way = 0; way < WAYS; way++) printf("\t%s", ways[way].name);
     printf("\n");
     for (int l = 0; l < g->config.L; l++) layer_print(l);
+    const double loss = loss_of(0, -1), loss8 = loss_of(QUERIES | KEYS | VALUES, -1);
+    printf("loss %.6f; with E4M3 in qkv %.6f (%+.6f); for queries alone %+.6f, keys %+.6f, values %+.6f; keys of layer", loss,
+           loss8, loss8 - loss, loss_of(QUERIES, -1) - loss, loss_of(KEYS, -1) - loss, loss_of(VALUES, -1) - loss);
+    for (int l = 0; l < g->config.L; l++) printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l) - loss);
+    printf("\n");
     EXPECT(!fflush(stdout), "cannot write the table: %s", strerror(errno));
     return 0;
 }
