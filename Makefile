@@ -89,7 +89,7 @@ RUN = -e d3 -x 400 -v 50
 build/compare: dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 # Small programs that take the trainer's file apart; the first lines of each say what it shows.
-build/lab/%: dev/lab/%.c train_gpt_fp8.c $(FLAGS_FILE)
+build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 compare: build/compare all

@@ -22,6 +22,7 @@ for what they put out as queries alone, as keys alone, as values alone; and as k
 #define TESTING
 #define PROGRAM "attention"
 #include "../../train_gpt_fp8.c"
+#include "lab.h"
 
 enum { T_MAX = 4096, WAYS = 8, PARTS = 6 }; // ways from PARTS on are of the first layer: logits of a part of x
 static const struct {
@@ -37,21 +38,18 @@ typedef struct {
 static struct {
     Gpt g;
     ValidationSet v;
-    int *length;             // [B] tokens of a row that count
-    uint8_t *xb, *wb;        // [R, C], [3C, C] in FP8
-    stored_t *qkv8, *part;   // [R, 3C], [R, C]
-    Sums *sums;              // [B, NH]
-    double counted, queries; // tokens; those that see two keys or more
+    int *length;           // [B] tokens of a row that count
+    uint8_t *xb, *wb;      // [R, C], [3C, C] in FP8
+    stored_t *qkv8, *part; // [R, 3C], [R, C]
+    Sums *sums;            // [B, NH]
+    double queries;        // that see two keys or more
+    int outputs, layer;    // lab_forward() takes these of FP8 operands: QUERIES, KEYS, VALUES; of one layer, -1: of all
 } lab;
 
 // The bytes of x [n] in a format; returns what they have to be multiplied by.
 static float bytes_of(uint8_t *bytes, const stored_t *x, size_t n, Dtype format) {
-    const ScalingRecipe recipe = {.format = format};
-    float amax = 0;
-    for (size_t i = 0; i < n; i++) amax = MAX(amax, fabsf(float_from_stored(x[i])));
-    const float scale = scale_from_amax(amax, 1, &recipe);
-    PARALLEL(static) for (size_t i = 0; i < n; i++) bytes[i] = fp8_encode(float_from_stored(x[i]) * scale, format);
-    return 1 / scale;
+    Fp8Scale own = {.recipe = {.rule = SCALING_CURRENT, .format = format}};
+    return quantise(bytes, x, n, &own, RECORD_NONE);
 }
 
 // What comes of the tokens' embeddings or of the positions' in the first layer's x: (embedding - its mean) rstd weight, [R, C].
@@ -144,60 +142,36 @@ static void layer_print(int l) {
 }
 
 enum { QUERIES = 1, KEYS = 2, VALUES = 4 };
-// The mean loss, with some of the outputs of the qkv product of a layer (-1: of all) made of operands in FP8; 0: of none.
+static void lab_layernorm(int l, int second, const stored_t *y, stored_t *normed, size_t rows) {
+    gpt_layernorm_forward(&lab.g, 2 * l + second, y, normed, rows);
+}
+static void lab_linear(int l, int i, stored_t *y, const stored_t *x, size_t rows) {
+    const size_t C = lab.g.config.C;
+    gpt_linear_forward(&lab.g, l, i, y, rows); // of gpt_input(), which is x
+    if (i != LIN_QKV || !lab.outputs || (lab.layer >= 0 && lab.layer != l)) return;
+    product_in_fp8(l, 0, x);
+    for (size_t part = 0; part < rows * 3; part++)
+        if (lab.outputs >> part % 3 & 1) memcpy(y + part * C, lab.qkv8 + part * C, C * sizeof(stored_t));
+}
+static void lab_attention(int l, stored_t *out, stored_t *qkv, int B) {
+    (void)l;
+    attention_forward(out, qkv, B, lab.g.config.T, 0, lab.g.config.C, lab.g.config.NH);
+}
 static double loss_of(int outputs, int layer) {
-    Gpt *g = &lab.g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T;
-    double sum = 0;
-    encoder_forward(g->residual, lab.v.tokens, g->master, gpt_param(g, g->master, WPE, 0), g->B, g->config.T, 0, C);
-    for (int l = 0; l < g->config.L; l++) {
-        stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C, *x = gpt_input(g, l, LIN_QKV);
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x, R);
-        gpt_linear_forward(g, l, LIN_QKV, qkv, R);
-        if (outputs && (layer < 0 || layer == l)) {
-            product_in_fp8(l, 0, x);
-            for (size_t r = 0; r < R; r++)
-                for (int i = 0; i < 3; i++)
-                    if (outputs >> i & 1) memcpy(qkv + (r * 3 + i) * C, lab.qkv8 + (r * 3 + i) * C, C * sizeof(stored_t));
-        }
-        attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, g->B, g->config.T, 0, C, g->config.NH);
-        gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, R);
-        gpt_layernorm_forward(g, 2 * l + 1, g->y, gpt_input(g, l, LIN_FC), R);
-        gpt_linear_forward(g, l, LIN_FC, fc, R);
-        gelu_forward(gpt_input(g, l, LIN_FCPROJ), fc, R * 4 * C);
-        gpt_linear_forward(g, l, LIN_FCPROJ, g->y, R);
-    }
-    gpt_layernorm_forward(g, 2 * g->config.L, g->y, g->lnf, R);
-    for (size_t row = 0; row < R; row += HEAD_ROWS) {
-        const size_t slab = MIN(R - row, HEAD_ROWS);
-        head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, NULL, g->logits, lab.v.targets + row, slab, g->config.V, g->config.Vp, 0);
-        for (size_t r = row; r < row + slab; r++) sum += g->losses[r];
-    }
-    return sum / lab.v.counted;
+    lab.outputs = outputs, lab.layer = layer;
+    return lab_forward(&lab.g, lab.v.tokens, lab.v.targets, lab.g.B) / lab.v.counted;
 }
 
 int main(int argc, char **argv) {
-    const char *text = NULL;
-    long T = 256, rows = 16;
-    char *end = "", memory[256];
-    EXPECT(argc > 1 && argv[1][0] != '-', "usage: attention MODEL -j TEXT [-t T] [-m ROWS]");
-    for (int i = 2; i < argc; i += 2) {
-        EXPECT(i + 1 < argc && argv[i][0] == '-' && strchr("jtm", argv[i][1]) && argv[i][1] && !argv[i][2],
-               "option '%s': expected -j, -t or -m with a value", argv[i]);
-        if (argv[i][1] == 'j') text = argv[i + 1];
-        else *(argv[i][1] == 't' ? &T : &rows) = strtol(argv[i + 1], &end, 10);
-        EXPECT(!*end, "option %s: expected a whole number, found '%s'", argv[i], argv[i + 1]);
-    }
-    EXPECT(text, "expected -j TEXT");
-    EXPECT(rows >= 1 && rows <= 4096 && T >= 2 && T <= T_MAX, "expected -m of 1 to 4096 and -t of 2 to %d", T_MAX);
+    const char *values[] = {NULL, "256", "16"}, *text;
+    char memory[256];
+    lab_options(argc, argv, "jtm", "-j TEXT [-t T] [-m ROWS]", values);
+    EXPECT((text = values[0]), "expected -j TEXT");
+    const long T = lab_number(values[1], "-t", 2, T_MAX), rows = lab_number(values[2], "-m", 1, 4096);
     Gpt *g = &lab.g;
-    g->config = model_check(argv[1], NULL);
-    EXPECT(T <= g->config.T, "%s has %d positions, fewer than -t %ld", argv[1], g->config.T, T);
-    Dataset set = dataset_open(text);
-    EXPECT(set.V == g->config.V, "%s: expected a vocabulary of %d, as the model has, found %d", text, g->config.V, set.V);
-    dataset_windows(&set, "validation", T);
-    g->config.T = T, g->B = MIN(rows, (long)set.windows); // of stories fewer may fit
+    lab_model(g, argv[1], T);
+    const Dataset set = lab_data(g, text, "validation");
+    g->B = MIN(rows, (long)set.windows); // of stories fewer may fit
     const size_t C = g->config.C, R = (size_t)g->B * T;
     const double available = atof(proc_value("/proc/meminfo", "MemAvailable", memory)) / 1024;
     const double needed = mib(memory_plan(g, 0).total + R * (9 * C + 8) + 3 * C * C + g->B * g->config.NH * sizeof(Sums));
@@ -208,8 +182,6 @@ int main(int argc, char **argv) {
     machine_init(0);
     gpt_allocate(g);
     model_load(g, argv[1]);
-    gpt_forward_blocks(g, lab.v.tokens, g->B, T, 0); // ln1 and qkv of every layer stay
-
     lab.length = (int *)memory_allocate(g->B * sizeof(int)), lab.sums = (Sums *)memory_allocate(g->B * g->config.NH * sizeof(Sums));
     lab.xb = (uint8_t *)memory_allocate(R * C), lab.wb = (uint8_t *)memory_allocate(3 * C * C);
     lab.qkv8 = (stored_t *)memory_allocate(R * 3 * C * sizeof(stored_t));
@@ -223,15 +195,16 @@ int main(int argc, char **argv) {
                              place = gpt_param(g, g->master, WPE, 0)[*n * C + c];
                 tokens += token * token, positions += place * place;
             }
-        lab.counted += *n, lab.queries += *n - 1;
+        lab.queries += *n - 1;
     }
     EXPECT(lab.queries > 0, "%s: no row has two tokens", text);
-    printf("embeddings of tokens %.4f, of positions %.4f\nlayer\thead\tlargest p\tspread\terror", sqrt(tokens / lab.counted / C),
-           sqrt(positions / lab.counted / C));
+    printf("embeddings of tokens %.4f, of positions %.4f\nlayer\thead\tlargest p\tspread\terror", sqrt(tokens / lab.v.counted / C),
+           sqrt(positions / lab.v.counted / C));
     for (int way = 0; way < WAYS; way++) printf("\t%s", ways[way].name);
     printf("\n");
+    const double loss = loss_of(0, -1); // ln1 and qkv of every layer stay
     for (int l = 0; l < g->config.L; l++) layer_print(l);
-    const double loss = loss_of(0, -1), loss8 = loss_of(QUERIES | KEYS | VALUES, -1);
+    const double loss8 = loss_of(QUERIES | KEYS | VALUES, -1);
     printf("loss %.6f; with E4M3 in qkv %.6f (%+.6f); for queries alone %+.6f, keys %+.6f, values %+.6f; keys of layer", loss,
            loss8, loss8 - loss, loss_of(QUERIES, -1) - loss, loss_of(KEYS, -1) - loss, loss_of(VALUES, -1) - loss);
     for (int l = 0; l < g->config.L; l++) printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l) - loss);

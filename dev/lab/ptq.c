@@ -16,6 +16,7 @@ the paper's study of one exponent bias for all tensors, with the residual stream
 #define TESTING
 #define PROGRAM "ptq"
 #include "../../train_gpt_fp8.c"
+#include "lab.h"
 
 typedef enum { NONE, INT8, E4M3, E5M2 } Kind;
 typedef enum { BY_MAX, BY_PERCENTILE, BY_ERROR, CALIBRATIONS } Calibration;
@@ -106,7 +107,7 @@ static void round_trip(int l, int site, stored_t *x, size_t n) {
 }
 
 // y [rows, out] = x w^T + bias by the scheme.
-static void linear(int l, int i, stored_t *y, const stored_t *x, size_t rows) {
+static void lab_linear(int l, int i, stored_t *y, const stored_t *x, size_t rows) {
     const Linear f = gpt_linear(&lab.g, l, i);
     const stored_t *w = (const stored_t *)f.w;
     const size_t in = f.in, out = f.out;
@@ -162,8 +163,9 @@ static void linear(int l, int i, stored_t *y, const stored_t *x, size_t rows) {
 }
 
 // Attention with its four operands rounded by the scheme; in fp32 with plain loops, one row of probabilities at a time.
-static void attention(int l, stored_t *out, stored_t *qkv, int B, int T, int C, int NH) {
-    const int hs = C / NH;
+static void lab_attention(int l, stored_t *out, stored_t *qkv, int B) {
+    const int T = lab.g.config.T, C = lab.g.config.C, NH = lab.g.config.NH, hs = C / NH;
+    if (!lab.scheme.attention && !lab.calibrates) return attention_forward(out, qkv, B, T, 0, C, NH);
     stored_t *part = (stored_t *)memory_allocate((size_t)B * T * C * sizeof(stored_t));
     for (int which = 0; which < 3; which++) { // q, k and v, each a tensor of its own
         for (int r = 0; r < B * T; r++) memcpy(part + (size_t)r * C, qkv + (size_t)r * 3 * C + which * C, C * sizeof(stored_t));
@@ -202,7 +204,7 @@ static void attention(int l, stored_t *out, stored_t *qkv, int B, int T, int C, 
 
 // The layernorm before attention (0) or the MLP (1), of a residual stream that is rounded, where the scheme says so, after y is
 // added to it.
-static void residual_layernorm(int l, int second, const stored_t *y, stored_t *normed, size_t rows) {
+static void lab_layernorm(int l, int second, const stored_t *y, stored_t *normed, size_t rows) {
     Gpt *g = &lab.g;
     const size_t C = g->config.C;
     gpt_layernorm_forward(g, 2 * l + second, y, normed, rows);
@@ -212,38 +214,11 @@ static void residual_layernorm(int l, int second, const stored_t *y, stored_t *n
     gpt_layernorm_forward(g, 2 * l + second, NULL, normed, rows);
 }
 
-// The sum of the losses of B rows, as gpt_forward() computes it, by the scheme.
-static double forward(const int *tokens, const int *targets, int B) {
-    Gpt *g = &lab.g;
-    const int T = g->config.T, C = g->config.C, L = g->config.L;
-    const size_t rows = (size_t)B * T;
-    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, T, 0, C);
-    for (int l = 0; l < L; l++) {
-        residual_layernorm(l, 0, l ? g->y : NULL, g->ln1, rows);
-        linear(l, SITE_QKV, g->qkv, g->ln1, rows);
-        if (lab.scheme.attention || lab.calibrates) attention(l, g->att, g->qkv, B, T, C, g->config.NH);
-        else attention_forward(g->att, g->qkv, B, T, 0, C, g->config.NH);
-        linear(l, SITE_ATTPROJ, g->y, g->att, rows);
-        residual_layernorm(l, 1, g->y, g->ln2, rows);
-        linear(l, SITE_FC, g->fc, g->ln2, rows);
-        gelu_forward(g->gelu, g->fc, rows * 4 * C);
-        linear(l, SITE_FCPROJ, g->y, g->gelu, rows);
-    }
-    gpt_layernorm_forward(g, 2 * L, g->y, g->lnf, rows);
-    double sum = 0;
-    for (size_t row = 0; row < rows; row += HEAD_ROWS) {
-        const size_t slab = MIN(rows - row, HEAD_ROWS);
-        head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, NULL, g->logits, targets + row, slab, g->config.V, g->config.Vp, 0);
-    }
-    for (size_t row = 0; row < rows; row++) sum += g->losses[row];
-    return sum;
-}
 static double loss_of(const ValidationSet *v) {
     double sum = 0;
     for (long row = 0; row < v->rows; row += lab.g.B) {
         const int B = MIN(lab.g.B, v->rows - row);
-        sum += forward(v->tokens + row * v->T, v->targets + row * v->T, B);
+        sum += lab_forward(&lab.g, v->tokens + row * v->T, v->targets + row * v->T, B);
     }
     return sum / v->counted;
 }
@@ -262,36 +237,19 @@ static double row_print(const char *what, Scheme s, const ValidationSet *v, doub
 }
 
 int main(int argc, char **argv) {
-    const char *calibration = NULL, *val = NULL;
-    char *end = "";
-    long T = 256, rows = 80;
-    EXPECT(argc > 1 && argv[1][0] != '-', "usage: ptq MODEL -i CALIBRATION -j VALIDATION [-t T] [-m ROWS]");
-    for (int i = 2; i < argc; i += 2) {
-        EXPECT(i + 1 < argc && argv[i][0] == '-' && strchr("ijtm", argv[i][1]) && argv[i][1] && !argv[i][2],
-               "option '%s': expected -i, -j, -t or -m with a value", argv[i]);
-        if (argv[i][1] == 'i') calibration = argv[i + 1];
-        else if (argv[i][1] == 'j') val = argv[i + 1];
-        else *(argv[i][1] == 't' ? &T : &rows) = strtol(argv[i + 1], &end, 10);
-        EXPECT(!*end, "option %s: expected a whole number, found '%s'", argv[i], argv[i + 1]);
-    }
-    EXPECT(calibration && val, "expected -i CALIBRATION and -j VALIDATION");
-    EXPECT(rows >= 1 && T >= 1 && T <= 4096, "expected -m of at least 1 and -t of 1 to 4096");
+    const char *values[] = {NULL, NULL, "256", "80"};
+    lab_options(argc, argv, "ijtm", "-i CALIBRATION -j VALIDATION [-t T] [-m ROWS]", values);
+    EXPECT(values[0] && values[1], "expected -i CALIBRATION and -j VALIDATION");
+    const long T = lab_number(values[2], "-t", 1, 4096), rows = lab_number(values[3], "-m", 1, 1 << 20);
     Gpt *g = &lab.g;
-    g->config = model_check(argv[1], NULL);
-    EXPECT(T <= g->config.T, "%s has %d positions, fewer than -t %ld", argv[1], g->config.T, T);
+    lab_model(g, argv[1], T);
     EXPECT(g->config.C / g->config.NH <= 1024, "%s: heads of more than 1024 channels", argv[1]);
-    g->config.T = T, g->B = 4;
-    Dataset sets[2] = {dataset_open(calibration), dataset_open(val)};
-    for (int i = 0; i < 2; i++) {
-        EXPECT(sets[i].V == g->config.V, "%s: expected a vocabulary of %d, as the model has, found %d", i ? val : calibration,
-               g->config.V, sets[i].V);
-        dataset_windows(&sets[i], i ? "validation" : "calibration", T);
-    }
+    g->B = 4;
+    Dataset sets[2] = {lab_data(g, values[0], "calibration"), lab_data(g, values[1], "validation")};
     const ValidationSet calibrate = validation_open(&sets[0], T, 64), score = validation_open(&sets[1], T, rows);
     machine_init(0);
     gpt_allocate(g);
     model_load(g, argv[1]);
-    gpt_refresh_weights(g);
     const size_t R = (size_t)g->B * T, C = g->config.C;
     lab.sites = (Site *)memory_allocate(g->config.L * SITES * sizeof(Site));
     for (int i = 0; i < g->config.L * SITES; i++) lab.sites[i].samples = (float *)memory_allocate(SAMPLES * sizeof(float));
