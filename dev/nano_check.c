@@ -68,6 +68,5 @@ int main(int argc, char **argv) {
     if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[3], strerror(errno));
     fclose(f);
     free(tokens);
-    gpt_free(&g);
     return 0;
 }

@@ -150,6 +150,5 @@ int main(int argc, char **argv) {
     params_write(f, &g, "final.", g.master, 1);
     result_close(f);
     free(tokens), free(targets), free(lnf), free(logits);
-    gpt_free(&g);
     return 0;
 }

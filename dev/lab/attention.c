@@ -164,24 +164,23 @@ static double loss_of(int outputs, int layer) {
 
 int main(int argc, char **argv) {
     const char *values[] = {NULL, "256", "16"}, *text;
-    char memory[256];
     lab_options(argc, argv, "jtm", "-j TEXT [-t T] [-m ROWS]", values);
     EXPECT((text = values[0]), "expected -j TEXT");
     const long T = lab_number(values[1], "-t", 2, T_MAX), rows = lab_number(values[2], "-m", 1, 4096);
     Gpt *g = &lab.g;
-    lab_model(g, argv[1], T);
-    const Dataset set = lab_data(g, text, "validation");
+    const File model = lab_model(g, argv[1], T);
+    Dataset set = lab_data(g, text, "validation");
     g->B = MIN(rows, (long)set.windows); // of stories fewer may fit
     const size_t C = g->config.C, R = (size_t)g->B * T;
-    const double available = atof(proc_value("/proc/meminfo", "MemAvailable", memory)) / 1024;
-    const double needed = mib(memory_plan(g, 0).total + R * (9 * C + 8) + 3 * C * C + g->B * g->config.NH * sizeof(Sums));
+    const double available = memory_available();
+    const double needed = mib(memory_plan(g).total + R * (9 * C + 8) + 3 * C * C + g->B * g->config.NH * sizeof(Sums));
     EXPECT(available == 0 || needed <= available, "%.0f MiB are needed, %.0f available; choose a smaller -m or -t", needed,
            available);
     lab.v = validation_open(&set, T, g->B);
     g->B = lab.v.rows;
     machine_init(0);
     gpt_allocate(g);
-    model_load(g, argv[1]);
+    model_load(g, &model);
     lab.length = (int *)memory_allocate(g->B * sizeof(int)), lab.sums = (Sums *)memory_allocate(g->B * g->config.NH * sizeof(Sums));
     lab.xb = (uint8_t *)memory_allocate(R * C), lab.wb = (uint8_t *)memory_allocate(3 * C * C);
     lab.qkv8 = (stored_t *)memory_allocate(R * 3 * C * sizeof(stored_t));

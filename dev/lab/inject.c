@@ -86,7 +86,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     Options *o = &r->o;
     *o = options_parse(argc, argv, r->given);
     r->trains = 1, r->baseline = r->baseline_at = "";
-    path_print(r->dir, "%s", "nowhere");
+    path_print(r->dir.path, "%s", "nowhere");
     r->prompts = 0;
     EXPECT(options_depth(o), "option --model: expected a depth; this trains from new weights");
     EXPECT(step >= 1 && step <= o->steps, "STEP: expected 1 to --steps, %ld, found %ld", o->steps, step);
@@ -107,7 +107,8 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     r->tokens = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     r->targets = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     float *kept = (float *)memory_allocate(8 * (size_t)r->g.config.C * r->g.config.C * sizeof(float));
-    FILE *f = fopen(out, "w");
+    unlink(out);
+    FILE *f = fopen(out, "wx");
     EXPECT(f, "%s: cannot write: %s; run this from the project's directory", out, strerror(errno));
     r->g.record = RECORD_STATS;
     for (long i = 1; i <= o->steps; i++) {
@@ -152,6 +153,7 @@ int main(int argc, char **argv) {
     const int broken = train(argc - 4, argv + 4, "build/lab/broken.tsv", fault, step, layer, linear, which);
     if (broken != 0 && broken != EXIT_NONFINITE) return EXIT_BAD_INPUT; // it has said why
     char *a = text_read("build/lab/clean.tsv"), *b = text_read("build/lab/broken.tsv");
+    EXPECT(a && b, "build/lab/clean.tsv, broken.tsv: expected what the two runs wrote, found no file");
     double x[3], y[7];
     long last = 0, worst_step = 0;
     double at_once = 0, worst = 0, apart = 0;

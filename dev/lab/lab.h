@@ -19,16 +19,19 @@ static long lab_number(const char *text, const char *option, long min, long max)
     return n;
 }
 
-// Checks a model and takes T of its positions.
-static void lab_model(Gpt *g, const char *path, long T) {
-    g->config = model_check(path, NULL);
+// Opens and checks a model, and takes T of its positions.
+static File lab_model(Gpt *g, const char *path, long T) {
+    uint64_t sum;
+    const File model = file_open(path, 0);
+    g->config = model_check(&model, &sum);
     EXPECT(T <= g->config.T, "%s has %d positions, fewer than -t %ld", path, g->config.T, T);
     g->config.T = T;
+    return model;
 }
 static Dataset lab_data(const Gpt *g, const char *path, const char *role) {
     Dataset set = dataset_open(path);
     EXPECT(set.V == g->config.V, "%s: expected a vocabulary of %d, as the model has, found %d", path, g->config.V, set.V);
-    dataset_windows(&set, role, g->config.T);
+    dataset_windows(&set, role, g->config.T, 1);
     return set;
 }
 

@@ -242,14 +242,14 @@ int main(int argc, char **argv) {
     EXPECT(values[0] && values[1], "expected -i CALIBRATION and -j VALIDATION");
     const long T = lab_number(values[2], "-t", 1, 4096), rows = lab_number(values[3], "-m", 1, 1 << 20);
     Gpt *g = &lab.g;
-    lab_model(g, argv[1], T);
+    const File model = lab_model(g, argv[1], T);
     EXPECT(g->config.C / g->config.NH <= 1024, "%s: heads of more than 1024 channels", argv[1]);
     g->B = 4;
     Dataset sets[2] = {lab_data(g, values[0], "calibration"), lab_data(g, values[1], "validation")};
     const ValidationSet calibrate = validation_open(&sets[0], T, 64), score = validation_open(&sets[1], T, rows);
     machine_init(0);
     gpt_allocate(g);
-    model_load(g, argv[1]);
+    model_load(g, &model);
     const size_t R = (size_t)g->B * T, C = g->config.C;
     lab.sites = (Site *)memory_allocate(g->config.L * SITES * sizeof(Site));
     for (int i = 0; i < g->config.L * SITES; i++) lab.sites[i].samples = (float *)memory_allocate(SAMPLES * sizeof(float));
