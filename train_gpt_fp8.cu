@@ -120,23 +120,23 @@ typedef uint16_t operand_t;
 // Exit statuses, as --help prints them.
 enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
 
+#ifndef PROGRAM
+#define PROGRAM "train_gpt_" PRECISION_NAME "cu"
+#endif
 // One line on stderr, then the end. Callers name the file or option, what was expected, what was found, what to do.
 __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
-    fprintf(stderr, "train_gpt_" PRECISION_NAME ": ");
+    fprintf(stderr, "%s: ", PROGRAM);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
-    exit(status);
+    _exit(status);
 }
 
 // Bad input ends the program before anything is lost.
-#define EXPECT(condition, ...)                                                                                                     \
-    do {                                                                                                                           \
-        if (!(condition)) fatal(EXIT_BAD_INPUT, __VA_ARGS__);                                                                      \
-    } while (0)
+#define EXPECT(condition, ...) ((condition) ? (void)0 : fatal(EXIT_BAD_INPUT, __VA_ARGS__))
 
 // Prints a file name into out[PATH_MAX].
 __attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
@@ -2297,7 +2297,7 @@ typedef struct {
     double loss, norm;      // the sum of the losses; of the unscaled gradient
     unsigned long long cut; // gradients that FP8 saturated
     float update_scale;     // what AdamW multiplies gradients by; 0: the step is skipped, since loss or norm is not finite
-    int unused;
+    unsigned nonfinite;     // whether the update made a weight that is not finite
 } StepResults;
 
 typedef struct {
@@ -2370,7 +2370,9 @@ static MemoryPlan memory_plan(Gpt *g) {
     plan.part[REUSED] += g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
     if (machine.tunes) plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
 #ifdef USE_CUDNN
-    plan.part[REUSED] += gpt_rows(g) * g->config.C * 8; // its workspace, about
+    // its workspace, about: a deterministic backward pass holds dP of all heads in 16 bits, rows and keys in tiles of 64 and 128
+    const size_t T = g->config.T;
+    plan.part[REUSED] += gpt_rows(g) * g->config.C * 8 + (size_t)g->B * g->config.NH * round_up(T, 64) * round_up(T, 128) * 2;
 #endif
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
@@ -2774,7 +2776,7 @@ typedef struct {
 } ParamRanges;
 KERNEL_OF(THREADS)
 adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges ranges, const StepInputs *in,
-             const StepResults *results) {
+             StepResults *results) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     const float grad_scale = results->update_scale;
     if (grad_scale == 0 || i >= ranges.end[NPARAM - 1]) return;
@@ -2790,6 +2792,7 @@ adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges 
         vs[k] = b2 * vs[k] + (1 - b2) * (d * d);
         const float step = ms[k] * in->correct1 / (sqrtf(vs[k] * in->correct2) + eps);
         w[k] -= lr * (step + decay * w[k]);
+        if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
     }
     put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3])), put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
     put(weights + i, make_float4(w[0], w[1], w[2], w[3]));
@@ -2835,27 +2838,47 @@ static void loss_scale_update(Gpt *g, int overflow) {
 }
 
 // ==== 8. data ========================================================================================================
-// A data set is a list of mapped files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is
-// T inputs and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
+// A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is T inputs
+// and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
 #define SHARD_MAGIC     20240520
 #define TOKENIZER_MAGIC 20240328
 #define GPT2_VOCAB      50257
 typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
 
-// Maps a whole file for reading, and copies its header; what a short file lacks of it is 0.
-static unsigned char *file_map(const char *path, size_t *bytes, void *header, size_t header_bytes) {
+// ---- reading files. A file counts as absent only if it does not exist; any other failure to read it ends the program. Files are
+// read in parts and never mapped, so a file that shrinks is an error (no SIGBUS), and its pages are not the program's memory.
+typedef struct {
+    const char *path;
+    int fd; // -1: there is none
+    size_t bytes;
+    struct timespec time; // of its last change
+    FileHeader header;    // its first bytes; what a short file lacks is 0
+} File;
+
+// Reads the n bytes from `at` on; all of them, or the program ends.
+static void file_read(const File *f, size_t at, void *to, size_t n) {
+    for (ssize_t got = 0; n > 0; at += got, n -= got, to = (char *)to + got) {
+        got = pread(f->fd, to, n, at);
+        EXPECT(got > 0, "%s: cannot read byte %zu: %s", f->path, at, got ? strerror(errno) : "it became shorter");
+    }
+}
+static File file_open(const char *path, int optional) { // optional: it need not exist, and may be empty
     struct stat st;
-    const int fd = open(path, O_RDONLY | O_NONBLOCK); // or a pipe would be waited for
-    EXPECT(fd >= 0 && fstat(fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
-    EXPECT(S_ISREG(st.st_mode), "%s: expected a file, found a directory or device", path);
-    EXPECT(st.st_size > 0, "%s: the file is empty", path);
-    *bytes = st.st_size;
-    unsigned char *map = (unsigned char *)mmap(NULL, *bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-    EXPECT(map != MAP_FAILED, "%s: cannot map %zu bytes: %s", path, *bytes, strerror(errno));
-    close(fd);
-    memset(header, 0, header_bytes);
-    memcpy(header, map, *bytes < header_bytes ? *bytes : header_bytes);
-    return map;
+    File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}}; // or a pipe would be waited for
+    if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
+    EXPECT(f.fd >= 0 && fstat(f.fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
+    EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size), "%s: is empty, or a directory, pipe or device", path);
+    f.bytes = st.st_size, f.time = st.st_mtim;
+    file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
+    return f;
+}
+// Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every block but the last is a
+// multiple of 8 bytes, as checksum() needs.
+static const unsigned char *file_block(const File *f, size_t at, size_t end, size_t *n) {
+    static unsigned char block[1 << 16];
+    *n = MIN(end - at, sizeof(block));
+    file_read(f, at, block, *n);
+    return block;
 }
 
 // A number found in a file, or its size, must lie in min .. max.
@@ -2867,12 +2890,11 @@ static void file_expect(const char *path, const char *what, long found, long min
 // ---- tables of text: `# key<TAB>value` lines, then rows of tab-separated columns
 // A whole text, ended by a 0; NULL if there is no such file.
 static char *text_read(const char *path) {
-    struct stat st;
-    FILE *f = fopen(path, "r");
-    if (!f || fstat(fileno(f), &st) != 0) return NULL;
-    char *text = (char *)memory_allocate(st.st_size + 1);
-    text[fread(text, 1, st.st_size, f)] = 0;
-    fclose(f);
+    const File f = file_open(path, 1);
+    if (f.fd < 0) return NULL;
+    char *text = (char *)memory_allocate(f.bytes + 1);
+    file_read(&f, 0, text, f.bytes);
+    close(f.fd);
     return text;
 }
 
@@ -2902,61 +2924,83 @@ static int text_row(const char **at, double *row, int n) {
 
 // ---- token shards and texts
 typedef struct {
-    const char *path;
-    const unsigned char *map, *tokens; // the file; the first token of this set in it
-    int width;                         // bytes a token, 1 or 2
-    size_t count, windows, slack;      // tokens, windows of an epoch, and by how many tokens they may shift
+    File file;
+    size_t begin;                 // of this set's first token in it, in bytes
+    int width;                    // bytes a token, 1 or 2
+    size_t count, windows, slack; // tokens, windows of an epoch, and by how many tokens they may shift
 } Shard;
 typedef struct {
     Shard *shards;
     int shard_count, V;
     size_t tokens, windows;
-    uint64_t hash; // of every token, their order, and how they are split into files
+    uint64_t hash;        // of every token, their order, and how they are split into files
+    unsigned char *bytes; // of the window that is being read
 } Dataset;
-static int shard_token(const Shard *s, size_t i) {
-    return s->width == 1 ? s->tokens[i] : s->tokens[2 * i] | s->tokens[2 * i + 1] << 8;
+static int token_at(const unsigned char *bytes, int width, size_t i) {
+    return width == 1 ? bytes[i] : bytes[2 * i] | bytes[2 * i + 1] << 8;
 }
 
-static Shard shard_open(const char *path, int *V) {
-    Shard s = {};
-    FileHeader header;
-    size_t found;
+// The last dot in a path's last part, or its end.
+static const char *path_dot(const char *path) {
     const char *dot = strrchr(path, '.');
-    s.path = strdup(path), s.map = file_map(path, &found, header, sizeof(FileHeader));
-    if (header[0] != SHARD_MAGIC && !(dot && !strcmp(dot, ".bin"))) { // a text
-        s.tokens = s.map, s.count = found, s.width = 1, *V = 256;
+    return dot && !strchr(dot, '/') ? dot : path + strlen(path);
+}
+static Shard shard_open(const char *path, int *V) {
+    Shard s = {file_open(strdup(path), 0), 0, 1, 0, 0, 0};
+    const int32_t *header = s.file.header;
+    const char *dot = path_dot(path), *packed = strstr(".gz/.bz2/.xz/.zst/.zip/", dot);
+    EXPECT(!packed || packed[strlen(dot)] != '/', "%s: is compressed; unpack it first", path);
+    if (header[0] != SHARD_MAGIC && strcmp(dot, ".bin")) { // a text
+        s.count = s.file.bytes, *V = 256;
         return s;
     }
-    s.tokens = s.map + sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
+    s.begin = sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
     *V = header[3] ? header[3] : GPT2_VOCAB;
     const long bytes = sizeof(FileHeader) + 2 * s.count;
     file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC, SHARD_MAGIC);
     file_expect(path, "shard version", header[1], 1, 1);
     file_expect(path, "a vocabulary", *V, 2, 65536);
-    file_expect(path, "size in bytes, by its token count,", found, bytes, bytes);
+    file_expect(path, "size in bytes, by its token count,", s.file.bytes, bytes, bytes);
     return s;
 }
 
 // Opens, checks and hashes every file that matches the pattern, in sorted order.
 static Dataset dataset_open(const char *pattern) {
-    Dataset d = {};
-    glob_t found;
-    // a pattern without a match may still be the name of a file
-    EXPECT(!glob(pattern, GLOB_NOCHECK, NULL, &found) && !access(found.gl_pathv[0], F_OK),
-           "%s: no such file; expected a text or a glob of shards (`make` writes data/tales.d)", pattern);
-    d.shard_count = found.gl_pathc;
+    Dataset d = {NULL, 1, 0, 0, 0, 0, NULL};
+    const char *const *paths = &pattern;
+    static glob_t found;
+    if (access(pattern, F_OK)) { // else it is the name of a file, whatever characters it has
+        EXPECT(errno == ENOENT && !glob(pattern, GLOB_ERR, NULL, &found),
+               "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern, strerror(errno));
+        paths = (const char *const *)found.gl_pathv, d.shard_count = found.gl_pathc;
+    }
     d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         Shard *s = &d.shards[i];
-        *s = shard_open(found.gl_pathv[i], &V);
-        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", s->path, d.shards[0].path, d.V, V);
+        *s = shard_open(paths[i], &V);
+        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i], paths[0], d.V, V);
         d.V = V, d.tokens += s->count;
-        d.hash = checksum(d.hash ^ s->count, s->tokens, s->count * s->width); // windows do not cross a file's end
-        for (size_t k = 0; s->width == 2 && k < s->count; k++)
-            EXPECT(shard_token(s, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", s->path, k, shard_token(s, k), V);
+        d.hash ^= s->count; // windows do not cross a file's end
+        for (size_t at = s->begin, n; at < s->file.bytes; at += n) {
+            const unsigned char *block = file_block(&s->file, at, s->file.bytes, &n);
+            d.hash = checksum(d.hash, block, n);
+            for (size_t k = 0; s->width == 2 && k < n / 2; k++)
+                EXPECT(token_at(block, 2, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", paths[i],
+                       (at - s->begin) / 2 + k, token_at(block, 2, k), V);
+        }
     }
     globfree(&found);
     return d;
+}
+
+// Whether a file's size or time are no longer those that were found when it was opened.
+static int dataset_changed(const Dataset *d) {
+    struct stat st;
+    for (int i = 0; i < d->shard_count; i++) {
+        const File *f = &d->shards[i].file;
+        if (fstat(f->fd, &st) || (size_t)st.st_size != f->bytes || memcmp(&st.st_mtim, &f->time, sizeof(f->time))) return 1;
+    }
+    return 0;
 }
 
 // Takes the last tenth of `train` away and returns it.
@@ -2967,21 +3011,22 @@ static Dataset dataset_hold_out(Dataset *train) {
     val.shard_count = 0, val.tokens = 0;
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
-        s->count = s->count < keep ? s->count : keep;
+        s->count = MIN(s->count, keep);
         keep -= s->count;
-        rest.tokens += s->count * s->width, rest.count -= s->count;
+        rest.begin += s->count * s->width, rest.count -= s->count;
         if (rest.count) val.shards[val.shard_count++] = rest, val.tokens += rest.count;
     }
     train->tokens -= val.tokens;
     return val;
 }
 
-static void dataset_windows(Dataset *d, const char *role, int T) {
-    d->windows = 0;
+// Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the shift of an epoch.
+static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
+    d->windows = 0, d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->windows = s->count > 0 ? (s->count - 1) / T : 0;
-        if (s->windows > 8) s->windows--; // leaves room for the shift of an epoch
+        if (s->windows > 8) s->windows -= spare;
         s->slack = s->windows ? s->count - 1 - s->windows * T : 0;
         d->windows += s->windows;
     }
@@ -2993,7 +3038,8 @@ static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *
     const Shard *s = d->shards;
     while (index >= s->windows) index -= s->windows, s++;
     const size_t at = index * T + shift % (s->slack + 1);
-    for (int t = 0; t < T; t++) tokens[t] = shard_token(s, at + t), targets[t] = shard_token(s, at + t + 1);
+    file_read(&s->file, s->begin + at * s->width, d->bytes, (T + 1) * s->width);
+    for (int t = 0; t < T; t++) tokens[t] = token_at(d->bytes, s->width, t), targets[t] = token_at(d->bytes, s->width, t + 1);
 }
 
 // A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the value is below n.
@@ -3036,26 +3082,31 @@ static void validation_allocate(ValidationSet *v, long rows) {
 }
 
 // Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of them is longer than T.
-static int validation_stories(ValidationSet *v, const Shard *s, const char *path, long want) {
+static int validation_stories(ValidationSet *v, const Dataset *d, const char *path, long want) {
+    const File *f = &d->shards->file;
     char *text = text_read(path), value[PATH_MAX];
     uint64_t hash = 14695981039346656037ull; // FNV-1a
     long stories = 0, index = 0, row = 0;
     double x[3], nats = 0; // x: offset, bytes and nats of a story
     if (!text) return 0;
-    for (size_t i = 0; i < s->count; i++) hash = (hash ^ s->tokens[i]) * 1099511628211ull;
+    for (size_t at = 0, n; at < f->bytes; at += n) {
+        const unsigned char *block = file_block(f, at, f->bytes, &n);
+        for (size_t i = 0; i < n; i++) hash = (hash ^ block[i]) * 1099511628211ull;
+    }
     EXPECT(strtoull(text_value(text, "fnv1a64", value), NULL, 16) == hash,
-           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, s->path, (unsigned long long)hash, value);
+           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, f->path, (unsigned long long)hash, value);
     for (const char *at = text; *at;) stories += text_row(&at, x, 3) == 3;
     EXPECT(atol(text_value(text, "stories", value)) == stories, "%s: expected %s stories, found %ld", path, value, stories);
     validation_allocate(v, stories < want ? stories : want);
     for (const char *at = text; *at && row < v->rows;) {
         if (text_row(&at, x, 3) != 3 || index++ != row * stories / v->rows) continue;
-        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= s->count, "%s: story %ld lies beyond %s", path, index - 1, s->path);
-        const long offset = x[0], bytes = x[1];
+        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= f->bytes, "%s: story %ld lies beyond %s", path, index - 1, f->path);
+        const long bytes = x[1];
         if (bytes > v->T) break;
+        file_read(f, x[0], d->bytes, bytes);
         for (int t = 0; t < v->T; t++) { // a story starts after a newline
-            v->tokens[row * v->T + t] = t == 0 || t >= bytes ? '\n' : shard_token(s, offset + t - 1);
-            v->targets[row * v->T + t] = t < bytes ? shard_token(s, offset + t) : -1;
+            v->tokens[row * v->T + t] = t == 0 || t >= bytes ? '\n' : d->bytes[t - 1];
+            v->targets[row * v->T + t] = t < bytes ? d->bytes[t] : -1;
         }
         v->counted += bytes, nats += x[2], row++;
     }
@@ -3064,17 +3115,16 @@ static int validation_stories(ValidationSet *v, const Shard *s, const char *path
     return row > 0 && row == v->rows;
 }
 
-static ValidationSet validation_open(const Dataset *d, int T, long want) {
-    ValidationSet v = {};
+static ValidationSet validation_open(Dataset *d, int T, long want) {
+    ValidationSet v = {T, 0, NULL, NULL, 0, 0};
     const Shard *s = d->shards;
-    v.T = T;
-    if (d->shard_count == 1 && s->width == 1 && s->tokens == s->map) {
+    if (d->shard_count == 1 && s->width == 1 && s->count == s->file.bytes) {
         char path[PATH_MAX];
-        const char *dot = strrchr(s->path, '.');
-        path_print(path, "%.*s.floor.tsv", dot ? (int)(dot - s->path) : (int)strlen(s->path), s->path);
-        if (validation_stories(&v, s, path, want)) return v;
+        path_print(path, "%.*s.floor.tsv", (int)(path_dot(s->file.path) - s->file.path), s->file.path);
+        if (validation_stories(&v, d, path, want)) return v;
     }
-    validation_allocate(&v, want < (long)d->windows ? want : (long)d->windows);
+    if (want > (long)d->windows) dataset_windows(d, "validation", T, 0); // every window
+    validation_allocate(&v, MIN(want, (long)d->windows));
     v.counted = v.rows * T;
     for (long i = 0; i < v.rows; i++) dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
     return v;
@@ -3082,23 +3132,26 @@ static ValidationSet validation_open(const Dataset *d, int T, long want) {
 
 // ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
 typedef struct {
-    int V, eot;                 // V is 0 without a file: bytes
-    const unsigned char **text; // [V] a token's bytes; the byte before them is their number
+    int V, separator;           // the token between documents
+    const unsigned char **text; // [V] a token's bytes; the byte before them is their number. NULL without a file
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
-    FileHeader header;
-    size_t bytes, at = sizeof(FileHeader);
-    const unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)); // stays mapped
+    size_t at = sizeof(FileHeader);
+    const File f = file_open(path, 0);
+    const int32_t *header = f.header;
     file_expect(path, "a tokenizer with magic number", header[0], TOKENIZER_MAGIC, TOKENIZER_MAGIC);
     file_expect(path, "tokenizer version", header[1], 2, 2);
     file_expect(path, "the model's vocabulary,", header[2], V, V);
     file_expect(path, "an end-of-text token", header[3], 0, V - 1);
     const Tokenizer t = {V, header[3], (const unsigned char **)memory_allocate(V * sizeof(*t.text))};
+    unsigned char *bytes = (unsigned char *)memory_allocate(f.bytes); // stays
+    file_read(&f, 0, bytes, f.bytes);
+    close(f.fd);
     for (int i = 0; i < V; i++) {
-        EXPECT(at < bytes && at + map[at] < bytes, "%s: truncated at token %d of %d", path, i, V);
-        t.text[i] = map + at + 1;
-        at += 1 + map[at];
+        EXPECT(at < f.bytes && at + bytes[at] < f.bytes, "%s: truncated at token %d of %d", path, i, V);
+        t.text[i] = bytes + at + 1;
+        at += 1 + bytes[at];
     }
     return t;
 }
@@ -3108,21 +3161,26 @@ static Tokenizer tokenizer_open(const char *path, int V) {
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
     for (int length, left = strlen(text); left > 0; text += length, left -= length) {
-        int best = t->V ? -1 : (unsigned char)*text;
-        length = t->V ? 0 : 1;
-        for (int i = 0; i < t->V; i++) {
+        int best = t->text ? -1 : (unsigned char)*text;
+        length = t->text ? 0 : 1;
+        for (int i = 0; t->text && i < t->V; i++) {
             const int bytes = t->text[i][-1];
-            if (bytes > length && bytes <= left && i != t->eot && !memcmp(t->text[i], text, bytes)) best = i, length = bytes;
+            if (bytes > length && bytes <= left && i != t->separator && !memcmp(t->text[i], text, bytes)) best = i, length = bytes;
         }
         EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d", (unsigned char)*text);
         out[n++] = best;
     }
     return n;
 }
+// Prints a token's bytes, '?' for those that a terminal obeys; of a vocabulary without a file, its number.
 static void token_print(const Tokenizer *t, int token) {
-    if (t->V) fwrite(t->text[token], 1, t->text[token][-1], stdout);
-    else if (token < 256) putchar(token == '\n' || (token >= 32 && token != 127) ? token : '?');
-    else printf("<%d>", token);
+    const unsigned char byte = token, *text = t->text ? t->text[token] : &byte;
+    if (!t->text && t->V != 256) printf("<%d>", token);
+    else
+        for (int i = 0; i < (t->text ? text[-1] : 1); i++) {
+            const int c = text[i];
+            putchar((c < 32 && c != '\n' && c != '\t') || c == 127 ? '?' : c);
+        }
     fflush(stdout);
 }
 
@@ -3132,7 +3190,7 @@ static void token_print(const Tokenizer *t, int token) {
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 4
+#define STATE_VERSION 5
 enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
 
 typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
@@ -3168,84 +3226,86 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
     };
     memcpy(sections, table, sizeof(table));
 }
-static uint64_t section_checksum(const SectionHeader *h, const void *data) {
-    return checksum(checksum(0, h, offsetof(SectionHeader, checksum)), data, h->bytes);
-}
+// A directory that is written to, through its descriptor: a run's files stay together even if the directory is renamed. Reading,
+// and the search for old checkpoints, go by the path.
+typedef struct {
+    int fd;
+    char path[PATH_MAX];
+} Directory;
 
-static FILE *file_begin(const char *path) {
+// Begins a new file under a temporary name. Whatever has that name, a link for example, is removed and never followed.
+static FILE *file_begin(const Directory *d, const char *name) {
     char temporary[PATH_MAX];
-    path_print(temporary, "%s.tmp", path);
-    FILE *f = fopen(temporary, "wb");
-    EXPECT(f, "%s: cannot create: %s", temporary, strerror(errno));
+    path_print(temporary, "%s.tmp", name);
+    unlinkat(d->fd, temporary, 0);
+    const int fd = openat(d->fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "wb");
+    EXPECT(f, "%s/%s: cannot create: %s", d->path, temporary, strerror(errno));
     return f;
 }
-// Flushes it to disk, then gives it its name; the directory entry is flushed too. Any write that failed shows here.
-static void file_commit(FILE *f, const char *path) {
-    char temporary[PATH_MAX], dir[PATH_MAX];
-    path_print(temporary, "%s.tmp", path), path_print(dir, "%s", path);
-    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && rename(temporary, path) == 0,
-           "%s: cannot write: %s; the last checkpoint is untouched", path, strerror(errno));
-    char *slash = strrchr(dir, '/');
-    if (slash) *slash = 0;
-    const int fd = open(slash ? dir : ".", O_RDONLY | O_DIRECTORY);
-    if (fd >= 0) fsync(fd), close(fd);
+// Flushes the file to disk, then gives it its name, and flushes the directory where the system can. A failed write shows here.
+static void file_commit(FILE *f, const Directory *d, const char *name) {
+    char temporary[PATH_MAX];
+    path_print(temporary, "%s.tmp", name);
+    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && renameat(d->fd, temporary, d->fd, name) == 0,
+           "%s/%s: cannot write: %s; what was there is untouched", d->path, name, strerror(errno));
+    fsync(d->fd);
 }
 
 // Writes the master weights; returns the file's checksum.
-static uint64_t model_save(const Gpt *g, const char *path) {
+static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     const Config *c = &g->config;
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
-    FILE *f = file_begin(path);
+    FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
     float *master = (float *)device_fetch(g->master, g->param_count * 4);
     fwrite(master, 4, g->param_count, f);
-    file_commit(f, path);
+    file_commit(f, d, name);
     const uint64_t sum = checksum(checksum(0, header, sizeof(FileHeader)), master, g->param_count * 4);
     free(master);
     return sum;
 }
 
-// Checks a model file: its header, its size, and that every weight is finite. sum: its checksum, where asked for.
-static Config model_check(const char *path, uint64_t *sum) {
+// Checks a model file: its header, its size, and that every weight is finite. sum: its checksum.
+static Config model_check(const File *f, uint64_t *sum) {
     static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
     static const int limits[6] = {1 << 20, 65536, LAYERS_MAX, 1024, 65536, 65536};
     ParamSpec specs[NPARAM];
-    size_t bytes;
-    FileHeader h;
-    unsigned char *map = file_map(path, &bytes, h, sizeof(FileHeader));
-    file_expect(path, "an llm.c model with magic number", h[0], MODEL_MAGIC, MODEL_MAGIC);
-    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", path, h[1]);
-    for (int i = 0; i < 6; i++) file_expect(path, names[i], h[2 + i], 1, limits[i]);
+    const int32_t *h = f->header;
+    file_expect(f->path, "an llm.c model with magic number", h[0], MODEL_MAGIC, MODEL_MAGIC);
+    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", f->path, h[1]);
+    for (int i = 0; i < 6; i++) file_expect(f->path, names[i], h[2 + i], 1, limits[i]);
     const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
-    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: expected a multiple of 128 that holds %d tokens, found %d", path, c.V, c.Vp);
-    EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", path, c.C, c.NH);
-    const size_t n = param_specs(specs, &c), width = h[1] == 3 ? 4 : 2, want = sizeof(FileHeader) + n * width;
-    file_expect(path, "size in bytes, by its header,", bytes, want, want);
-    for (size_t i = 0; i < n; i++) {
-        const unsigned char *end = map + sizeof(FileHeader) + (i + 1) * width;
-        EXPECT((end[-1] & 0x7f) != 0x7f || !(end[-2] & 0x80), "%s: weight %zu is not finite; this model diverged", path, i);
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: expected a multiple of 128 that holds %d tokens, found %d", f->path, c.V, c.Vp);
+    EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", f->path, c.C, c.NH);
+    const size_t width = h[1] == 3 ? 4 : 2, want = sizeof(FileHeader) + param_specs(specs, &c) * width;
+    file_expect(f->path, "size in bytes, by its header,", f->bytes, want, want);
+    *sum = checksum(0, h, sizeof(FileHeader));
+    for (size_t at = sizeof(FileHeader), n; at < want; at += n) {
+        const unsigned char *block = file_block(f, at, want, &n);
+        *sum = checksum(*sum, block, n);
+        for (size_t i = width; i <= n; i += width)
+            EXPECT((block[i - 1] & 0x7f) != 0x7f || !(block[i - 2] & 0x80), "%s: weight %zu is not finite; this model diverged",
+                   f->path, (at + i - sizeof(FileHeader)) / width - 1);
     }
-    if (sum) *sum = checksum(0, map, bytes);
-    munmap(map, bytes);
     return c;
 }
 
 // Loads a checked model file. Its context may be longer than g's: the first positions are taken.
-static void model_load(Gpt *g, const char *path) {
-    size_t bytes;
-    FileHeader header;
-    unsigned char *map = file_map(path, &bytes, header, sizeof(FileHeader)), *p = map + sizeof(FileHeader);
+static void model_load(Gpt *g, const File *f) {
+    size_t at = sizeof(FileHeader);
     float *master = (float *)memory_allocate(g->param_count * 4);
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t n = s->layers * s->rows * s->cols, width = header[1] == 3 ? 4 : 2;
+        const size_t n = s->layers * s->rows * s->cols, width = f->header[1] == 3 ? 4 : 2;
         float *w = master + s->offset;
-        if (width == 4) memcpy(w, p, n * 4);
-        else
-            for (size_t i = 0; i < n; i++) w[i] = float_from_bf16((uint16_t)(p[2 * i] | p[2 * i + 1] << 8));
-        p += (id == WPE ? header[2] * s->cols : n) * width;
+        if (width == 4) file_read(f, at, w, n * 4);
+        for (size_t done = 0, part; width == 2 && done < 2 * n; done += part) {
+            const unsigned char *block = file_block(f, at + done, at + 2 * n, &part);
+            for (size_t i = 0; i < part; i += 2) *w++ = float_from_bf16((uint16_t)(block[i] | block[i + 1] << 8));
+        }
+        at += (id == WPE ? f->header[2] * s->cols : n) * width;
     }
-    munmap(map, bytes);
     const size_t C = g->config.C, V = g->config.V, Vp = g->config.Vp;
     memset(master + V * C, 0, (Vp - V) * C * 4);
     device_write(g->master, master, g->param_count * 4);
@@ -3253,102 +3313,136 @@ static void model_load(Gpt *g, const char *path) {
     g->weights_ready = 0;
 }
 
-static void state_save(Gpt *g, const char *path, Progress *progress, char *options) {
+static void state_save(Gpt *g, const Directory *d, const char *name, Progress *progress, char *options) {
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
     state_sections(g, progress, options, s), state_header(header);
     for (int i = SECTION_M; i <= SECTION_V; i++) s[i].data = device_fetch(s[i].data, s[i].header.bytes);
-    FILE *f = file_begin(path);
+    FILE *f = file_begin(d, name);
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
-        s[i].header.checksum = section_checksum(&s[i].header, s[i].data);
-        fwrite(&s[i].header, sizeof(s[i].header), 1, f);
-        fwrite(s[i].data, 1, s[i].header.bytes, f);
+        SectionHeader *h = &s[i].header;
+        h->checksum = checksum(checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes);
+        fwrite(h, sizeof(*h), 1, f);
+        fwrite(s[i].data, 1, h->bytes, f);
     }
-    file_commit(f, path);
+    file_commit(f, d, name);
     free(s[SECTION_M].data), free(s[SECTION_V].data);
 }
 
 // A state file whose header and every section's checksum were found right, before anything is taken from it.
 typedef struct {
     char path[PATH_MAX];
+    File file;
     SectionHeader header[SECTIONS];
-    const unsigned char *data[SECTIONS];
+    size_t at[SECTIONS]; // where their data begin
+    char *options;
+    Progress progress;
 } StateFile;
 static void state_check(StateFile *f) {
-    static const char *const names[8] = {"state magic number", "state version", "numerics version", "precision (0: fp8)",
-                                         "number of ranks",    "rank",          "sections",         "header checksum"};
+    static const char *const names[8] = {"magic number", "version", "numerics version", "build (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
+                                         "ranks",        "rank",    "sections",         "checksum"};
     StateHeader want, found;
-    size_t bytes, at = sizeof(want);
-    const unsigned char *map = file_map(f->path, &bytes, found, sizeof(found)); // stays mapped: f->data points into it
-    state_header(want);
+    size_t at = sizeof(want), n;
+    f->file = file_open(f->path, 0);
+    memcpy(found, f->file.header, sizeof(found)), state_header(want);
+    const size_t end = f->file.bytes;
     for (int i = 0; i < 8; i++) file_expect(f->path, names[i], found[i], want[i], want[i]);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *s = &f->header[i];
-        const size_t left = bytes > at + sizeof(*s) ? bytes - at - sizeof(*s) : 0;
-        if (left) memcpy(s, map + at, sizeof(*s));
-        f->data[i] = map + at + sizeof(*s);
-        EXPECT(left && s->bytes <= left && section_checksum(s, f->data[i]) == s->checksum,
+        const size_t left = end > at + sizeof(*s) ? end - at - sizeof(*s) : 0;
+        if (left) file_read(&f->file, at, s, sizeof(*s));
+        f->at[i] = at += sizeof(*s);
+        uint64_t sum = checksum(0, s, offsetof(SectionHeader, checksum));
+        for (const size_t to = at + MIN(s->bytes, left); at < to; at += n) {
+            const unsigned char *block = file_block(&f->file, at, to, &n);
+            sum = checksum(sum, block, n);
+        }
+        EXPECT(left && s->bytes <= left && sum == s->checksum,
                "%s: section %d is damaged; to resume from an older checkpoint, remove this one's DONE file", f->path, i);
-        at += sizeof(*s) + s->bytes;
     }
-    file_expect(f->path, "size in bytes, by its sections,", bytes, at, at);
+    file_expect(f->path, "size in bytes, by its sections,", end, at, at);
     const SectionHeader *h = f->header;
-    EXPECT(h[0].bytes > 0 && f->data[0][h[0].bytes - 1] == 0, "%s: damaged: its options do not end", f->path);
+    f->options = (char *)memory_allocate(h[0].bytes + 1); // ended by a 0, whatever the file says
+    file_read(&f->file, f->at[0], f->options, h[0].bytes);
     file_expect(f->path, "bytes of progress", h[1].bytes, sizeof(Progress), sizeof(Progress));
+    file_read(&f->file, f->at[1], &f->progress, sizeof(Progress));
 }
 
-// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
+static int floats_nonfinite(const float *x, size_t n) {
+    uint32_t largest = 0; // bits of the largest |x|
+    for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
+    return largest >= 0x7f800000;
+}
+
+// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale. The checksums were right, so what
+// remains to be checked is that training can have made these numbers.
 static void state_load(Gpt *g, const StateFile *f) {
     Section s[SECTIONS];
     Progress progress;
     state_sections(g, &progress, NULL, s);
+    int wild = 0;
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
         const SectionHeader *want = &s[i].header, *h = &f->header[i];
         EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
                f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
-        if (i == SECTION_M || i == SECTION_V) {
-            if (s[i].data) device_write(s[i].data, f->data[i], h->bytes);
-        } else if (s[i].data) memcpy(s[i].data, f->data[i], h->bytes);
+        if (!s[i].data) continue;
+        const int on_device = i == SECTION_M || i == SECTION_V;
+        void *data = on_device ? memory_allocate(h->bytes) : s[i].data;
+        file_read(&f->file, f->at[i], data, h->bytes);
+        wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((float *)data, h->bytes / 4);
+        if (on_device) device_write(s[i].data, data, h->bytes), free(data);
     }
-    for (int i = 0; i < g->scale_count; i++) memset(&g->scales[i].step, 0, sizeof(Fp8Stats)); // weights are counted when made again
+    for (int i = 0; i < g->scale_count; i++) {
+        Fp8Scale *q = &g->scales[i];
+        const ScalingRecipe *r = i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
+        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->history_next < 0 || q->history_count < 0 ||
+                q->history_next >= r->history_len || q->history_count > r->history_len;
+        memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
+    }
+    EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
     gpt_scales_write(g);
     g->weights_ready = 0;
 }
 
-// The newest finished checkpoint in a directory before step `before`, or -1.
+// The newest finished checkpoint in a directory before step `before`; -1: none, but other files of a run; -2: nothing of a run.
 static long checkpoint_newest(const char *dir, long before) {
     DIR *d = opendir(dir);
-    long newest = -1, step;
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (sscanf(e->d_name, "DONE_%8ld", &step) == 1 && strlen(e->d_name) == 13 && step < before) newest = MAX(newest, step);
-    if (d) closedir(d);
+    long newest = -2, step;
+    int n;
+    if (!d && (errno == ENOENT || errno == ENOTDIR)) return newest;
+    errno = d ? 0 : errno;
+    for (struct dirent *e; d && (e = readdir(d)) != NULL; errno = 0) {
+        const char *s = e->d_name;
+        if (!strcmp(s, "log.tsv") || sscanf(s, "%*5[DONEstamodel]_%8ld", &step) == 1) newest = MAX(newest, -1);
+        if (sscanf(s, "DONE_%8ld%n", &step, &n) == 1 && n == 13 && !s[13] && step < before) newest = MAX(newest, step);
+    }
+    EXPECT(!errno, "%s: cannot look into it: %s", dir, strerror(errno));
+    closedir(d);
     return newest;
 }
 
 // Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
-static void checkpoint_save(Gpt *g, const char *dir, Progress *progress, char *options, int keep) {
-    char path[PATH_MAX];
-    path_print(path, "%s/model_%08ld.bin", dir, (long)progress->step);
-    progress->model_checksum = model_save(g, path);
-    path_print(path, "%s/state_%08ld.bin", dir, (long)progress->step);
-    state_save(g, path, progress, options);
-    path_print(path, "%s/DONE_%08ld", dir, (long)progress->step);
-    file_commit(file_begin(path), path);
-    long old = progress->step + 1;
-    for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(dir, old);
-    while (keep > 0 && (old = checkpoint_newest(dir, old)) >= 0) { // DONE goes first
-        path_print(path, "%s/DONE_%08ld", dir, old), unlink(path);
-        path_print(path, "%s/state_%08ld.bin", dir, old), unlink(path);
-        path_print(path, "%s/model_%08ld.bin", dir, old), unlink(path);
+static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char *options, int keep) {
+    static const char *const names[3] = {"DONE_%08ld", "state_%08ld.bin", "model_%08ld.bin"};
+    char name[32];
+    for (int i = 2; i >= 0; i--) {
+        snprintf(name, sizeof(name), names[i], (long)progress->step);
+        if (i == 2) progress->model_checksum = model_save(g, d, name);
+        else if (i == 1) state_save(g, d, name, progress, options);
+        else file_commit(file_begin(d, name), d, name);
     }
+    long old = progress->step + 1;
+    for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
+    while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
+        for (int i = 0; i < 3; i++) snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0); // DONE goes first
 }
 
 // ==== 10. log ========================================================================================================
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
-// Rows are written whole and flushed. A resume drops the rows beyond its checkpoint and goes on.
+// Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops the rows beyond its checkpoint.
 #define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
@@ -3360,27 +3454,38 @@ static void lines_print(const char *line) {
     }
 }
 
-// Opens DIR/name for appending, a new one with its header; keeps header and whole rows up to `step` (-1: nothing).
-static FILE *log_open(const char *dir, const char *name, const char *header, const char *columns, long step) {
-    char path[PATH_MAX];
-    double row_step;
-    path_print(path, "%s/%s", dir, name);
-    char *old = step < 0 ? NULL : text_read(path);
-    FILE *f = file_begin(path);
-    if (!old) fprintf(f, "%s%s\n", header, columns);
-    for (const char *line = old, *next = old; line && *line; line = next) {
-        const int is_row = text_row(&next, &row_step, 1);
-        const int whole = next[-1] == '\n'; // the checkpoint's own row was written whole: it can only lack its newline
-        if (is_row ? row_step == step || (whole && row_step < step) : whole) fprintf(f, "%.*s\n", (int)(next - line) - whole, line);
+// Opens a table for appending; a new one gets its header. Of an old one it keeps the rows up to `step` and cuts the rest. The rows
+// must be whole and in order; log.tsv (`every`) must have one for every step, and has one column more. A last line without a
+// newline is what a kill left. With `look` the table is only checked, and nothing is cut.
+static FILE *log_open(const Directory *d, const char *name, const char *header, const char *columns, long step, int every,
+                      int look) {
+    const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
+    EXPECT(f, "%s/%s: cannot open: %s", d->path, name, strerror(errno));
+    char *line = NULL;
+    size_t room = 0, keep = 0;
+    long last = 0;
+    for (ssize_t n; (n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n'; keep += n) {
+        const long at = atol(line), next = every ? last + 1 : MAX(at, last);
+        if (line[0] == '#' || line[0] == columns[0]) continue;
+        if (at > step) break;
+        int tabs = 0;
+        for (const char *p = line; (p = strchr(p, '\t')) != NULL; p++) tabs++;
+        EXPECT(at == next && tabs == 8 + every, "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
+               next);
+        last = at;
     }
-    free(old);
-    file_commit(f, path);
-    f = fopen(path, "a");
-    EXPECT(f, "%s: cannot append: %s", path, strerror(errno));
+    free(line);
+    EXPECT(!ferror(f) && (!every || last == step) && (look || ftruncate(fd, keep) == 0) && fseek(f, 0, SEEK_END) == 0,
+           "%s/%s: expected rows up to step %ld, could read them up to %ld", d->path, name, step, last);
+    if (look) return fclose(f), (FILE *)NULL;
+    if (!keep) fprintf(f, "%s%s\n", header, columns);
     return f;
 }
-static void log_flush(FILE *f, const char *dir) {
-    EXPECT(!ferror(f) && fflush(f) == 0, "%s: cannot write the log: %s; make room, go on with -y", dir, strerror(errno));
+// Hands rows to the system; on_disk: and waits until they are on disk.
+static void log_flush(FILE *f, const Directory *d, int on_disk) {
+    EXPECT(!ferror(f) && fflush(f) == 0 && (!on_disk || fsync(fileno(f)) == 0),
+           "%s: cannot write the log: %s; make room, go on with -y", d->path, strerror(errno));
 }
 
 // Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
@@ -3423,9 +3528,10 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
 // The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
 // CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
 // clang-format off
+#define RULES "delayed current none static rowwise block mx"
 #define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
-    X(TEXT, train, 'i', "train", FIXED, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
-    X(TEXT, val, 'j', "val", FIXED, 0, 0, "", "validation data; without it the last 10% of train is held out") \
+    X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
+    X(TEXT, val, 'j', "val", FREE, 0, 0, "", "validation data; default: the last 10% of train") \
     X(LONG, batch, 'b', "batch", FIXED, 1, 65536, "4", "sequences in a (micro-)batch") \
     X(LONG, seq_len, 't', "seq-len", FIXED, 1, 1 << 20, "256", "positions in a sequence") \
     X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len") \
@@ -3437,51 +3543,52 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
     X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
     X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", "steps between validations; 0: never") \
-    X(LONG, val_batches, 'm', "val-batches", FIXED, 1, 1e6, "20", "batches in the fixed validation set") \
+    X(LONG, val_rows, 0, "val-rows", FIXED, 1, 1e8, "80", "sequences in the fixed validation set") \
+    X(LONG, val_batches, 'm', "val-batches", CALL, 0, 1e6, "0", "as --val-rows, but in batches") \
     X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", "steps between printed samples; 0: never") \
     X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
     X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: only at Ctrl-C") \
     X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
-    X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from --out's newest checkpoint and its options") \
-    X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", or the next free") \
+    X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from the newest checkpoint") \
+    X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", -2, ..") \
     X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop") \
     X(LONG, generate, 0, "generate", CALL, 0, 1e8, "200", "tokens to write after --prompt") \
     X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token") \
-    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", "gpt2_tokenizer.bin, for prompts and samples; bytes need none") \
+    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", "llm.c's gpt2_tokenizer.bin; bytes need none") \
     X(DOUBLE, lr, 'l', "lr", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
     X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
     X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak") \
     X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", "decoupled, on matrices only") \
     X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine linear constant wsd: the last decays over the last fifth") \
-    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest norm of the whole gradient; 0: no clipping") \
+    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest gradient norm; 0: no clipping") \
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: rule of the products' bits on a CPU; here without effect") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; here without effect") \
     X(MAYBE, emulate, 0, "emulate", FP8 | FREE | GPU, 0, 1, "0", "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
     X(MAYBE, tune, 0, "tune", FREE | GPU, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run") \
-    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "outputs of layernorm and GELU again in the backward pass: less memory, same bits") \
-    X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets --scaling, --formats, --amax-history; options after it stand") \
-    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", "delayed current none static rowwise block mx: from amax's history, own amax, 1, fixed (static=S), in blocks") \
-    X(CHOICE, scaling_x, 0, "scaling-x", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx: of x alone; same: as --scaling says") \
-    X(CHOICE, scaling_w, 0, "scaling-w", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx:") \
-    X(CHOICE, scaling_dy, 0, "scaling-dy", FP8 | FIXED, 0, 0, "same", "same delayed current none static rowwise block mx:") \
+    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
+    X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets of --scaling, --formats, --amax-history; later options override") \
+    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", RULES ": from amax's history, own amax, 1, fixed (static=S), in blocks") \
+    X(CHOICE, scaling_x, 0, "scaling-x", FP8 | FIXED, 0, 0, "same", "same " RULES ": of x alone") \
+    X(CHOICE, scaling_w, 0, "scaling-w", FP8 | FIXED, 0, 0, "same", "same " RULES ":") \
+    X(CHOICE, scaling_dy, 0, "scaling-dy", FP8 | FIXED, 0, 0, "same", "same " RULES ":") \
     X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of operands under --scaling static") \
-    X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: a block's exponent so that nothing is cut, or OCP's rule") \
+    X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: rounding of MX's exponents; floor is OCP's") \
     X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
     X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
     X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
     X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
-    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "auto", "auto hybrid e4m3 e5m2: hybrid has x and w in E4M3, dy in E5M2; auto, too, but dy in blocks in E4M3") \
-    X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone; same: as --formats says; also -w, -dy") \
+    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "auto", "auto hybrid e4m3 e5m2: hybrid: dy in E5M2; auto: dy in E4M3 if in blocks") \
+    X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone") \
     X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
     X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
-    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16: layers (first, last, N), matrices (fc ..), products, or e.g. 0.fc.dgrad+qkv") \
+    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
-    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "another run's directory, for its loss and the gap (default log/fp16)") \
+    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
-    X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads under the chosen recipe, and stop") \
+    X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads, and stop") \
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
@@ -3525,7 +3632,7 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     void *field = (char *)o + s->field;
     char *end = NULL;
     if (s->kind == OPT_TEXT) {
-        EXPECT((s->scope & CALL) || !strchr(text, '\n'), "%s --%s: a log cannot keep a text of several lines", where, s->name);
+        EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"), "%s --%s: a log cannot keep a tab or new line", where, s->name);
         *(char **)field = strdup(text);
         return;
     }
@@ -3590,10 +3697,9 @@ static Options options_parse(int argc, char **argv, int *given) {
         if (s->letter) sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
     }
     optind = 1;
-    for (int c; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
-        const char letter[3] = {'-', (char)optopt, 0};
-        EXPECT(c != '?', "unknown option '%s'; see --help", optopt > 32 && optopt < 127 ? letter : argv[optind - 1]);
-        EXPECT(c != ':', "option '%s' needs a value; see --help", argv[optind - 1]);
+    for (int c, at = optind; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1; at = optind) {
+        EXPECT(c != '?', "unknown option '%s'; see --help", argv[at]);
+        EXPECT(c != ':', "option '%s' needs a value; see --help", argv[at]);
         int i = 0;
         while (longs[i].val != c) i++;
         const OptionSpec *s = &option_specs[i];
@@ -3614,7 +3720,7 @@ static Options options_parse(int argc, char **argv, int *given) {
         const int *set = recipe_sets[o.recipe];
         if (s->field == offsetof(Options, recipe)) o.scaling = set[0], o.formats = set[1], o.amax_history = set[2];
     }
-    EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, see --help", argv[optind]);
+    EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help", argv[optind]);
     return o;
 }
 
@@ -3737,50 +3843,72 @@ static void options_shape(const Config *c, long batch) {
 #define COMMIT "unknown"
 #endif
 static volatile sig_atomic_t interrupted = 0;
-static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once
+static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
     interrupted = 1;
-    signal(signal_number, SIG_DFL);
+    if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);
+}
+static void on_illegal(int signal_number) {
+    fatal(EXIT_BAD_INPUT, "built for another CPU (signal %d); make clean && make", signal_number);
 }
 
 static double mib(size_t bytes) { return bytes / 1048576.0; }
 
-// Refuses a model that does not fit, before anything is allocated, and says what would.
+// Refuses a model that does not fit, before anything is allocated.
 static MemoryPlan memory_check(Gpt *g) {
-    char text[256];
     const MemoryPlan plan = memory_plan(g);
-    if (plan.total <= machine.available) return plan;
-    Gpt small = *g;
-    while (small.B > 1 && memory_plan(&small).total > machine.available) small.B /= 2;
-    while (small.config.T > 16 && memory_plan(&small).total > machine.available) small.config.T /= 2;
-    if (memory_plan(&small).total > machine.available) snprintf(text, sizeof(text), "choose a smaller model (-e)");
-    else snprintf(text, sizeof(text), "-b %d -t %d would fit", small.B, small.config.T);
-    fatal(EXIT_BAD_INPUT, "this run needs %.0f MiB on %s, %.0f are free; %s", mib(plan.total), machine.name, mib(machine.available),
-          text);
-}
-static int run_exists(const char *dir) {
-    char path[PATH_MAX];
-    path_print(path, "%s/log.tsv", dir);
-    return access(path, F_OK) == 0;
+    EXPECT(plan.total <= machine.available, "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e",
+           mib(plan.total), machine.name, mib(machine.available));
+    return plan;
 }
 
-// Makes and locks the directory of a run. A new run never writes into an old one's: without --out it takes the next free
-// name, with --out it refuses. A resume without --out takes the newest; to look at one (`lock` 0) needs no lock.
-static void run_directory(char *dir, const char *out, int resume, int lock) {
-    char path[PATH_MAX];
-    int n = 1; // without --out the number of the next free name; the newest run has the one before
-    path_print(dir, "%s", out[0] ? out : "log/" PRECISION_NAME);
-    while (!out[0] && run_exists(dir)) path_print(dir, "log/" PRECISION_NAME "-%d", ++n);
-    if (resume && n > 1) path_print(dir, n > 2 ? "log/" PRECISION_NAME "-%d" : "log/" PRECISION_NAME, n - 1);
-    EXPECT(resume || !run_exists(dir), "option --out: %s holds a run already; choose another name, or resume it with -y", dir);
-    EXPECT(!resume || run_exists(dir), "%s: there is no run to resume", dir);
-    if (!lock) return;
-    for (char *p = dir + 1; *p; p++) // its parents first
-        if (*p == '/') *p = 0, mkdir(dir, 0777), *p = '/';
-    EXPECT(mkdir(dir, 0777) == 0 || errno == EEXIST, "%s: cannot make the run's directory: %s", dir, strerror(errno));
-    path_print(path, "%s/lock", dir);
-    const int fd = open(path, O_RDWR | O_CREAT, 0666); // held until the program ends
-    EXPECT(fd >= 0, "%s: cannot create: %s", path, strerror(errno));
-    EXPECT(flock(fd, LOCK_EX | LOCK_NB) == 0, "%s: another program is training in this directory", dir);
+// Makes a directory and its parents.
+static void directory_make(char *path) {
+    for (char *p = path, end = '/'; end; *p = end) {
+        p += 1 + strcspn(p + 1, "/");
+        end = *p, *p = 0;
+        EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path, strerror(errno));
+    }
+}
+// Opens and locks a directory; -1: another program has it. Without locks in the file system there is a warning.
+static int directory_lock(const char *path) {
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
+    if (errno == EWOULDBLOCK) return close(fd), -1;
+    fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path, strerror(errno));
+    return fd;
+}
+
+// The name of run n of those without --out.
+static const char *run_name(long n, char *out) {
+    path_print(out, n > 1 ? "log/" PRECISION_NAME "-%ld" : "log/" PRECISION_NAME, n);
+    return out;
+}
+
+// Finds or makes the directory of a run, and locks it before it looks at what is there (`lock` 0: no lock, to look only). A new run
+// never writes into an old one's directory: without --out it takes the name after the last one's, with --out it refuses. A resume
+// without --out takes the last run; 99 missing numbers end the search. Returns the step of the newest checkpoint.
+static long run_directory(Directory *d, const char *out, int resume, int lock) {
+    long last = 0;
+    for (long n = 1; !out[0] && n < last + 100; n++)
+        if (checkpoint_newest(run_name(n, d->path), 0) > -2) last = n;
+    for (long n = last + !resume;; n++) {
+        if (out[0]) path_print(d->path, "%s", out);
+        else run_name(n, d->path);
+        if (!resume) directory_make(d->path);
+        d->fd = lock ? directory_lock(d->path) : AT_FDCWD;
+        const long newest = checkpoint_newest(d->path, LONG_MAX);
+        if (!resume && !out[0] && (newest > -2 || d->fd == -1)) { // taken meanwhile
+            close(d->fd);
+            continue;
+        }
+        EXPECT(d->fd != -1, "%s: another program is training in this directory", d->path);
+        EXPECT(resume || newest == -2, "option --out: %s holds a run already; choose another name, or %s", d->path,
+               newest < 0 ? "remove it: it has no checkpoint" : "resume it with -y");
+        EXPECT(!resume || newest >= 0, "%s: no finished checkpoint (DONE_*) to resume from%s", d->path,
+               newest > -2 ? "; remove it to begin again" : "");
+        return newest;
+    }
 }
 
 // Of a tensor of fp32 or the stored type on the device, fetched: this runs once, at the end.
@@ -3792,9 +3920,9 @@ template <class T> static int tensor_nonfinite(const T *x, size_t n) {
     return i < n;
 }
 
-// Names the first tensor that holds Inf or NaN: activations in the order in which they are made (those that others would
-// show are left out), then gradients from the top down, then losses.
-static void nonfinite_find(Gpt *g, char *out, size_t room) {
+// Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they are made (those that others
+// would show are left out), then gradients from the top down, then losses and weights.
+static void nonfinite_find(Gpt *g, char *out) {
     const int L = g->config.L, R = g->B * g->config.T; // rows that count
     const size_t RC = gpt_rows(g) * g->config.C;
     for (int l = 0; l <= L; l++) {
@@ -3804,16 +3932,17 @@ static void nonfinite_find(Gpt *g, char *out, size_t room) {
         static const int wide[] = {1, 3, 1, 4, 1};
         for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
             if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], (size_t)wide[i] * R * g->config.C))
-                return (void)snprintf(out, room, "activation %s of layer %d", names[i], l);
+                return (void)snprintf(out, 256, "activation %s of layer %d", names[i], l);
     }
-    for (int l = L - 1; l >= 0; l--)
+    for (int l = g->grad ? L - 1 : -1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
             if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
-                return (void)snprintf(out, room, "gradient of %s of layer %d", s->name, l);
+                return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
-    snprintf(out, room, tensor_nonfinite(g->losses, R) ? "the losses" : "none; the sum of squares overflowed");
+    const int weights = tensor_nonfinite(g->master, g->param_count);
+    strcpy(out, tensor_nonfinite(g->losses, R) ? "the losses" : weights ? "weights" : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -3861,9 +3990,11 @@ typedef struct {
     double baseline_row[4];                            // its row there
     MemoryPlan plan;
     Progress progress;
-    StateFile state;                   // that it resumes from
-    char model[PATH_MAX];              // file that it starts from; "": new weights
-    char dir[PATH_MAX], *option_lines; // what the state holds
+    StateFile state;      // that it resumes from
+    char model[PATH_MAX]; // file that it starts from; "": new weights
+    File model_file;
+    Directory dir;
+    char *option_lines; // what the state holds
     FILE *log, *scales;
     int *inputs[2], *seen; // of a micro-batch, for the device, in turn; [V] scratch
     long prepared;         // the micro-batch that was made last
@@ -3874,6 +4005,15 @@ typedef struct {
     int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
 } Run;
 
+// Ends the program and says what is not finite, where that began, and which checkpoint is left.
+__attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const char *what) {
+    char tensor[256], last[PATH_MAX] = "no checkpoint yet";
+    const long newest = r->trains ? checkpoint_newest(r->dir.path, LONG_MAX) : -1;
+    if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
+    nonfinite_find(&r->g, tensor);
+    fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what, tensor, last);
+}
+
 // Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents. Keys and
 // values stay in the KV cache; when the context is full, its last half is read again from the start. Never touches training: own
 // random numbers, no statistics.
@@ -3883,11 +4023,11 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
     float *logits = (float *)memory_allocate(V * sizeof(float));
     int *all = (int *)memory_allocate((strlen(text) + T + 3) * sizeof(int));
-    all[0] = r->tokenizer.V ? r->tokenizer.eot : V == GPT2_VOCAB ? GPT2_VOCAB - 1 : V > '\n' ? '\n' : 0;
+    all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
     int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
     fputs(text, stdout);
-    for (long i = 0; i < count; i++) {
+    for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
             memmove(context, context + length - half, half * sizeof(int));
             length = half, pos = 0;
@@ -3896,6 +4036,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
         gpt_forward_blocks(g, in.tokens, 1, length - pos, pos);
         head_forward(g, g->logits, length - pos - 1, 1);
         device_read(logits, g->logits, V * sizeof(float));
+        if (floats_nonfinite(logits, V)) run_nonfinite(r, r->progress.step, "the logits of a sample are");
         pos = length;
         context[length] = sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
         token_print(&r->tokenizer, context[length++]);
@@ -3911,6 +4052,7 @@ static double run_validate(Run *r, long step) {
     for (long row = 0; row < v->rows; row += r->g.B)
         sum += gpt_forward(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
     const double loss = sum / v->counted;
+    if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     if (log_validation(&r->baseline_at, r->baseline_row, step))
@@ -4027,6 +4169,8 @@ static const char *run_difference(const Run *r, const char *log) {
     }
     if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash) return "data_hash";
     if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
+    path_print(mine, "%.9g", r->validation.floor); // whole stories, or windows
+    if (strcmp(text_value(log, "floor", theirs), mine)) return "floor (NAME.floor.tsv)";
     return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
 }
 
@@ -4034,21 +4178,23 @@ static const char *run_difference(const Run *r, const char *log) {
 static void run_logs_compare(Run *r) {
     const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
     char path[PATH_MAX];
-    path_print(path, "%s/log.tsv", r->dir);
+    path_print(path, "%s/log.tsv", r->dir.path);
     if (r->o.resume) {
-        const char *mine = text_read(path);
-        EXPECT(mine, "%s: cannot read: %s", path, strerror(errno));
+        char *mine = text_read(path);
+        EXPECT(mine, "%s: the run's log is missing; bring it back, or begin another run with its model (-e)", path);
         different = run_difference(r, mine);
+        free(mine);
         EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
     }
     r->baseline_dir = asked ? asked : "log/fp16";
     path_print(path, "%s/log.tsv", r->baseline_dir);
     const char *text = text_read(path);
-    EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(errno));
+    EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(ENOENT));
     if (!text) return;
     different = run_difference(r, text);
     EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
-    if (!different && strcmp(r->baseline_dir, r->dir)) r->baseline = r->baseline_at = text;
+    if (different || !strcmp(r->baseline_dir, r->dir.path)) return;
+    r->baseline = r->baseline_at = text;
 }
 
 // ---- a step on the device, in three phases. From the second step on each is a CUDA graph: what changes from step to step lies in
@@ -4161,15 +4307,10 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     device_wait();
     r->warm = 1;
     const double loss = r->step_results->loss / o->total_batch, norm = r->step_results->norm;
-    const int overflow = norm - norm != 0, bad_loss = loss - loss != 0;
-    if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1))) {
-        char tensor[256], last[PATH_MAX] = "there is no checkpoint yet";
-        const long newest = checkpoint_newest(r->dir, LONG_MAX);
-        if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir, newest);
-        nonfinite_find(g, tensor, sizeof(tensor));
-        fatal(EXIT_NONFINITE, "step %ld: %s is not finite; first non-finite tensor: %s; it did not reach the weights; %s", step + 1,
-              bad_loss ? "the loss" : "the gradient", tensor, last);
-    }
+    const int overflow = !isfinite(norm), bad_loss = !isfinite(loss);
+    if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1)))
+        run_nonfinite(r, step + 1, bad_loss ? "the loss is" : "the gradient is");
+    if (r->step_results->nonfinite) run_nonfinite(r, step + 1, "weights after the update are");
     if (!overflow) r->progress.updates++;
     if (g->own_amax) gpt_scales_read(g); // which have a history now?
     loss_scale_update(g, overflow || r->step_results->cut);
@@ -4184,7 +4325,7 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     struct rusage usage;
     if (IS_FP8) scale_table_print(&r->g);
     if (r->baseline[0]) {
-        path_print(text, "%s/log.tsv", r->dir);
+        path_print(text, "%s/log.tsv", r->dir.path);
         const char *ours = text_read(text), *theirs = r->baseline;
         double a[4] = {0}, b[4] = {0};
         text_value(r->baseline, "precision", text);
@@ -4201,8 +4342,8 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
            duration_text(seconds, text), used, mib(r->plan.total), usage.ru_maxrss / 1024.0);
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
-    printf("\nlog         %s/log.tsv%s\n", r->dir, IS_FP8 ? " and scales.tsv" : "");
-    if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir, step, step);
+    printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
+    if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
 }
 
 // What a step records: at every --scales-every-th and the last all that scales.tsv shows.
@@ -4244,19 +4385,26 @@ static int run_train(Run *r) {
         }
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
-        log_flush(r->log, r->dir);
-        if (record == RECORD_SQNR) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, r->dir);
+        log_flush(r->log, &r->dir, 0);
+        if (record == RECORD_SQNR) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, &r->dir, 0);
         if (o->sample_every && (step % o->sample_every == 0 || last)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
-        const int stop = interrupted; // read once: what is said below was done here
-        if (stop || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last)))
-            checkpoint_save(g, r->dir, &r->progress, r->option_lines, o->keep);
-        fflush(stdout);
+        // Read once, so that the message below is true. A run also stops when its output cannot be written any more.
+        const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
+        const int saves = stop || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last));
+        // data whose time changed may still be the same: only then they are read and hashed again
+        EXPECT(!(saves || last) || !dataset_changed(&r->train) || dataset_open(o->train).hash == r->train.hash,
+               "%s: was changed while it was used; bring it back, then go on with -y", o->train);
+        if (saves) {
+            log_flush(r->log, &r->dir, 1);
+            if (IS_FP8) log_flush(r->scales, &r->dir, 1);
+            checkpoint_save(g, &r->dir, &r->progress, r->option_lines, o->keep);
+        }
         if (stop && !last) {
-            printf("\ninterrupted after step %ld. To go on: ./train_gpt_" PRECISION_NAME " -y -o %s\n", step, r->dir);
+            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step, PROGRAM, r->dir.path);
             return EXIT_INTERRUPTED;
         }
     }
@@ -4270,14 +4418,12 @@ static int run_train(Run *r) {
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
-        run_directory(r->dir, o->out, 1, r->trains);
-        const long step = checkpoint_newest(r->dir, LONG_MAX);
-        EXPECT(step >= 0, "%s: no finished checkpoint (DONE_*) to resume from", r->dir);
-        path_print(r->state.path, "%s/state_%08ld.bin", r->dir, step);
-        path_print(r->model, "%s/model_%08ld.bin", r->dir, step);
+        const long step = run_directory(&r->dir, o->out, 1, r->trains);
+        path_print(r->state.path, "%s/state_%08ld.bin", r->dir.path, step);
+        path_print(r->model, "%s/model_%08ld.bin", r->dir.path, step);
         state_check(&r->state);
-        options_resume(o, (const char *)r->state.data[SECTION_OPTIONS], r->given, r->state.path);
-        memcpy(&r->progress, r->state.data[SECTION_PROGRESS], sizeof(r->progress));
+        options_resume(o, r->state.options, r->given, r->state.path);
+        r->progress = r->state.progress;
     }
     options_recipes(o, r->given, &r->g);
     int V = 0; // unknown
@@ -4290,10 +4436,11 @@ static void run_open(Run *r) {
     }
     const int depth = options_depth(o);
     if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
-    EXPECT(r->model[0] || !r->prompts, "option --prompt: give a model file with -e, or -y -o DIR for a run's newest checkpoint");
+    EXPECT(r->model[0] || (depth && !r->prompts), "options --model, --prompt: give a model file with -e, or a run with -y");
     if (r->model[0]) {
         uint64_t sum;
-        r->g.config = model_check(r->model, &sum);
+        r->model_file = file_open(r->model, 0);
+        r->g.config = model_check(&r->model_file, &sum);
         const int longest = r->g.config.T;
         EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", r->model,
                r->state.path);
@@ -4313,22 +4460,40 @@ static void run_open(Run *r) {
     if (o->lr == 0)
         o->lr = round(3e8 / r->g.config.C) / 1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
+    r->tokenizer.V = V, r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
-    EXPECT(!r->prompts || V == 256 || r->tokenizer.V, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
+    EXPECT(!r->prompts || V == 256 || r->tokenizer.text, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
+    const long rows = o->val_batches ? o->val_batches * o->batch : o->val_rows;
+    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]), "option --val-batches: --val-rows is %ld",
+           o->val_rows);
+    o->val_rows = rows;
     if (!r->prompts) {
-        dataset_windows(&r->train, "training", o->seq_len);
-        dataset_windows(&r->val, "validation", o->seq_len);
-        r->validation = validation_open(&r->val, o->seq_len, o->val_batches * o->batch);
+        dataset_windows(&r->train, "training", o->seq_len, 1);
+        dataset_windows(&r->val, "validation", o->seq_len, 1);
+        r->validation = validation_open(&r->val, o->seq_len, o->val_rows);
     }
     if (o->explain) return; // needs no GPU
     machine_find(IS_FP8 && o->emulate, o->tune);
-    r->plan = memory_check(&r->g);
     if (r->trains) run_logs_compare(r);
-    if (r->trains && !o->resume) run_directory(r->dir, o->out, 0, 1);
+    r->plan = memory_check(&r->g);
+    if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
+}
+
+// Runs at the program's end: was everything that it printed written? (Ctrl-C also ends the reader of a pipe.)
+static void output_check(void) {
+    EXPECT(interrupted || (fflush(stdout) == 0 && !ferror(stdout)), "the standard output cannot be written to");
+}
+// Opens descriptors 0 to 2 where they are closed: otherwise a file of ours gets such a number, and what is printed lands in it.
+// Turns signals that would end the program without a word into errors.
+static void surroundings_init(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    signal(SIGXFSZ, SIG_IGN), signal(SIGILL, on_illegal), atexit(output_check);
 }
 
 #ifndef TESTING
 int main(int argc, char **argv) {
+    surroundings_init();
     static Run run;
     Run *r = &run;
     Options *o = &r->o;
@@ -4342,7 +4507,7 @@ int main(int argc, char **argv) {
 
     machine_init();
     gpt_allocate(&r->g);
-    if (r->model[0]) model_load(&r->g, r->model);
+    if (r->model[0]) model_load(&r->g, &r->model_file);
     else gpt_init(&r->g, o->seed);
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
     if (o->resume) state_load(&r->g, &r->state);
@@ -4352,12 +4517,17 @@ int main(int argc, char **argv) {
     if (r->trains && o->tune) run_tune(r);
     char *header = run_header(r);
     lines_print(header);
+    if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
+    if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
-    r->log = log_open(r->dir, "log.tsv", header, LOG_COLUMNS, o->resume ? r->progress.step : -1);
-    if (IS_FP8) r->scales = log_open(r->dir, "scales.tsv", "", SCALES_COLUMNS, o->resume ? r->progress.step : -1);
-    printf("run              %s\n\n", r->dir);
+    for (int look = 1; look >= 0; look--) { // check both before cutting one
+        r->log = log_open(&r->dir, "log.tsv", header, LOG_COLUMNS, r->progress.step, 1, look);
+        if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", "", SCALES_COLUMNS, r->progress.step, 0, look);
+    }
+    printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
-    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
+    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
+    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
     return run_train(r);
 }
 #endif

@@ -7,7 +7,7 @@ titles() { grep -oE '^// ==== [0-9]+\. [A-Za-z0-9 ]+' "$1" | sed 's/ *$//'; }
 functions() { # of sections 6 on
   sed -n '/^\/\/ ==== 6\./,$p' "$1" | grep -oE '^(static|INLINE|int|__attribute__|template)[^=;]*[ *]([a-z_0-9]+)\(' | grep -oE '[a-z_0-9]+\($' | tr -d '(' | sort -u
 }
-only_c="partial_count attention_bytes stored_from_floats gpt_scale proc_value stored_nonfinite floats_nonfinite gpt_free"
+only_c="partial_count attention_bytes stored_from_floats gpt_scale proc_value memory_available stored_nonfinite text_free"
 diff <(titles train_gpt_fp8.c) <(titles train_gpt_fp8.cu) || { echo "the section titles differ"; exit 1; }
 missing=$(comm -23 <(functions train_gpt_fp8.c) <(functions train_gpt_fp8.cu) | grep -vwE "${only_c// /|}" || true)
 [ -z "$missing" ] || { echo "train_gpt_fp8.cu has no function of these names: "$missing; exit 1; }

@@ -7,6 +7,7 @@
 int main(int argc, char **argv);
 #include "../../train_gpt_fp8.c"
 #ifdef REFERENCE_FUNCTIONS
+#include "../free.h"
 #include "reference.h"
 
 size_t ref_size(RefSize what) {
@@ -102,7 +103,7 @@ float ref_schedule_lr(int kind, float lr, float final, long step, long warmup, l
 }
 void ref_batch(const char *pattern, int T, uint64_t seed, uint64_t first, int *tokens, int *targets, int B) {
     Dataset d = dataset_open(pattern);
-    dataset_windows(&d, "test", T);
+    dataset_windows(&d, "test", T, 1);
     dataset_batch(&d, seed, first, tokens, targets, B, T);
 }
 size_t ref_option(int index, const char **name, int *scope) {
@@ -165,5 +166,8 @@ size_t ref_gpt_param(void *g, int id, const char **name, size_t *count) {
     *name = s->name, *count = s->layers * s->rows * s->cols;
     return s->offset;
 }
-uint64_t ref_model_save(void *g, const char *path) { return model_save(g, path); }
+uint64_t ref_model_save(void *g, const char *path) {
+    const Directory here = {AT_FDCWD, "."};
+    return model_save(g, &here, path);
+}
 #endif

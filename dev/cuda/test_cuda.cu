@@ -840,7 +840,7 @@ struct Both {
         if (r.o.total_batch == 0) r.o.total_batch = r.o.batch * r.o.seq_len;
         if (r.o.lr == 0) r.o.lr = 1e-3;
         r.train = dataset_open(r.o.train);
-        dataset_windows(&r.train, "training", (int)r.o.seq_len);
+        dataset_windows(&r.train, "training", (int)r.o.seq_len, 1);
         gpt_allocate(&r.g), gpt_init(&r.g, r.o.seed);
         if (gpt_scales_loss(&r.g)) r.g.loss_scaling[0] = 1024;
         r.g.record = RECORD_STATS, ref_gpt_record(ref, RECORD_STATS);
@@ -1218,15 +1218,17 @@ static void test_runs() {
         memset(&f, 0, sizeof(f));
         run_well("ref", run + "-o whole");
         snprintf(f.path, sizeof(f.path), "%s/whole/state_00000006.bin", scratch.c_str());
-        const std::string model = scratch + "/whole/model_00000006.bin";
+        const std::string path = scratch + "/whole/model_00000006.bin";
+        const File model = file_open(path.c_str(), 0);
         state_check(&f);
-        model_check(model.c_str(), &sum);
-        memcpy(&progress, f.data[SECTION_PROGRESS], sizeof(progress));
+        model_check(&model, &sum);
+        progress = f.progress;
         CHECK(sum == progress.model_checksum, "the model's checksum");
-        model_load(&other.r.g, model.c_str()), state_load(&other.r.g, &f);
-        std::string options((const char *)f.data[SECTION_OPTIONS]);
-        shell("mkdir -p copy");
-        checkpoint_save(&other.r.g, (scratch + "/copy").c_str(), &progress, &options[0], 0);
+        model_load(&other.r.g, &model), state_load(&other.r.g, &f);
+        Directory to;
+        snprintf(to.path, sizeof(to.path), "%s/copy", scratch.c_str());
+        directory_make(to.path), to.fd = directory_lock(to.path);
+        checkpoint_save(&other.r.g, &to, &progress, f.options, 0);
         CHECK(files_same("whole" + six, "copy" + six), "a model that was loaded and saved differs");
         // the state: every section, but the statistics of the step under way and kept_inv, which are made again with the weights
         StateFile copy;
@@ -1235,7 +1237,8 @@ static void test_runs() {
         state_check(&copy);
         for (int i = 0; i < SECTIONS; i++) {
             const size_t bytes = f.header[i].bytes;
-            std::vector<uint8_t> a(f.data[i], f.data[i] + bytes), b(copy.data[i], copy.data[i] + copy.header[i].bytes);
+            std::vector<uint8_t> a(bytes), b(copy.header[i].bytes);
+            file_read(&f.file, f.at[i], a.data(), a.size()), file_read(&copy.file, copy.at[i], b.data(), b.size());
             for (size_t k = 0; i == SECTION_SCALES && k + sizeof(Fp8Scale) <= MIN(a.size(), b.size()); k += sizeof(Fp8Scale)) {
                 memset(&a[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
                 memset(&b[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
@@ -1262,8 +1265,8 @@ static void test_errors() {
         {"CUDA_ON_CPU_DEVICES=0", "", "no CUDA device", EXIT_BAD_INPUT},
         {"CUDA_ON_CPU_ARCH=7.5", "", "compute capability 7.5", EXIT_BAD_INPUT},
         {"CUDA_ON_CPU_DRIVER=12040", "", "driver supports CUDA 12.4", EXIT_BAD_INPUT},
-        {"CUDA_ON_CPU_MEMORY=140", "-b 4096 ", "would fit", EXIT_BAD_INPUT},
-        {"CUDA_ON_CPU_MEMORY=40", "", "smaller model", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_MEMORY=140", "-b 4096 ", "choose a smaller", EXIT_BAD_INPUT},
+        {"CUDA_ON_CPU_MEMORY=40", "", "choose a smaller", EXIT_BAD_INPUT},
         {"CUDA_ON_CPU_ARCH=8.6", "", "", EXIT_DONE}, // FP8 is emulated there
         {"CUDA_ON_CPU_ARCH=8.9", "", "", EXIT_DONE},
         {"CUDA_ON_CPU_ARCH=12.0", "", "", EXIT_DONE},
@@ -1295,7 +1298,7 @@ static void test_errors() {
 static void test_data() {
     Dataset d = dataset_open(text_path().c_str());
     const int B = 5, T = 24;
-    dataset_windows(&d, "test", T);
+    dataset_windows(&d, "test", T, 1);
     for (uint64_t first : {0, 5, 300, 5000}) {
         std::vector<int> a(B * T), b(B * T), c(B * T), e(B * T);
         dataset_batch(&d, 3, first, a.data(), b.data(), B, T);
