@@ -6,8 +6,9 @@ Trains several arms (precisions, recipes) with the same seeds and data, and says
 
 An arm is the name of a build (fp8, fp16, bf16, fp32; with cu after it the CUDA file's) and options of its own; what follows -- goes
 to every arm. The seeds set both the initial weights and the order of the data, so that arms are compared in pairs. Runs that are
-whole are not run again, stopped ones go on from their checkpoint; one that diverged would do so again, and is run again only when
-its DIR/ARM-SEED.diverged is removed. Written to DIR: a directory a run, runs.tsv (a row a run),
+whole are not run again, stopped ones go on from their checkpoint. A run that cannot go on (it has no checkpoint, or a damaged log)
+is renamed to DIR/ARM-SEED.old-N, and made again. One that diverged would do so again, and is run again only when its
+DIR/ARM-SEED.diverged is removed. Written to DIR: a directory a run, runs.tsv (a row a run),
 summary.tsv (a row an arm), report.html (one page with curves and the scale atlas) and curves.svg (a picture of loss and gap).
 
     --arms LIST       what is compared, separated by commas ["fp16,bf16,fp8"]
@@ -39,9 +40,10 @@ static char program_name[320] = "compare";
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#define ARMS_MAX    32
-#define SEEDS_MAX   256
-#define POINTS_MAX  4096
+#define ARMS_MAX   32
+#define SEEDS_MAX  256
+#define POINTS_MAX 4096
+static Directory output; // --out, locked; the files in it are written through it
 #define RUNS_HEADER "\narm\tseed\tval_loss\tval_loss_bf16\tval_loss_half\ttok_s\tpeak_mib\tstate\n"
 
 // ==== 1. statistics ==================================================================================================
@@ -149,7 +151,7 @@ static int program_run(char **argv, const char *output) {
     EXPECT(pid >= 0, "cannot start %s: %s", argv[0], strerror(errno));
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGTERM); // a comparison that ends early stops its runs, which then write a checkpoint
-        const int fd = open(output, O_WRONLY | O_CREAT | O_APPEND, 0666);
+        const int fd = open(output, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0666);
         if (fd >= 0) dup2(fd, 1), dup2(fd, 2);
         execv(argv[0], argv);
         _exit(127);
@@ -183,8 +185,8 @@ static int run_read(TrainedRun *r) {
         if (sscanf(at, "%lf\t%lf\t%lf\t%31s\t%*s\t%*s\t%*s\t%lf\t%lf", &step, &tokens, &train, val, &ms, &tok_s) != 6) break;
         char *end;
         const double loss = strtod(val, &end);
-        if ((long)step != r->stopped_at + 1 || (strcmp(val, "-") && *end)) break; // a hole, or no number: the log ends here
-        r->stopped_at = (long)step, seconds += ms * 1e-3, rates[0] += tok_s, rates[1]++;
+        if (step != (double)(r->stopped_at + 1) || (strcmp(val, "-") && *end)) break; // a hole, or no number: the log ends here
+        r->stopped_at++, seconds += ms * 1e-3, rates[0] += tok_s, rates[1]++;
         if (!strcmp(val, "-") || r->points == POINTS_MAX) continue;
         r->step[r->points] = step, r->val[r->points] = loss, r->seconds[r->points++] = seconds;
     }
@@ -204,8 +206,8 @@ static int run_read(TrainedRun *r) {
 // What makes two runs incomparable: any option that is part of a run's identity, but for FP8's, the seeds, and the order of sums.
 static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
     char mine[PATH_MAX], theirs[PATH_MAX], want[32];
-    static const char *const also[] = {"data_hash", "val_hash", "numerics", "val-every"};
-    for (int i = 0; i < OPTION_COUNT + 4; i++) {
+    static const char *const also[] = {"data_hash", "val_hash", "numerics", "val-every", "train", "val"};
+    for (int i = 0; i < OPTION_COUNT + 6; i++) {
         const OptionSpec *s = i < OPTION_COUNT ? &option_specs[i] : NULL;
         const char *name = s ? s->name : also[i - OPTION_COUNT];
         if (s && (s->scope != FIXED || !strcmp(name, "seed") || !strcmp(name, "data-seed") || !strcmp(name, "sum-order"))) continue;
@@ -230,14 +232,59 @@ static int words_same(const char *a, const char *b) {
     }
 }
 
+// Waits until no program trains in a directory, and locks it; -1: it is not there. A trainer that a stopped comparison left behind
+// finishes its step and writes a checkpoint.
+static int run_lock(const char *dir) {
+    int fd = -1;
+    for (int waits = 0; !access(dir, F_OK) && (fd = directory_lock(dir)) < 0; waits = 1) {
+        if (!waits) printf("waiting for the program that trains in %s\n", dir);
+        usleep(100000);
+    }
+    return fd;
+}
+
+// Writes a text to the file beside a run's directory whose name ends so.
+static void file_put(const TrainedRun *r, const char *end, const char *text) {
+    char name[PATH_MAX];
+    path_print(name, "%s%s", strrchr(r->dir, '/') + 1, end);
+    FILE *f = file_begin(&output, name);
+    fputs(text, f);
+    file_commit(f, &output, name);
+}
+
+// The last validation of the same weights by the BF16 build, in its output at `path`: what part of a gap is the evaluation's. Its
+// options are those of the run's log that say what is validated.
+static double run_evaluate(const Arm *arm, const TrainedRun *r, char *path) {
+    static const char *const options[] = {"train", "val", "batch", "seq-len", "val-rows", "sum-order"};
+    char program[64], model[PATH_MAX], value[PATH_MAX], *argv[24];
+    int n = 0;
+    snprintf(program, sizeof(program), "./train_gpt_bf16%s", arm->build + 3); // this CPU's, or the GPU's
+    path_print(model, "%s/model_%08ld.bin", r->dir, r->stopped_at);
+    if (access(path, F_OK) && !access(model, F_OK) && !access(program, X_OK)) {
+        argv[n++] = program, argv[n++] = strdup("--eval"), argv[n++] = strdup("--model"), argv[n++] = model;
+        for (int i = 0; i < 6; i++) {
+            if (!*text_value(r->log, options[i], value)) continue;
+            argv[n] = (char *)memory_allocate(strlen(options[i]) + strlen(value) + 8);
+            sprintf(argv[n++], "--%s=%s", options[i], value);
+        }
+        argv[n] = NULL;
+        char part[PATH_MAX];
+        path_print(part, "%s.part", path);
+        unlink(part);
+        if (program_run(argv, part) == 0) rename(part, path);
+    }
+    char *said = text_read(path);
+    return said && strstr(said, ": loss ") ? number_after(said, ": loss ") : NAN;
+}
+
 // Trains one arm with the seed at an index, unless it is there already; then reads it.
 static void run_make(Arm *arm, int index) {
     TrainedRun *r = &arm->runs[index];
     const int seed = all.seed[index];
-    char program[64], text[256], command[4 * PATH_MAX], output[PATH_MAX], path[PATH_MAX], number[16], *argv[WORDS_MAX];
+    char program[64], text[256], command[4 * PATH_MAX], output_path[PATH_MAX], path[PATH_MAX], number[16], *argv[WORDS_MAX];
     snprintf(program, sizeof(program), "./train_gpt_%s", arm->build), snprintf(number, sizeof(number), "%d", seed);
     path_print(r->dir, "%s/%s-%d", all.out, arm->slug, seed);
-    path_print(output, "%s.out", r->dir);
+    path_print(output_path, "%s.out", r->dir);
     EXPECT(!access(program, X_OK), "arm '%s': %s: no such program; run make", arm->label, program);
     // what made a directory stands beside it; nothing else in DIR is read, or removed
     snprintf(command, sizeof(command), "%s -s 0 %s %s --seed %d --data-seed %d\n", program, all.common, arm->options, seed, seed);
@@ -247,13 +294,10 @@ static void run_make(Arm *arm, int index) {
            r->dir);
     EXPECT(!made_by || words_same(made_by, command), "%s was made by '%.*s', this would be '%.*s'; use another --out", r->dir,
            (int)strcspn(made_by, "\n"), made_by, (int)strcspn(command, "\n"), command);
-    if (!made_by) {
-        FILE *f = file_begin(path);
-        fputs(command, f);
-        file_commit(f, path);
-    }
+    if (!made_by) file_put(r, ".command", command);
     free(made_by);
     path_print(path, "%s.diverged", r->dir);
+    const int lock = run_lock(r->dir); // before anything is looked at
     const int whole = run_read(r);
     char *ended = whole ? NULL : text_read(path);
     if (ended && !r->died[0] && r->log && number_after(ended, "step ") == (double)(r->stopped_at + 1)) // it is of this log
@@ -265,57 +309,54 @@ static void run_make(Arm *arm, int index) {
         argv[n++] = program;
         char steps[PATH_MAX];
         const long newest = checkpoint_newest(r->dir, LONG_MAX);
-        if (r->log && newest >= 0 && newest < atol(text_value(r->log, "steps", steps))) { // from the end it could not mend its log
+        EXPECT(!r->log || !*text_value(r->log, "seed", steps) || atol(steps) == seed,
+               "%s: expected seed %d, found %s; use another --out", r->dir, seed, steps);
+        // goes on where its log has all that the checkpoint counts on; at the run's end nothing would be written to it any more
+        if (r->log && newest >= 0 && newest <= r->stopped_at && newest < atol(text_value(r->log, "steps", steps))) {
+            close(lock);
             argv[n++] = (char *)"-y", argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
         } else {
-            char validated[PATH_MAX + 8]; // what a run left that died before its first checkpoint
+            char validated[PATH_MAX + 8], aside[PATH_MAX + 32];
             snprintf(validated, sizeof(validated), "%s.bf16", r->dir);
-            char *remove[] = {(char *)"/bin/rm", (char *)"-rf", (char *)"--", r->dir, output, validated, NULL};
-            EXPECT(program_run(remove, "/dev/null") == 0, "%s: cannot be removed", r->dir);
+            unlink(validated), unlink(output_path);
+            for (int k = 1; lock >= 0; k++) { // nothing is deleted: it may have checkpoints, or not be a run at all
+                snprintf(aside, sizeof(aside), "%s.old-%d", r->dir, k);
+                if (!access(aside, F_OK)) continue;
+                EXPECT(rename(r->dir, aside) == 0, "%s: cannot be renamed: %s", r->dir, strerror(errno));
+                printf("%s cannot go on (no checkpoint, or a damaged log): it is now %s, and is made again\n", r->dir, aside);
+                break;
+            }
+            close(lock);
             n = words_of(arm, argv, n, text);
             argv[n++] = (char *)"--seed", argv[n++] = number, argv[n++] = (char *)"--data-seed", argv[n++] = number;
             argv[n++] = (char *)"-o", argv[n++] = r->dir, argv[n] = NULL;
         }
-        status = program_run(argv, output);
-        char *said = text_read(output), *end = said ? said + strlen(said) : NULL;
+        status = program_run(argv, output_path);
+        char *said = text_read(output_path), *end = said ? said + strlen(said) : NULL;
         while (end && end > said && end[-1] == '\n') *--end = 0;
         char *line = end ? strrchr(said, '\n') : NULL;
         EXPECT(status != EXIT_BAD_INPUT && status != 127, "arm '%s', seed %d: %s", arm->label, seed,
-               line   ? line + 1
-               : said ? said
-                      : "no output");
+               line            ? line + 1
+               : said && *said ? said
+                               : "no output");
         if (status == EXIT_INTERRUPTED) exit(status);
         if (!run_read(r)) {
             if (status == EXIT_NONFINITE) {
                 snprintf(r->died, sizeof(r->died), "diverged at step %ld", r->stopped_at + 1);
-                FILE *f = file_begin(path);
-                fputs(r->died, f);
-                file_commit(f, path);
+                file_put(r, ".diverged", r->died);
             } else if (status > 128)
                 snprintf(r->died, sizeof(r->died), "killed by signal %d after step %ld", status - 128, r->stopped_at);
             else snprintf(r->died, sizeof(r->died), "died after step %ld with status %d", r->stopped_at, status);
         }
         free(said);
-    }
+    } else close(lock);
     if (!r->log) return;
-    char *said = text_read(output), value[PATH_MAX], model[PATH_MAX];
-    r->mib = number_after(said, "peak memory "), all.floor = atof(text_value(r->log, "floor", value));
+    char *said = text_read(output_path), value[PATH_MAX];
+    r->mib = said ? number_after(said, "peak memory ") : 0, all.floor = atof(text_value(r->log, "floor", value));
     free(said);
     r->final_bf16 = NAN;
-    if (strncmp(arm->build, "fp8", 3) || r->died[0]) return;
-    snprintf(program, sizeof(program), "./train_gpt_bf16%s", arm->build + 3); // this CPU's, or the GPU's
-    path_print(path, "%s.bf16", r->dir);                                      // what part of a gap is the evaluation's
-    path_print(model, "%s/model_%08ld.bin", r->dir, r->stopped_at);
-    if (access(path, F_OK) && !access(model, F_OK) && !access(program, X_OK)) {
-        int n = 0;
-        const Arm plain = {0};
-        argv[n++] = program, argv[n++] = (char *)"--eval", n = words_of(&plain, argv, n, text);
-        argv[n++] = (char *)"-e", argv[n++] = model, argv[n] = NULL;
-        if (program_run(argv, path)) unlink(path);
-    }
-    said = text_read(path);
-    if (said && strstr(said, ": loss ")) r->final_bf16 = number_after(said, ": loss ");
-    free(said);
+    path_print(path, "%s.bf16", r->dir);
+    if (!strncmp(arm->build, "fp8", 3) && !r->died[0]) r->final_bf16 = run_evaluate(arm, r, path);
 }
 
 // ==== 3. the verdict =================================================================================================
@@ -403,7 +444,7 @@ static void curve_print(const Arm *arm, double low, double high) {
     const int points = points_of(arm), width = MIN(points, 64);
     for (int i = 0; i < width; i++) {
         const double v = (mean_at(arm, i * points / width, NULL) - low) / (high - low + 1e-30);
-        fputs(blocks[MAX(0, MIN(7, (int)(v * 8)))], stdout);
+        fputs(blocks[(int)fmax(0, fmin(7, v * 8))], stdout);
     }
 }
 
@@ -434,13 +475,9 @@ static void gap_print(const char *label, const char *what, const Gap *g) {
 }
 
 static int summary_write(void) {
-    char path[PATH_MAX], verdict[320];
+    char verdict[320];
     int worst = 0;
-    path_print(path, "%s/runs.tsv", all.out);
-    FILE *runs = fopen(path, "w");
-    path_print(path, "%s/summary.tsv", all.out);
-    FILE *f = fopen(path, "w");
-    EXPECT(f && runs, "%s: cannot write: %s", path, strerror(errno));
+    FILE *runs = file_begin(&output, "runs.tsv"), *f = file_begin(&output, "summary.tsv");
     const Arm *reference = &all.arms[all.reference];
     const double noise = points_of(reference) ? noise_at(reference, points_of(reference) - 1) : NAN;
     fprintf(runs, "# common\t%s\n# data\t%s\n# floor\t%.9g" RUNS_HEADER, all.common, all.data, all.floor);
@@ -471,7 +508,7 @@ static int summary_write(void) {
         printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", all.width, arm->label, x.loss, x.spread, x.gap.mean,
                x.gap.low, x.gap.high, x.gap.p, x.tok_s, verdict);
     }
-    fclose(f), fclose(runs);
+    file_commit(runs, &output, "runs.tsv"), file_commit(f, &output, "summary.tsv");
     printf("\n");
     for (int a = 0; a < all.arm_count; a++) {
         const Figures x = figures_of(&all.arms[a]);
@@ -576,27 +613,27 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
 
 // The column of a log as numbers, for the gradient norm; at most 600 of its rows, evenly.
 static void column_write(FILE *f, const char *log, int column) {
-    static double x[2][1 << 20];
-    int n = 0;
-    const char *at = strstr(log, "\nstep\t");
-    for (at = at ? strchr(at + 1, '\n') : NULL; at && at[1] && n < 1 << 20; at = strchr(at + 1, '\n'), n++) {
+    double x[2][1200];
+    int n = 0, kept = 0, every = 1;
+    const char *rows = strstr(log, "\nstep\t");
+    rows = rows ? strchr(rows + 1, '\n') : NULL;
+    for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) n++;
+    every += n / 600, n = 0;
+    for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) {
+        if (n++ % every) continue;
         const char *field = at + 1;
-        x[0][n] = atof(field);
+        x[0][kept] = atof(field);
         for (int c = 0; c < column && field; c++) field = strchr(field, '\t') ? strchr(field, '\t') + 1 : NULL;
-        x[1][n] = field ? atof(field) : NAN;
+        x[1][kept++] = field ? atof(field) : NAN;
     }
-    const int every = n / 600 + 1, kept = (n + every - 1) / every;
-    for (int i = 0; i < kept; i++) x[0][i] = x[0][i * every], x[1][i] = x[1][i * every];
     json_numbers(f, "norm_step", x[0], kept, "%.0f"), fprintf(f, ","), json_numbers(f, "norm", x[1], kept, "%.4g");
 }
 
 static void report_write(void) {
     static const char mark[] = "/*DATA*/null";
-    char path[PATH_MAX], verdict[320];
-    char *page = text_read("dev/compare.html");
+    char verdict[320], *page = text_read("dev/compare.html");
     EXPECT(page && strstr(page, mark), "dev/compare.html: cannot read the page's template; run this from the project's directory");
-    path_print(path, "%s/report.html", all.out);
-    FILE *f = file_begin(path);
+    FILE *f = file_begin(&output, "report.html");
     char *data = strstr(page, mark);
     fwrite(page, 1, data - page, f);
     fprintf(f, "{\"common\":"), json_text(f, all.common);
@@ -639,8 +676,8 @@ static void report_write(void) {
         fprintf(f, ",\"atlas\":"), atlas_write(f, &arm->runs[0]), fprintf(f, "}");
     }
     fprintf(f, "]}%s", data + strlen(mark));
-    file_commit(f, path);
-    printf("\nreport      %s\n", path);
+    file_commit(f, &output, "report.html");
+    printf("\nreport      %s/report.html\n", all.out);
 }
 
 // ==== 5. the picture =================================================================================================
@@ -699,14 +736,12 @@ static void svg_text(FILE *f, const char *text) {
 }
 
 static void picture_write(void) {
-    char path[PATH_MAX];
     static double mean[ARMS_MAX][POINTS_MAX], around[2][ARMS_MAX][POINTS_MAX], gap[ARMS_MAX][POINTS_MAX],
         within[2][ARMS_MAX][POINTS_MAX];
     Panel loss = {30, 1, INFINITY, -INFINITY}, gaps = {30 + PLOT_HEIGHT + 64, 1, -2 * all.bound, 2 * all.bound};
     const Arm *reference = &all.arms[all.reference];
     int n[ARMS_MAX], paired[ARMS_MAX]; // validations that all seeds have, with finite losses; and the reference, too
-    path_print(path, "%s/curves.svg", all.out);
-    unlink(path);
+    unlinkat(output.fd, "curves.svg", 0);
     for (int a = -1; a < all.arm_count; a++) { // the reference first
         const Arm *arm = a < 0 ? reference : &all.arms[a];
         const int at = a < 0 ? all.reference : a;
@@ -715,6 +750,7 @@ static void picture_write(void) {
         for (int p = 0; p < n[at]; p++) {
             double x[SEEDS_MAX], y[SEEDS_MAX], spread;
             mean[at][p] = mean_at(arm, p, &spread);
+            if (all.seeds < 2) spread = 0;
             around[0][at][p] = mean[at][p] - spread, around[1][at][p] = mean[at][p] + spread;
             loss.x1 = gaps.x1 = MAX(loss.x1, arm->runs[0].step[p]);
             loss.y0 = MIN(loss.y0, around[0][at][p]), loss.y1 = MAX(loss.y1, around[1][at][p]);
@@ -728,7 +764,7 @@ static void picture_write(void) {
     }
     if (!(loss.y0 <= loss.y1)) return; // nothing to draw
     loss.y0 -= 0.01 * (loss.y1 - loss.y0) + 1e-4, loss.y1 += 0.01 * (loss.y1 - loss.y0) + 1e-4;
-    FILE *f = file_begin(path);
+    FILE *f = file_begin(&output, "curves.svg");
     const double width = PLOT_LEFT + PLOT_WIDTH + 300, height = gaps.top + PLOT_HEIGHT + 40;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" height=\"%g\">\n", width, height,
             width, height);
@@ -762,18 +798,20 @@ static void picture_write(void) {
         fprintf(f, "</text>\n");
     }
     fprintf(f, "</svg>\n");
-    file_commit(f, path);
-    printf("picture     %s\n", path);
+    file_commit(f, &output, "curves.svg");
+    printf("picture     %s/curves.svg\n", all.out);
 }
 
 // ==== 6. the program =================================================================================================
 
 static int statistics_print(const char *path) {
-    static double a[1 << 16], b[1 << 16];
     char *text = text_read(path);
     int n = 0;
-    EXPECT(text, "%s: cannot read: %s", path, strerror(errno));
-    for (const char *at = text; *at && n < 1 << 16;) { // a row that has no two numbers is an error
+    EXPECT(text, "%s: cannot read: %s", path, strerror(ENOENT));
+    size_t room = 1;
+    for (const char *at = text; *at; at++) room += *at == '\n';
+    double *a = (double *)memory_allocate(room * sizeof(double)), *b = (double *)memory_allocate(room * sizeof(double));
+    for (const char *at = text; *at;) { // a row that has no two numbers is an error
         double row[2];
         EXPECT(text_row(&at, row, 2) == 2, "%s: row %d: expected two numbers with a tab between", path, n + 1);
         a[n] = row[0], b[n++] = row[1];
@@ -836,7 +874,8 @@ static void arms_check(void) {
             continue;
         }
         snprintf(program_name, sizeof(program_name), "compare: arm '%s'", arm->label);
-        const Options o = options_parse(words_of(arm, argv, 1, text), argv, given);
+        Options o = options_parse(words_of(arm, argv, 1, text), argv, given);
+        if (o.val_batches) o.val_rows = o.val_batches * o.batch;
         all.steps = o.steps;
         for (int i = 0; i < OPTION_COUNT; i++) {
             const OptionSpec *s = &option_specs[i];
@@ -845,6 +884,18 @@ static void arms_check(void) {
                 EXPECT(!given[i] || strcmp(s->name, own[k]), "option --%s: the comparison sets it, or it does not train", s->name);
         }
         if (is_fp8) options_recipes(&o, given, &recipes);
+        const int depth = options_depth(&o);
+        if (depth) recipes.config = options_config(&o, depth, 256);
+        else {
+            uint64_t sum;
+            const File model = file_open(o.model, 0);
+            recipes.config = model_check(&model, &sum);
+            close(model.fd);
+        }
+        if (is_fp8) options_bf16(&o, &recipes);
+        const long validations = o.val_every ? o.steps / o.val_every + 1 : 0;
+        EXPECT(validations < POINTS_MAX, "options --steps, --val-every: at most %d validations, found %ld", POINTS_MAX - 1,
+               validations);
         TrainedRun *r = &runs[checked++ > 0];
         r->log = options_lines(&o), snprintf(r->dir, sizeof(r->dir), "arm '%s'", arm->label);
         EXPECT(atol(text_value(r->log, "val-every", value)) > 0, "expected --val-every above 0: an arm needs validations");
@@ -856,8 +907,9 @@ static void arms_check(void) {
 
 // Seeds N (1 to N) or N-M.
 static void seeds_parse(const char *text, int *seeds) {
-    char end = 0;
-    if (sscanf(text, "%d-%d%c", &seeds[0], &seeds[1], &end) != 2) seeds[0] = 1, seeds[1] = integer_parse(text);
+    char first[16], last[16] = "", end = 0;
+    const int parts = sscanf(text, "%15[0-9]-%15[0-9]%c", first, last, &end);
+    seeds[0] = parts == 2 ? integer_parse(first) : 1, seeds[1] = integer_parse(parts == 2 ? last : text);
     EXPECT(!end && seeds[0] >= 1 && seeds[1] >= seeds[0] && seeds[1] - seeds[0] < SEEDS_MAX,
            "option --seeds: expected N, or N-M, and at most %d seeds; found '%s'", SEEDS_MAX, text);
 }
@@ -892,7 +944,10 @@ static void pool_read(const char *files) {
     char *list = strdup(files), value[PATH_MAX], label[256];
     for (char *path = strtok(list, ","); path; path = strtok(NULL, ",")) {
         char *text = text_read(path);
-        EXPECT(text, "%s: cannot read: %s", path, strerror(errno));
+        struct stat from, to;
+        EXPECT(text, "%s: cannot read: %s", path, strerror(ENOENT));
+        EXPECT(stat(path, &from) || fstatat(output.fd, "runs.tsv", &to, 0) || from.st_ino != to.st_ino || from.st_dev != to.st_dev,
+               "%s would be written over; use another --out", path);
         const char *at = strstr(text, RUNS_HEADER);
         EXPECT(at && *text_value(text, "common", value), "%s: expected a runs.tsv with lines '# common' and '# data'", path);
         EXPECT(!all.data[0] || words_same(common, value), "%s: is of other options ('%s') than the first file ('%s')", path, value,
@@ -901,12 +956,17 @@ static void pool_read(const char *files) {
         EXPECT(!all.data[0] || !strcmp(all.data, value), "%s: is of other data or rules ('%s') than the first file ('%s')", path,
                value, all.data);
         snprintf(all.data, sizeof(all.data), "%.159s", value);
-        all.floor = atof(text_value(text, "floor", value));
+        const double floor = atof(text_value(text, "floor", value));
+        EXPECT(n == 0 || floor == all.floor, "%s: is of another validation set, with floor %g, than the first file, with %g", path,
+               floor, all.floor);
+        all.floor = floor;
         for (at = strchr(at + 1, '\n'); at && at[1]; at = strchr(at + 1, '\n')) {
             Row r;
             EXPECT(sscanf(at + 1, "%255[^\t]\t%d\t%lf\t%lf\t%lf\t%lf\t%lf\t%127[^\n]", label, &r.seed, &r.loss, &r.in_bf16, &r.half,
                           &r.tok_s, &r.mib, r.state) == 8,
                    "%s: expected 8 columns, found '%.*s'", path, (int)strcspn(at + 1, "\n"), at + 1);
+            EXPECT(isfinite(r.loss) || strcmp(r.state, "whole"), "%s: '%s' with seed %d is whole, but has no loss", path, label,
+                   r.seed);
             if ((r.arm = arm_index(label)) < 0) continue;
             int twin = 0;
             while (twin < n && (rows[twin].arm != r.arm || rows[twin].seed != r.seed)) twin++;
@@ -991,8 +1051,9 @@ static int child_wait(double begin, long steps_before, int begun) {
 }
 
 int main(int argc, char **argv) {
-    static char common[3 * PATH_MAX];
+    static char common[PATH_MAX - 64];
     const char *arms = "fp16,bf16,fp8", *reference = NULL, *pool = NULL;
+    surroundings_init();
     setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
     int seeds[2] = {1, 5};
     all.bound = 0.002, all.common = common;
@@ -1027,7 +1088,7 @@ int main(int argc, char **argv) {
     }
     for (int seed = seeds[0]; seed <= seeds[1]; seed++) all.seed[all.seeds++] = seed;
     EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
-    EXPECT(all.bound > 0, "option --bound: expected a number above 0");
+    EXPECT(all.bound > 0 && isfinite(all.bound), "option --bound: expected a number above 0");
     arms_parse(strdup(arms));
     EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
     all.reference = arm_index(reference ? reference : "fp16"), all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
@@ -1035,15 +1096,9 @@ int main(int argc, char **argv) {
     all.reference = MAX(all.reference, 0);
     if (!pool) arms_check();
     if (!all.out) all.out = pool ? "log/pooled" : "log/compare"; // rows of a comparison are not written over by those pooled
-    char path[PATH_MAX];
-    path_print(path, "%s/", all.out);
-    for (char *p = path + 1; *p; p++)
-        if (*p == '/') *p = 0, mkdir(path, 0777), *p = '/';
-
-    path_print(path, "%s/lock", all.out);
-    const int lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666); // held until the program ends
-    EXPECT(lock >= 0, "%s: cannot create: %s", path, strerror(errno));
-    EXPECT(flock(lock, LOCK_EX | LOCK_NB) == 0, "%s: another comparison runs in this directory", all.out);
+    path_print(output.path, "%s", all.out);
+    directory_make(output.path), output.fd = directory_lock(output.path); // until the program ends
+    EXPECT(output.fd >= 0, "%s: another comparison runs in this directory", all.out);
     if (pool) return pool_read(pool), summary_write();
     runs_allocate();
     const double begin = seconds_now();
