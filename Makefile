@@ -24,6 +24,9 @@ MARCH := $(call accepts,-march=$(ARCH)) $(call accepts,-mprefer-vector-width=512
 endif
 ifndef NO_OMP
 OMP := $(call accepts,-fopenmp)
+ifeq ($(OMP),)
+$(warning $(CC) has no OpenMP here (clang needs libomp-dev): the programs will use one thread)
+endif
 endif
 ifdef SANITIZE
 DEBUG = -g -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
@@ -60,8 +63,13 @@ $(PRECISIONS:%=build/portable/test_gpt_%): build/portable/test_gpt_%: test_gpt.c
 data/tales: data/tales.c
 	$(CC) -O2 -Wall -Wextra -Werror $< -o $@
 
+# One call writes all three files. The first stands for them, unless another one is missing.
+CORPUS = $(addprefix data/tales.d/,train.txt val.txt val.floor.tsv)
 data/tales.d/train.txt: data/tales
 	data/tales --out data/tales.d
+ifneq ($(words $(wildcard $(CORPUS))),3)
+.PHONY: data/tales.d/train.txt
+endif
 
 test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_fp32 data/tales.d/train.txt
 	data/tales --selftest

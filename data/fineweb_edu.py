@@ -52,12 +52,14 @@ def parquet_read(path):
 
 def jsonl_read(path):
     for number, line in enumerate(prepare.file_read(path).splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             text = json.loads(line)["text"]
             if not isinstance(text, str):
                 raise TypeError
             yield text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise prepare.DataError(f"{path}: line {number}: expected an object with a string \"text\", found "
                                     f"{line[:40].decode('utf-8', 'replace')!r}; give JSON Lines") from None
 

@@ -14,6 +14,7 @@ says why). Contents: 1 errors and options, 2 progress, 3 shards, 4 vocabularies,
 import argparse
 import base64
 import binascii
+import fcntl
 import glob
 import hashlib
 import http.client
@@ -47,6 +48,8 @@ class Parser(argparse.ArgumentParser):
 
 def run(main):
     """Run a script. Exit status 2: bad input, in one line; 130: interrupted. A traceback is always a bug of ours."""
+    for stream in filter(None, [sys.stdout, sys.stderr]):
+        stream.reconfigure(errors="backslashreplace")  # paths are bytes, whatever the terminal's encoding is
     try:
         return main()
     except DataError as e:
@@ -54,6 +57,8 @@ def run(main):
     except OSError as e:
         status, message = 2, (f"error: {e.filename or 'output'}: {e.strerror or e}; check the path, its permissions "
                               f"and the free space")
+    except MemoryError:
+        status, message = 2, "error: out of memory; give less text, or a smaller --shard-tokens"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
@@ -137,10 +142,13 @@ BYTE_VOCAB, GPT2_VOCAB, GPT2_EOT = 256, 50257, 50256
 
 
 def file_write(path, *parts):
-    """Write under a temporary name, flush to disk, rename: a file of this name is whole or it is not there."""
+    """Write under a temporary name, flush to disk, rename: a file of this name is whole or it is not there. What has
+    the temporary name is removed, never followed: it may be a link."""
     temporary = path + ".tmp"
+    if os.path.lexists(temporary):
+        os.remove(temporary)
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "xb") as f:
             for part in parts:
                 f.write(part)
             f.flush()
@@ -198,6 +206,8 @@ class Shards:
         os.makedirs(self.folder, exist_ok=True)
         if not os.path.basename(prefix) or not os.access(self.folder, os.W_OK):  # found out now, not in an hour
             raise DataError(f"{prefix}: expected DIR/NAME in a writable directory, found none; choose another --out")
+        self.lock = os.open(self.folder, os.O_RDONLY)  # as long as this runs: two that write one set would mix it
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
 
     def add(self, split, tokens):
         while len(tokens):
@@ -236,9 +246,9 @@ class Shards:
         print(f"tokens: {self.total['train']:,} train, {self.total['val']:,} val; "
               f"vocabulary {self.encoder.vocab_size:,}")
         show = path_show(self.prefix)
-        command = f"./train_gpt_fp8 -i {shlex.quote(show + '_train_*.bin')}"
+        command = f"./train_gpt_fp8 -i {shlex.quote(glob.escape(show) + '_train_*.bin')}"
         if self.total["val"]:
-            command += f" -j {shlex.quote(show + '_val_*.bin')}"
+            command += f" -j {shlex.quote(glob.escape(show) + '_val_*.bin')}"
         command += " -e d6 -t 256"
         if self.encoder.vocab_size == GPT2_VOCAB:
             path = os.path.join(self.folder, "gpt2_tokenizer.bin")
@@ -457,7 +467,7 @@ def download(url, path, sha256=None, size=None, tries=5, timeout=30, pause=1.0):
         return path
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     part, failures, most = path + ".part", 0, -1
-    with open(part, "ab") as f:
+    with open(part, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)) as f:
         while True:
             try:
                 linked = download_rest(url, f, timeout)
@@ -502,6 +512,8 @@ def file_read(path):
     if not os.path.isfile(path):
         found = "a directory" if os.path.isdir(path) else "none"
         raise DataError(f"{path}: expected a file, found {found}; check the path")
+    if path.endswith((".gz", ".bz2", ".xz", ".zst", ".zip")):
+        raise DataError(f"{path}: expected text, found a compressed file; unpack it first")
     with open(path, "rb") as f:
         return f.read()
 

@@ -31,6 +31,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -781,7 +782,8 @@ static void file_save(const char *folder, const char *name, const char *text, si
     char path[4096], temporary[4096 + 8];
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) die("--out is too long");
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    FILE *file = fopen(temporary, "wb");
+    remove(temporary); // never followed: it may be a link
+    FILE *file = fopen(temporary, "wbx");
     if (!file) die("cannot write %s: %s", temporary, strerror(errno));
     size_t written = fwrite(text, 1, n, file);
     if (fclose(file) || written != n) die("cannot write %s", temporary);
@@ -1013,6 +1015,7 @@ static uint64_t number_parse(const char *name, const char *text, uint64_t low, u
 
 int main(int argc, char **argv) {
     Config config = {"data/tales.d", 4, 2000, 1};
+    signal(SIGXFSZ, SIG_IGN); // a limit on the size of files is then an error like any other
     struct option table[COUNT(OPTIONS) + 1] = {{0}};
     int test = 0, choice, at = -1;
     for (int i = 0; i < COUNT(OPTIONS); i++) {
