@@ -310,6 +310,26 @@ def test_scripts(base):
 def test_errors(base):
     write("empty.txt", "")
     write("one.txt", "a")
+    write("blank.jsonl", '{"text": "one two three"}\n{"text": "four five six"}\n\n')
+    script_ok("fineweb_edu.py", "--jsonl", "blank.jsonl", "--out", "o/blank", "--vocab-kind", "byte", "--val-tokens", "14")
+    write("packed.txt.gz", b"\x1f\x8b not text")
+    script_refused("tokenize.py", "packed.txt.gz: expected text, found a compressed file", "packed.txt.gz", "--out", "o/packed")
+    write("odd.txt", "a text\n" * 40)
+    odd = script("tokenize.py", "odd.txt", "--out", os.fsdecode(b"caf\xe9/x"), env={"PYTHONIOENCODING": "utf-8:strict"})
+    check("tokenize.py: a path that is no UTF-8 is printed with escapes", odd.returncode == 0 and r"caf\udce9/x_train" in odd.stdout,
+          odd.stderr)
+    write("precious.txt", "precious")
+    os.makedirs("o", exist_ok=True)
+    for name in ("o/link_train_000000.bin.tmp", "o/link_val_000000.bin.tmp"):
+        os.symlink("../precious.txt", name)
+    script_ok("tokenize.py", "odd.txt", "--out", "o/link")
+    check("tokenize.py: a link under a temporary name is not written through", open("precious.txt").read() == "precious")
+    write("many_a.txt", "a" * 600000), write("many_b.txt", "b" * 600000)
+    two = [subprocess.Popen([sys.executable, os.path.join(DATA, "tokenize.py"), f"many_{c}.txt", "--out", "o/two", "--shard-tokens", n],
+                            stdout=subprocess.DEVNULL) for c, n in (("a", "5000"), ("b", "7000"))]
+    ended = [p.wait() for p in two]
+    found = {t for i in range(5) for t in set(tokens_of("o/two", "train", i))}
+    check("two scripts with one --out take turns", ended == [0, 0] and len(found) == 1, f"{ended} {found}")
     write("bad.jsonl", '{"text": "fine"}\n{"txt": 1}\n')
     write("separators.txt", "<|endoftext|>" * 9)
     tokenize = lambda pattern, *args: script_refused("tokenize.py", pattern, *args)

@@ -3,6 +3,7 @@
 
     python3 dev/test_report.py log/compare/report.html [SCREENSHOT.png]
     python3 dev/test_report.py log/diverged/report.html --diverged     # a page of runs that died: no error either, and it says so
+    python3 dev/test_report.py log/marked/report.html --markup         # of a run whose first operand has a name with <img in it
 
 Needs the PyPI package playwright and a chromium of the system. The page is opened offline, light and dark, wide and narrow.
 """
@@ -63,12 +64,15 @@ def main():
                 page.locator("#atlas").click(position={"x": 60, "y": 40})
                 curve = page.locator("#history path.curve")
                 check(page.locator("#history").is_visible() and curve.count() == 1, name + "a click opens the tensor's history")
+                page.locator("#history").hover()
+                check("<" in page.locator("#history-read").inner_text() if "--markup" in sys.argv else True, name + "a name with markup is shown as it is")
+                check(page.locator("img").count() == 0, name + "no markup of a log becomes part of the page")
                 for what in ("sqnr", "stale", "flushed"):
                     page.select_option("#atlas-what", what)
                 check(not errors, name + "other quantities make no error", errors)
             else:
                 check(False, name + "there is an atlas")
-            if len(sys.argv) > 2:
+            if len(sys.argv) > 2 and sys.argv[2].endswith(".png"):
                 page.screenshot(path=sys.argv[2].replace(".png", f"-{scheme}-{width}.png"), full_page=True)
             context.close()
         browser.close()
