@@ -2540,7 +2540,7 @@ static FILE *log_open(const Directory *d, const char *name, const char *header, 
     }
     free(line);
     EXPECT(!ferror(f) && (!every || last == step) && (look || ftruncate(fd, keep) == 0) && fseek(f, 0, SEEK_END) == 0,
-           "%s/%s: expected rows up to step %ld, could read them up to %ld", d->path, name, step, last);
+           "%s/%s: expected rows up to step %ld, they end at %ld", d->path, name, step, last);
     if (look) return fclose(f), (FILE *)NULL;
     if (!keep) fprintf(f, "%s%s\n", header, columns);
     return f;
@@ -2991,7 +2991,7 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
         EXPECT(resume || newest == -2, "option --out: %s holds a run already; choose another name, or %s", d->path,
                newest < 0 ? "remove it: it has no checkpoint" : "resume it with -y");
         EXPECT(!resume || newest >= 0, "%s: no finished checkpoint (DONE_*) to resume from%s", d->path,
-               newest > -2 ? "; remove it to begin again" : "");
+               lock && newest > -2 ? "; remove it to begin again" : "");
         return newest;
     }
 }
@@ -3493,14 +3493,14 @@ int main(int argc, char **argv) {
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
-    for (int look = 1; look >= 0; look--) { // check both before cutting one
+    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
+    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
+    for (int look = 1; look >= 0; look--) {                               // check both before cutting one
         r->log = log_open(&r->dir, "log.tsv", header, LOG_COLUMNS, r->progress.step, 1, look);
         if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", "", SCALES_COLUMNS, r->progress.step, 0, look);
     }
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
-    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
-    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
     return run_train(r);
 }
 #endif
