@@ -63,6 +63,8 @@ FAULTS = [
     ("what was not printed goes unseen", C, ", atexit(output_check);", ";", "limits"),
     ("a hangup kills", C, "if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);", "", "limits"),
     ("nohup is overruled", C, "if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);", "signal(SIGHUP, on_interrupt);", "limits"),
+    ("a second SIGTERM kills", C, "if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);", "signal(signal_number, SIG_DFL);", "limits"),
+    ("a directory in use is to be removed", C, "lock && newest > -2", "newest > -2", "two_at_once"),
     ("an illegal instruction without words", C, "signal(SIGILL, on_illegal), ", "", "limits"),
     ("arrays on the stack", C, "float lanes[2][16] = {{0}};\n", "float lanes[2][16] = {{0}};\n    volatile char big[80000]; big[0] = 0, big[79999] = big[0];\n", "limits"),
     ("no locks is busy", C, "if (errno == EWOULDBLOCK) return", "return", "no_locks"),
