@@ -90,10 +90,11 @@ build/ladder: dev/cpu/ladder.c $(wildcard dev/cpu/*.c) train_gpt_fp8.c $(FLAGS_F
 ladder: build/ladder
 	build/ladder
 
-# Arms with the same seeds and data, and whether their losses differ; dev/compare.c says what ARMS, SEEDS and RUN may be.
+# Arms with the same seeds and data, and whether their losses differ; dev/compare.c says what ARMS, SEEDS, RUN and OUT may be.
 ARMS = fp16,bf16,fp8,fp8 --scaling none
 SEEDS = 5
 RUN = -e d3 -x 400 -v 50
+OUT = log/compare
 build/compare: dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 # Small programs that take the trainer's file apart; the first lines of each say what it shows.
@@ -101,7 +102,7 @@ build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 compare: build/compare all
-	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out log/compare -- $(RUN)
+	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out '$(OUT)' -- $(RUN)
 
 # What scripts under dev/ compile with.
 flags:

@@ -6,7 +6,10 @@ Reads DIR/log.tsv only. The first directory is the baseline of the gap. Needs ma
 import pathlib
 import sys
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("dev/plot_losses.py needs matplotlib (pip install matplotlib)")
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
