@@ -501,24 +501,17 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
     stats->amax_bits = MAX(stats->amax_bits, amax);
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
 }
-// Signal and noise for the SQNR: adds sums over n of squares of x, and of what encoding changed of x; where all have one scale
-// (step 0) in the numbers that codes stand for, (x scale)^2, else (step 1) in x's own. Lanes and tree are STRIPED_SUM's.
+// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding changed of x; where all have one
+// scale (step 0) in the numbers that codes stand for, (x scale)^2, else (step 1) in x's own.
 INLINE void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n, const float *scale, int step, Dtype format) {
-    float lanes[2][16] = {{0}};
-    for (size_t at = 0; at < n; at += 256) { // a little at a time: a thread's stack may be small
-        const int m = MIN(n - at, 256);
-        uint16_t decoded[256];
-        float value[2][256] = {{0}};
-        decode_bf16(decoded, q + at, m, format);
-        SIMD for (int i = 0; i < m; i++) {
-            value[0][i] = float_from_stored(x[at + i]) * (step ? 1 : *scale);
-            value[1][i] = value[0][i] - float_from_bf16(decoded[i]) / (step ? scale[at + i] : 1);
-        }
-        for (int k = 0; k < 2; k++)
-            for (int i = 0; i < m; i += 16)
-                SIMD for (int lane = 0; lane < 16; lane++) lanes[k][lane] += value[k][i + lane] * value[k][i + lane];
-    }
-    sums[0] += lanes_sum(lanes[0]), sums[1] += lanes_sum(lanes[1]);
+    uint16_t decoded[CHUNK]; // all of what a thread's stack need hold: the squares are not kept
+    float signal, noise;
+    decode_bf16(decoded, q, n, format);
+#define SIGNAL (float_from_stored(x[i]) * (step ? 1 : *scale))
+#define NOISE  (SIGNAL - float_from_bf16(decoded[i]) / (step ? scale[i] : 1))
+    STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
+    STRIPED_SUM(noise, i, n, NOISE * NOISE);
+    sums[0] += signal, sums[1] += noise;
 }
 
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
@@ -1937,7 +1930,7 @@ static File file_open(const char *path, int optional) { // optional: it need not
     struct stat st;
     File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}}; // or a pipe would be waited for
     if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
-    EXPECT(f.fd >= 0 && fstat(f.fd, &st) == 0, "%s: cannot open: %s", path, strerror(errno));
+    EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
     EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size), "%s: is empty, or a directory, pipe or device", path);
     f.bytes = st.st_size, f.time = st.st_mtim;
     file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
@@ -2040,6 +2033,23 @@ static Shard shard_open(const char *path, int *V) {
     return s;
 }
 
+// The hash of every token, of their order, and of how they are split into files, which windows do not cross.
+static uint64_t dataset_hash(const Dataset *d) {
+    uint64_t hash = 0;
+    for (int i = 0; i < d->shard_count; i++) {
+        const Shard *s = &d->shards[i];
+        hash ^= (s->file.bytes - s->begin) / s->width;
+        for (size_t at = s->begin, n; at < s->file.bytes; at += n) {
+            const unsigned char *block = file_block(&s->file, at, s->file.bytes, &n);
+            hash = checksum(hash, block, n);
+            for (size_t k = 0; s->width == 2 && k < n / 2; k++)
+                EXPECT(token_at(block, 2, k) < d->V, "%s: token %zu is %d, beyond its vocabulary of %d", s->file.path,
+                       (at - s->begin) / 2 + k, token_at(block, 2, k), d->V);
+        }
+    }
+    return hash;
+}
+
 // Opens, checks and hashes every file that matches the pattern, in sorted order.
 static Dataset dataset_open(const char *pattern) {
     Dataset d = {NULL, 1, 0, 0, 0, 0, NULL};
@@ -2052,31 +2062,26 @@ static Dataset dataset_open(const char *pattern) {
     }
     d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
-        Shard *s = &d.shards[i];
-        *s = shard_open(paths[i], &V);
+        d.shards[i] = shard_open(paths[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i], paths[0], d.V, V);
-        d.V = V, d.tokens += s->count;
-        d.hash ^= s->count; // windows do not cross a file's end
-        for (size_t at = s->begin, n; at < s->file.bytes; at += n) {
-            const unsigned char *block = file_block(&s->file, at, s->file.bytes, &n);
-            d.hash = checksum(d.hash, block, n);
-            for (size_t k = 0; s->width == 2 && k < n / 2; k++)
-                EXPECT(token_at(block, 2, k) < V, "%s: token %zu is %d, beyond its vocabulary of %d", paths[i],
-                       (at - s->begin) / 2 + k, token_at(block, 2, k), V);
-        }
+        d.V = V, d.tokens += d.shards[i].count;
     }
+    d.hash = dataset_hash(&d);
     globfree(&found);
     return d;
 }
 
-// Whether a file's size or time are no longer those that were found when it was opened.
-static int dataset_changed(const Dataset *d) {
-    struct stat st;
+// Ends the program if the data changed since they were opened. If only a file's time did, they are hashed again, once.
+static void dataset_check(Dataset *d, const char *name) {
+    int same = 1, touched = 0;
     for (int i = 0; i < d->shard_count; i++) {
-        const File *f = &d->shards[i].file;
-        if (fstat(f->fd, &st) || (size_t)st.st_size != f->bytes || memcmp(&st.st_mtim, &f->time, sizeof(f->time))) return 1;
+        File *f = &d->shards[i].file;
+        struct stat st;
+        same &= !fstat(f->fd, &st) && (size_t)st.st_size == f->bytes;
+        touched |= memcmp(&st.st_mtim, &f->time, sizeof(f->time));
+        f->time = st.st_mtim;
     }
-    return 0;
+    EXPECT(same && (!touched || dataset_hash(d) == d->hash), "%s: changed during the run; bring it back and resume", name);
 }
 
 // Takes the last tenth of `train` away and returns it.
@@ -2517,11 +2522,9 @@ static void lines_print(const char *line) {
     }
 }
 
-// Opens a table for appending; a new one gets its header. Of an old one it keeps the rows up to `step` and cuts the rest. The rows
-// must be whole and in order; log.tsv (`every`) must have one for every step, and has one column more. A last line without a
-// newline is what a kill left. With `look` the table is only checked, and nothing is cut.
-static FILE *log_open(const Directory *d, const char *name, const char *header, const char *columns, long step, int every,
-                      int look) {
+// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. The rows must be whole and in order; log.tsv (`every`)
+// must have one for every step, and has one column more. A last line without a newline is what a kill left.
+static FILE *log_open(const Directory *d, const char *name, long step, int every) {
     const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
     EXPECT(f, "%s/%s: cannot open: %s", d->path, name, strerror(errno));
@@ -2530,25 +2533,28 @@ static FILE *log_open(const Directory *d, const char *name, const char *header, 
     long last = 0;
     for (ssize_t n; (n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n'; keep += n) {
         const long at = atol(line), next = every ? last + 1 : MAX(at, last);
-        if (line[0] == '#' || line[0] == columns[0]) continue;
+        if (*line == '#' || *line == 's') continue; // the header; the names of the columns, of which "step" is the first
         if (at > step) break;
         int tabs = 0;
-        for (const char *p = line; (p = strchr(p, '\t')) != NULL; p++) tabs++;
+        for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
         EXPECT(at == next && tabs == 8 + every, "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
     }
     free(line);
-    EXPECT(!ferror(f) && (!every || last == step) && (look || ftruncate(fd, keep) == 0) && fseek(f, 0, SEEK_END) == 0,
+    EXPECT(!ferror(f) && (!every || last == step) && !fseek(f, keep, SEEK_SET),
            "%s/%s: expected rows up to step %ld, they end at %ld", d->path, name, step, last);
-    if (look) return fclose(f), (FILE *)NULL;
-    if (!keep) fprintf(f, "%s%s\n", header, columns);
     return f;
+}
+// Cuts what log_open() did not keep. A new table gets its header.
+static void log_begin(FILE *f, const Directory *d, const char *header, const char *columns) {
+    EXPECT(!ftruncate(fileno(f), ftell(f)), "%s: cannot cut a log: %s", d->path, strerror(errno));
+    if (!ftell(f)) fprintf(f, "%s%s\n", header, columns);
 }
 // Hands rows to the system; on_disk: and waits until they are on disk.
 static void log_flush(FILE *f, const Directory *d, int on_disk) {
-    EXPECT(!ferror(f) && fflush(f) == 0 && (!on_disk || fsync(fileno(f)) == 0),
-           "%s: cannot write the log: %s; make room, go on with -y", d->path, strerror(errno));
+    EXPECT(!ferror(f) && !fflush(f) && (!on_disk || !fsync(fileno(f))), "%s: cannot write the log: %s; make room, go on with -y",
+           d->path, strerror(errno));
 }
 
 // Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
@@ -2958,7 +2964,7 @@ static void directory_make(char *path) {
 static int directory_lock(const char *path) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
+    if (!flock(fd, LOCK_EX | LOCK_NB)) return fd;
     if (errno == EWOULDBLOCK) return close(fd), -1;
     fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path, strerror(errno));
     return fd;
@@ -3023,8 +3029,9 @@ static void nonfinite_find(Gpt *g, char *out) {
             if (floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
-    const int weights = floats_nonfinite(g->master, g->param_count);
-    strcpy(out, floats_nonfinite(g->losses, R) ? "the losses" : weights ? "weights" : "none; the sum of squares overflowed");
+    strcpy(out, floats_nonfinite(g->losses, R)                ? "the losses"
+                : floats_nonfinite(g->master, g->param_count) ? "weights"
+                                                              : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -3374,9 +3381,7 @@ static int run_train(Run *r) {
         // Read once, so that the message below is true. A run also stops when its output cannot be written any more.
         const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
         const int saves = stop || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last));
-        // data whose time changed may still be the same: only then they are read and hashed again
-        EXPECT(!(saves || last) || !dataset_changed(&r->train) || dataset_open(o->train).hash == r->train.hash,
-               "%s: was changed while it was used; bring it back, then go on with -y", o->train);
+        if (saves || last) dataset_check(&r->train, o->train);
         if (saves) {
             log_flush(r->log, &r->dir, 1);
             if (IS_FP8) log_flush(r->scales, &r->dir, 1);
@@ -3495,10 +3500,10 @@ int main(int argc, char **argv) {
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
-    for (int look = 1; look >= 0; look--) {                               // check both before cutting one
-        r->log = log_open(&r->dir, "log.tsv", header, LOG_COLUMNS, r->progress.step, 1, look);
-        if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", "", SCALES_COLUMNS, r->progress.step, 0, look);
-    }
+    r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
+    if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
+    log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
+    if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     return run_train(r);

@@ -145,13 +145,13 @@ static int words_of(const Arm *arm, char **argv, int n, char *text) {
 }
 
 // Runs a program with its output appended to a file; returns its exit status.
-static int program_run(char **argv, const char *output) {
+static int program_run(char **argv, const char *path) {
     fflush(stdout);
     const pid_t pid = fork();
     EXPECT(pid >= 0, "cannot start %s: %s", argv[0], strerror(errno));
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGTERM); // a comparison that ends early stops its runs, which then write a checkpoint
-        const int fd = open(output, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0666);
+        const int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0666);
         if (fd >= 0) dup2(fd, 1), dup2(fd, 2);
         execv(argv[0], argv);
         _exit(127);

@@ -699,6 +699,12 @@ def data_that_change():
     p.send_signal(signal.SIGINT)
     r = end(p)
     check(r.status == INTERRUPTED and glob.glob("touched/DONE_*"), "row 11: data written again as they were are the same", r)
+    p = start(f"-i d.txt -j t.txt {TINY} -v 0 -n 1 --keep 0 -x 100 -o often", stdout=subprocess.DEVNULL,
+              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    wait_for("often/log.tsv", p)
+    os.utime("d.txt", (2, 2))
+    r = end(p)
+    check(r.status == DONE, "row 11: and are not opened again at every checkpoint", r)
     every = 100 if args.trainer else 2000
     for name, change in (("truncated", lambda: os.truncate("d.txt", 0)), ("edited", edit)):
         write("d.txt", text())
