@@ -2525,8 +2525,8 @@ static void test_run_rules(void) {
     double last[8] = {0};
     int without_sqnr = 0;
     for (int k = 0; k < 8; k++) {
-        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 15 -n 30 --keep 0 --scales-every 1 %s -i %s -o %s", words[k],
-                 tiny_text(), in_dir(rules[k]));
+        snprintf(arguments, sizeof(arguments), TINY_RUN "-x 60 -v 15 -n 30 --keep 0 --scales-every 1 --sqnr-every 1 %s -i %s -o %s",
+                 words[k], tiny_text(), in_dir(rules[k]));
         const Child run = child_run(arguments);
         size_t n;
         char path[256];
@@ -2555,7 +2555,19 @@ static void test_run_rules(void) {
     }
     check(!without_sqnr, "run: every row of scales.tsv has an SQNR, of weights and blocks too", "%d runs have one without",
           without_sqnr);
+    snprintf(arguments, sizeof(arguments), TINY_RUN "-x 10 -v 0 -n 0 --scales-every 2 --sqnr-every 4 -i %s -o %s", tiny_text(),
+             in_dir("sqnr"));
+    child_run(arguments);
     size_t n;
+    int wrong = 0, rows = 0, with = 0;
+    const char *at = (const char *)file_get(in_dir("sqnr/scales.tsv"), &n);
+    for (at = at ? strchr(at, '\n') : NULL; at && at[1]; at = strchr(at + 1, '\n')) {
+        const int step = atoi(at + 1), length = strcspn(at + 1, "\n"), has = strncmp(at + length - 1, "\t-", 2) != 0;
+        rows++, with += has, wrong += step % 2 || has != (step == 4 || step == 8 || step == 10);
+    }
+    check(!wrong && rows == 5 * with / 3 && with > 0,
+          "run: --sqnr-every 4 measures it in steps 4, 8 and the last, 10; rows are of 2, 4, .. 10",
+          "%d rows, %d with an SQNR, %d wrong", rows, with, wrong);
     const char *none = (const char *)file_get(in_dir("none/log.tsv"), &n),
                *delayed = (const char *)file_get(in_dir("delayed/log.tsv"), &n);
     Gpt g;

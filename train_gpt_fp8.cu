@@ -3599,6 +3599,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
+    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "of these, steps with an SQNR, which costs a pass; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
     X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads, and stop") \
@@ -3753,7 +3754,8 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
         if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
-        if (!*text_value(lines, s->name, value) && (s->scope & GPU)) continue; // a state of the C file
+        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
+            continue; // an older state, or one of the C file
         option_set(&theirs, s, value, path);
         option_text(&theirs, s, theirs_text), option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
@@ -4360,9 +4362,11 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
 }
 
-// What a step records: at every --scales-every-th and the last all that scales.tsv shows.
+// Whether a step, every `every`th or the last, is one of those in question.
+static int step_is_due(const Options *o, long step, long every) { return every && (step % every == 0 || step == o->steps); }
+// What a step records; its SQNR is for a row of scales.tsv.
 static Record step_record(const Options *o, long step) {
-    return IS_FP8 && o->scales_every && (step % o->scales_every == 0 || step == o->steps) ? RECORD_SQNR : RECORD_STATS;
+    return IS_FP8 && step_is_due(o, step, o->scales_every) && step_is_due(o, step, o->sqnr_every) ? RECORD_SQNR : RECORD_STATS;
 }
 
 static int run_train(Run *r) {
@@ -4380,7 +4384,7 @@ static int run_train(Run *r) {
         const float loss_scale = g->loss_scaling[0];
         double t = seconds_now(), norm;
         float lr;
-        const Record record = g->record = step_record(o, step);
+        g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
         g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
@@ -4393,22 +4397,23 @@ static int run_train(Run *r) {
         printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.1f TFLOP/s%s\n", step, o->steps,
                width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
                gflops * 1e-3, norm - norm != 0 ? " | overflow: step skipped" : "");
-        if (o->val_every && (step % o->val_every == 0 || last)) {
+        if (step_is_due(o, step, o->val_every)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
         }
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, &r->dir, 0);
-        if (record == RECORD_SQNR) gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, &r->dir, 0);
-        if (o->sample_every && (step % o->sample_every == 0 || last)) {
+        if (IS_FP8 && step_is_due(o, step, o->scales_every))
+            gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, &r->dir, 0);
+        if (step_is_due(o, step, o->sample_every)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
         // Read once, so that the message below is true. A run also stops when its output cannot be written any more.
         const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
-        const int saves = stop || (o->checkpoint_every && (step % o->checkpoint_every == 0 || last));
+        const int saves = stop || step_is_due(o, step, o->checkpoint_every);
         if (saves || last) dataset_check(&r->train, o->train);
         if (saves) {
             log_flush(r->log, &r->dir, 1);

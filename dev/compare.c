@@ -586,7 +586,7 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
                    &v[SATURATED], &v[FLUSHED], sqnr) != 8)
             break;
         const int wide = operand_is_e5m2(r->log, strrchr(operand, '.') ? strrchr(operand, '.') + 1 : operand);
-        v[SQNR] = *sqnr == '-' ? NAN : atof(sqnr);
+        v[SQNR] = *sqnr != '-' ? atof(sqnr) : steps && step != when[0] ? values[n - tensors][SQNR] : NAN; // as last measured
         v[STALE] =
             v[AMAX] > 0 ? log2(v[SCALE] * v[AMAX] / (wide ? 57344.0 : 448.0)) : NAN; // binades above (cut) or below (room left)
         if (step != last) when[steps++] = last = step;
