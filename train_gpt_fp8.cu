@@ -184,49 +184,78 @@ INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
 INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
+// ---- PTX's own conversions, which kernels use. They give the bits of the C file's rules but for two things (PTX ISA, cvt): every
+// NaN becomes the positive one of all ones, and denormals of bf16 stay. No kernel makes those: arithmetic leaves none (-ftz=true),
+// and fp32 numbers from memory go through denormal_flush().
+#ifdef CUDA_ON_CPU // on_cpu_api.h has the same by the same document
+#define DEVICE static inline
+#define IN_KERNEL(sm, statement)                                                                                                   \
+    if (on_cpu::self && on_cpu::kernel_architecture >= sm) statement
+#else
+#ifdef __CUDA_ARCH__
+#define IN_KERNEL(sm, statement)                                                                                                   \
+    if (__CUDA_ARCH__ >= 10 * sm) statement
+#else
+#define IN_KERNEL(sm, statement) (void)0
+#endif
+#define DEVICE static __device__ __forceinline__
+#define CVT(name, to, letter, instruction)                                                                                         \
+    DEVICE to name(float f) {                                                                                                      \
+        to r;                                                                                                                      \
+        asm(instruction " %0, %1;" : letter(r) : "f"(f));                                                                          \
+        return r;                                                                                                                  \
+    }
+#define CVT2(name, to, letter, instruction) /* the first in the low half */                                                        \
+    DEVICE to name(float low, float high) {                                                                                        \
+        to r;                                                                                                                      \
+        asm(instruction " %0, %1, %2;" : letter(r) : "f"(high), "f"(low));                                                         \
+        return r;                                                                                                                  \
+    }
+CVT(cvt_bf16, uint16_t, "=h", "cvt.rn.bf16.f32")
+CVT(cvt_fp16, uint16_t, "=h", "cvt.rn.f16.f32")
+CVT2(cvt_bf16x2, uint32_t, "=r", "cvt.rn.bf16x2.f32")
+CVT2(cvt_e4m3x2, uint16_t, "=h", "cvt.rn.satfinite.e4m3x2.f32") // from sm_89 on
+CVT2(cvt_e5m2x2, uint16_t, "=h", "cvt.rn.satfinite.e5m2x2.f32")
+DEVICE float cvt_from_fp16(uint16_t h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+DEVICE float denormal_flush(float f) { // a denormal becomes a 0 of its sign
+    float r;
+    asm("mul.ftz.f32 %0, %1, 0f3F800000;" : "=f"(r) : "f"(f));
+    return r;
+}
+#endif
+
 // ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
 // operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
 // bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a quiet one.
 INLINE uint16_t bf16_from_float(float f) {
-#ifdef __CUDA_ARCH__ // arithmetic here leaves no denormals
-    uint16_t h;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-#else
+    IN_KERNEL(80, return cvt_bf16(f));
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     r = a < 0x00800000 ? (u >> 16) & 0x8000 : r;
     r = a > 0x7f800000 ? (u >> 16) | 0x40 : r;
     return (uint16_t)r;
-#endif
 }
 INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
 
 // IEEE half, round to nearest even, denormal results kept: F16C's rules.
 INLINE uint16_t fp16_from_float(float f) {
-#ifdef __CUDA_ARCH__
-    uint16_t h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-#else
+    IN_KERNEL(80, return cvt_fp16(f));
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
     uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
     r = a < 0x38800000 ? small : r;
     r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
     r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
     return (uint16_t)(((u >> 16) & 0x8000) | r);
-#endif
 }
 INLINE float float_from_fp16(uint16_t h) {
-#ifdef __CUDA_ARCH__
-    float f;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
-    return f;
-#else
+    IN_KERNEL(80, return cvt_from_fp16(h));
     uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16, r = a + (112u << 23);
     r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23)) : r; // 0 and denormals
     r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
     return bits_float(sign | r);
-#endif
 }
 
 // e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
@@ -386,7 +415,6 @@ static void *device_fetch(const void *from, size_t bytes) { // a copy on the hos
 // ---- what kernels share. Eight neighbouring elements are what a thread moves: 16 bytes of a 16-bit tensor. Blocks are
 // one-dimensional.
 #define THREADS                256
-#define DEVICE                 static __device__ __forceinline__
 #define KERNEL                 static __global__ void
 #define KERNEL_OF(threads)     static __global__ void __launch_bounds__(threads)
 #define STREAM                 machine.stream
@@ -444,13 +472,10 @@ INLINE void load2(float *v, const stored_t *p) {
     v[0] = float_from_stored(w & 0xffff), v[1] = float_from_stored(w >> 16);
 }
 INLINE uint32_t pack2(float low, float high) {
-#if defined(__CUDA_ARCH__) && PRECISION != PRECISION_FP16
-    uint32_t w;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(high), "f"(low));
-    return w;
-#else
-    return stored_from_float(low) | (uint32_t)stored_from_float(high) << 16;
+#if PRECISION != PRECISION_FP16
+    IN_KERNEL(80, return cvt_bf16x2(low, high));
 #endif
+    return stored_from_float(low) | (uint32_t)stored_from_float(high) << 16;
 }
 INLINE void pack8(uint32_t *w, const float *v) { UNROLL for (int i = 0; i < 4; i++) w[i] = pack2(v[2 * i], v[2 * i + 1]); }
 INLINE void load8(float *v, const stored_t *p) {
@@ -461,7 +486,7 @@ INLINE void store8(stored_t *p, const float *v) {
     uint32_t w[4];
     pack8(w, v);
 #ifdef __CUDA_ARCH__ // nvcc makes four stores of it where it can
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" : : "l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]));
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" : : "l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
 #else
     put(p, make_uint4(w[0], w[1], w[2], w[3]));
 #endif
@@ -520,14 +545,10 @@ INLINE uint8_t fp8_encode(float f, Dtype d) {
 }
 // Two at once, the first in the low byte: one instruction from sm_89 on, of the same bits.
 INLINE uint32_t fp8_encode2(float low, float high, Dtype d) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-    uint16_t r;
-    if (d == DTYPE_E5M2) asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
-    else asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
-    return r;
-#else
-    return fp8_encode(low, d) | (uint32_t)fp8_encode(high, d) << 8;
+#if defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 890
+    IN_KERNEL(89, return d == DTYPE_E5M2 ? cvt_e5m2x2(low, high) : cvt_e4m3x2(low, high));
 #endif
+    return fp8_encode(low, d) | (uint32_t)fp8_encode(high, d) << 8;
 }
 
 // The value of a code, through half precision: E5M2 is its upper byte, E4M3 has its exponent off by 8.
@@ -714,7 +735,7 @@ struct StoredSource : TensorSource<stored_t> {
 };
 struct MasterSource : TensorSource<float> {
     __device__ void values(float *v, const uint32_t *raw) const {
-        UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(bits_float(raw[i]));
+        UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(denormal_flush(bits_float(raw[i])));
     }
 };
 // Scales of blocks: that of element (row, column) is 1 / inv[row / tall * row_stride + column / wide * column_stride].

@@ -499,7 +499,10 @@ inline void drain(const char *caller) {
     device_check();
     device_open(false);
 }
+inline int kernel_architecture; // as architecture() says when a kernel begins
+int architecture();
 inline void run_kernel(const Kernel &k) {
+    kernel_architecture = architecture();
     const unsigned blocks = k.grid.x * k.grid.y * k.grid.z;
     std::vector<unsigned> order(blocks);
     kernel = &k, blockDim = k.block, gridDim = k.grid;

@@ -33,6 +33,44 @@ inline uint16_t fp16_store(float f) {
     return (uint16_t)(sign | ((a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13));
 }
 
+// ---- conversions as a kernel makes them (PTX ISA, cvt and mul.ftz): a NaN is all ones without a sign, in FP8 0x7f; bf16 keeps
+// denormals; FP8 saturates, so that infinities become the largest number. In whole numbers, apart from the trainer's own code.
+// The code of a magnitude, rounded to nearest even: how many of the format's units at this exponent, a carry moving on to the next.
+inline unsigned float_code(float f, int m, int bias) {
+    const uint32_t a = bits<uint32_t>(f) & 0x7fffffff, one = a >> 23 ? 0x800000 : 0, mantissa = (a & 0x7fffff) | one;
+    const int exponent = std::max((int)(a >> 23), 1) - 127, least = 1 - bias, at = std::max(exponent, least);
+    const int drop = std::min(23 - m + at - exponent, 30); // bits below a unit; denormals of the format share the least exponent
+    const uint32_t units = mantissa >> drop, rest = mantissa & ((1u << drop) - 1), half = 1u << (drop - 1);
+    return (units + (rest > half || (rest == half && units % 2)) + ((unsigned)(at - least) << m));
+}
+inline bool is_nan(float f) { return (bits<uint32_t>(f) & 0x7fffffff) > 0x7f800000; }
+inline unsigned sign_of(float f) { return bits<uint32_t>(f) >> 31; }
+inline unsigned fp8_code(float f, int m, int bias, unsigned largest) {
+    if (is_nan(f)) return 0x7f;
+    return std::min(isinf(f) ? largest : float_code(f, m, bias), largest) | sign_of(f) << 7;
+}
+} // namespace on_cpu
+inline uint16_t cvt_bf16(float f) {
+    if (on_cpu::is_nan(f)) return 0x7fff;
+    return (uint16_t)(isinf(f) ? 0x7f80 | on_cpu::sign_of(f) << 15 : on_cpu::float_code(f, 7, 127) | on_cpu::sign_of(f) << 15);
+}
+inline uint32_t cvt_bf16x2(float low, float high) { return cvt_bf16(low) | (uint32_t)cvt_bf16(high) << 16; }
+inline uint16_t cvt_fp16(float f) {
+    if (on_cpu::is_nan(f)) return 0x7fff;
+    return (uint16_t)((isinf(f) ? 0x7c00 : std::min(on_cpu::float_code(f, 10, 15), 0x7c00u)) | on_cpu::sign_of(f) << 15);
+}
+inline float cvt_from_fp16(uint16_t h) { return on_cpu::fp16_float(h); }
+inline uint16_t cvt_e4m3x2(float low, float high) {
+    return (uint16_t)(on_cpu::fp8_code(low, 3, 7, 0x7e) | on_cpu::fp8_code(high, 3, 7, 0x7e) << 8);
+}
+inline uint16_t cvt_e5m2x2(float low, float high) {
+    return (uint16_t)(on_cpu::fp8_code(low, 2, 15, 0x7b) | on_cpu::fp8_code(high, 2, 15, 0x7b) << 8);
+}
+inline float denormal_flush(float f) {
+    const uint32_t u = on_cpu::bits<uint32_t>(f);
+    return (u & 0x7f800000) == 0 ? on_cpu::bits<float>(u & 0x80000000) : f;
+}
+namespace on_cpu {
 // ---- collectives of a warp
 struct Exchange {
     uint64_t value, result;

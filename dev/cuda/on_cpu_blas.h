@@ -151,7 +151,7 @@ inline void product(const OnCpuDesc &o, float alpha, const void *A, const OnCpuL
                 if (biased) add += number(o.bias_type >= 0 ? o.bias_type : d.type, o.bias, m);
                 const float y = biased || beta != 0 ? fmaf(sum, by, add) : sum * by;
                 if (d.type == CUDA_R_32F) ((float *)D)[at] = y;
-                else ((uint16_t *)D)[at] = d.type == CUDA_R_16BF ? bf16_store(y) : fp16_store(y);
+                else ((uint16_t *)D)[at] = d.type == CUDA_R_16BF ? cvt_bf16(y) : cvt_fp16(y);
             }
         }
     }
