@@ -2,7 +2,8 @@
 # make test             the tests in all four precisions, and on the portable path
 # make test-exhaustive  the encoders on all 2^32 floats, every instruction set that this machine runs (minutes)
 # make ladder         seven matrix products, each a step faster (dev/cpu), all with the same bits
-# make cuda             the four trainers for an NVIDIA GPU, train_gpt_fp8cu ..; USE_CUDNN=1: attention by cuDNN; GPU_ARCH=sm_90
+# make cuda             the four trainers for an NVIDIA GPU, train_gpt_fp8cu .., for the GPU that is here, else sm_90
+#                       GPU_ARCH=sm_89 or all (80, 89, 90, 100, 120); with cuDNN's attention where its headers lie; USE_CUDNN=0
 # make test-cuda        the CUDA file's kernels on this CPU (dev/cuda), against the C file; no GPU or toolkit is needed
 # make bench          products and whole steps on this machine, in turn, to dev/bench/RESULTS.md (many minutes)
 # make PORTABLE=1       plain C for any CPU of the family: no -march=native
@@ -46,9 +47,10 @@ fp32_FLAGS = -DPRECISION=3
 
 all: $(TRAINERS) data/tales.d/train.txt
 
-# What a binary was built with; when it changes, the binary is built again.
+# What a binary was built with; when it changes, the binary is built again. $(call keep,FILE,TEXT)
+keep = $(shell mkdir -p build && printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1)
 FLAGS_FILE = build/flags
-$(shell mkdir -p build && printf '%s\n' '$(CC) $(ALL_CFLAGS)' | cmp -s - $(FLAGS_FILE) || printf '%s\n' '$(CC) $(ALL_CFLAGS)' > $(FLAGS_FILE))
+$(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
 
 $(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
@@ -115,11 +117,21 @@ NVCC ?= nvcc
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC))))
 GPU_ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),native,sm_90)
 NVCC_NUMERICS = -std=c++17 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
-NVCC_FLAGS = -O3 -arch=$(GPU_ARCH) $(NVCC_NUMERICS)
+ALL_ARCHS = 80 89 90 100 120
+ARCH_FLAGS = $(if $(filter all,$(GPU_ARCH)),$(foreach a,$(ALL_ARCHS),-gencode arch=compute_$a,code=sm_$a) --threads 0,-arch=$(GPU_ARCH))
+NVCC_FLAGS = -O3 $(ARCH_FLAGS) $(NVCC_NUMERICS) $(CUDNN_FLAGS)
 CUDA_LIBS = -lcublasLt $(if $(CUDA_HOME),-Xlinker -rpath=$(CUDA_HOME)/lib64)
-ifdef USE_CUDNN # CUDNN_FLAGS: where its frontend's headers are, e.g. -isystem DIR/include of the package nvidia-cudnn-frontend
-NVCC_FLAGS += -DUSE_CUDNN $(CUDNN_FLAGS)
-CUDA_LIBS += -lcudnn -lnvrtc
+# cuDNN: two sets of headers, its own and its frontend's (the package nvidia-cudnn-frontend), in the usual places or in Python's. The
+# library is opened when a run begins. USE_CUDNN=0 does not look; USE_CUDNN=1 ends where they are missing.
+PYTHON ?= python3
+PYTHON_PACKAGES = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)
+header_dir = $(patsubst %/$1,%,$(firstword $(wildcard $(addsuffix /$1,$(CUDA_HOME)/include /usr/include /usr/local/include $2))))
+CUDNN_DIRS = $(call header_dir,cudnn_frontend.h,$(PYTHON_PACKAGES)/include) $(call header_dir,cudnn.h,$(PYTHON_PACKAGES)/nvidia/cudnn/include)
+ifneq ($(USE_CUDNN),0)
+CUDNN_FLAGS ?= $(if $(word 2,$(CUDNN_DIRS)),-DHAS_CUDNN $(addprefix -isystem ,$(sort $(CUDNN_DIRS))),$(if $(USE_CUDNN),$(error no cudnn.h and cudnn_frontend.h were found; CUDNN_FLAGS="-DHAS_CUDNN -isystem DIR ..")))
+endif
+ifneq ($(filter cuda train_gpt_%cu,$(MAKECMDGOALS)),)
+$(call keep,build/cuda-flags,$(NVCC) $(NVCC_FLAGS))
 endif
 ifneq ($(shell command -v $(NVCC)),)
 cuda: $(PRECISIONS:%=train_gpt_%cu) data/tales.d/train.txt
@@ -127,7 +139,7 @@ else
 cuda:
 	@echo "make cuda: no $(NVCC) was found (it comes with NVIDIA's CUDA Toolkit); nothing is built"
 endif
-$(PRECISIONS:%=train_gpt_%cu): train_gpt_%cu: train_gpt_fp8.cu
+$(PRECISIONS:%=train_gpt_%cu): train_gpt_%cu: train_gpt_fp8.cu $(wildcard build/cuda-flags)
 	$(NVCC) $(NVCC_FLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(CUDA_LIBS)
 
 test-cuda:

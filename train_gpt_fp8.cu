@@ -31,6 +31,7 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 */
 #include <ctype.h>
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -57,7 +58,9 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 #error "the scale modes of FP8 products need CUDA 12.9 or newer"
 #endif
 #endif
-#ifdef USE_CUDNN
+#if defined(HAS_CUDNN) && !defined(CUDA_ON_CPU) &&                                                                                 \
+    PRECISION != 3 // fp32 has no use for it. Its headers were found; the library itself is opened when a run begins
+#define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
 #include <cudnn_frontend.h>
 #endif
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
@@ -362,6 +365,7 @@ typedef struct {
 } Machine;
 static Machine machine;
 
+static __global__ void any_kernel(void) {} // asked whether this program holds code for the device
 // Finds the device; makes nothing on it yet, so that a plan that does not fit ends before.
 static void machine_find(int emulate, int tune) {
     int count = 0;
@@ -382,6 +386,10 @@ static void machine_find(int emulate, int tune) {
     machine.sm = 10 * p.major + p.minor, machine.processors = p.multiProcessorCount;
     snprintf(machine.name, sizeof(machine.name), "%s", p.name);
     EXPECT(machine.sm >= 80, "%s has compute capability %d.%d; this program needs 8.0 (Ampere) or newer", p.name, p.major, p.minor);
+    cudaFuncAttributes attributes;
+    const cudaError_t code = cudaFuncGetAttributes(&attributes, any_kernel);
+    EXPECT(code == cudaSuccess, "%s is sm_%d, for which this program holds no code (%s); make cuda GPU_ARCH=sm_%d, or all", p.name,
+           machine.sm, cudaGetErrorString(code), machine.sm);
     machine.emulates = IS_FP8 && (emulate || machine.sm < 89), machine.tunes = tune;
     CUDA(cudaMemGetInfo(&machine.available, &total));
 }
@@ -906,11 +914,13 @@ static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const s
     LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
+static long quantise_passes; // operands that were quantised by a pass of their own so far, and not by the kernel that made them
 // FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned (may be NULL); partial: column
 // sums or NULL. record: whether the statistics count for this step, and the sums for SQNR with them (sqnr_sums: their room).
 static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows, size_t columns, const Operand *o,
                      Record record, float *partial, float *sqnr_sums) {
     Tiles t = tiles(rows, columns);
+    quantise_passes++;
     t.q = q, t.q_t = q_t, t.partial = partial, t.quantiser = quantiser(o, record);
     scale_choose(x, rows * columns, o, record);
     tiles_run(StoredSource{x, stride}, t);
@@ -992,6 +1002,7 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
                             const Operand *o, Record record, float *sqnr_sums) {
     const Blocks b = blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
+    quantise_passes++;
     device_zero(inv, b.count * sizeof(float));
     RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 32) * (columns / 8), THREADS), b, x, rows, columns);
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe, o->use);
@@ -1037,7 +1048,7 @@ typedef struct {
 
 // A product's descriptors and algorithm, made when its shape is first seen.
 typedef struct {
-    size_t M, N, K, a_stride, b_stride, out_stride, a_align, b_align, out_align;
+    size_t M, N, K, a_stride, b_stride, out_stride, a_align, b_align, out_align, bias_align;
     int a_dtype, b_dtype, out_dtype, a_across, b_across; // strides run across K
     int bias, accumulate, fast, a_mode, b_mode;
 } ProductKey;
@@ -1109,7 +1120,9 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
     const int32_t op_a = k->b_across ? CUBLAS_OP_N : CUBLAS_OP_T, op_b = k->a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
     const int fp8 = dtype_size[k->a_dtype] == 1;
     const size_t workspace = LT_WORKSPACE;
-    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; // a K that is split is summed in fp32, in a fixed order
+    // a K that is split is summed in fp32 and in a fixed order: in the workspace, or one after the other in an fp32 output
+    const uint32_t reductions =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
     const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
@@ -1150,12 +1163,13 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
                                                                  machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
     cublasLtMatmulPreferenceDestroy(preference);
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED) LT(status); // a mistake of ours, not a product that does not exist
     p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0;
-    EXPECT(p->found || (fp8 && emulation.a), "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s", machine.name,
-           fp8 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K, fp8 ? "; use --emulate" : "");
-    if (!p->found) fprintf(stderr, "cuBLASLt has no FP8 product of %zu x %zu x %zu: it is emulated\n", k->M, k->N, k->K);
-    if (!p->found) return;
+    if (!p->found) { // whatever the status: for FP8 it is INVALID_VALUE now and then, of combinations that do not exist
+        fprintf(stderr, "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s%s (status %d)\n", machine.name,
+                fp8 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K, k->bias ? " with a bias" : "", k->fast ? ", fast sums" : "",
+                status);
+        return;
+    }
     p->algorithm = candidates[0].algo;
     if (machine.tunes && p->candidates > 1) product_tune(p, candidates, out, a, b);
 }
@@ -1170,6 +1184,7 @@ static Product *product_find(const Output *out, const Matrix *a, const Matrix *b
     k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]),
     k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype]);
     k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
+    k.bias_align = out->bias ? alignment(out->bias, 0) : 0; // which the choice may depend on, too
     k.a_dtype = a->dtype, k.b_dtype = b->dtype, k.out_dtype = out->dtype;
     k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast, k.a_mode = a_mode, k.b_mode = b_mode;
     for (int i = 0; i < product_count; i++)
@@ -1218,6 +1233,7 @@ KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread ha
 }
 
 static void product_run(const Output *out, const Matrix *a, const Matrix *b, Product *p) {
+    if (!p) fatal(EXIT_BAD_INPUT, "a product that the run needs does not exist on %s (above)", machine.name);
     if (dtype_size[a->dtype] == 1) {
         DESC_SET(A_SCALE_POINTER, b->inv);
         DESC_SET(B_SCALE_POINTER, a->inv);
@@ -1233,6 +1249,7 @@ static int product_emulated(Dtype a, Dtype b, int rule_a, int rule_b) {
            (blocks && (rule_a != rule_b || machine.sm != 90));
 }
 static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
+    EXPECT(emulation.a, "an FP8 product that the run needs does not exist on %s (above); use --emulate", machine.name);
     Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
     const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
     RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
@@ -1252,8 +1269,10 @@ static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_
     if (dtype_size[a.dtype] > 1) return product_run(&out, &a, &b, product_find(&out, &a, &b, M, N, K, 0, 0));
     if (product_emulated(a.dtype, b.dtype, a.rule, b.rule)) return matmul_emulated(&out, &a, &b, M, N, K);
     Output plain = out;
-    if (a.across) plain.bias = NULL, plain.fast = 0; // neither goes with scales in blocks
+    if (a.rule == SCALING_BLOCK) plain.fast = 0; // it promotes its sums block by block anyway
     Product *p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
+    if (!p && a.across && plain.bias) plain.bias = NULL, p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
+    if (!p && a.across && plain.fast) plain.fast = 0, p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
     if (!p) return matmul_emulated(&out, &a, &b, M, N, K);
     product_run(&plain, &a, &b, p);
     if (out.bias && !plain.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
@@ -1864,81 +1883,102 @@ KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, c
 }
 #endif
 
-// ---- cuDNN's attention instead, where it was built with (make cuda USE_CUDNN=1), for the first shape that is asked for: a run's
-// own. Other shapes (a sample, a last batch of validation) take the kernels above. Its lse is in nats, and only its backward pass
-// reads it.
-#ifdef USE_CUDNN
+// ---- cuDNN's attention instead, for the shape of a run's micro-batches, where `make cuda` found its headers, this machine has its
+// library, and cuDNN takes the shape. All other shapes (a sample, a last batch of validation) take the kernels above. Its lse is in
+// nats; only its own backward pass reads it.
+enum { ATTENTION_AUTO, ATTENTION_OWN, ATTENTION_CUDNN }; // --attention's words
+#if defined(HAS_CUDNN) && PRECISION != PRECISION_FP32
+#define CUDNN_LIBRARY "libcudnn.so.9"
 namespace fe = cudnn_frontend;
+void *cudnn_frontend::cudnn_dlhandle = NULL; // where the frontend looks for cuDNN's functions
 enum { CUDNN_Q = 1, CUDNN_K, CUDNN_V, CUDNN_OUT, CUDNN_LSE, CUDNN_DOUT, CUDNN_DQ, CUDNN_DK, CUDNN_DV };
 static struct {
     cudnnHandle_t handle;
-    fe::graph::Graph forward, backward;
-    int B, T, C, NH;
+    fe::graph::Graph *forward, *backward; // backward: NULL without training
+    int B, T, C, NH;                      // B is 0 while no shape is planned
+    size_t workspace_bytes;
     void *workspace;
 } cudnn;
-static void fe_check(fe::error_t e, int line) {
-    if (!e.is_good()) fatal(EXIT_BAD_INPUT, "%s:%d: cuDNN: %s; build without USE_CUDNN", __FILE__, line, e.get_message().c_str());
+static void fe_check(fe::error_t e) {
+    if (!e.is_good()) throw std::runtime_error(e.get_message());
 }
-#define FE(call) fe_check(call, __LINE__)
 typedef std::shared_ptr<fe::graph::Tensor_attributes> CudnnTensor;
 // [B, NH, T, width] within rows of `row` numbers
-static void cudnn_shape(CudnnTensor t, int id, int64_t row, int64_t width) {
-    const int64_t T = cudnn.T, NH = cudnn.NH;
-    t->set_uid(id).set_dim({cudnn.B, NH, T, width});
-    if (id == CUDNN_LSE) t->set_stride({NH * T, T, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
+static void cudnn_shape(CudnnTensor t, int id, int B, int T, int NH, int64_t row, int64_t width) {
+    t->set_uid(id).set_dim({B, NH, T, width});
+    if (id == CUDNN_LSE) t->set_stride({(int64_t)NH * T, T, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
     else t->set_stride({T * row, width, row, 1});
 }
-static CudnnTensor cudnn_input(fe::graph::Graph *g, int id, int64_t row, int64_t width) {
-    CudnnTensor t = g->tensor(fe::graph::Tensor_attributes().set_name(std::to_string(id)));
-    return cudnn_shape(t, id, row, width), t;
-}
-static int64_t cudnn_build(fe::graph::Graph *g) {
-    int64_t bytes = 0;
-    FE(g->validate());
-    FE(g->build_operation_graph(cudnn.handle));
-    FE(g->create_execution_plans({fe::HeurMode_t::A}));
-    FE(g->check_support(cudnn.handle));
-    FE(g->build_plans(cudnn.handle));
-    FE(g->get_workspace_size(bytes));
-    return bytes;
-}
-// Whether cuDNN has this shape; the first one is planned.
-static int cudnn_takes(int B, int T, int C, int NH) {
-    if (cudnn.handle) return cudnn.B == B && cudnn.T == T && cudnn.C == C && cudnn.NH == NH;
+// The graph of a pass, and its workspace's bytes.
+static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, size_t *workspace) {
+    fe::graph::Graph *g = new fe::graph::Graph(); // stays: at the program's end its library may be gone
     const int64_t hs = C / NH;
     const float scale = 1.0f / sqrtf((float)hs);
-    if (cudnnCreate(&cudnn.handle) != CUDNN_STATUS_SUCCESS) fatal(EXIT_BAD_INPUT, "cuDNN does not start; build without USE_CUDNN");
-    cudnnSetStream(cudnn.handle, STREAM);
-    cudnn.B = B, cudnn.T = T, cudnn.C = C, cudnn.NH = NH;
-    for (fe::graph::Graph *g : {&cudnn.forward, &cudnn.backward}) {
-        g->set_io_data_type(PRECISION == PRECISION_FP16 ? fe::DataType_t::HALF : fe::DataType_t::BFLOAT16);
-        g->set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT);
-        const CudnnTensor q = cudnn_input(g, CUDNN_Q, 3 * C, hs), k = cudnn_input(g, CUDNN_K, 3 * C, hs),
-                          v = cudnn_input(g, CUDNN_V, 3 * C, hs);
-        if (g == &cudnn.forward) {
-            auto options = fe::graph::SDPA_attributes().set_generate_stats(true).set_causal_mask(true).set_attn_scale(scale);
-            auto [out, lse] = g->sdpa(q, k, v, options);
-            cudnn_shape(out, CUDNN_OUT, C, hs), cudnn_shape(lse, CUDNN_LSE, 0, 1);
-            out->set_output(true), lse->set_output(true);
-        } else {
-            const CudnnTensor out = cudnn_input(g, CUDNN_OUT, C, hs), dout = cudnn_input(g, CUDNN_DOUT, C, hs),
-                              lse = cudnn_input(g, CUDNN_LSE, 0, 1);
-            auto options =
-                fe::graph::SDPA_backward_attributes().set_causal_mask(true).set_attn_scale(scale).set_deterministic_algorithm(true);
-            auto [dq, dk, dv] = g->sdpa_backward(q, k, v, out, dout, lse, options);
-            cudnn_shape(dq, CUDNN_DQ, 3 * C, hs), cudnn_shape(dk, CUDNN_DK, 3 * C, hs), cudnn_shape(dv, CUDNN_DV, 3 * C, hs);
-            dq->set_output(true), dk->set_output(true), dv->set_output(true);
-        }
+    const auto input = [&](int id, int64_t row, int64_t width) {
+        CudnnTensor t = g->tensor(fe::graph::Tensor_attributes().set_name(std::to_string(id)));
+        return cudnn_shape(t, id, B, T, NH, row, width), t;
+    };
+    const auto output = [&](CudnnTensor t, int id, int64_t row, int64_t width) {
+        cudnn_shape(t, id, B, T, NH, row, width), t->set_output(true);
+    };
+    g->set_io_data_type(PRECISION == PRECISION_FP16 ? fe::DataType_t::HALF : fe::DataType_t::BFLOAT16);
+    g->set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT);
+    const CudnnTensor q = input(CUDNN_Q, 3 * C, hs), k = input(CUDNN_K, 3 * C, hs), v = input(CUDNN_V, 3 * C, hs);
+    if (!backward) {
+        auto options = fe::graph::SDPA_attributes().set_generate_stats(true).set_causal_mask(true).set_attn_scale(scale);
+        auto [out, lse] = g->sdpa(q, k, v, options);
+        output(out, CUDNN_OUT, C, hs), output(lse, CUDNN_LSE, 0, 1);
+    } else {
+        const CudnnTensor out = input(CUDNN_OUT, C, hs), dout = input(CUDNN_DOUT, C, hs), lse = input(CUDNN_LSE, 0, 1);
+        auto options =
+            fe::graph::SDPA_backward_attributes().set_causal_mask(true).set_attn_scale(scale).set_deterministic_algorithm(true);
+        auto [dq, dk, dv] = g->sdpa_backward(q, k, v, out, dout, lse, options);
+        output(dq, CUDNN_DQ, 3 * C, hs), output(dk, CUDNN_DK, 3 * C, hs), output(dv, CUDNN_DV, 3 * C, hs);
     }
-    const int64_t forward = cudnn_build(&cudnn.forward), backward = cudnn_build(&cudnn.backward);
-    cudnn.workspace = device_allocate(MAX(MAX(forward, backward), 16));
-    return 1;
+    int64_t bytes = 0;
+    fe_check(g->validate());
+    fe_check(g->build_operation_graph(cudnn.handle));
+    fe_check(g->create_execution_plans({fe::HeurMode_t::A}));
+    fe_check(g->check_support(cudnn.handle));
+    fe_check(g->build_plans(cudnn.handle));
+    fe_check(g->get_workspace_size(bytes));
+    *workspace = MAX(*workspace, (size_t)MAX(bytes, 16));
+    return g;
+}
+// Plans the passes of a shape and writes cuDNN's name and version to by[64]; or returns why cuDNN does not take it.
+static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *by) {
+    static std::string why;
+    try {
+        setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
+        if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW))) throw std::runtime_error(dlerror());
+        if (fe::detail::create_handle(&cudnn.handle) != CUDNN_STATUS_SUCCESS) throw std::runtime_error("cuDNN does not start");
+        cudnn.forward = cudnn_graph(0, B, T, C, NH, &cudnn.workspace_bytes);
+        if (training) cudnn.backward = cudnn_graph(1, B, T, C, NH, &cudnn.workspace_bytes);
+        const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
+        snprintf(by, 64, "cuDNN %zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
+    } catch (const std::exception &e) {
+        why = e.what();
+        for (char &c : why) c = c == '\n' || c == '\t' ? ' ' : c;
+        return why.c_str();
+    }
+    cudnn.B = B, cudnn.T = T, cudnn.C = C, cudnn.NH = NH;
+    return NULL;
+}
+static size_t cudnn_bytes(void) { return cudnn.B ? cudnn.workspace_bytes : 0; }
+static void cudnn_begin(void) {
+    if (!cudnn.B) return;
+    cudnn.workspace = device_allocate(cudnn.workspace_bytes);
+    fe::detail::set_stream(cudnn.handle, STREAM);
+}
+static int cudnn_takes(int B, int T, int C, int NH) { return cudnn.B == B && cudnn.T == T && cudnn.C == C && cudnn.NH == NH; }
+static void cudnn_run(fe::graph::Graph *g, std::unordered_map<int64_t, void *> pointers) {
+    fe::error_t e = g->execute(cudnn.handle, pointers, cudnn.workspace);
+    if (!e.is_good()) fatal(EXIT_BAD_INPUT, "cuDNN's attention failed: %s; use --attention own", e.get_message().c_str());
 }
 static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
     stored_t *q = (stored_t *)qkv;
-    std::unordered_map<int64_t, void *> pointers = {
-        {CUDNN_Q, q}, {CUDNN_K, q + cudnn.C}, {CUDNN_V, q + 2 * cudnn.C}, {CUDNN_OUT, out.stored}, {CUDNN_LSE, lse}};
-    FE(cudnn.forward.execute(cudnn.handle, pointers, cudnn.workspace));
+    cudnn_run(cudnn.forward,
+              {{CUDNN_Q, q}, {CUDNN_K, q + cudnn.C}, {CUDNN_V, q + 2 * cudnn.C}, {CUDNN_OUT, out.stored}, {CUDNN_LSE, lse}});
     Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
     t.q = out.q, t.quantiser = out.quantiser;
     if (out.q) tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t); // cuDNN's kernel cannot make the bytes
@@ -1946,17 +1986,25 @@ static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
 static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out, const float *lse, const stored_t *qkv) {
     stored_t *q = (stored_t *)qkv;
     const int C = cudnn.C;
-    std::unordered_map<int64_t, void *> pointers = {{CUDNN_Q, q},
-                                                    {CUDNN_K, q + C},
-                                                    {CUDNN_V, q + 2 * C},
-                                                    {CUDNN_OUT, (void *)out},
-                                                    {CUDNN_DOUT, (void *)dout},
-                                                    {CUDNN_LSE, (void *)lse},
-                                                    {CUDNN_DQ, dqkv},
-                                                    {CUDNN_DK, dqkv + C},
-                                                    {CUDNN_DV, dqkv + 2 * C}};
-    FE(cudnn.backward.execute(cudnn.handle, pointers, cudnn.workspace));
+    cudnn_run(cudnn.backward, {{CUDNN_Q, q},
+                               {CUDNN_K, q + C},
+                               {CUDNN_V, q + 2 * C},
+                               {CUDNN_OUT, (void *)out},
+                               {CUDNN_DOUT, (void *)dout},
+                               {CUDNN_LSE, (void *)lse},
+                               {CUDNN_DQ, dqkv},
+                               {CUDNN_DK, dqkv + C},
+                               {CUDNN_DV, dqkv + 2 * C}});
 }
+#else
+static const char *cudnn_plan(int, int, int, int, int, char *) {
+    return PRECISION == PRECISION_FP32 ? "it has none in fp32" : "this program was built without its headers";
+}
+static size_t cudnn_bytes(void) { return 0; }
+static void cudnn_begin(void) {}
+static int cudnn_takes(int, int, int, int) { return 0; }
+static void cudnn_forward(const Written &, float *, const stored_t *) {}
+static void cudnn_backward(stored_t *, const stored_t *, const stored_t *, const float *, const stored_t *) {}
 #endif
 
 static Attention attention_shape(int n, int pos, int C, int NH) {
@@ -1966,9 +2014,7 @@ static Attention attention_shape(int n, int pos, int C, int NH) {
 // out: [B, n, C] of qkv [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1); lse: [B, NH, n].
 static void attention_forward(Written out, float *lse, const stored_t *qkv, int B, int n, int pos, int C, int NH) {
     const Attention at = attention_shape(n, pos, C, NH);
-#if defined(USE_CUDNN) && PRECISION != PRECISION_FP32
     if (pos == 0 && cudnn_takes(B, n, C, NH)) return cudnn_forward(out, lse, qkv);
-#endif
 #if PRECISION == PRECISION_FP32
     LAUNCH(attention_forward_kernel, dim3(n, B * NH), 32, 0, STREAM, out, lse, qkv, at);
 #else
@@ -1983,9 +2029,7 @@ static void attention_forward(Written out, float *lse, const stored_t *qkv, int 
 static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dout, const stored_t *out, const float *lse,
                                const stored_t *qkv, int B, int T, int C, int NH) {
     const Attention at = attention_shape(T, 0, C, NH);
-#if defined(USE_CUDNN) && PRECISION != PRECISION_FP32
     if (cudnn_takes(B, T, C, NH)) return cudnn_backward(dqkv, dout, out, lse, qkv);
-#endif
 #if PRECISION == PRECISION_FP32
     const dim3 grid(T, B * NH);
     RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH, THREADS), delta, dout, out, B, at);
@@ -2003,6 +2047,7 @@ static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dou
 }
 // What blocks may take of shared memory has to be said once, before anything is captured.
 static void attention_init(void) {
+    cudnn_begin();
 #if PRECISION != PRECISION_FP32
     ATT_ALLOW(attention_forward_kernel<64>, ATT_FORWARD_BYTES(64));
     ATT_ALLOW(attention_forward_kernel<128>, ATT_FORWARD_BYTES(128));
@@ -2113,7 +2158,7 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
 // has a row. dlogits (wanted where dscale is not NULL) = (p - onehot) * *dscale, rounded to the stored type, padding exactly 0,
 // take the place of the row's first half (DLOGITS_STRIDE): what a step of the loop writes, it and those before it have read.
 #define DLOGITS_STRIDE(Vp) ((Vp) * (sizeof(float) / sizeof(stored_t)))
-#define CLASSIFIER_THREADS 1024 // and over 32 registers: one row a multiprocessor, so that rows are still in L2 when read again
+#define CLASSIFIER_THREADS 1024 // from sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is read again
 KERNEL_OF(CLASSIFIER_THREADS)
 classifier_kernel(float *losses, float *logits, const int *targets, int V, int Vp, const float *dscale) {
     SHARED float tops[CLASSIFIER_THREADS / 32];
@@ -2390,11 +2435,7 @@ static MemoryPlan memory_plan(Gpt *g) {
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] += g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
     if (machine.tunes) plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
-#ifdef USE_CUDNN
-    // its workspace, about: a deterministic backward pass holds dP of all heads in 16 bits, rows and keys in tiles of 64 and 128
-    const size_t T = g->config.T;
-    plan.part[REUSED] += gpt_rows(g) * g->config.C * 8 + (size_t)g->B * g->config.NH * round_up(T, 64) * round_up(T, 128) * 2;
-#endif
+    plan.part[REUSED] += cudnn_bytes();
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
@@ -3600,6 +3641,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
     X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; here without effect") \
     X(MAYBE, emulate, 0, "emulate", FP8 | FREE | GPU, 0, 1, "0", "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
+    X(CHOICE, attention, 0, "attention", FREE | GPU, 0, 0, "auto", "auto own cudnn: whose attention; auto: cuDNN's where it takes the shape") \
     X(MAYBE, tune, 0, "tune", FREE | GPU, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run") \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
     X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets of --scaling, --formats, --amax-history; later options override") \
@@ -3866,9 +3908,11 @@ static Config options_config(const Options *o, int depth, int V) {
 }
 // What the kernels ask of a shape.
 static void options_shape(const Config *c, long batch) {
-    const int hs = c->C / c->NH;
-    EXPECT(hs % 16 == 0 && hs <= 128, "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d heads are %d",
-           c->C, c->NH, hs);
+    const int hs = c->C / c->NH, low = MIN(MAX(hs / 16 * 16, 16), 128), high = MIN(low + 16, 128);
+    EXPECT(hs % 16 == 0 && hs <= 128,
+           "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d heads are %d; with %d "
+           "heads the nearest are --channels %d and %d",
+           c->C, c->NH, hs, c->NH, low * c->NH, high * c->NH);
     EXPECT(c->C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, c->C);
     EXPECT(batch * c->NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * c->NH);
 }
@@ -4031,6 +4075,7 @@ typedef struct {
     char model[PATH_MAX]; // file that it starts from; "": new weights
     File model_file;
     Directory dir;
+    char attention[64]; // whose it is: own, or cuDNN and its version
     char *option_lines; // what the state holds
     FILE *log, *scales;
     int *inputs[2], *seen; // of a micro-batch, for the device, in turn; [V] scratch
@@ -4040,6 +4085,7 @@ typedef struct {
     StepResults *step_results;
     cudaGraphExec_t graphs[PHASES]; // what a step consists of, from the second on
     int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
+    long graph_steps, graph_passes; // steps that were graphs; operands in these with a quantising pass of their own
 } Run;
 
 // Ends the program and says what is not finite, where that began, and which checkpoint is left.
@@ -4251,13 +4297,16 @@ static void graphs_drop(Run *r) {
         if (r->graphs[i]) CUDA(cudaGraphExecDestroy(r->graphs[i]));
         r->graphs[i] = NULL;
     }
+    r->graph_passes = 0;
 }
 static void phase_run(Run *r, int phase, int as_graph) {
     cudaGraph_t graph;
     if (!as_graph) return phase_work(&r->g, phase);
     if (!r->graphs[phase]) {
         CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeThreadLocal));
+        r->graph_passes -= quantise_passes;
         machine.captures = 1, phase_work(&r->g, phase), machine.captures = 0;
+        r->graph_passes += quantise_passes;
         CUDA(cudaStreamEndCapture(STREAM, &graph));
         CUDA(cudaGraphInstantiate(&r->graphs[phase], graph, 0));
         CUDA(cudaGraphDestroy(graph));
@@ -4342,7 +4391,7 @@ static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
     CUDA(cudaMemcpyAsync(r->step_results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost, STREAM));
     if (step + 1 < o->steps) batch_prepare(r, (step + 1) * micro_steps); // while the device works
     device_wait();
-    r->warm = 1;
+    r->warm = 1, r->graph_steps += as_graph;
     const double loss = r->step_results->loss / o->total_batch, norm = r->step_results->norm;
     const int overflow = !isfinite(norm), bad_loss = !isfinite(loss);
     if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1)))
@@ -4377,6 +4426,9 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     const double floor = r->validation.floor, used = mib(machine.available > free_now ? machine.available - free_now : 0);
     printf("\n%ld steps in %s, device memory %.1f MiB (planned %.1f), the host's peak %.1f MiB\n", steps,
            duration_text(seconds, text), used, mib(r->plan.total), usage.ru_maxrss / 1024.0);
+    printf("%ld of these steps were CUDA graphs", r->graph_steps);
+    if (IS_FP8 && r->graph_steps) printf(", with %ld operands quantised in a pass of their own", r->graph_passes);
+    printf("\n");
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
@@ -4451,6 +4503,23 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
+// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A resume takes what the run had.
+static void attention_choose(Run *r) {
+    const Gpt *g = &r->g;
+    char before[PATH_MAX] = "";
+    size_t total;
+    if (r->o.resume) text_value(r->state.options, "attention_by", before);
+    const int asked = r->o.attention, given = r->given[option_index("attention")];
+    const int own = r->prompts || asked == ATTENTION_OWN || (!given && !strcmp(before, "own"));
+    strcpy(r->attention, "own");
+    const char *why = own ? "" : cudnn_plan(g->B, g->config.T, g->config.C, g->config.NH, g->training, r->attention);
+    EXPECT(own || !why || asked != ATTENTION_CUDNN, "option --attention: cuDNN does not take this run: %s", why);
+    EXPECT(!r->trains || given || !*before || !strcmp(before, r->attention),
+           "%s: the run's attention was by %s, here it is by %s, with other bits%s%s; to go on so, add --attention %s",
+           r->state.path, before, r->attention, why && *why ? ": " : "", why ? why : "", why ? "own" : "cudnn");
+    if (!why) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
+}
+
 // Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
 // anything is allocated or a thread started.
 static void run_open(Run *r) {
@@ -4512,6 +4581,7 @@ static void run_open(Run *r) {
     }
     if (o->explain) return; // needs no GPU
     machine_find(IS_FP8 && o->emulate, o->tune);
+    attention_choose(r);
     if (r->trains) run_logs_compare(r);
     r->plan = memory_check(&r->g);
     if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
@@ -4551,6 +4621,7 @@ int main(int argc, char **argv) {
     if (o->resume) state_load(&r->g, &r->state);
     if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
     r->option_lines = options_lines(o);
+    sprintf(r->option_lines + strlen(r->option_lines), "# attention_by\t%s\n", r->attention);
     if (r->trains) run_buffers(r);
     if (r->trains && o->tune) run_tune(r);
     char *header = run_header(r);

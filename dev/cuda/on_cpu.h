@@ -20,9 +20,10 @@ What it checks
   types by architecture. It is then a loop in fp32, each sum in the C file's order (see its section 4).
 - Launch limits: threads, grid, shared memory (over 48 KiB only after cudaFuncSetAttribute).
 What it cannot check: races inside one stretch between two barriers that give the same bits in every order, races between
-streams, bank conflicts, registers, anything about speed, PTX, or approximate functions (__expf is expf here).
+streams, bank conflicts, registers, anything about speed, PTX (but for conversions, which follow its manual), or approximate
+functions (__expf is expf here).
 
-on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_test.cpp the tests of all three.
+on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN, on_cpu_test.cpp the tests.
 
     CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device says of itself
 */
@@ -519,3 +520,4 @@ inline void run_kernel(const Kernel &k) {
 
 #include "on_cpu_api.h"
 #include "on_cpu_blas.h"
+#include "on_cpu_cudnn.h"

@@ -322,7 +322,8 @@ template <int N> void cp_async_wait() { // all groups but the last N land
 // clang-format off
 typedef enum {
     cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35,
-    cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorLaunchFailure = 719
+    cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorLaunchFailure = 719
 } cudaError_t;
 typedef enum {
     cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault
@@ -436,7 +437,8 @@ inline const char *cudaGetErrorString(cudaError_t e) {
     static const std::map<int, const char *> names = {{cudaSuccess, "no error"},
                                                       {cudaErrorMemoryAllocation, "out of memory"},
                                                       {cudaErrorNoDevice, "no CUDA-capable device is detected"},
-                                                      {cudaErrorInvalidDevice, "invalid device ordinal"}};
+                                                      {cudaErrorInvalidDevice, "invalid device ordinal"},
+                                                      {cudaErrorNoKernelImageForDevice, "no kernel image is available"}};
     return names.count(e) ? names.at(e) : "invalid argument";
 }
 inline const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
@@ -464,6 +466,13 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     p->regsPerBlock = 65536, p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048,
     p->l2CacheSize = 50 << 20;
     return cudaSuccess;
+}
+struct cudaFuncAttributes {
+    int binaryVersion;
+};
+template <class F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F *) {
+    if (on_cpu::setting("CUDA_ON_CPU_NO_CODE", 0)) return on_cpu::error_set(cudaErrorNoKernelImageForDevice);
+    return a->binaryVersion = on_cpu::architecture(), cudaSuccess;
 }
 template <class F> cudaError_t cudaFuncSetAttribute(F *function, cudaFuncAttribute a, int value) {
     if (a != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;

@@ -29,7 +29,7 @@ typedef enum {
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
 } cublasLtMatmulPreferenceAttributes_t;
-typedef enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2, CUBLASLT_REDUCTION_SCHEME_MASK = 7 } cublasLtReductionScheme_t;
+typedef enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_INPLACE = 1, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2, CUBLASLT_REDUCTION_SCHEME_MASK = 7 } cublasLtReductionScheme_t;
 typedef enum {
     CUBLASLT_ALGO_CONFIG_ID, CUBLASLT_ALGO_CONFIG_TILE_ID, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
     CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, CUBLASLT_ALGO_CONFIG_STAGES_ID
@@ -103,8 +103,12 @@ inline bool supported(const OnCpuDesc &o, const OnCpuLayout &a, const OnCpuLayou
     ON_CPU_NEEDS(o.epilogue == CUBLASLT_EPILOGUE_DEFAULT ||
                  (o.bias_type == -1 ? d.type != CUDA_R_32F : o.bias_type == (d.type == CUDA_R_16F ? CUDA_R_16F : CUDA_R_16BF)));
     for (int mode : {o.mode_a, o.mode_b}) // MX exists from sm_100 on, and not here
-        ON_CPU_NEEDS(mode == PER_TENSOR ||
-                     (mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0 && arch == 90 && o.scale_a && o.scale_b && !o.fast_accum));
+        ON_CPU_NEEDS(mode == PER_TENSOR || (mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0 && arch == 90 && o.scale_a &&
+                                            o.scale_b && (!o.fast_accum || mode == PER_ROW)));
+    const char *refuses = getenv("CUDA_ON_CPU_LT_REFUSES"); // what a version of the library may not have
+    ON_CPU_NEEDS(!refuses || strcmp(refuses, "bias") || o.mode_a == PER_TENSOR || o.epilogue == CUBLASLT_EPILOGUE_DEFAULT);
+    ON_CPU_NEEDS(!refuses || strcmp(refuses, "fast") || o.mode_a == PER_TENSOR || !o.fast_accum);
+    ON_CPU_NEEDS(!refuses || strcmp(refuses, "fp8"));
     ON_CPU_NEEDS(o.mode_a == o.mode_b || (o.mode_a >= PER_1x128 && o.mode_b >= PER_1x128));
     ON_CPU_NEEDS(o.mode_a != PER_128x128 || o.mode_b != PER_128x128);
     return true;
@@ -213,6 +217,7 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtM
     *found = on_cpu::supported(*o, *a, *b, *c, *d) ? std::min(want, 2) : 0;
     for (int i = 0; i < *found; i++)
         results[i] = {{{(uint64_t)i + 1}}, std::min(p->workspace, (size_t)4096), CUBLAS_STATUS_SUCCESS, 1, {}};
+    if (getenv("CUDA_ON_CPU_LT_REFUSES") && !*found) return CUBLAS_STATUS_INVALID_VALUE;
     return *found ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo,
