@@ -111,6 +111,8 @@ flags:
 	@echo '$(CFLAGS) $(NUMERICS)'
 cuda-flags:
 	@echo '-O3 $(NVCC_NUMERICS)'
+nvcc-flags:
+	@echo '$(NVCC_FLAGS)'
 
 # The CUDA backend. Contraction is off and denormals are flushed, as in the C file, so that FP8 bytes are the same.
 NVCC ?= nvcc
@@ -153,4 +155,4 @@ bench: data/tales.d/train.txt
 clean:
 	rm -rf build $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
-.PHONY: all cuda cuda-flags test-cuda test test-exhaustive ladder compare flags bench clean
+.PHONY: all cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare flags bench clean

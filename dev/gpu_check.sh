@@ -1,38 +1,67 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one command of under nine minutes: does it run, are its bits right, how fast is it.
+# shellcheck disable=SC2086,SC2046 # options are words, and paths here have no blanks
+# What only a GPU can show, in calls that each end well inside ten minutes and are useful even if they are the last.
 #
-#   dev/gpu_check.sh --build [--llmc PATH]   anywhere with nvcc: binaries for GPU_ARCH (sm_90) and small data, to build/gpu
-#   dev/gpu_check.sh                         on a machine with a GPU: runs the stages below, writes dev/bench/RESULTS_GPU.md
+#   dev/gpu_check.sh --build [--llmc PATH]   anywhere with nvcc: programs for GPU_ARCH (sm_90) and data, to build/gpu
+#   dev/gpu_check.sh smoke                   on the GPU, <= 90 s: does every kernel, product and build run at all
+#   dev/gpu_check.sh truth                   <= 4 min: is it right: bytes, bits, memory, checkpoints, losses
+#   dev/gpu_check.sh speed                   <= 8 min: ceilings, whole steps beside others, where the time goes
+#   dev/gpu_check.sh depth                   <= 8 min: races, uninitialised memory, memory traffic of the fused kernels
+#   dev/gpu_check.sh long                    <= 9 min: GPT-2 124M on novels, FP8 and BF16, two seeds
+#   dev/gpu_check.sh --collect DIR           back home: puts what a call left in $OUT with the other results
+#   dev/gpu_check.sh --rehearse              anywhere: every stage's logic on stubs, each made to fail once
 #
-# Where a GPU is to be had for minutes only: build elsewhere, take the tree and build/gpu (ignored by git; the size is
-# printed) along, and run `dev/gpu_check.sh` with a limit of ten minutes. Where OUT names a folder, all results are also copied
-# there after every stage, so that a run that is cut off leaves what it has. Nothing is installed, nothing is fetched, and no
-# setting of the card is changed. Binaries that do not start there are built there, if it has nvcc.
+# How to spend 30 minutes of a GPU. Before: --build and --rehearse must pass here. Then, with build/gpu carried along:
+#   1. smoke (2 min with the machine's start). One fault is one line with the status of the call that failed.
+#      If something fails: mend it here, --build again, carry again, smoke again. Nothing else is worth its minutes before.
+#      If only one precision, cuDNN or one product fails: note it, and go on; the later calls do without it.
+#   2. truth (4 min). Wrong bytes or a memory fault: mend first. Losses apart, or a test near its bound: note it and go on.
+#   3. speed (8 min). Its table of milliseconds by kind of kernel says what to mend next.
+#   4. long (9 min, carry build/gpu-long too), or depth if truth found something: what is left is theirs.
+# After each call: --collect, and commit dev/bench/RESULTS_GPU.md, bad results too.
 #
-# Stages, each with a time limit; one that fails or runs over is marked so, and the next one follows:
-#   start      versions; one tiny step of all four builds
-#   matrix     which products cuBLASLt offers, runs, and gets right
-#   tests      bytes and layers against the C file; the same bits from two runs, and across a resume
-#   memcheck   compute-sanitizer on a d1 step
-#   ceilings   memory bandwidth, products by shape, the kernels of a step
-#   steps      whole steps, 124M then 1.5B: FP8, FP8 with an FP8 head, BF16, llm.c, in ABBA order
-#   peers      PyTorch, torchao, Transformer Engine (dev/bench/gpu_peers.py)
-#   racecheck, initcheck, ncu
+# A call prints a line a stage as it ends and what to run next. A stage that fails or runs out of time does not stop the next
+# one. After every stage all results are copied to the folder that OUT names: CALL.md, CALL.log, CALL.tgz. Nothing is installed, nothing is
+# fetched, no setting of the card is changed. Libraries are found in the toolkit or in Python's packages; nvcc is not needed.
 #
-# Environment: BUDGET=520 (seconds in all), STEPS=20 (a timed run), ONLY="start tests" (these stages), FP8_OPTIONS (more options
-# for the FP8 arms, e.g. --tune), JOBS=1 (compilers at once), GPU_ARCH=sm_90, PYTHON=python3, MAKE_OPTIONS (for `make cuda`, e.g.
-# USE_CUDNN=1). llm.c's train_gpt2cu is taken as built elsewhere.
+# Environment: ONLY="steps-124M" (these stages), STEPS=20 (a timed run), FP8_OPTIONS (more options for timed FP8 arms), JOBS (programs
+# at once), GPU_ARCH=sm_90, PYTHON=python3.
 set -u
 export LC_ALL=C
 cd "$(dirname "$0")/.." || exit 1
 self=$PWD/dev/gpu_check.sh
-arch=${GPU_ARCH:-sm_90} python=${PYTHON:-python3} steps=${STEPS:-20} budget=${BUDGET:-520}
-gpu=build/gpu work=build/gpu/run results=dev/bench/RESULTS_GPU.md
+arch=${GPU_ARCH:-sm_90} python=${PYTHON:-python3} steps=${STEPS:-20} jobs=${JOBS:-$(nproc)}
+gpu=${GPU_DIR:-build/gpu} work=${GPU_WORK:-build/gpu/run} long=${GPU_LONG:-build/gpu-long} results=${RESULTS:-dev/bench/RESULTS_GPU.md}
 cuda=${CUDA_HOME:-/usr/local/cuda}
 PATH=$PATH:$cuda/bin
 precisions="fp8 fp16 bf16 fp32"
-has() { command -v "$1" > /dev/null 2>&1; }
 tab=$(printf '\t')
+has() { command -v "$1" > /dev/null 2>&1; }
+
+# ==== the calls: seconds of each, then its stages with theirs ========================================================
+limits() { # a rehearsal's are longer or shorter
+  calls "$1" | awk -v scale="${REHEARSED_SCALE:-1}" '{ printf "%d", $1 * scale; for (i = 2; i <= NF; i++) { split($i, f, ":"); printf " %s:%d", f[1], f[2] * scale } }
+    END { exit NR == 0 }'
+}
+calls() {
+  case $1 in
+    smoke) echo "90 versions:8 kernels:35 steps:30 matrix:15" ;;
+    truth) echo "240 tests:90 repeats:40 exchange:20 memcheck:50 losses:35" ;;
+    speed) echo "480 ceilings:45 steps-124M:130 trace-124M:50 steps-1.5B:120 trace-1.5B:50 peers:75" ;;
+    depth) echo "480 racecheck:120 initcheck:120 ncu:120 products:110" ;;
+    long) echo "560 train:545" ;;
+    *) return 1 ;;
+  esac
+}
+next_call() {
+  case $1 in
+    smoke) echo "all well: truth. Else mend what failed, --build here, carry build/gpu again, smoke again" ;;
+    truth) echo "all well: speed. Wrong bytes or a memory fault: mend first" ;;
+    speed) echo "long (carry build/gpu-long), or depth if truth found something" ;;
+    depth) echo "long (carry build/gpu-long), as far as the time reaches" ;;
+    long) echo "--collect here, then commit $results" ;;
+  esac
+}
 
 # ==== build ==========================================================================================================
 le32() { # a number as four bytes
@@ -45,62 +74,49 @@ shard() { # FILE of uint16 tokens, with a vocabulary of 50257: a token shard on 
   head -c $((1024 - 16)) /dev/zero
   cat "$1"
 }
-compile() { # name, command...: says what failed, and goes on
+compile() { # name, command...: says what failed, and goes on; in the background, two at once
   local name=$1
   shift
-  if "$@" > "$gpu/$name.build" 2>&1; then echo "built $name"; rm -f "$gpu/$name.build"; else
+  while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+  { if "$@" > "$gpu/$name.build" 2>&1; then echo "built $name"; rm -f "$gpu/$name.build"; else
     echo "FAILED to build $name: $(grep -m1 -iE 'error|cannot|undefined|No such' "$gpu/$name.build" || tail -1 "$gpu/$name.build")"
-    return 1
-  fi
+    touch $gpu/failed
+  fi; } &
 }
-built() { # counts a build in the background or not
-  if [ "${JOBS:-1}" -gt 1 ]; then compile "$@" || touch $gpu/failed & else compile "$@" || touch $gpu/failed; fi
+cpu_losses() { # precision: 300 steps of d4 on this CPU, to hold the GPU's beside
+  local out=$gpu/cpu-$1
+  rm -rf "$out"
+  make -s "train_gpt_$1" > /dev/null 2>&1 && "./train_gpt_$1" $d4 -o "$out" > "$out.out" 2>&1 && grep -v '^#' "$out/log.tsv" | cut -f1,3 > "$gpu/data/cpu-$1.tsv"
+  if [ ! -s "$gpu/data/cpu-$1.tsv" ]; then echo "FAILED to train d4 on the CPU in $1: $(tail -1 "$out.out")"; touch $gpu/failed; fi
+  rm -rf "$out" "$out.out"
 }
 build() {
-  local nvcc_flags p precision=0 llmc="" text=data/tales.d/train.txt by_make="" reference_flags built_mib tracked_mib
+  local flags commit cudnn p precision=0 llmc="" text=data/tales.d/train.txt built_mib tracked_mib reference
   if [ "${1:-}" = --llmc ]; then llmc=${2:-}; fi
   if ! has nvcc; then echo "gpu_check: no nvcc on this machine; nothing is built"; return 0; fi
-  mkdir -p $gpu/data
+  mkdir -p $gpu/data $gpu/obj
   rm -f $gpu/failed $gpu/*.build $gpu/train_gpt_*cu $gpu/test_cuda_* $gpu/gpu_* # nothing stale stays when a build fails
-  nvcc_flags="-O3 -std=c++17 -arch=$arch -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xlinker -rpath=$cuda/lib64"
+  # `make cuda`'s own flags: with cuDNN's attention where its headers lie
+  flags="$(make -s nvcc-flags PYTHON="$python" GPU_ARCH="$arch") -Xlinker -s"
+  commit=$(git describe --always --dirty 2> /dev/null || echo unknown)
+  case $flags in *HAS_CUDNN*) cudnn="with cuDNN" ;; *) cudnn="without cuDNN's headers" ;; esac
   # the C file, which the tests compare with: for any x86-64 with AVX2, as it may run on another machine than this one
-  reference_flags="-std=gnu11 -O2 $([ "$(uname -m)" = x86_64 ] && echo -march=x86-64-v3) -ffp-contract=off -fopenmp"
-  # shellcheck disable=SC2086
-  if [ -f dev/cuda/reference.c ]; then
-    rm -rf $gpu/obj
-    mkdir -p $gpu/obj
-    for p in $precisions; do
-      built main_$p cc $reference_flags -DPRECISION=$precision -DREFERENCE_MAIN=ref_main_$p -c dev/cuda/reference.c -o $gpu/obj/main_$p.o
-      built reference_$p cc $reference_flags -DPRECISION=$precision -c dev/cuda/reference.c -o $gpu/obj/reference_$p.o
-      precision=$((precision + 1))
-    done
-    wait
-    precision=0
-  fi
-  # shellcheck disable=SC2086
-  if grep -qE '^cuda *:' Makefile && compile cuda make cuda GPU_ARCH="$arch" ${MAKE_OPTIONS:-}; then
-    for p in $precisions; do cp train_gpt_${p}cu $gpu/ || touch $gpu/failed; done
-    by_make=yes
-    if has cuobjdump && ! cuobjdump --list-elf $gpu/train_gpt_fp8cu | grep -q "$arch"; then
-      echo "FAILED: make cuda made no code for $arch; compiling without it"
-      by_make=""
-    fi
-  fi
-  # shellcheck disable=SC2086
+  reference="cc -std=gnu11 -O2 $([ "$(uname -m)" = x86_64 ] && echo -march=x86-64-v3) -ffp-contract=off -fopenmp -c dev/cuda/reference.c"
   for p in $precisions; do
-    if [ -f train_gpt_fp8.cu ] && [ -z "$by_make" ]; then
-      built train_gpt_${p}cu nvcc $nvcc_flags -DPRECISION=$precision -DCOMMIT="\"$(git describe --always --dirty 2> /dev/null || echo unknown)\"" \
-        train_gpt_fp8.cu -o $gpu/train_gpt_${p}cu -lcublasLt
-    fi
-    if [ -f dev/cuda/test_cuda.cu ]; then
-      built test_cuda_$p nvcc $nvcc_flags -Xcompiler -fopenmp -DPRECISION=$precision dev/cuda/test_cuda.cu -o $gpu/test_cuda_$p \
-        $gpu/obj/reference_$p.o $gpu/obj/main_*.o -lcublasLt
-    fi
+    compile main_$p $reference -DPRECISION=$precision -DREFERENCE_MAIN=ref_main_$p -o $gpu/obj/main_$p.o
+    compile reference_$p $reference -DPRECISION=$precision -o $gpu/obj/reference_$p.o
     precision=$((precision + 1))
   done
-  [ -f train_gpt_fp8.cu ] || { echo "FAILED to build the trainers: there is no train_gpt_fp8.cu"; touch $gpu/failed; }
-  built gpu_cublaslt nvcc -O3 -std=c++17 -arch="$arch" -Xlinker -rpath="$cuda/lib64" dev/bench/gpu_cublaslt.cu -lcublasLt -o $gpu/gpu_cublaslt
-  built gpu_trace.so g++ -O2 -std=c++17 -shared -fPIC -I"$cuda/include" -I"$cuda/extras/CUPTI/include" dev/bench/gpu_trace.cpp \
+  wait
+  precision=0
+  for p in $precisions; do
+    compile train_gpt_${p}cu nvcc $flags -DPRECISION=$precision "-DCOMMIT=\"$commit\"" train_gpt_fp8.cu -o $gpu/train_gpt_${p}cu -lcublasLt -Xlinker -rpath=$cuda/lib64
+    compile test_cuda_$p nvcc $flags -Xcompiler -fopenmp -DPRECISION=$precision dev/cuda/test_cuda.cu -o $gpu/test_cuda_$p \
+      $gpu/obj/reference_$p.o $gpu/obj/main_fp8.o $gpu/obj/main_fp16.o $gpu/obj/main_bf16.o $gpu/obj/main_fp32.o -lcublasLt -Xlinker -rpath=$cuda/lib64
+    precision=$((precision + 1))
+  done
+  compile gpu_cublaslt nvcc -O3 -std=c++17 -arch="$arch" -Xlinker -rpath="$cuda/lib64" dev/bench/gpu_cublaslt.cu -lcublasLt -o $gpu/gpu_cublaslt
+  compile gpu_trace.so g++ -O2 -std=c++17 -shared -fPIC -I"$cuda/include" -I"$cuda/extras/CUPTI/include" dev/bench/gpu_trace.cpp \
     -L"$cuda/lib64" -L"$cuda/lib" -L"$cuda/extras/CUPTI/lib64" -lcupti -o $gpu/gpu_trace.so
   wait
   if [ -n "$llmc" ]; then
@@ -109,60 +125,137 @@ build() {
       touch $gpu/failed
     fi
   fi
-  # Data: tiny Shakespeare in GPT-2's tokens where it lies beside the repository, else pairs of the corpus's bytes as tokens,
-  # all below 32,640; and a text whose bytes are the tokens, for tiny runs.
-  if [ ! -s $text ] && has cc; then
-    cc -O2 data/tales.c -o $gpu/tales && $gpu/tales --out $gpu/tales.d > /dev/null && text=$gpu/tales.d/train.txt
+  # Data: a text for tiny runs, whose bytes are the tokens; tiny Shakespeare in GPT-2's tokens where it lies beside the repository,
+  # else pairs of the text's bytes as tokens.
+  make -s data/tales.d/train.txt > /dev/null 2>&1
+  if [ -s $text ]; then head -c 1000000 $text > $gpu/data/tales.txt; else echo "FAILED to make data"; touch $gpu/failed; fi
+  if [ -s ../shared/data/tinyshakespeare.gpt2.u16 ]; then shard ../shared/data/tinyshakespeare.gpt2.u16 > $gpu/data/gpt2.bin; else
+    head -c 800000 $text > $gpu/obj/tokens && shard $gpu/obj/tokens > $gpu/data/gpt2.bin
   fi
-  if [ -s $text ]; then head -c 1000000 $text > $gpu/data/tales.txt; fi
-  if [ -s ../shared/data/tinyshakespeare.gpt2.u16 ]; then shard ../shared/data/tinyshakespeare.gpt2.u16 > $gpu/data/gpt2.bin
-  elif [ -s $text ]; then
-    head -c 800000 $text > $gpu/tokens
-    shard $gpu/tokens > $gpu/data/gpt2.bin
-  elif [ ! -s $gpu/data/gpt2.bin ]; then
-    echo "FAILED to make data: neither a corpus nor a C compiler"
+  for p in fp8 bf16; do [ "$gpu/data/cpu-$p.tsv" -nt train_gpt_fp8.c ] || cpu_losses $p; done
+  build_long
+  rm -rf $gpu/obj
+  echo "commit $commit, $arch, $(nvcc --version | grep -oE 'release [0-9.]+'), $cudnn" > $gpu/VERSION
+  cat $gpu/VERSION
+  built_mib=$(du -cm --exclude=run $gpu $long 2> /dev/null | tail -1 | cut -f1)
+  tracked_mib=$(git ls-files -z 2> /dev/null | xargs -0 -r du -cm 2> /dev/null | tail -1 | cut -f1)
+  echo "$built_mib MiB in $gpu and $long, $((built_mib + ${tracked_mib:-0})) MiB with the tracked files"
+  if [ -e $gpu/failed ]; then rm -f $gpu/failed; return 1; fi
+}
+# The long run's data: novels in GPT-2's tokens, packed. They lie beside the repository, or nothing is made.
+build_long() {
+  local novels=../shared/data
+  if [ -s $long/train.bin.xz ]; then return; fi
+  if [ ! -s $novels/novels-train.txt.xz ] || ! has xz || ! "$python" -c 'import numpy, tiktoken' 2> /dev/null; then
+    echo "no data for the long run: it needs $novels/novels-train.txt.xz, xz, and Python's numpy and tiktoken"
+    return
+  fi
+  mkdir -p $long
+  xz -dkc $novels/novels-train.txt.xz > $long/novels.txt
+  if "$python" data/tokenize.py $long/novels.txt --val $novels/novels-val.txt --vocab-kind gpt2 --vocab $novels/gpt2-r50k.tiktoken --out $long/novels > $long/out 2>&1; then
+    xz -6 -c $long/novels_train_000000.bin > $long/train.bin.xz && mv $long/novels_val_000000.bin $long/val.bin
+  else
+    echo "FAILED to make the long run's data: $(tail -1 $long/out)"
     touch $gpu/failed
   fi
-  rm -rf $gpu/tokens $gpu/tales $gpu/tales.d $gpu/obj
-  echo "commit $(git describe --always --dirty 2> /dev/null || echo unknown), $arch, $(nvcc --version | grep -oE 'release [0-9.]+')" > $gpu/VERSION
-  ls -la $gpu $gpu/data
-  built_mib=$(du -sm --exclude=run $gpu | cut -f1)
-  tracked_mib=$(git ls-files -z 2> /dev/null | xargs -0 -r du -cm 2> /dev/null | tail -1 | cut -f1)
-  echo "$built_mib MiB in $gpu, $((built_mib + ${tracked_mib:-0})) MiB with the tracked files"
-  if [ -e $gpu/failed ]; then rm -f $gpu/failed; return 1; fi
+  rm -f $long/novels.txt $long/out $long/novels_train_* $long/gpt2_tokenizer.bin
 }
 
 # ==== stages =========================================================================================================
 note() { echo "$*" > "$work/$stage.note"; echo "$*"; }
-median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
-tiny="-i $gpu/data/tales.txt -j $gpu/data/tales.txt -m 1 -v 0 -s 0"
-large="-i $gpu/data/gpt2.bin -j $gpu/data/gpt2.bin -m 1 -v 0 -s 0 -n 0 -t 1024"
+tiny="-i $gpu/data/tales.txt -j $gpu/data/tales.txt -m 1 -v 0 -s 0 -n 0"
+d4="-i $gpu/data/tales.txt -j $gpu/data/tales.txt -m 1 -v 0 -s 0 -n 0 ${REHEARSED_D4:--e d4 -t 256 -b 4 -x 300}"
+large="-i $gpu/data/gpt2.bin -j $gpu/data/gpt2.bin -m 1 -v 0 -s 0 -n 0 ${REHEARSED_T:--t 1024}"
 limited() { timeout --foreground -k 3 "$@"; } # stays in the stage's process group, so that the stage's limit ends it too
+uses_cudnn() { grep -q 'with cuDNN' $gpu/VERSION; }
+rows_of() { grep -v '^#' "$1/log.tsv" 2> /dev/null | grep '^[0-9]'; } # of a run's log
+only_named() { [ -z "${ITEMS:-}" ] || [[ " $ITEMS " = *" ${1// /-} "* ]]; }
 
-stage_start() {
-  local p ok=0 out
+# An item is a check in the background, `jobs` at once: one line when it ends, with what its first failing call said.
+item() { # name, command...
+  local name=$1 begin=$EPOCHREALTIME out="$work/$stage.d/${1// /-}" status seconds line
+  shift
+  "$@" > "$out" 2>&1 < /dev/null
+  status=$?
+  seconds=$(awk -v a="$begin" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+  line=$(tail -1 "$out" | cut -c1-150)
+  if [ $status = 124 ]; then line="ran past its limit; last: $line"; elif [ $status != 0 ]; then
+    line="status $status: $(grep -m1 -aE '^FAIL|has no |failed|on_cpu:|[Ee]rror|does not|no kernel|expected' "$out" || echo "$line")"
+  fi
+  line=$(printf '%-4s %-34s %5s s  %s' "$([ $status = 0 ] && echo ok || echo FAIL)" "$name" "$seconds" "$line" | cut -c1-320)
+  echo "$line" >> "$work/$stage.items"
+  echo "$line"
+}
+spawn() { # name, command...
+  only_named "$1" || return 0
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+  item "$@" &
+}
+items_begin() { rm -rf "$work/$stage.d" && mkdir -p "$work/$stage.d" && : > "$work/$stage.items"; }
+items_end() { # how many are well; status 1 if one is not
+  wait
+  note "$(grep -c '^ok' "$work/$stage.items") of $(grep -c . "$work/$stage.items") well$(sed -nE 's/^FAIL (.*[^ ]) +[0-9.]+ s  .*/\1/p' "$work/$stage.items" | awk '{ printf "%s %s", NR > 1 ? "," : "; failed:", $0 }')"
+  ! grep -q '^FAIL' "$work/$stage.items" && [ -s "$work/$stage.items" ]
+}
+
+stage_versions() {
   if has nvidia-smi; then
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1 > $work/card
-    nvidia-smi | grep -oE 'CUDA Version: [0-9.]+'
   fi
-  cat $gpu/VERSION 2> /dev/null
+  cat $gpu/VERSION
   nproc && uname -r
-  for p in $precisions; do
-    if ! out=$(limited 10 $gpu/train_gpt_"$p"cu --version 2>&1); then echo "$p: $out"; continue; fi
-    echo "$out"
-    rm -rf "$work/tiny-$p"
-    # shellcheck disable=SC2086
-    if limited 20 $gpu/train_gpt_${p}cu $tiny -e d1 -t 64 -b 2 -x 2 -n 0 -o "$work/tiny-$p" > "$work/tiny-$p.out" 2>&1; then
-      ok=$((ok + 1))
-      grep -v '^#' "$work/tiny-$p/log.tsv" | tail -1
-    else
-      echo "$p: a tiny step failed, status $?:"
-      tail -5 "$work/tiny-$p.out"
-    fi
+  limited 6 $gpu/train_gpt_fp8cu --version || return 1
+  note "$(cat $work/card 2> /dev/null || echo 'an unknown card'); $(cat $gpu/VERSION)"
+}
+
+# Every class of kernel in every build by itself, and every kind of product: a process each, since a fault of the device ends one.
+stage_kernels() {
+  local p t
+  items_begin
+  for t in ${TESTS:-numbers quantise scales fused encoder layernorm gelu attention cudnn classifier linear products optimiser steps}; do
+    for p in $precisions; do
+      case "$p $t" in
+        *" quantise" | *" scales" | *" fused" | *" products" | *" steps") [ $p = fp8 ] || continue ;;
+        *" cudnn") { uses_cudnn && [ $p != fp32 ]; } || continue ;;
+      esac
+      spawn "$p $t" limited 25 "$gpu/test_cuda_$p" "$t"
+    done
   done
-  note "$ok of 4 builds make a step"
-  [ $ok = 4 ]
+  items_end
+}
+
+# Four steps of which three must be graphs, in which `passes` operands take a quantising pass of their own.
+steps_run() { # build, passes or -, options...
+  local p=$1 passes=$2 out="$work/$stage.d/run-$BASHPID" losses graphs status
+  shift 2
+  limited 20 $gpu/train_gpt_${p}cu $tiny -e d2 -t 64 -b 2 -x 4 $([ $p = fp8 ] && echo --scales-every 0) -o "$out" "$@" > "$out.txt" 2>&1
+  status=$?
+  if [ $status != 0 ]; then tail -5 "$out.txt"; return $status; fi
+  losses=$(rows_of "$out" | awk -F'\t' '$3 + 0 > 0 && $3 < 7 { n++ } END { print n + 0 }')
+  graphs=$(grep 'CUDA graphs' "$out.txt")
+  if [ "$losses" != 4 ]; then echo "FAIL: $losses of 4 steps have a loss between 0 and 7"; return 1; fi
+  if [[ "$graphs" != "3 of these steps"* ]]; then echo "FAIL: expected 3 of 4 steps as graphs: $graphs"; return 1; fi
+  if [ "$passes" != - ] && [[ "$graphs" != *"with $passes operands"* ]]; then echo "FAIL: expected $passes operands with a pass of their own: $graphs"; return 1; fi
+  echo "loss $(rows_of "$out" | tail -1 | cut -f3); $graphs; $(grep -m1 '^attention_by' "$out.txt" | tr -s ' ')"
+}
+stage_steps() {
+  local r own="--attention own"
+  items_begin
+  {
+    spawn "fp8 own attention" steps_run fp8 0 $own ${STEPS_OPTIONS:-}
+    if uses_cudnn; then
+      for r in fp8 fp16 bf16; do spawn "$r cudnn" steps_run $r "$([ $r = fp8 ] && echo 0 || echo -)" --attention cudnn; done
+    fi
+    for r in fp16 bf16 fp32; do spawn "$r own attention" steps_run $r - $own; done
+    spawn "fp8 head" steps_run fp8 1 --fp8-head $own
+    spawn "fp8 recompute" steps_run fp8 0 --recompute 1
+    spawn "fp8 accumulated" steps_run fp8 0 -d 512
+    for r in current none rowwise block mx; do spawn "fp8 scaling $r" steps_run fp8 "$([ $r = none ] && echo 0 || echo -)" --scaling $r; done
+    spawn "fp8 emulated" steps_run fp8 0 --emulate 1
+    spawn "fp8 some in bf16" steps_run fp8 - --bf16 first+fc.wgrad
+  }
+  items_end
 }
 
 stage_matrix() {
@@ -171,193 +264,278 @@ stage_matrix() {
     END { printf "%d combinations, %d ran, %d offered and then refused", n, ran, offered - ran }' $work/matrix.tsv)"
 }
 
+stage_tests() { # whole test programs, side by side
+  local p
+  items_begin
+  for p in $precisions; do spawn "test_cuda_$p" limited 85 "$gpu/test_cuda_$p" ${TESTS:-}; done
+  items_end
+}
+
 bits() { # the directory of a run: hashes of its log but for times, its scales, its weights and moments
-  grep -v '^#' "$1/log.tsv" 2> /dev/null | cut -f1-7 | sha256sum | cut -c1-16
   local f
-  for f in "$1/scales.tsv" "$1/model_00000020.bin" "$1/state_00000020.bin"; do
+  rows_of "$1" | cut -f1-7 | sha256sum | cut -c1-16
+  for f in "$1/scales.tsv" "$1"/model_*20.bin "$1"/state_*20.bin; do
     if [ -f "$f" ]; then sha256sum < "$f" | cut -c1-16; else echo "-"; fi
   done
 }
-stage_tests() {
-  local p failed=0 tests=0 same=0 wanted=0 d options line
-  options="$tiny -e d4 -t 256 -b 4 -x 20 -n 10 --keep 0"
-  for p in fp8 bf16; do # first, as these are the quickest
-    for d in one two; do
-      rm -rf "$work/bits-$p-$d"
-      # shellcheck disable=SC2086
-      limited 40 $gpu/train_gpt_${p}cu $options -o "$work/bits-$p-$d" > "$work/bits-$p-$d.out" 2>&1 ||
-        echo "$p, run $d: status $?: $(tail -1 "$work/bits-$p-$d.out")"
-    done
-    rm -rf "$work/bits-$p-resumed"
-    cp -r "$work/bits-$p-one" "$work/bits-$p-resumed" && rm -f "$work/bits-$p-resumed"/*00000020*
-    limited 40 $gpu/train_gpt_${p}cu -y -o "$work/bits-$p-resumed" > "$work/bits-$p-resumed.out" 2>&1 ||
-      echo "$p, resumed: status $?: $(tail -1 "$work/bits-$p-resumed.out")"
-    for d in two resumed; do
-      wanted=$((wanted + 1))
-      if [ -f "$work/bits-$p-one/model_00000020.bin" ] && [ "$(bits "$work/bits-$p-one")" = "$(bits "$work/bits-$p-$d")" ]; then
-        same=$((same + 1))
-        echo "ok   $p, $d: the bits of the first run, $(bits "$work/bits-$p-$d" | tr '\n' ' ')"
-      else echo "FAIL $p, $d: other bits than the first run"; fi
-    done
-    rm -rf "$work"/bits-$p-*/*.bin
+repeat_run() { # build, options...: two runs and a resume have the same bits
+  local p=$1 out="$work/$stage.d/bits-$BASHPID" d
+  shift
+  for d in one two; do
+    limited 25 $gpu/train_gpt_${p}cu $tiny ${REHEARSED_SMALL:--e d4 -t 256 -b 4} -x 20 -n 10 --keep 0 "$@" -o "$out-$d" || return
   done
-  echo "$same of $wanted runs have the bits of the first" > $work/bits
-  for p in fp8 bf16 fp16 fp32; do # the most telling first
-    [ -x "$gpu/test_cuda_$p" ] || { echo "test_cuda_$p: not built"; failed=$((failed + 1)); continue; }
-    echo "== test_cuda_$p"
-    if limited 60 "$gpu/test_cuda_$p" > "$work/test_cuda_$p.out" 2>&1; then tests=$((tests + 1)); else
-      echo "test_cuda_$p: status $?"
-      failed=$((failed + 1))
-    fi
-    grep -aE 'failed|passed' "$work/test_cuda_$p.out" | tail -20
+  cp -r "$out-one" "$out-resumed" && rm -f "$out-resumed"/*00000020*
+  limited 25 $gpu/train_gpt_"${p}"cu -y -o "$out-resumed" || return
+  for d in two resumed; do
+    [ "$(bits "$out-one")" = "$(bits "$out-$d")" ] || { echo "FAIL: other bits in run '$d': $(bits "$out-one" | tr '\n' ' ') and $(bits "$out-$d" | tr '\n' ' ')"; return 1; }
   done
-  line=$(cat "$work"/test_cuda_*.out 2> /dev/null | grep -aoE '[0-9]+ passed' | awk '{ n += $1 } END { print n + 0 }')
-  note "$tests of 4 test programs pass ($line tests); $same of $wanted repeated or resumed runs have the same bits"
-  [ "$failed" = 0 ] && [ "$same" = "$wanted" ]
+  rm -f "$out"-*/*.bin
+  echo "the same bits: $(bits "$out-one" | head -1)"
+}
+stage_repeats() {
+  local p
+  items_begin
+  for p in fp8 bf16; do
+    spawn "$p own attention" repeat_run $p --attention own
+    if uses_cudnn; then spawn "$p cudnn" repeat_run $p --attention cudnn; fi
+  done
+  spawn "fp8 head" repeat_run fp8 --fp8-head
+  items_end
+  local status=$?
+  echo "$(grep -c '^ok' "$work/$stage.items") of $(grep -c . "$work/$stage.items") kinds of run" > $work/bits
+  return $status
 }
 
-sanitize() { # tool, build, more options
-  has compute-sanitizer || { note "skipped: no compute-sanitizer"; return 77; }
-  local out="$work/$1-$2.out" status
-  rm -rf "$work/$1-$2"
-  # shellcheck disable=SC2086
-  compute-sanitizer --tool "$1" --error-exitcode 9 $gpu/train_gpt_"$2"cu $tiny -e d1 -t 64 -b 2 -x 2 -n 0 -o "$work/$1-$2" ${3:-} > "$out" 2>&1
+exchange_run() { # build: GPU, CPU, GPU, two steps each, beside six on the GPU
+  local p=$1 out="$work/$stage.d/there-$BASHPID"
+  limited 15 $gpu/train_gpt_${p}cu $tiny ${REHEARSED_SMALL:--e d2 -t 64 -b 4} -x 6 -n 2 --keep 0 --attention own -o "$out" || return
+  rows_of "$out" | cut -f1,3 > "$out.straight"
+  rm -f "$out"/*00000004* "$out"/*00000006*
+  limited 15 "$gpu/test_cuda_$p" --as-ref -y -o "$out" || return
+  rm -f "$out"/*00000006*
+  limited 15 $gpu/train_gpt_"${p}"cu -y -o "$out" || return
+  rows_of "$out" | cut -f1,3 | paste "$out.straight" - | awk -F'\t' '{ d = $2 - $4; if (d < 0) d = -d; if (d > worst) worst = d; n++ }
+    END { printf "%sGPU, CPU, GPU: %d losses, at most %.6f nats from those of the GPU alone\n", n == 6 && worst < 0.02 ? "" : "FAIL: ", n, worst; exit !(n == 6 && worst < 0.02) }'
+}
+stage_exchange() {
+  local p
+  items_begin
+  for p in fp8 bf16; do spawn "$p" exchange_run $p; done
+  items_end
+}
+
+sanitizer_run() { # tool, build, steps, options...
+  local tool=$1 p=$2 x=$3 out="$work/$stage.d/run-$BASHPID" status
+  shift 3
+  limited "${SANITIZER_LIMIT:-45}" compute-sanitizer --tool $tool --error-exitcode 9 $gpu/train_gpt_"$p"cu $tiny -e d1 -t 64 -b 2 -x $x "$@" -o "$out"
   status=$?
-  if [ $status = 0 ] && [ "$(grep -vc '^#' "$work/$1-$2/log.tsv" 2> /dev/null)" != 3 ]; then status=1; fi # it made no two steps
-  grep -aE '=========.*(Invalid|Uninitialized|hazard|leak|misaligned|at .*\+0x)' "$out" | head -12
-  echo "$2: $(grep -aE 'ERROR SUMMARY|RACECHECK SUMMARY' "$out" | tail -1 | sed 's/=* *//') (status $status)" | tee -a "$work/$stage.lines"
-  return $status
+  [ $status = 0 ] || { echo "FAIL: $tool: status $status"; return $status; }
+  [ "$(rows_of "$out" | wc -l)" = "$x" ] || { echo "FAIL: it made no $x steps"; return 1; }
+  echo "no fault in $x steps"
 }
-stage_sanitizer() { # tool, builds
-  local p status=0 one
-  : > "$work/$stage.lines"
-  for p in $2; do
-    sanitize "$1" "$p"
-    one=$?
-    [ $one != 77 ] || return 77
-    [ $one = 0 ] || status=$one
-  done
-  note "$(tr '\n' ';' < "$work/$stage.lines" | sed 's/;$//')"
-  return $status
+sanitize() { # tool: fused steps from graphs, and unfused ones with SQNR
+  has compute-sanitizer || { note "skipped: no compute-sanitizer"; return 77; }
+  items_begin
+  spawn "fp8 fused" sanitizer_run "$1" fp8 4 --scales-every 0 --attention own
+  spawn "fp8 with SQNR" sanitizer_run "$1" fp8 2 --scales-every 1 --sqnr-every 1 --attention own
+  spawn "fp8 in blocks" sanitizer_run "$1" fp8 2 --scaling block
+  spawn "bf16" sanitizer_run "$1" bf16 3 --attention own
+  items_end
 }
-stage_memcheck() { stage_sanitizer memcheck "fp8 bf16"; }
-stage_racecheck() { stage_sanitizer racecheck "fp8"; }
-stage_initcheck() { stage_sanitizer initcheck "fp8"; }
+stage_memcheck() { sanitize memcheck; }
+stage_racecheck() { SANITIZER_LIMIT=110 sanitize racecheck; }
+stage_initcheck() { SANITIZER_LIMIT=110 sanitize initcheck; }
 
-batch_of() { if [ "$1" = 124M ]; then echo 16; else echo 8; fi; }
-depth_of() { if [ "$1" = 124M ]; then echo d12; else echo d48; fi; }
-arm_options() { # what an arm adds to the FP8 build's options
-  case $1 in "fp8 head") echo "--fp8-head ${FP8_OPTIONS:-}" ;; fp8) echo "${FP8_OPTIONS:-}" ;; esac
+losses_run() { # build: 300 steps of d4, the mean of the last 50 beside the CPU's
+  local out="$work/$stage.d/d4-$1"
+  limited 33 $gpu/train_gpt_"$1"cu $d4 -o "$out" || return
+  rows_of "$out" | cut -f1,3 > "$work/losses-$1.tsv"
+  paste "$work/losses-$1.tsv" "$gpu/data/cpu-$1.tsv" | awk -F'\t' '$1 != $3 { bad = 1 } { g[NR] = $2; c[NR] = $4 }
+    END { first = NR > 50 ? NR - 49 : 1; for (i = first; i <= NR; i++) { a += g[i]; b += c[i] } n = NR - first + 1; d = (a - b) / n
+      well = NR >= 20 && !bad && d < 0.03 && d > -0.03
+      printf "%slast %d of %d steps: GPU %.4f, CPU %.4f, %+.4f nats (at most 0.03)\n", well ? "" : "FAIL: ", n, NR, a / n, b / n, d; exit !well }'
 }
-trace() { # model, arm, build: the kernels of a step
-  local out="$work/trace-$3" x=10
-  [ -f $gpu/gpu_trace.so ] || return 0
-  rm -rf "$out" "$out.tsv"
-  # shellcheck disable=SC2046,SC2086
-  CUDA_INJECTION64_PATH=$PWD/$gpu/gpu_trace.so GPU_TRACE_FILE=$out.tsv limited 25 $gpu/train_gpt_"$3"cu $large -e $(depth_of "$1") \
-    -b $(batch_of "$1") -x $x $(arm_options "$2") -o "$out" > "$out.out" 2>&1 || echo "trace of $2: status $?: $(tail -1 "$out.out")"
-  [ -s "$out.tsv" ] || { echo "trace of $2: nothing was traced"; return 0; }
-  awk -F'\t' -v m="$1" -v a="$2" -v x=$x '{ printf "%s\t%s\t%s\t%.3f\t%.3f\n", m, a, $1, $2 / x, $3 / x }' "$out.tsv" >> $work/kernels.tsv
-  echo "kernels of a step, $1 $2, the longest:"
-  awk -F'\t' '{ name[NR] = substr($1, 1, 110); us[NR] = $3; sum += $3 }
-    END { for (i = 1; i <= NR && i <= 14; i++) printf "  %5.1f%%  %s\n", 100 * us[i] / sum, name[i] }' "$out.tsv"
+stage_losses() {
+  local p
+  items_begin
+  for p in fp8 bf16; do spawn "$p" losses_run $p; done
+  items_end
+}
+
+# ==== speed
+batch_of() { if [ "$1" = 124M ]; then echo "${REHEARSED_B:-16}"; else echo "${REHEARSED_B:-8}"; fi; }
+depth_of() { if [ -n "${REHEARSED_T:-}" ]; then echo d1; elif [ "$1" = 124M ]; then echo d12; else echo d48; fi; }
+arm_options() { # what an arm adds
+  case $1 in
+    "fp8 head") echo "--fp8-head ${FP8_OPTIONS:-}" ;;
+    "fp8 own attention") echo "--attention own ${FP8_OPTIONS:-}" ;;
+    "bf16 own attention") echo "--attention own" ;;
+    fp8) echo "${FP8_OPTIONS:-}" ;;
+  esac
 }
 stage_ceilings() {
   local status=0
   $gpu/gpu_cublaslt ceilings --tsv $work/ceilings.tsv --rounds 7 || status=1
-  trace 124M "fp8 head" fp8
-  trace 124M bf16 bf16
-  $gpu/gpu_cublaslt products --tsv $work/ceilings.tsv --rounds 5 --seconds 35 || status=1
   note "$(awk -F'\t' -v copy="$(copy_bandwidth)" '$1 == "product" && $5 == "peak" { t[$9] = $13 }
     END { printf "copy %.0f GB/s; 8192^3: bf16 %.0f, FP8 %.0f TFLOP/s", copy, t["bf16"], t["fp8 fast"] }' $work/ceilings.tsv 2> /dev/null)"
   return $status
 }
+stage_products() {
+  $gpu/gpu_cublaslt products --tsv $work/products.tsv --rounds 5 --seconds 95 || return
+  note "$(awk -F'\t' '$1 == "product" && $5 != "peak" { n++ } END { printf "%d products timed", n }' $work/products.tsv)"
+}
 
-uses_cudnn() { ldd "$gpu/$1" 2> /dev/null | grep -q cudnn; }
 time_arm() { # model, arm, order: a row of steps.tsv
   local model=$1 arm=$2 order=$3 batch out status
   batch=$(batch_of "$model") out="$work/step-$model-${arm// /-}-$order"
   rm -rf "$out"
   if [ "$arm" = llm.c ]; then
     # without cuDNN it keeps T x T scores: half the batch, so that 1.5B fits 80 GB and no managed memory is asked for
-    if [ "$model" = 1.5B ] && ! uses_cudnn llmc_train_gpt2cu; then batch=$((batch / 2)); fi
-    limited 45 $gpu/llmc_train_gpt2cu -i $gpu/data/gpt2.bin -j $gpu/data/gpt2.bin -e "$(depth_of "$model")" -t 1024 -b "$batch" \
+    if [ "$model" = 1.5B ] && ! ldd $gpu/llmc_train_gpt2cu 2> /dev/null | grep -q cudnn; then batch=$((batch / 2)); fi
+    limited 40 $gpu/llmc_train_gpt2cu -i $gpu/data/gpt2.bin -j $gpu/data/gpt2.bin -e "$(depth_of "$model")" -t 1024 -b "$batch" \
       -x $((steps + 1)) -v 0 -s 0 -h 0 -n 0 -r 0 > "$out.out" 2>&1
     status=$?
     grep -aE '^step' "$out.out" | sed -E 's/.*loss ([0-9.]+).*\| *([0-9.]+) ms \|.*/\2 \1/' > "$out.ms"
   else
-    # shellcheck disable=SC2046,SC2086
-    limited 45 $gpu/train_gpt_"${arm%% *}"cu $large -e $(depth_of "$model") -b "$batch" -x $((steps + 1)) $(arm_options "$arm") \
+    limited 40 $gpu/train_gpt_"${arm%% *}"cu $large -e $(depth_of "$model") -b "$batch" -x $((steps + 1)) $(arm_options "$arm") \
       -o "$out" > "$out.out" 2>&1
     status=$?
-    { grep -v '^#' "$out/log.tsv" | awk -F'\t' '$1 + 0 { print $8, $3 }'; } > "$out.ms" 2> /dev/null
+    rows_of "$out" | awk -F'\t' '{ print $8, $3 }' > "$out.ms"
+    grep -m1 '^# attention_by' "$out/log.tsv" 2> /dev/null | cut -f2 > "$work/attention-${arm// /-}"
   fi
-  if [ "$(wc -l < "$out.ms")" -lt 2 ]; then
-    echo "$model $arm, run $order: $([ $status = 124 ] && echo "ran past its limit" || echo "status $status"): $(tail -1 "$out.out")"
+  if [ "$(wc -l < "$out.ms")" -lt 3 ]; then
+    echo "FAIL $model $arm, run $order: $([ $status = 124 ] && echo "ran past its limit" || echo "status $status"): $(tail -1 "$out.out")"
     return 1
   fi
   tail -n +2 "$out.ms" | cut -d' ' -f1 | sort -n |
-    awk -v m="$model" -v a="$arm" -v o="$order" -v tokens=$((batch * 1024)) -v loss="$(tail -1 "$out.ms" | cut -d' ' -f2)" '{ v[NR] = $1 }
+    awk -v m="$model" -v a="$arm" -v o="$order" -v tokens=$((batch * ${REHEARSED_TOKENS:-1024})) -v loss="$(tail -1 "$out.ms" | cut -d' ' -f2)" '{ v[NR] = $1 }
       END { ms = NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
         printf "%s\t%s\t%s\t%.3f\t%.0f\t%.3f\t%.3f\t%s\n", m, a, o, ms, 1e3 * tokens / ms, v[1], v[NR], loss }' | tee -a $work/steps.tsv
 }
-stage_steps() { # model
-  local arms=("fp8" "fp8 head" "bf16") i failed=0
+stage_steps_of() { # model
+  local arms=("fp8" "fp8 head" "bf16") i failed=0 broken=" "
+  if uses_cudnn && [ "$1" = 124M ]; then arms+=("fp8 own attention" "bf16 own attention"); fi
   if [ -x $gpu/llmc_train_gpt2cu ]; then arms+=("llm.c"); else echo "llm.c: skipped: no binary was built in"; fi
-  if [ -x $gpu/llmc_train_gpt2cu ]; then
-    echo "Attention: ours by $(uses_cudnn train_gpt_fp8cu && echo cuDNN || echo 'our own kernel')," \
-      "llm.c's by $(uses_cudnn llmc_train_gpt2cu && echo cuDNN || echo 'its plain kernels, which keep T x T scores')." | tee $work/attention
-  fi
   echo "model${tab}arm${tab}order${tab}ms${tab}tokens/s${tab}least${tab}most${tab}last loss"
-  local broken=" " # arms that failed once are not tried again: a hang costs its limit
+  # ABBA: every arm, then every arm backwards; one that failed once is not tried again, since a hang costs its limit
   for ((i = 0; i < ${#arms[@]}; i++)); do time_arm "$1" "${arms[i]}" 1 || { failed=$((failed + 2)) broken="$broken$i "; }; done
   for ((i = ${#arms[@]} - 1; i >= 0; i--)); do
     [[ "$broken" = *" $i "* ]] || time_arm "$1" "${arms[i]}" 2 || failed=$((failed + 1))
   done
-  note "$((2 * ${#arms[@]} - failed)) of $((2 * ${#arms[@]})) runs$([ -x $gpu/llmc_train_gpt2cu ] || echo '; llm.c skipped')"
+  note "$((2 * ${#arms[@]} - failed)) of $((2 * ${#arms[@]})) runs; FP8 over BF16 $(ratio "$1" fp8 bf16), with an FP8 head $(ratio "$1" 'fp8 head' bf16)$([ -x $gpu/llmc_train_gpt2cu ] && echo ", over llm.c $(ratio "$1" 'fp8 head' llm.c)")"
   [ $failed = 0 ]
 }
-stage_steps_124M() { stage_steps 124M; }
-stage_steps_1.5B() { stage_steps 1.5B; }
+stage_steps_124M() { stage_steps_of 124M; }
+stage_steps_1.5B() { stage_steps_of 1.5B; }
+
+# The kernels of steps 6 to 9 of ten: those are graphs without SQNR, as nearly all steps of a run are. gpu_trace.so writes begin and
+# duration in nanoseconds and the name of every kernel; AdamW's ends a step.
+trace() { # model, arm
+  local out="$work/trace-$1-${2// /-}" first=6 last=9
+  rm -rf "$out" "$out.tsv"
+  CUDA_INJECTION64_PATH=$PWD/$gpu/gpu_trace.so GPU_TRACE_FILE=$out.tsv CUDA_ON_CPU_TRACE=$out.tsv limited 24 $gpu/train_gpt_"${2%% *}"cu $large \
+    -e $(depth_of "$1") -b $(batch_of "$1") -x 10 $(arm_options "$2") ${TRACE_OPTIONS:-} -o "$out" > "$out.out" 2>&1 || { echo "FAIL trace of $2: status $?: $(tail -1 "$out.out")"; return 1; }
+  [ -s "$out.tsv" ] || { echo "FAIL trace of $2: nothing was traced"; return 1; }
+  sort -n "$out.tsv" | awk -F'\t' -v m="$1" -v a="$2" -v first=$first -v last=$last -v OFS='\t' '
+    BEGIN { step = 1 }
+    step >= first && step <= last { calls[$3]++; us[$3] += $2 / 1e3; if (!begin) begin = $1; end = $1 + $2 }
+    $3 ~ /adamw_kernel/ { step++ }
+    END { n = last - first + 1
+      for (k in us) { sum += us[k]; print m, a, k, calls[k] / n, us[k] / n }
+      print m, a, "[gaps between kernels]", 0, ((end - begin) / 1e3 - sum) / n
+      if (step != 11) print "steps", step - 1 > "/dev/stderr" }' > "$out.rows" 2> "$out.bad"
+  if [ -s "$out.bad" ]; then echo "FAIL trace of $2: expected 10 steps, found $(cat "$out.bad")"; return 1; fi
+  if grep -qE 'sqnr|amax_kernel|scale_choose' "$out.rows" && [[ "$2" = fp8* ]] && [[ "$2" != *head* ]]; then
+    echo "FAIL trace of $2: these are not the steps that train: $(grep -oE 'sqnr_kernel|amax_kernel|scale_choose_kernel' "$out.rows" | sort -u | tr '\n' ' ')"
+    return 1
+  fi
+  cat "$out.rows" >> $work/kernels.tsv
+  echo "a step of $1 $2, by kernel, the longest:"
+  sort -t"$tab" -k5 -rn "$out.rows" | head -14 | awk -F'\t' '{ printf "  %8.1f us  %5.1f calls  %s\n", $5, $4, substr($3, 1, 110) }'
+}
+stage_trace_of() { # model, arms...
+  local model=$1 arm failed=0 n=0
+  shift
+  [ -f $gpu/gpu_trace.so ] || { note "skipped: no gpu_trace.so"; return 77; }
+  for arm in "$@"; do n=$((n + 1)); trace "$model" "$arm" || failed=$((failed + 1)); done
+  note "$((n - failed)) of $n traced, steps 6 to 9"
+  [ $failed = 0 ]
+}
+stage_trace_124M() { stage_trace_of 124M "fp8" "bf16"; }
+stage_trace_1.5B() { stage_trace_of 1.5B "fp8" "bf16"; }
 
 stage_peers() {
   local peers
   has "$python" || { note "skipped: no $python"; return 77; }
-  $python -u dev/bench/gpu_peers.py --models 124M,1.5B --arms torch,tensorwise,rowwise,te --ours $gpu/train_gpt_fp8cu \
-    --options "--fp8-head ${FP8_OPTIONS:-}" --data $gpu/data/gpt2.bin --steps "$steps" --limit 75 --seconds "$(($(cat "$work/$stage.limit") - 5))" --tsv $work/peers.tsv
+  $python -u dev/bench/gpu_peers.py --models 124M --arms torch --ours $gpu/train_gpt_fp8cu --options "--fp8-head ${FP8_OPTIONS:-}" \
+    --data $gpu/data/gpt2.bin --steps "$steps" --limit 55 --seconds 70 --tsv $work/peers.tsv || { note "gpu_peers.py: status $?"; return 1; }
   peers=$(awk -F'\t' '$2 != "ours" { k = $1 " " $2; if (!(k in s)) { s[k] = 1; n++ } } END { print n + 0 }' $work/peers.tsv)
   if [ "$peers" = 0 ] && grep -qE 'failed, status|past its limit' "$work/$stage.log"; then note "every peer failed"; return 1; fi
   if [ "$peers" = 0 ]; then note "skipped: no peer is installed"; return 77; fi
   note "$peers peers timed"
 }
 
+# ==== depth
+# Memory traffic by ncu of the third of three steps: a graph, fused. The end of a step is AdamW's kernel.
 stage_ncu() {
   has ncu || { note "skipped: no ncu"; return 77; }
   local metrics=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed
   rm -rf $work/ncu
-  # shellcheck disable=SC2086
-  ncu --clock-control none --print-units base --csv --page raw --metrics $metrics --launch-count 500 $gpu/train_gpt_fp8cu $large -e d12 -b 16 -x 1 \
-    --fp8-head ${FP8_OPTIONS:-} -o $work/ncu > $work/ncu.csv 2>&1 || {
+  limited 100 ncu --clock-control none --print-units base --csv --page raw --metrics $metrics $gpu/train_gpt_fp8cu $large -e $(depth_of 124M) -b $(batch_of 124M) -x 3 \
+    --scales-every 0 --fp8-head ${FP8_OPTIONS:-} -o $work/ncu > $work/ncu.csv 2>&1 || {
     note "ncu: status $?: $(grep -aE '==(ERROR|WARNING)==' $work/ncu.csv | head -1)"
     return 1
   }
-  has "$python" || { note "counted; no $python to add it up"; return 0; }
-  $python - $work/ncu.csv > $work/ncu.tsv << 'PYTHON' && note "$(wc -l < $work/ncu.tsv) kernels counted"
+  $python - $work/ncu.csv > $work/ncu.tsv << 'PYTHON' && note "$(wc -l < $work/ncu.tsv) kernels counted, of step 3"
 import csv, sys
-rows = {}
+rows, step = {}, 1
 with open(sys.argv[1], errors="replace") as f:
     lines = [line for line in f if line.startswith('"')]
 for r in csv.DictReader(lines):
     try: ns, read, written = (float(r[k].replace(",", "")) for k in ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"))
     except (KeyError, ValueError): continue  # the line of units
-    t = rows.setdefault(r["Kernel Name"], [0, 0.0, 0.0])
-    t[0] += 1; t[1] += ns; t[2] += read + written
+    if step == 3:
+        t = rows.setdefault(r["Kernel Name"], [0, 0.0, 0.0])
+        t[0] += 1; t[1] += ns; t[2] += read + written
+    step += "adamw_kernel" in r["Kernel Name"]
+if step != 4: sys.exit(f"expected three steps, found {step - 1}")
 for name, (calls, ns, volume) in sorted(rows.items(), key=lambda x: -x[1][1]):
     print(f"{name}\t{calls}\t{ns / 1e3:.1f}\t{volume / 1e6:.1f}\t{volume / ns if ns else 0:.0f}")
 PYTHON
 }
 
+# ==== long: GPT-2 124M on novels, FP8 and BF16, two seeds, validation curves. As many steps as the time allows, the same for all.
+stage_train() {
+  local seconds ms count run p seed
+  if [ ! -s $long/train.bin ]; then
+    [ -s $long/train.bin.xz ] || { note "skipped: no $long; --build makes it where the novels are, carry it"; return 77; }
+    $python -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' $long/train.bin.xz $long/train.bin || return
+  fi
+  local options="-i $long/train.bin -j $long/val.bin ${REHEARSED_LONG:--e d12 -t 1024 -b 16 --val-rows 64 -u 200} -s 0 -n 0"
+  limited 40 $gpu/train_gpt_bf16cu $options -v 0 -x 25 -o $work/long-probe > $work/long-probe.out 2>&1 || { tail -3 $work/long-probe.out; return 1; }
+  ms=$(rows_of $work/long-probe | tail -15 | cut -f8 | median)
+  seconds=$(($(cat "$work/$stage.limit") - SECONDS))
+  count=$(awk -v ms="$ms" -v s="$seconds" 'BEGIN { n = int((s / 4 - 8) * 1000 / (1.1 * ms) / 100) * 100; print n > 3000 ? 3000 : n < 100 ? 100 : n }')
+  count=${REHEARSED_COUNT:-$count}
+  echo "$count steps a run: $ms ms a step of BF16, $seconds s left"
+  for run in fp8:1 bf16:1 bf16:2 fp8:2; do
+    p=${run%:*} seed=${run#*:}
+    limited $((seconds / 4 + 20)) $gpu/train_gpt_${p}cu $options -v $((count / 20 > 0 ? count / 20 : 1)) -x "$count" --seed $seed --data-seed $seed -o $work/long-$p-$seed > $work/long-$p-$seed.out 2>&1 ||
+      echo "FAIL $p, seed $seed: status $?: $(tail -1 $work/long-$p-$seed.out)"
+    rows_of $work/long-$p-$seed | awk -F'\t' -v OFS='\t' -v p=$p -v s=$seed '$4 != "-" { print p, s, $1, $4 }' >> $work/long.tsv
+    awk -F'\t' -v p=$p -v s=$seed '$1 == p && $2 == s { step = $3; loss = $4 } END { printf "%s, seed %s: validation %s after %s steps\n", p, s, loss, step }' $work/long.tsv
+  done
+  note "$(long_gap)"
+  ! grep -q '^FAIL' "$work/$stage.log"
+}
+long_gap() { # the last validation both have, FP8 - BF16 by seed
+  awk -F'\t' '{ v[$1, $2, $3] = $4; if ($1 == "fp8") step[$2, $3] = $3 }
+    END { for (s = 1; s <= 2; s++) { best = 0; for (k in step) { split(k, f, SUBSEP); if (f[1] == s && (("bf16", s, f[2]) in v) && f[2] + 0 > best) best = f[2] + 0 }
+      if (best) printf "%sseed %d after %d steps: FP8 %.4f, BF16 %.4f, %+.4f nats a token", n++ ? "; " : "", s, best, v["fp8", s, best], v["bf16", s, best], v["fp8", s, best] - v["bf16", s, best] } }' $work/long.tsv
+}
+
 # ==== the report =====================================================================================================
+median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 ratio() { # model, arm, other: tokens/s of one over the other's, from steps.tsv
   awk -F'\t' -v m="$1" -v a="$2" -v b="$3" '$1 == m { n[$2]++; s[$2] += $5 }
     END { if (n[a] && n[b]) printf "%.3f", s[a] / n[a] / (s[b] / n[b]) }' $work/steps.tsv 2> /dev/null
@@ -365,118 +543,93 @@ ratio() { # model, arm, other: tokens/s of one over the other's, from steps.tsv
 copy_bandwidth() { # GB/s, the best of the buffers that no cache holds
   awk -F'\t' '$1 == "bandwidth" && $3 == "copy" && $2 + 0 >= 2^28 && $4 + 0 > c { c = $4 + 0 } END { print c + 0 }' $work/ceilings.tsv 2> /dev/null
 }
-target() { # what, least, stretch or -, value
-  if [ -z "$4" ]; then echo "| $1 | $2 | *not measured* | |"; else
-    awk -v what="$1" -v v="$4" -v least="$2" -v stretch="$3" 'BEGIN {
-      met = v + 0 < least + 0 ? "no" : stretch == "-" || v + 0 < stretch + 0 ? "yes" : "yes, and the stretch of " stretch
-      printf "| %s | %s | %s | %s |\n", what, least, v, met }'
-  fi
+report_steps() {
+  echo "T=1024, B=16 at 124M and 8 at 1.5B, $steps steps a run after a first that is left out; runs in ABBA order; medians of a run's steps."
+  echo "Attention: FP8 by $(cat $work/attention-fp8 2> /dev/null || echo '?'), BF16 by $(cat $work/attention-bf16 2> /dev/null || echo '?')."
+  echo
+  echo "| model | arm | ms a step, first and second run | tokens/s | over BF16 | over llm.c | last loss |"
+  echo "|---|---|---|---|---|---|---|"
+  awk -F'\t' '{ k = $1 "\t" $2; if (!(k in n)) order[++keys] = k; n[k]++; ms[k] = ms[k] (n[k] > 1 ? ", " : "") $4; s[k] += $5; loss[k] = $8 }
+    END { for (i = 1; i <= keys; i++) { k = order[i]; split(k, f, "\t"); rate = s[k] / n[k]; b = f[1] "\tbf16"; c = f[1] "\tllm.c"
+      over_bf16 = b in n ? sprintf("%.2f", rate / (s[b] / n[b])) : ""; over_llmc = c in n ? sprintf("%.2f", rate / (s[c] / n[c])) : ""
+      printf "| %s | %s | %s | %.0f | %s | %s | %s |\n", f[1], f[2], ms[k], rate, over_bf16, over_llmc, loss[k] } }' $work/steps.tsv
 }
-target_share() { # what, most or least, percent, value
-  if [ -z "$4" ]; then echo "| $1 | at $2 $3% | *not measured* | |"; else
-    echo "| $1 | at $2 $3% | $4% | $(if { [ "$2" = most ] && [ "$4" -le "$3" ]; } || { [ "$2" = least ] && [ "$4" -ge "$3" ]; }; then echo yes; else echo no; fi) |"
-  fi
-}
-report_tables() {
-  local share
-  echo "| stage | result | seconds | limit | |"
-  echo "|---|---|---|---|---|"
-  awk -F'\t' '{ printf "| %s | %s | %s | %s | %s |\n", $1, $2, $3, $4, $5 }' $work/stages.tsv
-  echo
-  echo "## Whole steps"
-  echo
-  if [ -s $work/steps.tsv ]; then
-    echo "B=16 at 124M and 8 at 1.5B, T=1024, $steps steps a run after a first that is left out; runs in ABBA order; medians of a run's steps."
-    cat $work/attention 2> /dev/null
-    echo
-    echo "| model | arm | ms a step, first and second run | tokens/s | over BF16 | over llm.c | last loss |"
-    echo "|---|---|---|---|---|---|---|"
-    awk -F'\t' '{ k = $1 "\t" $2; if (!(k in n)) order[++keys] = k; n[k]++; ms[k] = ms[k] (n[k] > 1 ? ", " : "") $4; s[k] += $5; loss[k] = $8 }
-      END { for (i = 1; i <= keys; i++) { k = order[i]; split(k, f, "\t"); rate = s[k] / n[k]; b = f[1] "\tbf16"; c = f[1] "\tllm.c"
-        over_bf16 = b in n ? sprintf("%.2f", rate / (s[b] / n[b])) : ""; over_llmc = c in n ? sprintf("%.2f", rate / (s[c] / n[c])) : ""
-        printf "| %s | %s | %s | %.0f | %s | %s | %s |\n", f[1], f[2], ms[k], rate, over_bf16, over_llmc, loss[k] } }' $work/steps.tsv
-  else echo "*not measured*"; fi
-  echo
-  if grep -qv "${tab}ours${tab}" $work/peers.tsv 2> /dev/null; then
-    echo "| model | peer (ours: FP8 with an FP8 head, run around each) | tokens/s | ours / peer |"
-    echo "|---|---|---|---|"
-    awk -F'\t' '$2 == "ours" { o[$1] += $5; m[$1]++; next } { k = $1 "\t" $2; if (!(k in n)) order[++keys] = k; n[k]++; s[k] += $5 }
-      END { for (i = 1; i <= keys; i++) { k = order[i]; split(k, f, "\t"); rate = s[k] / n[k]
-        printf "| %s | %s | %.0f | %s |\n", f[1], f[2], rate, m[f[1]] ? sprintf("%.2f", o[f[1]] / m[f[1]] / rate) : "" } }' $work/peers.tsv
-    echo
-  fi
-  echo "## Targets"
-  echo
-  echo "| target | bound | measured | met |"
+report_peers() {
+  echo "| model | peer (ours: FP8 with an FP8 head, run around each) | tokens/s | ours / peer |"
   echo "|---|---|---|---|"
-  target "124M: FP8 over our BF16" 1.15 - "$(ratio 124M fp8 bf16)"
-  target "124M: FP8 with an FP8 head over llm.c" 1.25 1.3 "$(ratio 124M 'fp8 head' llm.c)"
-  target "1.5B: FP8 over our BF16" 1.3 - "$(ratio 1.5B fp8 bf16)"
-  target "1.5B: FP8 with an FP8 head over llm.c" 1.4 1.5 "$(ratio 1.5B 'fp8 head' llm.c)"
-  share=$(awk -F'\t' '$1 == "124M" && $2 == "fp8 head" { all += $5
-      if ($3 ~ /gemm|nvjet|cutlass|xmma|sm[0-9]+_|cublas|splitK/ && $3 !~ /flash|attention|fmha|sdpa/) products += $5 }
-    END { if (all) printf "%.0f", 100 - 100 * products / all }' $work/kernels.tsv 2> /dev/null)
-  target_share "124M: kernels that are no product (attention is none), of their sum" most 35 "$share"
-  share=$(awk -F'\t' -v copy="$(copy_bandwidth)" '$1 ~ /layernorm|tiles_kernel|turn_kernel|classif|adamw/ { us += $3; mb += $4 }
-    END { if (us && copy) printf "%.0f", 1e5 * mb / us / copy }' $work/ncu.tsv 2> /dev/null)
-  target_share "124M: memory traffic of the fused kernels, of the copy bandwidth" least 85 "$share"
-  echo "| kept activations, of bf16's | at most 0.85 | *not measured* here | |"
-  echo "| FP8 - BF16 gap in loss, d12, novels | within the seeds' noise | *not measured* here | |"
-  echo "| repeated and resumed runs have the same bits | all | $(cat $work/bits 2> /dev/null || echo '*not measured*') | |"
+  awk -F'\t' '$2 == "ours" { o[$1] += $5; m[$1]++; next } { k = $1 "\t" $2; if (!(k in n)) order[++keys] = k; n[k]++; s[k] += $5 }
+    END { for (i = 1; i <= keys; i++) { k = order[i]; split(k, f, "\t"); rate = s[k] / n[k]
+      printf "| %s | %s | %.0f | %s |\n", f[1], f[2], rate, m[f[1]] ? sprintf("%.2f", o[f[1]] / m[f[1]] / rate) : "" } }' $work/peers.tsv
+}
+report_ncu() {
+  echo "| kernel | calls | us | MB | GB/s | of the measured copy |"
+  echo "|---|---|---|---|---|---|"
+  awk -F'\t' -v copy="$(copy_bandwidth)" 'NR <= 30 { share = copy ? sprintf("%.0f%%", 100 * $5 / copy) : ""
+    printf "| %s | %s | %s | %s | %s | %s |\n", substr($1, 1, 80), $2, $3, $4, $5, share }' $work/ncu.tsv
+}
+report_long() {
+  long_gap
+  printf '\n\n| seed | step | FP8 | BF16 | FP8 - BF16, nats a token |\n|---|---|---|---|---|\n'
+  awk -F'\t' '{ v[$1, $2, $3] = $4 } $1 == "fp8" { order[++n] = $2 SUBSEP $3 }
+    END { for (i = 1; i <= n; i++) { split(order[i], f, SUBSEP); b = v["bf16", f[1], f[2]]; if (b != "") printf "| %s | %s | %.4f | %.4f | %+.4f |\n", f[1], f[2], v["fp8", f[1], f[2]], b, v["fp8", f[1], f[2]] - b } }' $work/long.tsv
+}
+section() { # title, file that must hold something, command that prints
+  [ -s "$2" ] || return 0
+  printf '\n## %s\n\n' "$1"
+  "${@:3}"
+}
+show_log() { echo '```' && cut -c1-200 "$1" && echo '```'; }
+report_floors() { # milliseconds by kind of kernel, from the middle of a run, beside their floors
+  $python dev/bench/roofline.py --measured $work --markdown 2>&1 | sed -n '/^ceilings measured/p; /^Peaks/p; /^| model | arm | us a token/,$p'
 }
 report() {
+  local name
   echo "# What a GPU showed"
   echo
-  echo "Written by \`dev/gpu_check.sh\`: $(cat $work/card 2> /dev/null || echo 'an unknown card');" \
-    "$(cat $gpu/VERSION 2> /dev/null || echo 'unknown build'); $(date -u +%Y-%m-%d)."
+  echo "Written by \`dev/gpu_check.sh\`: $(cat $work/card 2> /dev/null || echo 'an unknown card'); $(cat $work/VERSION 2> /dev/null || echo 'an unknown build'); $(date -u +%Y-%m-%d)."
   echo
-  report_tables
-  if [ -s $work/ncu.tsv ]; then
-    echo
-    echo "## Memory traffic, counted by ncu (124M, FP8 with an FP8 head, one step)"
-    echo
-    echo "| kernel | calls | us | MB | GB/s | of the measured copy |"
-    echo "|---|---|---|---|---|---|"
-    awk -F'\t' -v copy="$(copy_bandwidth)" 'NR <= 30 { share = copy ? sprintf("%.0f%%", 100 * $5 / copy) : ""
-      printf "| %s | %s | %s | %s | %s | %s |\n", substr($1, 1, 80), $2, $3, $4, $5, share }' $work/ncu.tsv
-  fi
-  local name
-  for name in start ceilings matrix tests peers; do
-    [ -s "$work/$name.log" ] || continue
-    printf '\n## %s\n\n```\n' "$name"
-    cut -c1-200 "$work/$name.log"
-    echo '```'
+  echo "| call | stage | result | seconds | limit | |"
+  echo "|---|---|---|---|---|---|"
+  for name in smoke truth speed depth long; do
+    [ -s $work/stages-$name.tsv ] && awk -F'\t' -v c=$name '{ printf "| %s | %s | %s | %s | %s | %s |\n", c, $1, $2, $3, $4, $5 }' $work/stages-$name.tsv
   done
-  if has "$python" && [ -s $work/ceilings.tsv ]; then
-    printf '\n## Floors, by the measured ceilings\n\n'
-    $python dev/bench/roofline.py --measured $work --markdown 2>&1
+  if cat $work/*.items 2> /dev/null | grep -q '^FAIL'; then
+    printf '\n## What failed\n\n```\n' && grep -h '^FAIL' $work/*.items | cut -c1-300 && echo '```'
   fi
+  section "Whole steps" $work/steps.tsv report_steps
+  if grep -qv "${tab}ours${tab}" $work/peers.tsv 2> /dev/null; then section "Beside others" $work/peers.tsv report_peers; fi
+  section "Where a step's time goes, beside its floor" $work/kernels.tsv report_floors
+  section "Memory traffic, counted by ncu (124M, FP8 with an FP8 head, step 3)" $work/ncu.tsv report_ncu
+  section "GPT-2 124M on novels" $work/long.tsv report_long
+  for name in versions kernels steps tests repeats exchange memcheck losses ceilings trace-124M trace-1.5B matrix products; do
+    section "$name" "$work/$name.log" show_log "$work/$name.log"
+  done
 }
-publish() { # after every stage, so that a run that is cut off leaves what it has
-  report > $work/RESULTS_GPU.md
-  cp $work/RESULTS_GPU.md $results
-  if [ -n "${OUT:-}" ] && [ -d "$OUT" ]; then
-    cp $work/RESULTS_GPU.md "$OUT/"
-    cat $work/*.log > "$OUT/log.txt"
-    cp $work/matrix.tsv $work/ceilings.tsv $work/steps.tsv $work/kernels.tsv $work/peers.tsv $work/ncu.tsv "$OUT/" 2> /dev/null
-  fi
+publish() { # call; after every stage, so that a call that is cut off leaves what it has
+  report > "$work/RESULTS_GPU.md"
+  cp "$work/RESULTS_GPU.md" "$results"
+  [ -n "${OUT:-}" ] && [ -d "$OUT" ] || return 0
+  cp "$work/RESULTS_GPU.md" "$OUT/$1.md"
+  cat "$work"/*.log > "$OUT/$1.log"
+  (cd "$work" && tar -czf - --exclude='*.bin' ./*.tsv ./*.log ./*.note ./*.items ./card ./VERSION ./attention-* ./bits ./*.out 2> /dev/null) > "$OUT/$1.tgz"
 }
 
-# ==== the run ========================================================================================================
-run_stage() { # name, limit, seconds to leave for what follows: in a process group of its own, its output shown as it comes
-  local limit=$2 left=$((budget - SECONDS - ${3:-5})) begin=$SECONDS status result
-  stage=$1
+# ==== a call =========================================================================================================
+run_stage() { # call, stage, limit, when the call ends: in a process group of its own, its output shown as it comes
+  local call=$1 limit=$3 left=$(($4 - SECONDS - 3)) begin=$SECONDS status result
+  stage=$2
   if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $stage "* ]]; then return; fi
-  printf '\n==== %s (at %d s)\n' "$stage" "$SECONDS"
-  if [ "$left" -lt 12 ]; then
-    printf '%s\tnot run\t0\t%s\tno time was left\n' "$stage" "$limit" >> $work/stages.tsv
+  printf '\n==== %s %s (at %d s)\n' "$call" "$stage" "$SECONDS"
+  rm -f "$work/$stage.note" "$work/$stage.items"
+  if [ "$left" -lt 4 ]; then
+    printf '%s\tnot run\t0\t%s\tno time was left\n' "$stage" "$limit" >> "$work/stages-$call.tsv"
     echo "not run: no time is left"
     return
   fi
   [ "$limit" -le "$left" ] || limit=$left
   echo "$limit" > "$work/$stage.limit"
   : > "$work/$stage.log"
-  timeout -k 5 "$limit" "$self" --stage "$stage" > "$work/$stage.log" 2>&1 < /dev/null &
+  GPU_STAGE=$stage timeout -k 3 "$limit" "$self" --stage "$stage" > "$work/$stage.log" 2>&1 < /dev/null &
   local pid=$!
   tail -n +1 -s 0.2 -f --pid=$pid "$work/$stage.log"
   wait $pid
@@ -485,69 +638,67 @@ run_stage() { # name, limit, seconds to leave for what follows: in a process gro
     0) result=ok ;;
     77) result=skipped ;;
     124 | 137) result="**timed out**" ;;
-    *) result="**failed**, status $status" ;;
+    *) result="**failed**" ;;
   esac
   printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$result" $((SECONDS - begin)) "$limit" \
-    "$(cat "$work/$stage.note" 2> /dev/null || tail -1 "$work/$stage.log" | tr '\t|' '  ' | cut -c1-160)" >> $work/stages.tsv
+    "$(cat "$work/$stage.note" 2> /dev/null || tail -1 "$work/$stage.log" | tr '\t|' '  ' | cut -c1-160)" >> "$work/stages-$call.tsv"
   echo "---- $stage: $result, $((SECONDS - begin)) s"
-  publish
+  publish "$call"
 }
-
-# Where the libraries of our binaries are, if they do not find them by themselves: the toolkit, or Python's packages.
+# Where libraries are that our programs do not find by themselves, or open later (cuDNN, and the CUDA runtime for its frontend).
 libraries_find() {
-  local missing candidates
-  missing=$(for b in gpu_cublaslt train_gpt_fp8cu llmc_train_gpt2cu gpu_trace.so; do
-    ldd "$gpu/$b" 2> /dev/null
-  done | awk '/not found/ { print $1 }' | sort -u)
-  [ -n "$missing" ] || return 0
-  candidates="$cuda/lib64:$cuda/lib:$cuda/extras/CUPTI/lib64:$cuda/targets/x86_64-linux/lib"
+  local candidates="$cuda/lib64:$cuda/lib:$cuda/extras/CUPTI/lib64:$cuda/targets/x86_64-linux/lib"
   if has "$python"; then
     candidates="$candidates:$($python -c 'import glob, sysconfig
-print(":".join(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))' 2> /dev/null)"
+print(":".join(sorted(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib"))))' 2> /dev/null)"
   fi
   export LIBRARY_PATH_BEFORE=${LD_LIBRARY_PATH:-}
   export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$candidates"
-  echo "not found at once: $(echo "$missing" | tr '\n' ' '); looked for in $candidates"
+  for b in gpu_cublaslt train_gpt_fp8cu test_cuda_fp8 llmc_train_gpt2cu gpu_trace.so; do
+    ldd "$gpu/$b" 2> /dev/null | awk -v b=$b '/not found/ { print b ": not found: " $1 }'
+  done
 }
-
 gpu_there() {
   if has nvidia-smi; then nvidia-smi -L 2> /dev/null | grep -q '^GPU'; else [ -e /dev/nvidia0 ]; fi
 }
+call() { # name
+  local entry all
+  all=$(limits "$1")
+  if ! gpu_there; then
+    echo "gpu_check: no GPU on this machine; nothing is run ($results stays as it is; --build and --rehearse work without one)"
+    return 0
+  fi
+  mkdir -p "$work"
+  case $1 in
+    smoke) rm -f $work/matrix.tsv ;;
+    speed) rm -f $work/ceilings.tsv $work/steps.tsv $work/kernels.tsv $work/peers.tsv ;;
+    depth) rm -f $work/products.tsv ;;
+    long) rm -rf $work/long.tsv $work/long-* ;;
+  esac
+  : > "$work/stages-$1.tsv"
+  cp $gpu/VERSION $work/VERSION
+  libraries_find
+  for entry in ${all#* }; do run_stage "$1" "${entry%:*}" "${entry#*:}" "${all%% *}"; done
+  publish "$1"
+  printf '\n==== %s: %d s\n\n' "$1" "$SECONDS"
+  awk -F'\t' '{ printf "%-12s %-14s %4s s  %s\n", $1, $2, $3, $5 }' "$work/stages-$1.tsv"
+  echo "next: $(next_call "$1")"
+  ! grep -q 'failed\|timed out\|not run' "$work/stages-$1.tsv"
+}
 
 case ${1:-} in
-  --build) build "${@:2}"; exit ;;
+  --build) build "${@:2}" ;;
   --stage)
     stage=$2
-    "stage_${2//-/_}"
-    exit ;;
-  --help) sed -n '2,/^set -u/p' "$self" | sed '$d; s/^# \{0,1\}//'; exit ;;
-  "") ;;
-  *) echo "gpu_check: unknown option '$1'; see --help"; exit 2 ;;
+    stage_name=${2//-/_}
+    "stage_$stage_name" ;;
+  --collect)
+    for archive in "${2:?--collect DIR}"/*.tgz; do mkdir -p $work && tar -xzf "$archive" -C $work && echo "took $archive"; done
+    report > $work/RESULTS_GPU.md && cp $work/RESULTS_GPU.md $results && echo "wrote $results" ;;
+  --rehearse) dev/gpu_rehearse.sh ;;
+  --limits) limits "$2" ;;
+  --help | "") sed -n '3,/^set -u/p' "$self" | sed '$d; s/^# \{0,1\}//' ;;
+  *)
+    limits "$1" > /dev/null || { echo "gpu_check: unknown call '$1'; see --help"; exit 2; }
+    call "$1" ;;
 esac
-if ! gpu_there; then
-  echo "gpu_check: no GPU on this machine; nothing is run ($results stays as it is; --build works without one)"
-  exit 0
-fi
-rm -rf $work
-mkdir -p $work
-: > $work/stages.tsv
-libraries_find
-if ! $gpu/train_gpt_fp8cu --version > /dev/null 2>&1 && has nvcc; then
-  echo "the binaries do not start on this machine: building them here"
-  JOBS=$(nproc) timeout -k 5 150 "$self" --build
-fi
-run_stage start 60
-run_stage matrix 60
-run_stage tests 150
-run_stage memcheck 60
-run_stage ceilings 100
-run_stage steps-124M 75
-run_stage steps-1.5B 110
-run_stage peers 150 90
-run_stage racecheck 40
-run_stage initcheck 40
-run_stage ncu 60
-printf '\n==== done after %d s\n\n' "$SECONDS"
-publish
-report_tables
-! grep -q 'failed\|timed out' $work/stages.tsv

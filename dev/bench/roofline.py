@@ -26,6 +26,7 @@ PARTS = ["linears", "head", "attention", "layernorm", "GELU", "quantise", "class
 # Which part a kernel belongs to, by its name in a trace; the first that matches. A library's product can be a linear layer's
 # or the head's: both stand under "linears + head".
 PATTERNS = [
+    ("gaps", r"^\[gaps"),
     ("attention", r"flash|attention|fmha|sdpa|attn"),
     ("linears + head", r"gemm|nvjet|cutlass|xmma|sm\d+_|cublas|splitK|matmul"),
     ("classifier", r"classif|softmax|cross_entropy|loss"),

@@ -26,6 +26,10 @@ functions (__expf is expf here).
 on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN, on_cpu_test.cpp the tests.
 
     CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device says of itself
+    CUDA_ON_CPU_NO_CODE=1                                      the program holds no code for it
+    CUDA_ON_CPU_LT_REFUSES=bias, fast or fp8                   with blocks no bias, no fast sums; no FP8 product at all
+    CUDA_ON_CPU_TRACE=FILE                                     begin and duration (ns) and name of every kernel, as
+dev/bench/gpu_trace.cpp
 */
 #pragma once
 #include <algorithm>
@@ -500,10 +504,17 @@ inline void drain(const char *caller) {
     device_check();
     device_open(false);
 }
+inline FILE *trace_file = getenv("CUDA_ON_CPU_TRACE") ? fopen(getenv("CUDA_ON_CPU_TRACE"), "w") : NULL;
+inline uint64_t nanoseconds() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
 inline int kernel_architecture; // as architecture() says when a kernel begins
 int architecture();
 inline void run_kernel(const Kernel &k) {
     kernel_architecture = architecture();
+    const uint64_t begin = trace_file ? nanoseconds() : 0;
     const unsigned blocks = k.grid.x * k.grid.y * k.grid.z;
     std::vector<unsigned> order(blocks);
     kernel = &k, blockDim = k.block, gridDim = k.grid;
@@ -515,6 +526,9 @@ inline void run_kernel(const Kernel &k) {
     }
     device_check(); // so that the kernel that wrote there is named
     kernel = NULL;
+    if (trace_file)
+        fprintf(trace_file, "%llu\t%llu\t%s\n", (unsigned long long)begin, (unsigned long long)(nanoseconds() - begin), k.name),
+            fflush(trace_file);
 }
 } // namespace on_cpu
 
