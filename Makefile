@@ -148,6 +148,8 @@ test-cuda:
 	@mkdir -p build/cuda
 	$(CXX) -std=c++17 -O2 -Wall -Wextra -Werror dev/cuda/on_cpu_test.cpp -o build/cuda/on_cpu_test && build/cuda/on_cpu_test
 	set -e; for p in $(PRECISIONS); do echo "== $$p"; dev/cuda/test.sh $$p; done
+	@echo "== fp8, as on sm_80: conversions in software, emulated products"
+	CUDA_ON_CPU_ARCH=8.0 build/cuda/test_cpu_fp8 numbers quantise fused products
 
 bench: data/tales.d/train.txt
 	dev/bench/run.sh

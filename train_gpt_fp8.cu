@@ -24,7 +24,8 @@ one place where gradients and amax of several would meet).
 
 Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed and data give the same
 parameters from run to run on one GPU and across a resume. No sum uses floating-point atomics; every one has a fixed order.
-Nothing in a step waits for the host, so a step is two CUDA graphs: one a micro-batch, one for the update.
+Nothing in a step waits for the host, so a step is three CUDA graphs: one that makes the weights' bytes, one a micro-batch, one for
+the update.
 
 Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
 9 checkpoint, 10 log, 11 options, 12 training loop.
@@ -58,8 +59,8 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 #error "the scale modes of FP8 products need CUDA 12.9 or newer"
 #endif
 #endif
-#if defined(HAS_CUDNN) && !defined(CUDA_ON_CPU) &&                                                                                 \
-    PRECISION != 3 // fp32 has no use for it. Its headers were found; the library itself is opened when a run begins
+// cuDNN's headers were found; its library is opened when a run begins. It has no fp32.
+#if defined(HAS_CUDNN) && !defined(CUDA_ON_CPU) && PRECISION != 3
 #define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
 #include <cudnn_frontend.h>
 #endif

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-# name, text, what it becomes, tests that must fail
+# name, text, what it becomes, tests that must fail, after settings of on_cpu.h (NAME=VALUE)
 FAULTS = [
     ("no barrier before a turned tile is stored", "    __syncthreads();\n    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);",
      "    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);", "fused bits"),
@@ -34,6 +34,16 @@ FAULTS = [
     ("AdamW without its second correction", "sqrtf(vs[k] * in->correct2)", "sqrtf(vs[k])", "optimiser"),
     ("a clipped gradient is not clipped", "in->grad_clip > 0 && norm > in->grad_clip ?", "in->grad_clip > 0 && norm > 2 * in->grad_clip ?", "optimiser"),
     ("the initial weights from another draw", "random_u64(seed, id, i + 1)", "random_u64(seed, id, i + 2)", "model"),
+    ("a denormal weight is not flushed before it is rounded", "stored_round(denormal_flush(bits_float(raw[i])))", "stored_round(bits_float(raw[i]))", "fused"),
+    ("a NaN's byte is another without FP8 units", "return a > 0x7f800000 ? 0x7f :", "return a > 0x7f800000 ? 0x7e :", "CUDA_ON_CPU_ARCH=8.0 numbers"),
+    ("steps never fuse", "!f->operands[operand].own_amax && record != RECORD_SQNR;", "!f->operands[operand].own_amax && record == RECORD_NONE;", "steps"),
+    ("steps are never graphs", "r->warm && g->record == RECORD_STATS", "r->warm && g->record == RECORD_NONE", "steps"),
+    ("every logged step records SQNR", " && step_is_due(o, step, o->sqnr_every) ? RECORD_SQNR", " ? RECORD_SQNR", "steps"),
+    ("a bias is lost where it is not fused", "if (out.bias && !plain.bias)", "if (out.bias && plain.bias && 0)", "CUDA_ON_CPU_LT_REFUSES=bias products"),
+    ("what cuDNN refuses ends the program", "        why = e.what();\n", "        fatal(EXIT_BAD_INPUT, \"%s\", e.what());\n", "errors"),
+    ("cuDNN's workspace is not in the plan", "plan.part[REUSED] += cudnn_bytes();", "plan.part[REUSED] += 0 * cudnn_bytes();", "attention_by"),
+    ("a resume takes another attention in silence", "!strcmp(before, r->attention),", "!strcmp(before, r->attention) || 1,", "attention_by"),
+    ("code for another architecture is not noticed", "EXPECT(code == cudaSuccess,", "EXPECT(code == cudaSuccess || 1,", "errors"),
     ("a host that does not wait", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));\n    device_wait();", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));", "numbers"),
 ]
 
@@ -59,7 +69,8 @@ def main():
         with open(path, "w", encoding="utf-8") as f:
             f.write(source.replace(old, new))
         environment = dict(os.environ, TRAINER=f'-DTRAINER="{path}" -Wno-unused', OPTIMISE="-O1", PROGRAM="fault")
-        result = run(["dev/cuda/test.sh", "fp8"] + tests.split(), env=environment)
+        environment.update(word.split("=") for word in tests.split() if "=" in word)
+        result = run(["dev/cuda/test.sh", "fp8"] + [word for word in tests.split() if "=" not in word], env=environment)
         lines = [l for l in result.stdout.splitlines() if l.startswith(("failed", "on_cpu:")) or "error:" in l]
         found = result.returncode != 0 and "error:" not in result.stdout
         missed += not found

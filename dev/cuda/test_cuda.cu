@@ -1438,6 +1438,13 @@ static void test_attention_by() {
           "two runs with cuDNN differ, or are ours");
     CHECK(log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)) < 0.02, "losses with cuDNN are %g from those without",
           log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)));
+    double planned[2] = {0, 0}; // the plan holds cuDNN's workspace: 3 MiB of the stub's
+    for (int i = 0; i < 2; i++) {
+        run_well("cuda", run + "-o " + (i ? "by_plan" : "by_none"), i ? CUDNN : "");
+        const std::string text = output_text();
+        sscanf(text.c_str() + text.find("(planned "), "(planned %lf", &planned[i]);
+    }
+    CHECK(fabs(planned[1] - planned[0] - 3) < 0.11, "memory planned with cuDNN: %g MiB, without: %g", planned[1], planned[0]);
     struct {
         const char *from, *environment, *arguments, *word, *same;
         int status;
