@@ -4304,7 +4304,7 @@ static void phase_run(Run *r, int phase, int as_graph) {
     cudaGraph_t graph;
     if (!as_graph) return phase_work(&r->g, phase);
     if (!r->graphs[phase]) {
-        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeThreadLocal));
+        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed)); // a library may still load a kernel
         r->graph_passes -= quantise_passes;
         machine.captures = 1, phase_work(&r->g, phase), machine.captures = 0;
         r->graph_passes += quantise_passes;

@@ -414,7 +414,8 @@ time_arm() { # model, arm, order: a row of steps.tsv
 }
 stage_steps_of() { # model
   local arms=("fp8" "fp8 head" "bf16") i failed=0 broken=" "
-  if uses_cudnn && [ "$1" = 124M ]; then arms+=("fp8 own attention" "bf16 own attention"); fi
+  if uses_cudnn; then arms+=("fp8 own attention"); fi
+  if uses_cudnn && [ "$1" = 124M ]; then arms+=("bf16 own attention"); fi
   if [ -x $gpu/llmc_train_gpt2cu ]; then arms+=("llm.c"); else echo "llm.c: skipped: no binary was built in"; fi
   echo "model${tab}arm${tab}order${tab}ms${tab}tokens/s${tab}least${tab}most${tab}last loss"
   # ABBA: every arm, then every arm backwards; one that failed once is not tried again, since a hang costs its limit
