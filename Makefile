@@ -48,7 +48,7 @@ fp32_FLAGS = -DPRECISION=3
 all: $(TRAINERS) data/tales.d/train.txt
 
 # What a binary was built with; when it changes, the binary is built again. $(call keep,FILE,TEXT)
-keep = $(shell mkdir -p build && printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1)
+keep = $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,$(shell mkdir -p build && printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1))
 FLAGS_FILE = build/flags
 $(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
 
@@ -117,7 +117,7 @@ nvcc-flags:
 # The CUDA backend. Contraction is off and denormals are flushed, as in the C file, so that FP8 bytes are the same.
 NVCC ?= nvcc
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC))))
-GPU_ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),native,sm_90)
+GPU_ARCH ?= sm_$(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p'),90)
 NVCC_NUMERICS = -std=c++17 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
 ALL_ARCHS = 80 89 90 100 120
 ARCH_FLAGS = $(if $(filter all,$(GPU_ARCH)),$(foreach a,$(ALL_ARCHS),-gencode arch=compute_$a,code=sm_$a) --threads 0,-arch=$(GPU_ARCH))
@@ -128,11 +128,18 @@ CUDA_LIBS = -lcublasLt $(if $(CUDA_HOME),-Xlinker -rpath=$(CUDA_HOME)/lib64)
 PYTHON ?= python3
 PYTHON_PACKAGES = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)
 header_dir = $(patsubst %/$1,%,$(firstword $(wildcard $(addsuffix /$1,$(CUDA_HOME)/include /usr/include /usr/local/include $2))))
-CUDNN_DIRS = $(call header_dir,cudnn_frontend.h,$(PYTHON_PACKAGES)/include) $(call header_dir,cudnn.h,$(PYTHON_PACKAGES)/nvidia/cudnn/include)
-ifneq ($(USE_CUDNN),0)
-CUDNN_FLAGS ?= $(if $(word 2,$(CUDNN_DIRS)),-DHAS_CUDNN $(addprefix -isystem ,$(sort $(CUDNN_DIRS))),$(if $(USE_CUDNN),$(error no cudnn.h and cudnn_frontend.h were found; CUDNN_FLAGS="-DHAS_CUDNN -isystem DIR ..")))
+CUDNN_PACKAGE = $(PYTHON_PACKAGES)/nvidia/cudnn
+CUDNN_DIRS = $(call header_dir,cudnn_frontend.h,$(PYTHON_PACKAGES)/include) $(call header_dir,cudnn.h,$(CUDNN_PACKAGE)/include)
+ifeq ($(filter 0 no,$(USE_CUDNN)),)
+CUDNN_FLAGS ?= $(if $(word 2,$(CUDNN_DIRS)),-DHAS_CUDNN $(addprefix -isystem ,$(filter-out /usr/include,$(sort $(CUDNN_DIRS)))),$(if $(USE_CUDNN),$(error USE_CUDNN=1: not found: $(foreach h,cudnn.h cudnn_frontend.h,$(if $(findstring /,$(call header_dir,$h,$(PYTHON_PACKAGES)/include $(CUDNN_PACKAGE)/include)),,$h)); pip install nvidia-cudnn-frontend, or CUDNN_FLAGS="-DHAS_CUDNN -isystem DIR ..")))
+CUDA_LIBS += $(if $(findstring $(CUDNN_PACKAGE)/,$(CUDNN_FLAGS)),-Xlinker -rpath=$(CUDNN_PACKAGE)/lib)
+else
+override CUDNN_FLAGS :=
 endif
 ifneq ($(filter cuda train_gpt_%cu,$(MAKECMDGOALS)),)
+ifeq ($(filter sm_% all native,$(GPU_ARCH)),)
+$(error GPU_ARCH: expected sm_90 and the like, native, or all; found '$(GPU_ARCH)')
+endif
 $(call keep,build/cuda-flags,$(NVCC) $(NVCC_FLAGS))
 endif
 ifneq ($(shell command -v $(NVCC)),)

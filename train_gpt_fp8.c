@@ -3334,9 +3334,11 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
 
 // Whether a step, every `every`th or the last, is one of those in question.
 static int step_is_due(const Options *o, long step, long every) { return every && (step % every == 0 || step == o->steps); }
-// What a step records; its SQNR is for a row of scales.tsv.
+// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every on, and for the last.
 static Record step_record(const Options *o, long step) {
-    return IS_FP8 && step_is_due(o, step, o->scales_every) && step_is_due(o, step, o->sqnr_every) ? RECORD_SQNR : RECORD_STATS;
+    const long rows = o->scales_every, every = o->sqnr_every;
+    const int asked = every && (step == o->steps || step / every > (step - rows) / every);
+    return IS_FP8 && asked && step_is_due(o, step, rows) ? RECORD_SQNR : RECORD_STATS;
 }
 
 static int run_train(Run *r) {

@@ -59,10 +59,17 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 #error "the scale modes of FP8 products need CUDA 12.9 or newer"
 #endif
 #endif
-// cuDNN's headers were found; its library is opened when a run begins. It has no fp32.
-#if defined(HAS_CUDNN) && !defined(CUDA_ON_CPU) && PRECISION != 3
+// `make cuda` found cuDNN's headers; its library is opened when a run begins. It has no fp32; code for the device has no use for
+// it.
+#if defined(HAS_CUDNN) && !defined(__CUDA_ARCH__) && PRECISION != 3
+#define USES_CUDNN
+#ifndef CUDA_ON_CPU
 #define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
 #include <cudnn_frontend.h>
+#if CUDNN_FRONTEND_VERSION < 11400
+#error "cuDNN's frontend has to be 1.14 or newer; make cuda USE_CUDNN=0 does without"
+#endif
+#endif
 #endif
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
 #include <immintrin.h>
@@ -189,8 +196,8 @@ INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
 // ---- PTX's own conversions, which kernels use. They give the bits of the C file's rules but for two things (PTX ISA, cvt): every
-// NaN becomes the positive one of all ones, and denormals of bf16 stay. No kernel makes those: arithmetic leaves none (-ftz=true),
-// and fp32 numbers from memory go through denormal_flush().
+// NaN becomes the positive one of all ones, and denormals of bf16 stay. No kernel makes those: fp32 arithmetic leaves none
+// (-ftz=true), and numbers from memory or from a matrix unit go through denormal_flush().
 #ifdef CUDA_ON_CPU // on_cpu_api.h has the same by the same document
 #define DEVICE static inline
 #define IN_KERNEL(sm, statement)                                                                                                   \
@@ -915,7 +922,7 @@ static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const s
     LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
-static long quantise_passes; // operands that were quantised by a pass of their own so far, and not by the kernel that made them
+static long quantise_passes; // so far: tensors that were read again to be quantised, and not by the kernel that made them
 // FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned (may be NULL); partial: column
 // sums or NULL. record: whether the statistics count for this step, and the sums for SQNR with them (sqnr_sums: their room).
 static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows, size_t columns, const Operand *o,
@@ -1115,6 +1122,13 @@ static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *cand
     CUDA(cudaEventDestroy(end));
 }
 
+static void product_missing(Product *p, cublasStatus_t status) {
+    const ProductKey *k = &p->key;
+    fprintf(stderr, "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s%s (status %d)\n", machine.name,
+            dtype_size[k->a_dtype] == 1 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K, k->bias ? " with a bias" : "",
+            k->fast ? ", fast sums" : "", (int)status);
+    p->found = 0;
+}
 static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
     enum { CANDIDATES = 16 };
     const ProductKey *k = &p->key;
@@ -1164,20 +1178,21 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
                                                                  machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
     cublasLtMatmulPreferenceDestroy(preference);
-    p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0;
-    if (!p->found) { // whatever the status: for FP8 it is INVALID_VALUE now and then, of combinations that do not exist
-        fprintf(stderr, "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s%s (status %d)\n", machine.name,
-                fp8 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K, k->bias ? " with a bias" : "", k->fast ? ", fast sums" : "",
-                status);
-        return;
-    }
+    // whatever the status: for FP8 it is INVALID_VALUE now and then, of combinations that do not exist
+    p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0 && candidates[0].state == CUBLAS_STATUS_SUCCESS;
+    if (!p->found) return product_missing(p, status);
     p->algorithm = candidates[0].algo;
     if (machine.tunes && p->candidates > 1) product_tune(p, candidates, out, a, b);
 }
 
-// The product of a shape, made if it is new; NULL if cuBLASLt has none. a_mode, b_mode: cuBLASLt's scale modes.
-static Product *product_find(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K, int a_mode,
-                             int b_mode) {
+static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
+    return !m->across                   ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
+           : m->rule == SCALING_ROWWISE ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+           : m->across == 1             ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
+                                        : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+}
+// The product of a shape, made if it is new; NULL if cuBLASLt has none.
+static Product *product_find(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
     ProductKey k;
     memset(&k, 0, sizeof(k)); // keys are compared as bytes
     k.M = M, k.N = N, k.K = K, k.a_across = a->k_stride != 1, k.b_across = b->k_stride != 1;
@@ -1187,7 +1202,8 @@ static Product *product_find(const Output *out, const Matrix *a, const Matrix *b
     k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
     k.bias_align = out->bias ? alignment(out->bias, 0) : 0; // which the choice may depend on, too
     k.a_dtype = a->dtype, k.b_dtype = b->dtype, k.out_dtype = out->dtype;
-    k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast, k.a_mode = a_mode, k.b_mode = b_mode;
+    k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast, k.a_mode = scale_mode(a),
+    k.b_mode = scale_mode(b);
     for (int i = 0; i < product_count; i++)
         if (!memcmp(&products[i].key, &k, sizeof(k))) return products[i].found ? &products[i] : NULL;
     EXPECT(product_count < PRODUCTS_MAX, "%s:%d: more than %d shapes of products", __FILE__, __LINE__, PRODUCTS_MAX);
@@ -1233,14 +1249,19 @@ KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread ha
     store8(to, v);
 }
 
-static void product_run(const Output *out, const Matrix *a, const Matrix *b, Product *p) {
-    if (!p) fatal(EXIT_BAD_INPUT, "a product that the run needs does not exist on %s (above)", machine.name);
+// Computes a product; returns whether cuBLASLt has it. Its heuristic may offer what the call then refuses.
+static int product_try(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
+    Product *p = product_find(out, a, b, M, N, K);
+    if (!p) return 0;
     if (dtype_size[a->dtype] == 1) {
         DESC_SET(A_SCALE_POINTER, b->inv);
         DESC_SET(B_SCALE_POINTER, a->inv);
     }
     if (out->bias) DESC_SET(BIAS_POINTER, out->bias);
-    LT(product_launch(p, out, a, b));
+    const cublasStatus_t status = product_launch(p, out, a, b);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) product_missing(p, status);
+    else LT(status);
+    return p->found;
 }
 
 // Whether cuBLASLt computes products of these formats and scales on this device.
@@ -1255,28 +1276,25 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
     const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
     RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
     RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
-    product_run(&sums, &a16, &b16, product_find(&sums, &a16, &b16, M, N, K, 0, 0));
+    EXPECT(product_try(&sums, &a16, &b16, M, N, K), "a product that the run needs does not exist on %s (above)", machine.name);
     RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv, b->across ? NULL : b->inv, M,
         N);
 }
-static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
-    return !m->across                   ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
-           : m->rule == SCALING_ROWWISE ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
-           : m->across == 1             ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
-                                        : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
-}
 // FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows, and behind out's.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
-    if (dtype_size[a.dtype] > 1) return product_run(&out, &a, &b, product_find(&out, &a, &b, M, N, K, 0, 0));
-    if (product_emulated(a.dtype, b.dtype, a.rule, b.rule)) return matmul_emulated(&out, &a, &b, M, N, K);
-    Output plain = out;
-    if (a.rule == SCALING_BLOCK) plain.fast = 0; // it promotes its sums block by block anyway
-    Product *p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
-    if (!p && a.across && plain.bias) plain.bias = NULL, p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
-    if (!p && a.across && plain.fast) plain.fast = 0, p = product_find(&plain, &a, &b, M, N, K, scale_mode(&a), scale_mode(&b));
-    if (!p) return matmul_emulated(&out, &a, &b, M, N, K);
-    product_run(&plain, &a, &b, p);
-    if (out.bias && !plain.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
+    const int fast = out.fast && a.rule != SCALING_BLOCK; // blocks of 128 have their sums promoted anyway
+    if (dtype_size[a.dtype] == 1 && product_emulated(a.dtype, b.dtype, a.rule, b.rule))
+        return matmul_emulated(&out, &a, &b, M, N, K);
+    for (int i = 0; i < (a.across ? 4 : 1); i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then
+        if ((i & 1 && !fast) || (i & 2 && !out.bias)) continue;
+        Output o = out;
+        o.fast = fast && !(i & 1), o.bias = i & 2 ? NULL : out.bias;
+        if (!product_try(&o, &a, &b, M, N, K)) continue;
+        if (out.bias && !o.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
+        return;
+    }
+    EXPECT(dtype_size[a.dtype] == 1, "a product that the run needs does not exist on %s (above)", machine.name);
+    matmul_emulated(&out, &a, &b, M, N, K);
 }
 
 // ==== 5. layers ======================================================================================================
@@ -1606,8 +1624,10 @@ template <int HS, int N> DEVICE void att_add(float out[HS / 8][4], float p[N][4]
 template <int HS> DEVICE void att_round(AttTile<HS> *to, float s[HS / 8][4], float scale_g, float scale_g8) {
     const int l = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + l / 4;
     UNROLL for (int d = 0; d < HS / 8; d++) {
-        put(&to->row[row][d * 8 + l % 4 * 2], pack2(s[d][0] * scale_g, s[d][1] * scale_g));
-        put(&to->row[row + 8][d * 8 + l % 4 * 2], pack2(s[d][2] * scale_g8, s[d][3] * scale_g8));
+        const float x[4] = {s[d][0] * scale_g, s[d][1] * scale_g, s[d][2] * scale_g8,
+                            s[d][3] * scale_g8}; // a scale of 1 flushes nothing
+        put(&to->row[row][d * 8 + l % 4 * 2], pack2(denormal_flush(x[0]), denormal_flush(x[1])));
+        put(&to->row[row + 8][d * 8 + l % 4 * 2], pack2(denormal_flush(x[2]), denormal_flush(x[3])));
     }
 }
 template <int HS> DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int rows, int hs) {
@@ -1888,7 +1908,7 @@ KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, c
 // library, and cuDNN takes the shape. All other shapes (a sample, a last batch of validation) take the kernels above. Its lse is in
 // nats; only its own backward pass reads it.
 enum { ATTENTION_AUTO, ATTENTION_OWN, ATTENTION_CUDNN }; // --attention's words
-#if defined(HAS_CUDNN) && PRECISION != PRECISION_FP32
+#ifdef USES_CUDNN
 #define CUDNN_LIBRARY "libcudnn.so.9"
 namespace fe = cudnn_frontend;
 void *cudnn_frontend::cudnn_dlhandle = NULL; // where the frontend looks for cuDNN's functions
@@ -1951,12 +1971,17 @@ static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *b
     static std::string why;
     try {
         setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
+        dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12", RTLD_NOW); // which cuDNN looks for; our path finds it
         if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW))) throw std::runtime_error(dlerror());
+        const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
+        // the frontend then copies from the host within a graph, and before 1.32 from memory that it has freed by then
+        if (training && T % 128 && version <= 91500) throw std::runtime_error("up to 9.15.0 it needs -t a multiple of 128");
         if (fe::detail::create_handle(&cudnn.handle) != CUDNN_STATUS_SUCCESS) throw std::runtime_error("cuDNN does not start");
         cudnn.forward = cudnn_graph(0, B, T, C, NH, &cudnn.workspace_bytes);
         if (training) cudnn.backward = cudnn_graph(1, B, T, C, NH, &cudnn.workspace_bytes);
-        const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
-        snprintf(by, 64, "cuDNN %zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
+        // the headers choose among its kernels, too
+        snprintf(by, 64, "cuDNN %zu.%zu.%zu, headers %d, frontend %d", version / 10000, version / 100 % 100, version % 100,
+                 (int)CUDNN_VERSION, (int)CUDNN_FRONTEND_VERSION);
     } catch (const std::exception &e) {
         why = e.what();
         for (char &c : why) c = c == '\n' || c == '\t' ? ' ' : c;
@@ -1969,12 +1994,13 @@ static size_t cudnn_bytes(void) { return cudnn.B ? cudnn.workspace_bytes : 0; }
 static void cudnn_begin(void) {
     if (!cudnn.B) return;
     cudnn.workspace = device_allocate(cudnn.workspace_bytes);
-    fe::detail::set_stream(cudnn.handle, STREAM);
+    EXPECT(fe::detail::set_stream(cudnn.handle, STREAM) == CUDNN_STATUS_SUCCESS, "cuDNN refuses a stream; use --attention own");
 }
 static int cudnn_takes(int B, int T, int C, int NH) { return cudnn.B == B && cudnn.T == T && cudnn.C == C && cudnn.NH == NH; }
 static void cudnn_run(fe::graph::Graph *g, std::unordered_map<int64_t, void *> pointers) {
-    fe::error_t e = g->execute(cudnn.handle, pointers, cudnn.workspace);
-    if (!e.is_good()) fatal(EXIT_BAD_INPUT, "cuDNN's attention failed: %s; use --attention own", e.get_message().c_str());
+    try {
+        fe_check(g->execute(cudnn.handle, pointers, cudnn.workspace));
+    } catch (const std::exception &e) { fatal(EXIT_BAD_INPUT, "cuDNN's attention failed: %s; use --attention own", e.what()); }
 }
 static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
     stored_t *q = (stored_t *)qkv;
@@ -1982,7 +2008,7 @@ static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
               {{CUDNN_Q, q}, {CUDNN_K, q + cudnn.C}, {CUDNN_V, q + 2 * cudnn.C}, {CUDNN_OUT, out.stored}, {CUDNN_LSE, lse}});
     Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
     t.q = out.q, t.quantiser = out.quantiser;
-    if (out.q) tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t); // cuDNN's kernel cannot make the bytes
+    if (out.q) quantise_passes++, tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t); // cuDNN's kernel cannot make the bytes
 }
 static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out, const float *lse, const stored_t *qkv) {
     stored_t *q = (stored_t *)qkv;
@@ -1999,7 +2025,7 @@ static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t 
 }
 #else
 static const char *cudnn_plan(int, int, int, int, int, char *) {
-    return PRECISION == PRECISION_FP32 ? "it has none in fp32" : "this program was built without its headers";
+    return PRECISION == PRECISION_FP32 ? "it has none in fp32" : "make cuda did not find its headers";
 }
 static size_t cudnn_bytes(void) { return 0; }
 static void cudnn_begin(void) {}
@@ -2652,7 +2678,7 @@ static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t
         if (f->kept_inv)
             quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o, linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record,
                             f->sqnr);
-        else tiles_run(StoredSource{att, f->in}, t);
+        else quantise_passes++, tiles_run(StoredSource{att, f->in}, t);
         return g->x_turned;
     }
     if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
@@ -3907,15 +3933,26 @@ static Config options_config(const Options *o, int depth, int V) {
     EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
     return {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
 }
-// What the kernels ask of a shape.
-static void options_shape(const Config *c, long batch) {
-    const int hs = c->C / c->NH, low = MIN(MAX(hs / 16 * 16, 16), 128), high = MIN(low + 16, 128);
-    EXPECT(hs % 16 == 0 && hs <= 128,
-           "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d heads are %d; with %d "
-           "heads the nearest are --channels %d and %d",
-           c->C, c->NH, hs, c->NH, low * c->NH, high * c->NH);
-    EXPECT(c->C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, c->C);
-    EXPECT(batch * c->NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * c->NH);
+// What the kernels ask of a shape; named: it comes from options, which then are told what would do.
+static void options_shape(const Config *c, long batch, int named) {
+    const int C = c->C, NH = c->NH, hs = C / NH;
+    char hint[256] = "";
+    int low = 0, high = 0, heads = 0; // the nearest channels for these heads, heads for these channels
+    for (int n = 16 * NH; n <= MIN(128 * NH, CHANNELS_MAX); n += 16 * NH) {
+        if (n <= C) low = n;
+        else if (!high) high = n;
+    }
+    for (int n = 1; n <= C; n++)
+        if (C % (16 * n) == 0 && C <= 128 * n && (!heads || abs(n - NH) < abs(heads - NH))) heads = n;
+    if (named && heads) snprintf(hint, sizeof(hint), "; --heads %d would do", heads);
+    if (named && (low || high))
+        snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), "; for %d head%s the nearest: --channels %d", NH,
+                 NH > 1 ? "s" : "", low ? low : high);
+    if (named && low && high) snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), " or %d", high);
+    EXPECT(hs % 16 == 0 && hs <= 128, "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d head%s are %d%s",
+           C, NH, NH > 1 ? "s" : "", hs, hint);
+    EXPECT(C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, C);
+    EXPECT(batch * NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * NH);
 }
 
 // ==== 12. training loop ==============================================================================================
@@ -3937,8 +3974,8 @@ static double mib(size_t bytes) { return bytes / 1048576.0; }
 // Refuses a model that does not fit, before anything is allocated.
 static MemoryPlan memory_check(Gpt *g) {
     const MemoryPlan plan = memory_plan(g);
-    EXPECT(plan.total <= machine.available, "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e",
-           mib(plan.total), machine.name, mib(machine.available));
+    EXPECT(plan.total <= machine.available, "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e%s",
+           mib(plan.total), machine.name, mib(machine.available), cudnn_bytes() ? ", or --attention own" : "");
     return plan;
 }
 
@@ -4076,8 +4113,10 @@ typedef struct {
     char model[PATH_MAX]; // file that it starts from; "": new weights
     File model_file;
     Directory dir;
-    char attention[64]; // whose it is: own, or cuDNN and its version
-    char *option_lines; // what the state holds
+    char attention[64];        // whose it is: own, or cuDNN and its version
+    const char *attention_why; // what cuDNN said if it was asked and did not take it
+    int attention_changes;     // since the run that is resumed
+    char *option_lines;        // what the state holds
     FILE *log, *scales;
     int *inputs[2], *seen; // of a micro-batch, for the device, in turn; [V] scratch
     long prepared;         // the micro-batch that was made last
@@ -4086,7 +4125,7 @@ typedef struct {
     StepResults *step_results;
     cudaGraphExec_t graphs[PHASES]; // what a step consists of, from the second on
     int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
-    long graph_steps, graph_passes; // steps that were graphs; operands in these with a quantising pass of their own
+    long graph_steps, graph_passes; // steps that were graphs; quantising passes in each, apart from kernels that make operands
 } Run;
 
 // Ends the program and says what is not finite, where that began, and which checkpoint is left.
@@ -4428,7 +4467,7 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     printf("\n%ld steps in %s, device memory %.1f MiB (planned %.1f), the host's peak %.1f MiB\n", steps,
            duration_text(seconds, text), used, mib(r->plan.total), usage.ru_maxrss / 1024.0);
     printf("%ld of these steps were CUDA graphs", r->graph_steps);
-    if (IS_FP8 && r->graph_steps) printf(", with %ld operands quantised in a pass of their own", r->graph_passes);
+    if (IS_FP8 && r->graph_steps) printf(", each with %ld separate quantising passes", r->graph_passes);
     printf("\n");
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
@@ -4438,9 +4477,11 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
 
 // Whether a step, every `every`th or the last, is one of those in question.
 static int step_is_due(const Options *o, long step, long every) { return every && (step % every == 0 || step == o->steps); }
-// What a step records; its SQNR is for a row of scales.tsv.
+// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every on, and for the last.
 static Record step_record(const Options *o, long step) {
-    return IS_FP8 && step_is_due(o, step, o->scales_every) && step_is_due(o, step, o->sqnr_every) ? RECORD_SQNR : RECORD_STATS;
+    const long rows = o->scales_every, every = o->sqnr_every;
+    const int asked = every && (step == o->steps || step / every > (step - rows) / every);
+    return IS_FP8 && asked && step_is_due(o, step, rows) ? RECORD_SQNR : RECORD_STATS;
 }
 
 static int run_train(Run *r) {
@@ -4504,21 +4545,26 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
-// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A resume takes what the run had.
+// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A resume takes what the run had
+// (own if its state names none, as those of the C file), unless --attention own or cudnn is given.
 static void attention_choose(Run *r) {
     const Gpt *g = &r->g;
+    const int asked = r->o.attention, decides = r->given[option_index("attention")] && asked != ATTENTION_AUTO;
+    const int keeps = r->o.resume && !decides, done = r->progress.step >= r->o.steps;
     char before[PATH_MAX] = "";
     size_t total;
     if (r->o.resume) text_value(r->state.options, "attention_by", before);
-    const int asked = r->o.attention, given = r->given[option_index("attention")];
-    const int own = r->prompts || asked == ATTENTION_OWN || (!given && !strcmp(before, "own"));
+    if (r->o.resume && !*before) strcpy(before, "own");
+    const int own = r->prompts || (keeps ? !strcmp(before, "own") : asked == ATTENTION_OWN);
     strcpy(r->attention, "own");
     const char *why = own ? "" : cudnn_plan(g->B, g->config.T, g->config.C, g->config.NH, g->training, r->attention);
-    EXPECT(own || !why || asked != ATTENTION_CUDNN, "option --attention: cuDNN does not take this run: %s", why);
-    EXPECT(!r->trains || given || !*before || !strcmp(before, r->attention),
-           "%s: the run's attention was by %s, here it is by %s, with other bits%s%s; to go on so, add --attention %s",
+    EXPECT(keeps || asked != ATTENTION_CUDNN || !why || own, "option --attention: cuDNN does not take this run: %s", why);
+    EXPECT(!keeps || !r->trains || done || !strcmp(before, r->attention),
+           "%s: the run's attention was by %s; here it would be by %s, with other bits%s%s; to go on so, add --attention %s",
            r->state.path, before, r->attention, why && *why ? ": " : "", why ? why : "", why ? "own" : "cudnn");
-    if (!why) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
+    if (!own) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
+    r->attention_why = why ? why : "";
+    r->attention_changes = r->o.resume && strcmp(before, r->attention);
 }
 
 // Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
@@ -4558,7 +4604,7 @@ static void run_open(Run *r) {
         EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
-    options_shape(&r->g.config, r->prompts ? 1 : o->batch);
+    options_shape(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
@@ -4629,6 +4675,7 @@ int main(int argc, char **argv) {
     lines_print(header);
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
+    if (r->attention_why[0] && PRECISION != PRECISION_FP32) printf("note: attention is not cuDNN's: %s\n", r->attention_why);
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
@@ -4638,6 +4685,7 @@ int main(int argc, char **argv) {
     if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
+    if (r->attention_changes) fprintf(r->log, "# attention_by\t%s\n", r->attention); // from here on
     return run_train(r);
 }
 #endif

@@ -36,7 +36,7 @@ STUB
   chmod +x "$1"
 }
 for p in fp8 fp16 bf16 fp32; do
-  stub "$out/gpu/train_gpt_${p}cu" "export CUDA_ON_CPU_CUDNN=91300; exec $PWD/build/cuda/test_cpu_$p --as-cuda \"\$@\""
+  stub "$out/gpu/train_gpt_${p}cu" "export CUDA_ON_CPU_CUDNN=91600; exec $PWD/build/cuda/test_cpu_$p --as-cuda \"\$@\""
   stub "$out/gpu/test_cuda_$p" "exec $PWD/build/cuda/test_cpu_$p \"\$@\""
 done
 stub "$out/gpu/gpu_cublaslt" 'tsv=$3

@@ -27,7 +27,7 @@ on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cp
 
     CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device says of itself
     CUDA_ON_CPU_NO_CODE=1                                      the program holds no code for it
-    CUDA_ON_CPU_LT_REFUSES=bias, fast or fp8                   with blocks no bias, no fast sums; no FP8 product at all
+    CUDA_ON_CPU_LT_REFUSES=bias, fast, call or fp8             with blocks no bias, no fast sums, a bias only until the call; no FP8
     CUDA_ON_CPU_TRACE=FILE                                     begin and duration (ns) and name of every kernel, as
 dev/bench/gpu_trace.cpp
 */

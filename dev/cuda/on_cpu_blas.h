@@ -233,6 +233,10 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, c
                                      const cublasLtMatmulAlgo_t *, void *workspace, size_t workspace_bytes, cudaStream_t) {
     using namespace on_cpu;
     if (!supported(*o, *a, *b, *c, *d)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    const char *refuses = getenv("CUDA_ON_CPU_LT_REFUSES"); // what the heuristic offered
+    if (refuses && !strcmp(refuses, "call") && type_bytes(a->type) == 1 && o->mode_a != PER_TENSOR &&
+        o->epilogue != CUBLASLT_EPILOGUE_DEFAULT)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     const struct {
         const void *p;
         const OnCpuLayout *l;

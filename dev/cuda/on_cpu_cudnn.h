@@ -10,12 +10,18 @@ trainer uses it. Names and arguments are those of cudnn_frontend.h.
 #include <stdexcept>
 #include <unordered_map>
 #define HAS_CUDNN
-#define CUDART_VERSION 13000
+#define CUDART_VERSION         13000
+#define CUDNN_VERSION          91300 // of the headers
+#define CUDNN_FRONTEND_VERSION 13200
 
-typedef struct OnCpuCudnn *cudnnHandle_t;
+typedef struct OnCpuCudnn {
+    cudaStream_t stream = NULL; // the default one, which is not the trainer's
+} * cudnnHandle_t;
 typedef enum { CUDNN_STATUS_SUCCESS } cudnnStatus_t;
 namespace on_cpu {
-inline void *library_open(const char *, int) { return setting("CUDA_ON_CPU_CUDNN", 0) ? (void *)&device_used : NULL; }
+inline void *library_open(const char *name, int) {
+    return strstr(name, "cudnn") && setting("CUDA_ON_CPU_CUDNN", 0) ? (void *)&device_used : NULL;
+}
 inline char library_missing[] = "libcudnn.so.9: cannot open shared object file";
 } // namespace on_cpu
 #define dlopen    on_cpu::library_open
@@ -31,8 +37,8 @@ struct error_t {
     std::string get_message() { return message; }
 };
 namespace detail {
-inline cudnnStatus_t create_handle(cudnnHandle_t *h) { return *h = (cudnnHandle_t)&on_cpu::device_used, CUDNN_STATUS_SUCCESS; }
-inline cudnnStatus_t set_stream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
+inline cudnnStatus_t create_handle(cudnnHandle_t *h) { return *h = new OnCpuCudnn(), CUDNN_STATUS_SUCCESS; }
+inline cudnnStatus_t set_stream(cudnnHandle_t h, cudaStream_t s) { return h->stream = s, CUDNN_STATUS_SUCCESS; }
 inline size_t get_backend_version() { return (size_t)on_cpu::setting("CUDA_ON_CPU_CUDNN", 0); }
 } // namespace detail
 namespace graph {
@@ -53,18 +59,24 @@ struct Tensor_attributes {
 };
 typedef std::shared_ptr<Tensor_attributes> Tensor;
 struct SDPA_attributes {
-    bool generate_stats = false, causal_mask = false, deterministic_algorithm = false;
+    bool generate_stats = false, causal_mask = false;
     float attn_scale = 1;
     ON_CPU_SETTER(SDPA_attributes, generate_stats, bool)
     ON_CPU_SETTER(SDPA_attributes, causal_mask, bool)
     ON_CPU_SETTER(SDPA_attributes, attn_scale, float)
-    ON_CPU_SETTER(SDPA_attributes, deterministic_algorithm, bool)
 };
-typedef SDPA_attributes SDPA_backward_attributes;
+struct SDPA_backward_attributes {
+    bool causal_mask = false, deterministic_algorithm = false;
+    float attn_scale = 1;
+    ON_CPU_SETTER(SDPA_backward_attributes, causal_mask, bool)
+    ON_CPU_SETTER(SDPA_backward_attributes, attn_scale, float)
+    ON_CPU_SETTER(SDPA_backward_attributes, deterministic_algorithm, bool)
+};
 
 class Graph {
     DataType_t io_data_type = DataType_t::HALF, intermediate_data_type = DataType_t::FLOAT, compute_data_type = DataType_t::FLOAT;
-    SDPA_attributes options;
+    bool well_masked = false; // as the trainer wants it
+    float scale = 1;
     std::vector<Tensor> t; // forward: q, k, v, out, lse; backward: q, k, v, out, dout, lse, dq, dk, dv
     bool planned = false;
 
@@ -114,7 +126,7 @@ class Graph {
                 continue;
             }
             // the forward pass's own lse has to be there: nats, not the trainer's log2
-            ON_CPU_EXPECT(!(fabs(lse - x[5].get(b, h, i, 0)) > 1e-3 * (1 + fabs(lse))) || fabs(lse) > 1e30,
+            ON_CPU_EXPECT(fabs(lse - x[5].get(b, h, i, 0)) <= 1e-3 * (1 + fabs(lse)) || !(fabs(lse) < 1e30),
                           "cuDNN: row %ld has a log-sum of %g, was given %g", (long)i, lse, (double)x[5].get(b, h, i, 0));
             for (int64_t c = 0; c < hs; c++) delta += (double)x[3].get(b, h, i, c) * x[4].get(b, h, i, c), dq[(size_t)c] = 0;
             for (int64_t j = 0; j <= i; j++) {
@@ -145,12 +157,12 @@ class Graph {
         Tensor a, b, c;
     };
     Pair sdpa(Tensor q, Tensor k, Tensor v, const SDPA_attributes &o) {
-        options = o, t = {q, k, v};
+        well_masked = o.causal_mask && o.generate_stats, scale = o.attn_scale, t = {q, k, v};
         const Tensor out = made(), lse = made();
         return {out, lse};
     }
     Triple sdpa_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor dout, Tensor lse, const SDPA_backward_attributes &o) {
-        options = o, t = {q, k, v, out, dout, lse};
+        well_masked = o.causal_mask && o.deterministic_algorithm, scale = o.attn_scale, t = {q, k, v, out, dout, lse};
         const Tensor dq = made(), dk = made(), dv = made();
         return {dq, dk, dv};
     }
@@ -161,8 +173,7 @@ class Graph {
             if ((i >= (backward ? 6 : 3)) != t[i]->output) return {"what is an output and what is not"};
             if (t[i]->dim[3] == 1 && (!t[i]->typed || t[i]->data_type != DataType_t::FLOAT)) return {"the log-sums are fp32"};
         }
-        if (!options.causal_mask || (backward ? !options.deterministic_algorithm : !options.generate_stats))
-            return {"other attention than the trainer's"};
+        if (!well_masked) return {"other attention than the trainer's"};
         if (backward && t[0]->dim[2] == 1) return {"sdpa_backward needs more than one query or key"}; // as the frontend says
         return {};
     }
@@ -174,11 +185,12 @@ class Graph {
     }
     error_t build_plans(cudnnHandle_t) { return planned = true, error_t(); }
     error_t get_workspace_size(int64_t &bytes) { return bytes = t.size() > 5 ? 3 << 20 : 0, error_t(); }
-    error_t execute(cudnnHandle_t, std::unordered_map<int64_t, void *> &pointers, void *workspace) {
+    error_t execute(cudnnHandle_t h, std::unordered_map<int64_t, void *> &pointers, void *workspace) {
         std::vector<View> x;
         int64_t bytes;
         get_workspace_size(bytes);
         if (!planned) return {"no plan was built"};
+        if (!h->stream) return {"it would run on the default stream, beside the trainer's"};
         for (const Tensor &a : t) {
             const DataType_t type = a->typed ? a->data_type : io_data_type;
             char *p = (char *)pointers[a->uid];
@@ -189,7 +201,7 @@ class Graph {
             x.push_back({p, *a, type});
         }
         if (bytes) on_cpu::range_check(workspace, (size_t)bytes, "cuDNN: workspace");
-        on_cpu::submit([x, workspace, bytes, scale = options.attn_scale] {
+        on_cpu::submit([x, workspace, bytes, scale = scale] {
             if (bytes) memset(workspace, 0xff, (size_t)bytes); // it is the library's
             for (int64_t b = 0; b < x[0].a.dim[0]; b++)
                 for (int64_t h = 0; h < x[0].a.dim[1]; h++) head(x, b, h, scale);

@@ -21,8 +21,7 @@ done
 if newer $out/reference_$precision.o; then $reference -DPRECISION=$p -o $out/reference_$precision.o; fi
 objects="$out/reference_$precision.o $out/main_fp8.o $out/main_fp16.o $out/main_bf16.o $out/main_fp32.o"
 if [ $gpu ]; then
-    nvcc -std=c++17 -O3 -arch=sm_${ARCH:-90} -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -DPRECISION=$p $TRAINER \
-        -Xcompiler -Wall,-Wextra -o $out/test_gpu_$precision dev/cuda/test_cuda.cu $objects -lcublasLt -Xcompiler -fopenmp
+    nvcc $(make -s nvcc-flags ${ARCH:+GPU_ARCH=sm_$ARCH}) -DPRECISION=$p $TRAINER -o $out/test_gpu_$precision dev/cuda/test_cuda.cu $objects -lcublasLt -Xcompiler -fopenmp
     exec $out/test_gpu_$precision "$@"
 fi
 $CXX -x c++ -std=c++17 ${OPTIMISE:--O2} $MARCH -g1 -ffp-contract=off -fopenmp -Wall -Wextra -Werror -Wno-unknown-pragmas $SANITIZE -DCUDA_ON_CPU -DPRECISION=$p \

@@ -815,7 +815,12 @@ static void test_products() {
         }
         Device<stored_t> d_bias(bias);
         Device<float> out(old); // of either type
+        product_count = 0;      // those of earlier kinds
         matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast}, m[0], m[1], M, N, K);
+        bool native = false;
+        for (int i = 0; i < product_count; i++) native = native || (products[i].found && dtype_size[products[i].key.a_dtype] == 1);
+        CHECK(native == !product_emulated(k.a, k.b, k.rule, k.rule), "%s: cuBLASLt %s it", k.name,
+              native ? "computed" : "did not compute");
         const std::vector<float> raw = out.read();
         std::vector<stored_t> small(M * N);
         memcpy(small.data(), raw.data(), M * N * sizeof(stored_t));
@@ -834,16 +839,21 @@ static void test_products() {
 #endif
 
 // ---- cuDNN's attention, of the shapes that it takes, against the C file; and whose attention a resume has
-#if PRECISION != PRECISION_FP32 && defined(HAS_CUDNN)
+#ifdef USES_CUDNN
 static void test_cudnn() {
     char by[64];
     int taken = 0;
 #ifdef CUDA_ON_CPU
-    setenv("CUDA_ON_CPU_CUDNN", "91300", 1);
+    setenv("CUDA_ON_CPU_CUDNN", "91600", 1);
 #endif
-    const int shapes[][3] = {{2, 64, 64}, {1, 256, 64}, {2, 96, 128}, {3, 80, 32}};
+#ifdef CUDA_ON_CPU
+    const int large = 128;
+#else
+    const int large = 1024; // differences from run to run show in large shapes
+#endif
+    const int shapes[][4] = {{2, 128, 64, 3}, {large / 128, large, 64, 12}, {2, 256, 128, 2}, {3, 80, 32, 3}};
     for (auto &s : shapes) {
-        const int B = s[0], T = s[1], hs = s[2], NH = 3, C = NH * hs;
+        const int B = s[0], T = s[1], hs = s[2], NH = s[3], C = NH * hs;
         const size_t n = (size_t)B * T * C;
         memset((void *)&cudnn, 0, sizeof(cudnn));
         const char *why = cudnn_plan(B, T, C, NH, 1, by);
@@ -869,13 +879,40 @@ static void test_cudnn() {
         check_error(name, floats(want), floats(out.read()), 2 * ROUNDED);
         check_error(name, floats(want_d), floats(d_dqkv.read()), 3 * ROUNDED);
         check_same("cuDNN's gradients, twice", d_dqkv.read(), again.read());
+#if IS_FP8
+        Fp8Scale scale = scale_new(recipes_all()[0].r); // from a graph, with the bytes of its output
+        scale.scale = 300, scale.history_count = 1;
+        Pair pair(scale);
+        Device<uint8_t> q(round_up((size_t)B * T, 16) * C);
+        const Operand o = pair.operand();
+        w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
+        cudaGraph_t graph;
+        cudaGraphExec_t replay;
+        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
+        attention_forward(w, lse.p, d_qkv.p, B, T, 0, C, NH);
+        attention_backward(again.p, delta.p, d_dout.p, out.p, lse.p, d_qkv.p, B, T, C, NH);
+        CUDA(cudaStreamEndCapture(STREAM, &graph));
+        CUDA(cudaGraphInstantiate(&replay, graph, 0));
+        for (int i = 0; i < 3; i++) {
+            device_zero(again.p, 3 * n * sizeof(stored_t));
+            CUDA(cudaGraphLaunch(replay, STREAM));
+            check_same("cuDNN's gradients, from a graph", d_dqkv.read(), again.read());
+        }
+        const Unfused plain(scale, out.p, (size_t)B * T, C);
+        std::vector<uint8_t> found = q.read();
+        found.resize(n);
+        check_same("the bytes of cuDNN's output", plain.q, found);
+        CUDA(cudaGraphExecDestroy(replay));
+        CUDA(cudaGraphDestroy(graph));
+#endif
         cudaFree(cudnn.workspace);
     }
+    const size_t version = fe::cudnn_dlhandle ? fe::detail::get_backend_version() : 0;
     memset((void *)&cudnn, 0, sizeof(cudnn));
 #ifdef CUDA_ON_CPU
     unsetenv("CUDA_ON_CPU_CUDNN");
-    CHECK(taken == 4, "the stub of cuDNN took %d shapes", taken);
 #endif
+    CHECK(taken == (version > 91500 ? 4 : 3) || !fe::cudnn_dlhandle, "cuDNN is here, and took %d of 4 shapes", taken);
     printf("ok   cuDNN took %d of 4 shapes\n", taken);
 }
 #endif
@@ -1035,21 +1072,20 @@ struct Both {
     }
 };
 #if IS_FP8
-// Whether steps run as they should: from the second on as graphs, every operand quantised by the kernel that makes it (the head's
-// input is not); those that record SQNR neither.
+// Whether steps run as they should: from the second on as graphs, in which one tensor a layer (attention's output, turned) and the
+// head's input are quantised apart from the kernels that make them; those that record SQNR neither.
 static void test_steps() {
     struct {
         const char *options;
         long passes;
-    } all[] = {{"", 0}, {"--fp8-head", 1}, {"-d 144", 0}, {"--recompute 1", 0}};
+    } all[] = {{"", 2}, {"--fp8-head", 3}, {"-d 144", 2}, {"--recompute 1", 2}};
     for (auto &c : all) {
         Both b(c.options);
         for (int step = 0; step < 5; step++)
             b.r.g.record = b.r.g.record_weights = step == 3 ? RECORD_SQNR : RECORD_STATS, b.step_cuda(step);
         CHECK(b.r.graph_steps == 3 && b.r.graph_passes == c.passes,
-              "'%s': %ld of 5 steps are graphs, expected 3; %ld operands took a pass of "
-              "their own, expected %ld",
-              c.options, b.r.graph_steps, b.r.graph_passes, c.passes);
+              "'%s': %ld of 5 steps are graphs, expected 3; with %ld separate quantising passes, expected %ld", c.options,
+              b.r.graph_steps, b.r.graph_passes, c.passes);
         for (long step = 1; step <= 400; step++) { // the default options: SQNR at every 100th step and the last, nowhere else
             b.r.o.steps = 399;
             CHECK((step_record(&b.r.o, step) == RECORD_SQNR) == (step % 100 == 0 || step == 399),
@@ -1428,7 +1464,7 @@ static void test_runs() {
 
 // Whose attention a run has stays with it, unless a resume asks for another.
 #if PRECISION != PRECISION_FP32 && defined(CUDA_ON_CPU)
-#define CUDNN "CUDA_ON_CPU_CUDNN=91300"
+#define CUDNN "CUDA_ON_CPU_CUDNN=91600"
 static void test_attention_by() {
     const std::string run = SHAPE "-x 4 -v 2 -m 2 -n 2 --keep 0 -u 2 ", four = "/model_00000004.bin";
     run_well("cuda", run + "-o by_own");
@@ -1438,6 +1474,8 @@ static void test_attention_by() {
           "two runs with cuDNN differ, or are ours");
     CHECK(log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)) < 0.02, "losses with cuDNN are %g from those without",
           log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)));
+    run_well("cuda", run + "--attention cudnn -o by_asked", CUDNN);
+    run_well("ref", run + "-o by_cpu");
     double planned[2] = {0, 0}; // the plan holds cuDNN's workspace: 3 MiB of the stub's
     for (int i = 0; i < 2; i++) {
         run_well("cuda", run + "-o " + (i ? "by_plan" : "by_none"), i ? CUDNN : "");
@@ -1452,11 +1490,16 @@ static void test_attention_by() {
         {"by_own", CUDNN, "", "", "by_own", EXIT_DONE},
         {"by_own", CUDNN, "--attention cudnn", "", NULL, EXIT_DONE},
         {"by_cudnn", CUDNN, "", "", "by_cudnn", EXIT_DONE},
-        {"by_cudnn", "", "", "the run's attention was by cuDNN 9.13.0, here it is by own", NULL, EXIT_BAD_INPUT},
-        {"by_cudnn", "CUDA_ON_CPU_CUDNN=91400", "", "here it is by cuDNN 9.14.0", NULL, EXIT_BAD_INPUT},
-        {"by_cudnn", "CUDA_ON_CPU_CUDNN=91400", "--attention cudnn", "", "by_cudnn", EXIT_DONE},
+        {"by_cudnn", "", "", "the run's attention was by cuDNN 9.16.0, headers 91300, frontend 13200; here it would be by own",
+         NULL, EXIT_BAD_INPUT},
+        {"by_cudnn", "CUDA_ON_CPU_CUDNN=91700", "", "here it would be by cuDNN 9.17.0", NULL, EXIT_BAD_INPUT},
+        {"by_cudnn", "CUDA_ON_CPU_CUDNN=91700", "--attention cudnn", "", "by_cudnn", EXIT_DONE},
         {"by_cudnn", "", "--attention own", "", NULL, EXIT_DONE},
-        {"by_cudnn", "", "--attention auto", "", NULL, EXIT_DONE},
+        {"by_cudnn", "", "--attention auto", "here it would be by own", NULL, EXIT_BAD_INPUT},
+        {"by_asked", "", "", "here it would be by own", NULL, EXIT_BAD_INPUT},
+        {"by_cudnn", "", "--eval", "attention is not cuDNN's", NULL, EXIT_DONE},
+        {"by_cpu", CUDNN, "", "attention_by     own", NULL, EXIT_DONE},
+        {"by_cpu", CUDNN, "--attention cudnn", "attention_by     cuDNN", NULL, EXIT_DONE},
     };
     for (auto &c : all) {
         shell(std::string("rm -rf part; cp -r ") + c.from + " part; rm part/DONE_00000004");
@@ -1467,7 +1510,8 @@ static void test_attention_by() {
         CHECK(!c.same || files_same(c.same + four, "part" + four), "%s, then %s %s: other bits", c.from, c.environment,
               c.arguments);
     }
-    shell("rm -rf by_cudnn/DONE_00000004"); // the C file takes it
+    shell("grep -q '^# attention_by.cuDNN' part/log.tsv"); // the log says from where on
+    shell("rm -rf by_cudnn/DONE_00000004");                // the C file takes it
     run_well("ref", "-y -o by_cudnn");
     printf("ok   whose attention: a resume keeps it, or refuses, or is told\n");
 }
@@ -1496,16 +1540,19 @@ static void test_errors() {
 #endif
         {"", "--attention cudnn", "cuDNN does not take this run", EXIT_BAD_INPUT},
 #if PRECISION != PRECISION_FP32
-        {CUDNN, "", "cuDNN 9.13.0", EXIT_DONE},
+        {CUDNN, "", "cuDNN 9.16.0", EXIT_DONE},
         {CUDNN, "--attention own", "attention_by     own", EXIT_DONE},
         {CUDNN " CUDA_ON_CPU_CUDNN_REFUSES=backward", "", "attention_by     own", EXIT_DONE},
         {CUDNN " CUDA_ON_CPU_CUDNN_REFUSES=forward", "--attention cudnn", "no engine supports this graph", EXIT_BAD_INPUT},
         {CUDNN, "-t 1 -b 32", "attention_by     own", EXIT_DONE}, // its backward pass has no single position
+        {"CUDA_ON_CPU_CUDNN=91300", "", "multiple of 128", EXIT_DONE},
 #endif
 #endif
         {"", "--tune 1", "", EXIT_DONE},
-        {"", "--heads 8", "--channels 128 and 256", EXIT_BAD_INPUT},
-        {"", "--channels 100", "the nearest are --channels 96 and 128", EXIT_BAD_INPUT},
+        {"", "--heads 8", "are 8; --heads 4 would do; for 8 heads the nearest: --channels 128", EXIT_BAD_INPUT},
+        {"", "--channels 100", "are 50; for 2 heads the nearest: --channels 96 or 128", EXIT_BAD_INPUT},
+        {"", "--channels 160 --heads 1", "are 160; --heads 2 would do; for 1 head the nearest: --channels 128", EXIT_BAD_INPUT},
+        {"", "--channels 1000 --heads 500", "500 heads are 2", EXIT_BAD_INPUT},
         {"", "--nonsense", "unknown option", EXIT_BAD_INPUT},
         {"", "--lr 1e30 -x 9 -u 0", "not finite", EXIT_NONFINITE},
         {"", "--help", "--recompute", EXIT_DONE},
@@ -1588,7 +1635,7 @@ int main(int argc, char **argv) {
         {"products", test_products},
         {"steps", test_steps},
 #endif
-#if PRECISION != PRECISION_FP32 && defined(HAS_CUDNN)
+#ifdef USES_CUDNN
         {"cudnn", test_cudnn},
 #endif
         {"optimiser", test_optimiser},
