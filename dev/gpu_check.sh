@@ -11,21 +11,30 @@
 #   dev/gpu_check.sh --collect DIR           back home: puts what a call left in $OUT with the other results
 #   dev/gpu_check.sh --rehearse              anywhere: every stage's logic on stubs, each made to fail once
 #
-# How to spend 30 minutes of a GPU. Before: --build and --rehearse must pass here. Then, with build/gpu carried along:
-#   1. smoke (2 min with the machine's start). One fault is one line with the status of the call that failed.
-#      If something fails: mend it here, --build again, carry again, smoke again. Nothing else is worth its minutes before.
-#      If only one precision, cuDNN or one product fails: note it, and go on; the later calls do without it.
-#   2. truth (4 min). Wrong bytes or a memory fault: mend first. Losses apart, or a test near its bound: note it and go on.
-#   3. speed (8 min). Its table of milliseconds by kind of kernel says what to mend next.
-#   4. long (9 min, carry build/gpu-long too), or depth if truth found something: what is left is theirs.
-# After each call: --collect, and commit dev/bench/RESULTS_GPU.md, bad results too.
+# How to spend 30 minutes of a GPU, where a machine is lent by the call:
+#   Before, here: `PYTHON=... dev/gpu_check.sh --build` must end without a FAILED line and without one of what is missing (its Python
+#   needs nvidia-cudnn-frontend, numpy and tiktoken), and `--rehearse` must pass. Commit first: the calls check that programs and tree
+#   belong together.
+#   Each call: carry build/gpu (for `long` also build/gpu-long), run `dev/gpu_check.sh CALL` with a limit 30 seconds above the call's
+#   own, take what came back in $OUT (three files a call) and give its folder to `--collect` here. A call on a machine that is not warm
+#   pays a start of 1 to 2 minutes: 30 minutes are four calls, or three and one repeated.
+#   1. smoke. One fault is one line with the status of the call that failed; what its program said is in smoke.log. If something fails that
+#      all need (kernels of FP8 or BF16, steps), mend it here, --build again, smoke again: nothing else is worth its minutes before.
+#      ITEMS="fp8-attention bf16-attention" repeats these alone. If only cuDNN fails, go on with NO_CUDNN=1. If only one recipe or
+#      build fails, note it and go on.
+#   2. truth. Wrong bytes, other bits or a memory fault: mend first. A loss or a test near its bound: note it and go on.
+#   3. speed. Its table of milliseconds by kind of kernel says what to mend next.
+#   4. long, with LONG_SECONDS= what is left, less a minute; or depth instead, if truth found something.
+#   After each call commit dev/bench/RESULTS_GPU.md, bad results too.
 #
-# A call prints a line a stage as it ends and what to run next. A stage that fails or runs out of time does not stop the next
-# one. After every stage all results are copied to the folder that OUT names: CALL.md, CALL.log, CALL.tgz. Nothing is installed, nothing is
-# fetched, no setting of the card is changed. Libraries are found in the toolkit or in Python's packages; nvcc is not needed.
+# A call prints a line a stage as it ends, then what failed, and what to run next. A stage that fails or runs out of time does not stop
+# the next one. After every stage all results are copied to the folder that OUT names: CALL.md, CALL.log, CALL.tgz. A call that is
+# repeated with ONLY replaces the results of these stages alone. Nothing is installed, nothing is fetched, no setting of the card is
+# changed. Libraries are found in the toolkit or in Python's packages; nvcc is not needed.
 #
-# Environment: ONLY="steps-124M" (these stages), STEPS=20 (a timed run), FP8_OPTIONS (more options for timed FP8 arms), JOBS (programs
-# at once), GPU_ARCH=sm_90, PYTHON=python3.
+# Environment: ONLY="steps-124M" (these stages), ITEMS="fp8-attention" (these checks of a stage), TESTS="layernorm" (these tests of a
+# program), NO_CUDNN=1, LONG_SECONDS=545, STEPS=20 (a timed run), FP8_OPTIONS (more options for timed FP8 arms), JOBS (programs at
+# once), GPU_ARCH=sm_90, PYTHON=python3.
 set -u
 export LC_ALL=C
 cd "$(dirname "$0")/.." || exit 1
@@ -45,11 +54,11 @@ limits() { # a rehearsal's are longer or shorter
 }
 calls() {
   case $1 in
-    smoke) echo "90 versions:8 kernels:35 steps:30 matrix:15" ;;
+    smoke) echo "90 versions:14 kernels:33 steps:28 matrix:12" ;;
     truth) echo "240 tests:90 repeats:40 exchange:20 memcheck:50 losses:35" ;;
-    speed) echo "480 ceilings:45 steps-124M:130 trace-124M:50 steps-1.5B:120 trace-1.5B:50 peers:75" ;;
+    speed) echo "480 ceilings:40 steps-124M:130 trace-124M:40 steps-1.5B:115 trace-1.5B:45 peers:105" ;;
     depth) echo "480 racecheck:120 initcheck:120 ncu:120 products:110" ;;
-    long) echo "560 train:545" ;;
+    long) echo "$((${LONG_SECONDS:-545} + 10)) train:${LONG_SECONDS:-545}" ;;
     *) return 1 ;;
   esac
 }
@@ -90,11 +99,15 @@ cpu_losses() { # precision: 300 steps of d4 on this CPU, to hold the GPU's besid
   if [ ! -s "$gpu/data/cpu-$1.tsv" ]; then echo "FAILED to train d4 on the CPU in $1: $(tail -1 "$out.out")"; touch $gpu/failed; fi
   rm -rf "$out" "$out.out"
 }
+fingerprint() { # of what the programs are made of
+  cat train_gpt_fp8.cu train_gpt_fp8.c dev/cuda/test_cuda.cu dev/cuda/reference.c dev/bench/gpu_cublaslt.cu dev/bench/gpu_trace.cpp | sha256sum | cut -c1-12
+}
 build() {
-  local flags commit cudnn p precision=0 llmc="" text=data/tales.d/train.txt built_mib tracked_mib reference
+  local flags commit sources missing="" cudnn p precision=0 llmc="" text=data/tales.d/train.txt built_mib tracked_mib reference
   if [ "${1:-}" = --llmc ]; then llmc=${2:-}; fi
   if ! has nvcc; then echo "gpu_check: no nvcc on this machine; nothing is built"; return 0; fi
   mkdir -p $gpu/data $gpu/obj
+  sources=$(fingerprint)
   rm -f $gpu/failed $gpu/*.build $gpu/train_gpt_*cu $gpu/test_cuda_* $gpu/gpu_* # nothing stale stays when a build fails
   # `make cuda`'s own flags: with cuDNN's attention where its headers lie
   flags="$(make -s nvcc-flags PYTHON="$python" GPU_ARCH="$arch") -Xlinker -s"
@@ -135,9 +148,15 @@ build() {
   for p in fp8 bf16; do [ "$gpu/data/cpu-$p.tsv" -nt train_gpt_fp8.c ] || cpu_losses $p; done
   build_long
   rm -rf $gpu/obj
-  echo "commit $commit, $arch, $(nvcc --version | grep -oE 'release [0-9.]+'), $cudnn" > $gpu/VERSION
+  if [ "$sources" != "$(fingerprint)" ]; then echo "FAILED: the sources changed meanwhile; build again"; touch $gpu/failed; fi
+  echo "commit $commit, $arch, $(nvcc --version | grep -oE 'release [0-9.]+'), $cudnn, sources $sources" > $gpu/VERSION
   cat $gpu/VERSION
-  built_mib=$(du -cm --exclude=run $gpu $long 2> /dev/null | tail -1 | cut -f1)
+  uses_cudnn || missing="cuDNN's frontend (pip install nvidia-cudnn-frontend, PYTHON=)"
+  [ -s $long/train.bin.xz ] || missing="$missing${missing:+; }the long run's data"
+  [ -x $gpu/llmc_train_gpt2cu ] || missing="$missing${missing:+; }llm.c (--llmc PATH; speed goes without)"
+  if [ -n "$missing" ]; then echo "MISSING: $missing"; fi
+  rm -rf $gpu/run/trace-* # may be large
+  built_mib=$(du -cm $gpu $long 2> /dev/null | tail -1 | cut -f1)
   tracked_mib=$(git ls-files -z 2> /dev/null | xargs -0 -r du -cm 2> /dev/null | tail -1 | cut -f1)
   echo "$built_mib MiB in $gpu and $long, $((built_mib + ${tracked_mib:-0})) MiB with the tracked files"
   if [ -e $gpu/failed ]; then rm -f $gpu/failed; return 1; fi
@@ -163,11 +182,12 @@ build_long() {
 
 # ==== stages =========================================================================================================
 note() { echo "$*" > "$work/$stage.note"; echo "$*"; }
+own=${NO_CUDNN:+--attention own}
 tiny="-i $gpu/data/tales.txt -j $gpu/data/tales.txt -m 1 -v 0 -s 0 -n 0"
-d4="-i $gpu/data/tales.txt -j $gpu/data/tales.txt -m 1 -v 0 -s 0 -n 0 ${REHEARSED_D4:--e d4 -t 256 -b 4 -x 300}"
-large="-i $gpu/data/gpt2.bin -j $gpu/data/gpt2.bin -m 1 -v 0 -s 0 -n 0 ${REHEARSED_T:--t 1024}"
+d4="$tiny ${REHEARSED_D4:--e d4 -t 256 -b 4 -x 300}"
+large="-i $gpu/data/gpt2.bin -j $gpu/data/gpt2.bin -m 1 -v 0 -s 0 -n 0 ${REHEARSED_T:--t 1024} $own"
 limited() { timeout --foreground -k 3 "$@"; } # stays in the stage's process group, so that the stage's limit ends it too
-uses_cudnn() { grep -q 'with cuDNN' $gpu/VERSION; }
+uses_cudnn() { [ -z "${NO_CUDNN:-}" ] && grep -q 'with cuDNN' $gpu/VERSION; }
 rows_of() { grep -v '^#' "$1/log.tsv" 2> /dev/null | grep '^[0-9]'; } # of a run's log
 only_named() { [ -z "${ITEMS:-}" ] || [[ " $ITEMS " = *" ${1// /-} "* ]]; }
 
@@ -179,34 +199,42 @@ item() { # name, command...
   status=$?
   seconds=$(awk -v a="$begin" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
   line=$(tail -1 "$out" | cut -c1-150)
-  if [ $status = 124 ]; then line="ran past its limit; last: $line"; elif [ $status != 0 ]; then
-    line="status $status: $(grep -m1 -aE '^FAIL|has no |failed|on_cpu:|[Ee]rror|does not|no kernel|expected' "$out" || echo "$line")"
+  if [ $status != 0 ]; then
+    { echo "#### $name, status $status" && head -c 20000 "$out"; } >> "$work/$stage.failed.log"
+    [ $status != 124 ] || line="ran past its limit; last: $line"
+    line="status $status: $(telling "$out" || echo "$line")"
   fi
   line=$(printf '%-4s %-34s %5s s  %s' "$([ $status = 0 ] && echo ok || echo FAIL)" "$name" "$seconds" "$line" | cut -c1-320)
   echo "$line" >> "$work/$stage.items"
   echo "$line"
+}
+telling() { # what a program that failed said: the first line of the most telling kind
+  local kind
+  for kind in '^failed|^FAIL|^=+ (Invalid|Misaligned|Uninit|Error|Race|Program hit)' 'has no |on_cpu:|failed:|not finite|no kernel' '[Ee]rror|does not|expected'; do
+    grep -av '^ok ' "$1" | grep -m1 -aE "$kind" && return
+  done
+  return 1
 }
 spawn() { # name, command...
   only_named "$1" || return 0
   while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
   item "$@" &
 }
-items_begin() { rm -rf "$work/$stage.d" && mkdir -p "$work/$stage.d" && : > "$work/$stage.items"; }
+items_begin() { rm -rf "$work/$stage.d" "$work/$stage.failed.log" && mkdir -p "$work/$stage.d" && : > "$work/$stage.items"; }
 items_end() { # how many are well; status 1 if one is not
   wait
-  note "$(grep -c '^ok' "$work/$stage.items") of $(grep -c . "$work/$stage.items") well$(sed -nE 's/^FAIL (.*[^ ]) +[0-9.]+ s  .*/\1/p' "$work/$stage.items" | awk '{ printf "%s %s", NR > 1 ? "," : "; failed:", $0 }')"
+  note "$(grep -c '^ok' "$work/$stage.items") of $(grep -c . "$work/$stage.items") well$(sed -nE 's/^FAIL (.*[^ ]) +[0-9.]+ s  .*/\1/p' "$work/$stage.items" | awk '{ printf "%s %s", (NR > 1 ? "," : "; failed:"), $0 }')"
   ! grep -q '^FAIL' "$work/$stage.items" && [ -s "$work/$stage.items" ]
 }
 
 stage_versions() {
   if has nvidia-smi; then
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader
-    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | head -1 > $work/card
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit,temperature.gpu --format=csv,noheader | head -1 | tee $work/card
   fi
   cat $gpu/VERSION
   nproc && uname -r
-  limited 6 $gpu/train_gpt_fp8cu --version || return 1
-  note "$(cat $work/card 2> /dev/null || echo 'an unknown card'); $(cat $gpu/VERSION)"
+  limited 10 $gpu/train_gpt_fp8cu --version || return 1
+  note "$(cat $work/card 2> /dev/null || echo 'an unknown card')"
 }
 
 # Every class of kernel in every build by itself, and every kind of product: a process each, since a fault of the device ends one.
@@ -225,7 +253,7 @@ stage_kernels() {
   items_end
 }
 
-# Four steps of which three must be graphs, in which `passes` operands take a quantising pass of their own.
+# Four steps of which three must be graphs, with `passes` separate quantising passes in each (attention's output, turned, in each layer).
 steps_run() { # build, passes or -, options...
   local p=$1 passes=$2 out="$work/$stage.d/run-$BASHPID" losses graphs status
   shift 2
@@ -236,32 +264,32 @@ steps_run() { # build, passes or -, options...
   graphs=$(grep 'CUDA graphs' "$out.txt")
   if [ "$losses" != 4 ]; then echo "FAIL: $losses of 4 steps have a loss between 0 and 7"; return 1; fi
   if [[ "$graphs" != "3 of these steps"* ]]; then echo "FAIL: expected 3 of 4 steps as graphs: $graphs"; return 1; fi
-  if [ "$passes" != - ] && [[ "$graphs" != *"with $passes operands"* ]]; then echo "FAIL: expected $passes operands with a pass of their own: $graphs"; return 1; fi
+  if [ "$passes" != - ] && [[ "$graphs" != *"each with $passes separate"* ]]; then echo "FAIL: expected $passes separate quantising passes: $graphs"; return 1; fi
   echo "loss $(rows_of "$out" | tail -1 | cut -f3); $graphs; $(grep -m1 '^attention_by' "$out.txt" | tr -s ' ')"
 }
 stage_steps() {
-  local r own="--attention own"
+  local r here="--attention own"
   items_begin
-  {
-    spawn "fp8 own attention" steps_run fp8 0 $own ${STEPS_OPTIONS:-}
-    if uses_cudnn; then
-      for r in fp8 fp16 bf16; do spawn "$r cudnn" steps_run $r "$([ $r = fp8 ] && echo 0 || echo -)" --attention cudnn; done
-    fi
-    for r in fp16 bf16 fp32; do spawn "$r own attention" steps_run $r - $own; done
-    spawn "fp8 head" steps_run fp8 1 --fp8-head $own
-    spawn "fp8 recompute" steps_run fp8 0 --recompute 1
-    spawn "fp8 accumulated" steps_run fp8 0 -d 512
-    for r in current none rowwise block mx; do spawn "fp8 scaling $r" steps_run fp8 "$([ $r = none ] && echo 0 || echo -)" --scaling $r; done
-    spawn "fp8 emulated" steps_run fp8 0 --emulate 1
-    spawn "fp8 some in bf16" steps_run fp8 - --bf16 first+fc.wgrad
-  }
+  spawn "fp8 own attention" steps_run fp8 2 $here ${STEPS_OPTIONS:-}
+  if uses_cudnn; then
+    spawn "fp8 cudnn" steps_run fp8 4 --attention cudnn -t 128 # its outputs are quantised apart, too
+    for r in fp16 bf16; do spawn "$r cudnn" steps_run $r - --attention cudnn -t 128; done
+  fi
+  for r in fp16 bf16 fp32; do spawn "$r own attention" steps_run $r - $here; done
+  spawn "fp8 head" steps_run fp8 3 --fp8-head $here
+  spawn "fp8 recompute" steps_run fp8 2 --recompute 1 $here
+  spawn "fp8 accumulated" steps_run fp8 2 -d 512 $here
+  for r in current none rowwise block mx; do spawn "fp8 scaling $r" steps_run fp8 "$([ $r = none ] && echo 2 || echo -)" --scaling $r $here; done
+  spawn "fp8 emulated" steps_run fp8 2 --emulate 1 $here
+  spawn "fp8 some in bf16" steps_run fp8 - --bf16 first+fc.wgrad $here
   items_end
 }
 
 stage_matrix() {
   $gpu/gpu_cublaslt matrix --tsv $work/matrix.tsv || { note "stopped after $(grep -c '^matrix' $work/matrix.tsv) combinations"; return 1; }
-  note "$(awk -F'\t' '$1 == "matrix" && $2 != "a" { n++; offered += $11 == "SUCCESS"; ran += $12 == "SUCCESS" }
-    END { printf "%d combinations, %d ran, %d offered and then refused", n, ran, offered - ran }' $work/matrix.tsv)"
+  note "$(awk -F'\t' '$1 == "matrix" && $2 != "a" { n++; offered += $11 == "SUCCESS"; ran += $12 == "SUCCESS"; wrong += $12 == "SUCCESS" && !($13 + 0 < 0.12) }
+    END { printf "%d combinations, %d ran, %d offered and then refused, %d wrong", n, ran, offered - ran, wrong }' $work/matrix.tsv)"
+  [[ "$(cat "$work/$stage.note")" = *" 0 wrong" ]]
 }
 
 stage_tests() { # whole test programs, side by side
@@ -311,7 +339,7 @@ exchange_run() { # build: GPU, CPU, GPU, two steps each, beside six on the GPU
   limited 15 $gpu/train_gpt_${p}cu $tiny ${REHEARSED_SMALL:--e d2 -t 64 -b 4} -x 6 -n 2 --keep 0 --attention own -o "$out" || return
   rows_of "$out" | cut -f1,3 > "$out.straight"
   rm -f "$out"/*00000004* "$out"/*00000006*
-  limited 15 "$gpu/test_cuda_$p" --as-ref -y -o "$out" || return
+  OMP_NUM_THREADS=1 limited 15 "$gpu/test_cuda_$p" --as-ref -y -o "$out" || return
   rm -f "$out"/*00000006*
   limited 15 $gpu/train_gpt_"${p}"cu -y -o "$out" || return
   rows_of "$out" | cut -f1,3 | paste "$out.straight" - | awk -F'\t' '{ d = $2 - $4; if (d < 0) d = -d; if (d > worst) worst = d; n++ }
@@ -324,31 +352,46 @@ stage_exchange() {
   items_end
 }
 
-sanitizer_run() { # tool, build, steps, options...
-  local tool=$1 p=$2 x=$3 out="$work/$stage.d/run-$BASHPID" status
-  shift 3
-  limited "${SANITIZER_LIMIT:-45}" compute-sanitizer --tool $tool --error-exitcode 9 $gpu/train_gpt_"$p"cu $tiny -e d1 -t 64 -b 2 -x $x "$@" -o "$out"
+sanitizer() { # tool, program...: its own calls are checked by the program itself
+  local tool=$1 status
+  shift
+  limited "${SANITIZER_LIMIT:-45}" compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 9 "$@"
   status=$?
-  [ $status = 0 ] || { echo "FAIL: $tool: status $status"; return $status; }
+  [ $status = 0 ] || echo "FAIL: $tool: status $status"
+  return $status
+}
+sanitized_steps() { # steps, options...: of the FP8 build, or BUILD's
+  local x=$1 out="$work/$stage.d/run-$BASHPID"
+  shift
+  sanitizer memcheck $gpu/train_gpt_${BUILD:-fp8}cu $tiny -e d1 -t 64 -b 2 -x $x --attention own "$@" -o "$out" || return
   [ "$(rows_of "$out" | wc -l)" = "$x" ] || { echo "FAIL: it made no $x steps"; return 1; }
   echo "no fault in $x steps"
 }
-sanitize() { # tool: fused steps from graphs, and unfused ones with SQNR
-  has compute-sanitizer || { note "skipped: no compute-sanitizer"; return 77; }
+has_sanitizer() { has compute-sanitizer || { note "skipped: no compute-sanitizer"; return 1; }; }
+stage_memcheck() { # fused steps from graphs, unfused ones with SQNR, scales in blocks, another build
+  has_sanitizer || return 77
   items_begin
-  spawn "fp8 fused" sanitizer_run "$1" fp8 4 --scales-every 0 --attention own
-  spawn "fp8 with SQNR" sanitizer_run "$1" fp8 2 --scales-every 1 --sqnr-every 1 --attention own
-  spawn "fp8 in blocks" sanitizer_run "$1" fp8 2 --scaling block
-  spawn "bf16" sanitizer_run "$1" bf16 3 --attention own
+  spawn "fp8 fused" sanitized_steps 4 --scales-every 0
+  spawn "fp8 with SQNR" sanitized_steps 2 --scales-every 1 --sqnr-every 1
+  spawn "fp8 in blocks" sanitized_steps 2 --scaling block
+  BUILD=bf16 spawn "bf16" sanitized_steps 3
   items_end
 }
-stage_memcheck() { sanitize memcheck; }
-stage_racecheck() { SANITIZER_LIMIT=110 sanitize racecheck; }
-stage_initcheck() { SANITIZER_LIMIT=110 sanitize initcheck; }
+own_kernels() { # tool: on tests of the file's own kernels alone, as the tools report much of cuBLASLt's that is none of ours
+  local t
+  has_sanitizer || return 77
+  items_begin
+  for t in ${TESTS:-encoder layernorm gelu classifier optimiser attention fused}; do
+    SANITIZER_LIMIT=110 spawn "$t" sanitizer $1 $gpu/test_cuda_fp8 $t
+  done
+  items_end
+}
+stage_racecheck() { own_kernels racecheck; }
+stage_initcheck() { own_kernels initcheck; }
 
 losses_run() { # build: 300 steps of d4, the mean of the last 50 beside the CPU's
   local out="$work/$stage.d/d4-$1"
-  limited 33 $gpu/train_gpt_"$1"cu $d4 -o "$out" || return
+  limited 33 $gpu/train_gpt_"$1"cu $d4 $own -o "$out" || return
   rows_of "$out" | cut -f1,3 > "$work/losses-$1.tsv"
   paste "$work/losses-$1.tsv" "$gpu/data/cpu-$1.tsv" | awk -F'\t' '$1 != $3 { bad = 1 } { g[NR] = $2; c[NR] = $4 }
     END { first = NR > 50 ? NR - 49 : 1; for (i = first; i <= NR; i++) { a += g[i]; b += c[i] } n = NR - first + 1; d = (a - b) / n
@@ -382,7 +425,7 @@ stage_ceilings() {
 }
 stage_products() {
   $gpu/gpu_cublaslt products --tsv $work/products.tsv --rounds 5 --seconds 95 || return
-  note "$(awk -F'\t' '$1 == "product" && $5 != "peak" { n++ } END { printf "%d products timed", n }' $work/products.tsv)"
+  note "$(awk -F'\t' '$1 == "product" && $10 == "SUCCESS" { n++ } END { printf "%d products timed", n }' $work/products.tsv)"
 }
 
 time_arm() { # model, arm, order: a row of steps.tsv
@@ -468,8 +511,8 @@ stage_trace_1.5B() { stage_trace_of 1.5B "fp8" "bf16"; }
 stage_peers() {
   local peers
   has "$python" || { note "skipped: no $python"; return 77; }
-  $python -u dev/bench/gpu_peers.py --models 124M --arms torch --ours $gpu/train_gpt_fp8cu --options "--fp8-head ${FP8_OPTIONS:-}" \
-    --data $gpu/data/gpt2.bin --steps "$steps" --limit 55 --seconds 70 --tsv $work/peers.tsv || { note "gpu_peers.py: status $?"; return 1; }
+  $python -u dev/bench/gpu_peers.py --models 124M --arms torch --ours $gpu/train_gpt_fp8cu --options "--fp8-head $own ${FP8_OPTIONS:-}" \
+    --data $gpu/data/gpt2.bin --steps "$steps" --limit 80 --seconds 100 --tsv $work/peers.tsv || { note "gpu_peers.py: status $?"; return 1; }
   peers=$(awk -F'\t' '$2 != "ours" { k = $1 " " $2; if (!(k in s)) { s[k] = 1; n++ } } END { print n + 0 }' $work/peers.tsv)
   if [ "$peers" = 0 ] && grep -qE 'failed, status|past its limit' "$work/$stage.log"; then note "every peer failed"; return 1; fi
   if [ "$peers" = 0 ]; then note "skipped: no peer is installed"; return 77; fi
@@ -477,17 +520,17 @@ stage_peers() {
 }
 
 # ==== depth
-# Memory traffic by ncu of the third of three steps: a graph, fused. The end of a step is AdamW's kernel.
+# Memory traffic by ncu of the second of two steps: a graph, fused. The end of a step is AdamW's kernel.
 stage_ncu() {
   has ncu || { note "skipped: no ncu"; return 77; }
-  local metrics=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed
+  local metrics=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum # one pass over each kernel
   rm -rf $work/ncu
-  limited 100 ncu --clock-control none --print-units base --csv --page raw --metrics $metrics $gpu/train_gpt_fp8cu $large -e $(depth_of 124M) -b $(batch_of 124M) -x 3 \
+  limited 100 ncu --clock-control none --print-units base --csv --page raw --metrics $metrics $gpu/train_gpt_fp8cu $large -e $(depth_of 124M) -b $(batch_of 124M) -x 2 \
     --scales-every 0 --fp8-head ${FP8_OPTIONS:-} -o $work/ncu > $work/ncu.csv 2>&1 || {
     note "ncu: status $?: $(grep -aE '==(ERROR|WARNING)==' $work/ncu.csv | head -1)"
     return 1
   }
-  $python - $work/ncu.csv > $work/ncu.tsv << 'PYTHON' && note "$(wc -l < $work/ncu.tsv) kernels counted, of step 3"
+  $python - $work/ncu.csv > $work/ncu.tsv << 'PYTHON' && note "$(wc -l < $work/ncu.tsv) kernels counted, of step 2"
 import csv, sys
 rows, step = {}, 1
 with open(sys.argv[1], errors="replace") as f:
@@ -495,11 +538,11 @@ with open(sys.argv[1], errors="replace") as f:
 for r in csv.DictReader(lines):
     try: ns, read, written = (float(r[k].replace(",", "")) for k in ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"))
     except (KeyError, ValueError): continue  # the line of units
-    if step == 3:
+    if step == 2:
         t = rows.setdefault(r["Kernel Name"], [0, 0.0, 0.0])
         t[0] += 1; t[1] += ns; t[2] += read + written
     step += "adamw_kernel" in r["Kernel Name"]
-if step != 4: sys.exit(f"expected three steps, found {step - 1}")
+if step != 3: sys.exit(f"expected two steps, found {step - 1}")
 for name, (calls, ns, volume) in sorted(rows.items(), key=lambda x: -x[1][1]):
     print(f"{name}\t{calls}\t{ns / 1e3:.1f}\t{volume / 1e6:.1f}\t{volume / ns if ns else 0:.0f}")
 PYTHON
@@ -512,27 +555,40 @@ stage_train() {
     [ -s $long/train.bin.xz ] || { note "skipped: no $long; --build makes it where the novels are, carry it"; return 77; }
     $python -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' $long/train.bin.xz $long/train.bin || return
   fi
-  local options="-i $long/train.bin -j $long/val.bin ${REHEARSED_LONG:--e d12 -t 1024 -b 16 --val-rows 64 -u 200} -s 0 -n 0"
-  limited 40 $gpu/train_gpt_bf16cu $options -v 0 -x 25 -o $work/long-probe > $work/long-probe.out 2>&1 || { tail -3 $work/long-probe.out; return 1; }
-  ms=$(rows_of $work/long-probe | tail -15 | cut -f8 | median)
+  local options="-i $long/train.bin -j $long/val.bin ${REHEARSED_LONG:--e d12 -t 1024 -b 16 --val-rows 64 -u 200} -s 0 -n 0 $own"
+  ms=0
+  for p in fp8 bf16; do # the slower one decides how many steps there are
+    rm -rf $work/long-probe
+    limited 40 $gpu/train_gpt_${p}cu $options -v 0 -x 25 -o $work/long-probe > $work/long-probe.out 2>&1 || { tail -3 $work/long-probe.out; return 1; }
+    ms=$(rows_of $work/long-probe | tail -15 | cut -f8 | median | awk -v m="$ms" '{ print ($1 > m ? $1 : m) }')
+  done
   seconds=$(($(cat "$work/$stage.limit") - SECONDS))
-  count=$(awk -v ms="$ms" -v s="$seconds" 'BEGIN { n = int((s / 4 - 8) * 1000 / (1.1 * ms) / 100) * 100; print n > 3000 ? 3000 : n < 100 ? 100 : n }')
-  count=${REHEARSED_COUNT:-$count}
-  echo "$count steps a run: $ms ms a step of BF16, $seconds s left"
+  count=$(awk -v ms="$ms" -v s="$seconds" -v most="${LONG_STEPS:-3000}" 'BEGIN { n = int((s / 4 - 10) * 1000 / (1.05 * ms)); if (n > most) n = most; print (n < 10 ? 10 : n) }')
+  echo "$count steps a run: $ms ms a step of the slower build, $seconds s left"
+  while sleep 20; do long_rows; publish long; done > /dev/null 2>&1 & # a call that is cut off leaves the rows so far
+  local keeper=$!
   for run in fp8:1 bf16:1 bf16:2 fp8:2; do
     p=${run%:*} seed=${run#*:}
-    limited $((seconds / 4 + 20)) $gpu/train_gpt_${p}cu $options -v $((count / 20 > 0 ? count / 20 : 1)) -x "$count" --seed $seed --data-seed $seed -o $work/long-$p-$seed > $work/long-$p-$seed.out 2>&1 ||
+    limited $((seconds / 4)) $gpu/train_gpt_${p}cu $options -v $((count / 20 > 0 ? count / 20 : 1)) -x "$count" --seed $seed --data-seed $seed -o $work/long-$p-$seed > $work/long-$p-$seed.out 2>&1 ||
       echo "FAIL $p, seed $seed: status $?: $(tail -1 $work/long-$p-$seed.out)"
-    rows_of $work/long-$p-$seed | awk -F'\t' -v OFS='\t' -v p=$p -v s=$seed '$4 != "-" { print p, s, $1, $4 }' >> $work/long.tsv
+    long_rows
     awk -F'\t' -v p=$p -v s=$seed '$1 == p && $2 == s { step = $3; loss = $4 } END { printf "%s, seed %s: validation %s after %s steps\n", p, s, loss, step }' $work/long.tsv
   done
+  kill $keeper 2> /dev/null
   note "$(long_gap)"
   ! grep -q '^FAIL' "$work/$stage.log"
+}
+long_rows() { # validations of all runs so far: build, seed, step, loss
+  local run
+  for run in fp8-1 bf16-1 bf16-2 fp8-2; do
+    rows_of $work/long-$run | awk -F'\t' -v OFS='\t' -v p=${run%-*} -v s=${run#*-} '$4 != "-" { print p, s, $1, $4 }'
+  done > $work/long.rows
+  mv $work/long.rows $work/long.tsv
 }
 long_gap() { # the last validation both have, FP8 - BF16 by seed
   awk -F'\t' '{ v[$1, $2, $3] = $4; if ($1 == "fp8") step[$2, $3] = $3 }
     END { for (s = 1; s <= 2; s++) { best = 0; for (k in step) { split(k, f, SUBSEP); if (f[1] == s && (("bf16", s, f[2]) in v) && f[2] + 0 > best) best = f[2] + 0 }
-      if (best) printf "%sseed %d after %d steps: FP8 %.4f, BF16 %.4f, %+.4f nats a token", n++ ? "; " : "", s, best, v["fp8", s, best], v["bf16", s, best], v["fp8", s, best] - v["bf16", s, best] } }' $work/long.tsv
+      if (best) printf "%sseed %d after %d steps: FP8 %.4f, BF16 %.4f, %+.4f nats a token", (n++ ? "; " : ""), s, best, v["fp8", s, best], v["bf16", s, best], v["fp8", s, best] - v["bf16", s, best] } }' $work/long.tsv
 }
 
 # ==== the report =====================================================================================================
@@ -581,7 +637,7 @@ section() { # title, file that must hold something, command that prints
 }
 show_log() { echo '```' && cut -c1-200 "$1" && echo '```'; }
 report_floors() { # milliseconds by kind of kernel, from the middle of a run, beside their floors
-  $python dev/bench/roofline.py --measured $work --markdown 2>&1 | sed -n '/^ceilings measured/p; /^Peaks/p; /^| model | arm | us a token/,$p'
+  $python dev/bench/roofline.py --measured $work --markdown 2>&1 | sed -n '/^ceilings measured/p; /^Peaks/p; /^| model | arm | us a token/,$p; /^no measured steps/,$p'
 }
 report() {
   local name
@@ -600,9 +656,9 @@ report() {
   section "Whole steps" $work/steps.tsv report_steps
   if grep -qv "${tab}ours${tab}" $work/peers.tsv 2> /dev/null; then section "Beside others" $work/peers.tsv report_peers; fi
   section "Where a step's time goes, beside its floor" $work/kernels.tsv report_floors
-  section "Memory traffic, counted by ncu (124M, FP8 with an FP8 head, step 3)" $work/ncu.tsv report_ncu
+  section "Memory traffic, counted by ncu (124M, FP8 with an FP8 head, step 2)" $work/ncu.tsv report_ncu
   section "GPT-2 124M on novels" $work/long.tsv report_long
-  for name in versions kernels steps tests repeats exchange memcheck losses ceilings trace-124M trace-1.5B matrix products; do
+  for name in versions kernels steps tests repeats exchange memcheck racecheck initcheck losses ceilings trace-124M trace-1.5B matrix products; do
     section "$name" "$work/$name.log" show_log "$work/$name.log"
   done
 }
@@ -612,7 +668,7 @@ publish() { # call; after every stage, so that a call that is cut off leaves wha
   [ -n "${OUT:-}" ] && [ -d "$OUT" ] || return 0
   cp "$work/RESULTS_GPU.md" "$OUT/$1.md"
   cat "$work"/*.log > "$OUT/$1.log"
-  (cd "$work" && tar -czf - --exclude='*.bin' ./*.tsv ./*.log ./*.note ./*.items ./card ./VERSION ./attention-* ./bits ./*.out 2> /dev/null) > "$OUT/$1.tgz"
+  (cd "$work" && tar -czf - --exclude='*.bin' ./*.tsv ./*.log ./*.note ./*.items ./card ./VERSION ./attention-* ./bits ./*.out ./ncu.csv 2> /dev/null) > "$OUT/$1.tgz"
 }
 
 # ==== a call =========================================================================================================
@@ -621,7 +677,9 @@ run_stage() { # call, stage, limit, when the call ends: in a process group of it
   stage=$2
   if [ -n "${ONLY:-}" ] && [[ " $ONLY " != *" $stage "* ]]; then return; fi
   printf '\n==== %s %s (at %d s)\n' "$call" "$stage" "$SECONDS"
-  rm -f "$work/$stage.note" "$work/$stage.items"
+  rm -f "$work/$stage.note" "$work/$stage.items" "$work/$stage.failed.log"
+  sed -i "/^$stage\t/d" "$work/stages-$call.tsv"
+  results_drop "$stage"
   if [ "$left" -lt 4 ]; then
     printf '%s\tnot run\t0\t%s\tno time was left\n' "$stage" "$limit" >> "$work/stages-$call.tsv"
     echo "not run: no time is left"
@@ -632,19 +690,30 @@ run_stage() { # call, stage, limit, when the call ends: in a process group of it
   : > "$work/$stage.log"
   GPU_STAGE=$stage timeout -k 3 "$limit" "$self" --stage "$stage" > "$work/$stage.log" 2>&1 < /dev/null &
   local pid=$!
+  stage_group=$pid
   tail -n +1 -s 0.2 -f --pid=$pid "$work/$stage.log"
   wait $pid
   status=$?
+  kill -KILL -- -$pid 2> /dev/null # what outlived it
+  stage_group=""
   case $status in
     0) result=ok ;;
     77) result=skipped ;;
-    124 | 137) result="**timed out**" ;;
+    124 | 137) result=$([ $((SECONDS - begin)) -ge $((limit - 1)) ] && echo "**timed out**" || echo "**failed**, killed") ;;
     *) result="**failed**" ;;
   esac
   printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$result" $((SECONDS - begin)) "$limit" \
     "$(cat "$work/$stage.note" 2> /dev/null || tail -1 "$work/$stage.log" | tr '\t|' '  ' | cut -c1-160)" >> "$work/stages-$call.tsv"
   echo "---- $stage: $result, $((SECONDS - begin)) s"
   publish "$call"
+}
+results_drop() { # the figures of a stage that begins again
+  case $1 in
+    ceilings | matrix | peers | products | ncu) rm -f "$work/$1.tsv" ;;
+    train) rm -rf "$work/long.tsv" "$work"/long-* ;;
+    steps-*) [ ! -f $work/steps.tsv ] || sed -i "/^${1#*-}\t/d" $work/steps.tsv ;;
+    trace-*) [ ! -f $work/kernels.tsv ] || sed -i "/^${1#*-}\t/d" $work/kernels.tsv ;;
+  esac
 }
 # Where libraries are that our programs do not find by themselves, or open later (cuDNN, and the CUDA runtime for its frontend).
 libraries_find() {
@@ -654,7 +723,7 @@ libraries_find() {
 print(":".join(sorted(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib"))))' 2> /dev/null)"
   fi
   export LIBRARY_PATH_BEFORE=${LD_LIBRARY_PATH:-}
-  export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}:$candidates"
+  export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$candidates"
   for b in gpu_cublaslt train_gpt_fp8cu test_cuda_fp8 llmc_train_gpt2cu gpu_trace.so; do
     ldd "$gpu/$b" 2> /dev/null | awk -v b=$b '/not found/ { print b ": not found: " $1 }'
   done
@@ -670,18 +739,16 @@ call() { # name
     return 0
   fi
   mkdir -p "$work"
-  case $1 in
-    smoke) rm -f $work/matrix.tsv ;;
-    speed) rm -f $work/ceilings.tsv $work/steps.tsv $work/kernels.tsv $work/peers.tsv ;;
-    depth) rm -f $work/products.tsv ;;
-    long) rm -rf $work/long.tsv $work/long-* ;;
-  esac
-  : > "$work/stages-$1.tsv"
+  touch "$work/stages-$1.tsv"
+  stage_group=""
+  trap '[ -z "$stage_group" ] || kill -KILL -- -$stage_group 2> /dev/null; exit 143' TERM INT HUP
+  case $(cat $gpu/VERSION) in *sources*) [[ "$(cat $gpu/VERSION)" = *"sources $(fingerprint)"* ]] || echo "WARNING: $gpu was built from other sources than these" ;; esac
   cp $gpu/VERSION $work/VERSION
   libraries_find
   for entry in ${all#* }; do run_stage "$1" "${entry%:*}" "${entry#*:}" "${all%% *}"; done
   publish "$1"
   printf '\n==== %s: %d s\n\n' "$1" "$SECONDS"
+  for entry in ${all#* }; do [ -f "$work/${entry%:*}.items" ] && grep -h '^FAIL' "$work/${entry%:*}.items"; done
   awk -F'\t' '{ printf "%-12s %-14s %4s s  %s\n", $1, $2, $3, $5 }' "$work/stages-$1.tsv"
   echo "next: $(next_call "$1")"
   ! grep -q 'failed\|timed out\|not run' "$work/stages-$1.tsv"
@@ -694,7 +761,10 @@ case ${1:-} in
     stage_name=${2//-/_}
     "stage_$stage_name" ;;
   --collect)
-    for archive in "${2:?--collect DIR}"/*.tgz; do mkdir -p $work && tar -xzf "$archive" -C $work && echo "took $archive"; done
+    for archive in "${2:?--collect DIR}"/*.tgz; do
+      [ -e "$archive" ] || { echo "gpu_check: there is no archive in $2"; exit 2; }
+      mkdir -p $work && tar -xzf "$archive" -C $work --exclude='./trace-*' && echo "took $archive"
+    done
     report > $work/RESULTS_GPU.md && cp $work/RESULTS_GPU.md $results && echo "wrote $results" ;;
   --rehearse) dev/gpu_rehearse.sh ;;
   --limits) limits "$2" ;;
