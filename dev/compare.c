@@ -206,12 +206,13 @@ static int run_read(TrainedRun *r) {
 // What makes two runs incomparable: any option that is part of a run's identity, but for FP8's, the seeds, and the order of sums.
 static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
     char mine[PATH_MAX], theirs[PATH_MAX], want[32];
-    static const char *const also[] = {"data_hash", "val_hash", "numerics", "val-every", "train", "val"};
-    for (int i = 0; i < OPTION_COUNT + 6; i++) {
+    static const char *const also[] = {"data_hash", "val_hash", "numerics", "val-every", "train", "val", "attention_by"};
+    for (int i = 0; i < OPTION_COUNT + 7; i++) {
         const OptionSpec *s = i < OPTION_COUNT ? &option_specs[i] : NULL;
         const char *name = s ? s->name : also[i - OPTION_COUNT];
         if (s && (s->scope != FIXED || !strcmp(name, "seed") || !strcmp(name, "data-seed") || !strcmp(name, "sum-order"))) continue;
         text_value(r->log, name, mine), text_value(first->log, name, theirs);
+        if (i == OPTION_COUNT + 6 && (!*mine || !*theirs)) continue; // one of them ran on the CPU
         EXPECT(!strcmp(mine, theirs),
                "%s and %s are not of one configuration: %s is '%s' and '%s'; arms differ in FP8's options alone", r->dir,
                first->dir, name, mine, theirs);
@@ -267,6 +268,8 @@ static double run_evaluate(const Arm *arm, const TrainedRun *r, char *path) {
             argv[n] = (char *)memory_allocate(strlen(options[i]) + strlen(value) + 8);
             sprintf(argv[n++], "--%s=%s", options[i], value);
         }
+        if (*text_value(r->log, "attention_by", value)) // on a GPU: by the same kernels
+            argv[n++] = strdup(strcmp(value, "own") ? "--attention=cudnn" : "--attention=own");
         argv[n] = NULL;
         char part[PATH_MAX];
         path_print(part, "%s.part", path);
@@ -620,7 +623,7 @@ static void column_write(FILE *f, const char *log, int column) {
     for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) n++;
     every += n / 600, n = 0;
     for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) {
-        if (n++ % every) continue;
+        if (at[1] == '#' || n++ % every) continue;
         const char *field = at + 1;
         x[0][kept] = atof(field);
         for (int c = 0; c < column && field; c++) field = strchr(field, '\t') ? strchr(field, '\t') + 1 : NULL;
