@@ -11,13 +11,13 @@
 #   dev/gpu_check.sh --collect DIR           back home: puts what a call left in $OUT with the other results
 #   dev/gpu_check.sh --rehearse              anywhere: every stage's logic on stubs, each made to fail once
 #
-# How to spend 30 minutes of a GPU, where a machine is lent by the call:
+# How to spend 30 minutes of a GPU, where machines are lent for single commands:
 #   Before, here: `PYTHON=... dev/gpu_check.sh --build` must end without a FAILED line and without one of what is missing (its Python
 #   needs nvidia-cudnn-frontend, numpy and tiktoken), and `--rehearse` must pass. Commit first: the calls check that programs and tree
 #   belong together.
 #   Each call: carry build/gpu (for `long` also build/gpu-long), run `dev/gpu_check.sh CALL` with a limit 30 seconds above the call's
-#   own, take what came back in $OUT (three files a call) and give its folder to `--collect` here. A call on a machine that is not warm
-#   pays a start of 1 to 2 minutes: 30 minutes are four calls, or three and one repeated.
+#   own, take what came back in $OUT (three files a call) and give its folder to `--collect` here. A fresh machine takes a minute or
+#   two to start: 30 minutes are four calls, or three and one repeated.
 #   1. smoke. One fault is one line with the status of the call that failed; what its program said is in smoke.log. If something fails that
 #      all need (kernels of FP8 or BF16, steps), mend it here, --build again, smoke again: nothing else is worth its minutes before.
 #      ITEMS="fp8-attention bf16-attention" repeats these alone. If only cuDNN fails, go on with NO_CUDNN=1. If only one recipe or
@@ -95,7 +95,7 @@ compile() { # name, command...: says what failed, and goes on; in the background
 cpu_losses() { # precision: 300 steps of d4 on this CPU, to hold the GPU's beside
   local out=$gpu/cpu-$1
   rm -rf "$out"
-  make -s "train_gpt_$1" > /dev/null 2>&1 && "./train_gpt_$1" $d4 -o "$out" > "$out.out" 2>&1 && grep -v '^#' "$out/log.tsv" | cut -f1,3 > "$gpu/data/cpu-$1.tsv"
+  make -s "train_gpt_$1" > /dev/null 2>&1 && "./train_gpt_$1" $d4 -o "$out" > "$out.out" 2>&1 && rows_of "$out" | cut -f1,3 > "$gpu/data/cpu-$1.tsv"
   if [ ! -s "$gpu/data/cpu-$1.tsv" ]; then echo "FAILED to train d4 on the CPU in $1: $(tail -1 "$out.out")"; touch $gpu/failed; fi
   rm -rf "$out" "$out.out"
 }

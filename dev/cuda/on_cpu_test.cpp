@@ -416,7 +416,9 @@ static void test_products() {
     for (int mode : {3, 4}) {
         p = {e4m3, e4m3, bf16, 48, 32, 320}, p.mode_a = p.mode_b = mode;
         right("scales by row, by 1 x 128", p);
-        p.fast = true, refused("fast accumulation with scales along K", p);
+        p.fast = true;
+        if (mode == 3) right("fast accumulation with scales by row", p);
+        else refused("fast accumulation with scales along K", p);
     }
     p = {e4m3, e4m3, fp32, 144, 32, 272}, p.mode_a = 5, p.mode_b = 4, p.beta = 1;
     right("scales by 128 x 128 and 1 x 128", p);
@@ -595,9 +597,49 @@ static void measure() {
     cudaFree(x), cudaFree(y);
 }
 
+// Conversions: each result is a nearest code, an even one at a tie; what the PTX manual says of NaN, infinities and denormals.
+static void test_conversions() {
+    const struct {
+        const char *name;
+        int e, m;
+        bool e4m3;
+        unsigned largest, nan;
+        unsigned (*convert)(float);
+    } all[] = {{"e4m3", 4, 3, true, 0x7e, 0x7f, [](float f) { return cvt_e4m3x2(f, 0) & 0xffu; }},
+               {"e5m2", 5, 2, false, 0x7b, 0x7f, [](float f) { return cvt_e5m2x2(f, 0) & 0xffu; }},
+               {"fp16", 5, 10, false, 0x7c00, 0x7fff, [](float f) { return (unsigned)cvt_fp16(f); }},
+               {"bf16", 8, 7, false, 0x7f80, 0x7fff, [](float f) { return (unsigned)cvt_bf16(f); }}};
+    for (auto &t : all) {
+        const unsigned sign = 1u << (t.e + t.m);
+        const auto value = [&](unsigned code) { return (double)on_cpu::small_float(code, t.e, t.m, t.e4m3); };
+        size_t wrong = 0;
+        for (uint64_t u = 0; u < 1ull << 32; u += 65521) {
+            const float f = on_cpu::bits<float>((uint32_t)u);
+            const unsigned code = t.convert(f), c = code & ~sign;
+            if (f != f) {
+                wrong += code != t.nan;
+                continue;
+            }
+            const double x = fabs((double)f), here = value(c);
+            wrong += (code & sign) != (f < 0 || (f == 0 && u >> 31) ? sign : 0) && u << 1 != 0;
+            if (c == t.largest) wrong += x < (value(c - 1) + (t.m > 3 ? ldexp(1, 1 << (t.e - 1)) : here)) / 2; // Inf, or saturated
+            else { // no neighbour is nearer; at a tie the even one
+                const double up = value(c + 1) - x, down = c ? x - value(c - 1) : 1e300, off = fabs(here - x);
+                wrong += c > t.largest || (c + 1 < t.largest && (up < off || (up == off && c % 2))) || down < off ||
+                         (down == off && c % 2);
+            }
+        }
+        CHECK(wrong == 0, "%s: %zu of 65551 floats", t.name, wrong);
+        CHECK(t.convert(INFINITY) == t.largest && t.convert(-INFINITY) == (t.largest | sign), "%s: infinities", t.name);
+        CHECK(t.convert(-NAN) == t.nan && t.convert(-0.0f) == sign, "%s: NaN, or -0", t.name);
+    }
+    CHECK(cvt_bf16(on_cpu::bits<float>(0x00010000)) == 1 && cvt_bf16(on_cpu::bits<float>(0x00008001)) == 1, "bf16 keeps denormals");
+    CHECK(on_cpu::bits<uint32_t>(denormal_flush(on_cpu::bits<float>(0x807fffff))) == 0x80000000, "a denormal is flushed");
+}
+
 int main() {
-    test_transpose(), test_sum(), test_lanes(), test_atomics(), test_mma(), test_stages(), test_graph(), test_products(),
-        test_faults();
+    test_conversions(), test_transpose(), test_sum(), test_lanes(), test_atomics(), test_mma(), test_stages(), test_graph(),
+        test_products(), test_faults();
     measure();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
