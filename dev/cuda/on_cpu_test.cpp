@@ -630,6 +630,12 @@ static void test_conversions() {
             }
         }
         CHECK(wrong == 0, "%s: %zu of 65551 floats", t.name, wrong);
+        for (unsigned c = wrong = 0; c + 1 < t.largest; c++) { // half way between two codes, and the floats beside that
+            const float tie = (float)((value(c) + value(c + 1)) / 2);
+            wrong +=
+                t.convert(tie) != c + c % 2 || t.convert(nextafterf(tie, 0)) != c || t.convert(nextafterf(tie, INFINITY)) != c + 1;
+        }
+        CHECK(wrong == 0, "%s: %zu ties", t.name, wrong);
         CHECK(t.convert(INFINITY) == t.largest && t.convert(-INFINITY) == (t.largest | sign), "%s: infinities", t.name);
         CHECK(t.convert(-NAN) == t.nan && t.convert(-0.0f) == sign, "%s: NaN, or -0", t.name);
     }
