@@ -11,11 +11,11 @@
 #   dev/gpu_check.sh --collect DIR           back home: puts what a call left in $OUT with the other results
 #   dev/gpu_check.sh --rehearse              anywhere: every stage's logic on stubs, each made to fail once
 #
-# How to spend 30 minutes of a GPU, where machines are lent for single commands:
+# How to spend 30 minutes of a GPU that is to be had for one command at a time:
 #   Before, here: `PYTHON=... dev/gpu_check.sh --build` must end without a FAILED line and without one of what is missing (its Python
 #   needs nvidia-cudnn-frontend, numpy and tiktoken), and `--rehearse` must pass. Commit first: the calls check that programs and tree
 #   belong together.
-#   Each call: carry build/gpu (for `long` also build/gpu-long), run `dev/gpu_check.sh CALL` with a limit 30 seconds above the call's
+#   Each call: take the tree with build/gpu (for `long` also build/gpu-long) there, run `dev/gpu_check.sh CALL` with a limit 30 seconds above the call's
 #   own, take what came back in $OUT (three files a call) and give its folder to `--collect` here. A fresh machine takes a minute or
 #   two to start: 30 minutes are four calls, or three and one repeated.
 #   1. smoke. One fault is one line with the status of the call that failed; what its program said is in smoke.log. If something fails that
@@ -64,10 +64,10 @@ calls() {
 }
 next_call() {
   case $1 in
-    smoke) echo "all well: truth. Else mend what failed, --build here, carry build/gpu again, smoke again" ;;
+    smoke) echo "all well: truth. Else mend what failed, --build here, take build/gpu there again, smoke again" ;;
     truth) echo "all well: speed. Wrong bytes or a memory fault: mend first" ;;
-    speed) echo "long (carry build/gpu-long), or depth if truth found something" ;;
-    depth) echo "long (carry build/gpu-long), as far as the time reaches" ;;
+    speed) echo "long (take build/gpu-long along), or depth if truth found something" ;;
+    depth) echo "long (take build/gpu-long along), as far as the time reaches" ;;
     long) echo "--collect here, then commit $results" ;;
   esac
 }
@@ -552,7 +552,7 @@ PYTHON
 stage_train() {
   local seconds ms count run p seed
   if [ ! -s $long/train.bin ]; then
-    [ -s $long/train.bin.xz ] || { note "skipped: no $long; --build makes it where the novels are, carry it"; return 77; }
+    [ -s $long/train.bin.xz ] || { note "skipped: no $long; --build makes it where the novels are, take it along"; return 77; }
     $python -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' $long/train.bin.xz $long/train.bin || return
   fi
   local options="-i $long/train.bin -j $long/val.bin ${REHEARSED_LONG:--e d12 -t 1024 -b 16 --val-rows 64 -u 200} -s 0 -n 0 $own"
