@@ -2652,7 +2652,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
-    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "of these, steps with an SQNR, which costs a pass; 0: none") \
+    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "steps between SQNRs in these rows, which cost a pass; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
     X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads, and stop") \

@@ -3689,7 +3689,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
-    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "of these, steps with an SQNR, which costs a pass; 0: none") \
+    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "steps between SQNRs in these rows, which cost a pass; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
     X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads, and stop") \
@@ -4115,7 +4115,6 @@ typedef struct {
     Directory dir;
     char attention[64];        // whose it is: own, or cuDNN and its version
     const char *attention_why; // what cuDNN said if it was asked and did not take it
-    int attention_changes;     // since the run that is resumed
     char *option_lines;        // what the state holds
     FILE *log, *scales;
     int *inputs[2], *seen; // of a micro-batch, for the device, in turn; [V] scratch
@@ -4182,6 +4181,18 @@ static double run_validate(Run *r, long step) {
         printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
     printf("\n");
     return loss;
+}
+
+// A log names attention in its header; where a resume has another than the rows before it, that is said again, from there on.
+static void log_attention(const Run *r) {
+    char path[PATH_MAX], line[128];
+    path_print(path, "%s/log.tsv", r->dir.path);
+    char *text = text_read(path);
+    const char *last = "";
+    for (const char *at = text; (at = strstr(at, "# attention_by\t")) != NULL; at++) last = at;
+    snprintf(line, sizeof(line), "# attention_by\t%s\n", r->attention);
+    if (strncmp(last, line, strlen(line))) fputs(line, r->log);
+    free(text);
 }
 
 // What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what the screen shows first.
@@ -4564,7 +4575,6 @@ static void attention_choose(Run *r) {
            r->state.path, before, r->attention, why && *why ? ": " : "", why ? why : "", why ? "own" : "cudnn");
     if (!own) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
     r->attention_why = why ? why : "";
-    r->attention_changes = r->o.resume && strcmp(before, r->attention);
 }
 
 // Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
@@ -4685,7 +4695,7 @@ int main(int argc, char **argv) {
     if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
-    if (r->attention_changes) fprintf(r->log, "# attention_by\t%s\n", r->attention); // from here on
+    if (o->resume) log_attention(r);
     return run_train(r);
 }
 #endif

@@ -21,17 +21,6 @@ inline float small_float(unsigned code, int e, int m, bool e4m3) {
 }
 inline float bf16_float(uint16_t h) { return bits<float>((uint32_t)h << 16); }
 inline float fp16_float(uint16_t h) { return small_float(h, 5, 10, false); }
-inline uint16_t bf16_store(float f) { // to nearest even; denormals are flushed before (FTZ, DAZ)
-    const uint32_t u = bits<uint32_t>(f), a = u & 0x7fffffff;
-    return (uint16_t)(a > 0x7f800000 ? u >> 16 | 0x40 : a < 0x800000 ? u >> 16 & 0x8000 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-inline uint16_t fp16_store(float f) {
-    const uint32_t u = bits<uint32_t>(f), a = u & 0x7fffffff, sign = u >> 16 & 0x8000;
-    if (a > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x3ff));
-    if (a >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-    if (a < 0x38800000) return (uint16_t)(sign | (bits<uint32_t>(bits<float>(a) + 0.5f) - bits<uint32_t>(0.5f)));
-    return (uint16_t)(sign | ((a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13));
-}
 
 // ---- conversions as a kernel makes them (PTX ISA, cvt and mul.ftz): a NaN is all ones without a sign, in FP8 0x7f; bf16 keeps
 // denormals; FP8 saturates, so that infinities become the largest number. In whole numbers, apart from the trainer's own code.

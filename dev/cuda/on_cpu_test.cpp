@@ -203,8 +203,8 @@ static __global__ void mma_kernel(float *d, const uint16_t *a, const uint16_t *b
 static void test_mma() {
     for (int fp16 = 0; fp16 < 2; fp16++) {
         std::vector<uint16_t> a(256), b(256);
-        for (auto &x : a) x = fp16 ? on_cpu::fp16_store(random_float()) : on_cpu::bf16_store(random_float());
-        for (auto &x : b) x = fp16 ? on_cpu::fp16_store(random_float()) : on_cpu::bf16_store(random_float());
+        for (auto &x : a) x = fp16 ? cvt_fp16(random_float()) : cvt_bf16(random_float());
+        for (auto &x : b) x = fp16 ? cvt_fp16(random_float()) : cvt_bf16(random_float());
         uint16_t *da = to_device(a), *db = to_device(b);
         float *d;
         cudaMalloc(&d, 128 * 4);
@@ -310,7 +310,7 @@ static std::vector<uint8_t> random_numbers(cudaDataType_t type, size_t n) {
     std::vector<uint8_t> raw(n * (size_t)on_cpu::type_bytes(type));
     for (size_t i = 0; i < n; i++) {
         const float f = random_float();
-        const uint16_t h = type == CUDA_R_16F ? on_cpu::fp16_store(f) : on_cpu::bf16_store(f);
+        const uint16_t h = type == CUDA_R_16F ? cvt_fp16(f) : cvt_bf16(f);
         if (type == CUDA_R_32F) memcpy(&raw[4 * i], &f, 4);
         else if (on_cpu::type_bytes(type) == 2) memcpy(&raw[2 * i], &h, 2);
         else do

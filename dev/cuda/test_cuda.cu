@@ -1507,11 +1507,15 @@ static void test_attention_by() {
         const std::string text = output_text();
         CHECK(status == c.status && text.find(c.word) != std::string::npos, "%s, then %s %s: exit status %d: %s", c.from,
               c.environment, c.arguments, status, text.c_str());
+        if (c.same && !*c.arguments) shell("test $(grep -c '^# attention_by' part/log.tsv) = 1"); // as in its header
         CHECK(!c.same || files_same(c.same + four, "part" + four), "%s, then %s %s: other bits", c.from, c.environment,
               c.arguments);
     }
-    shell("grep -q '^# attention_by.cuDNN' part/log.tsv"); // the log says from where on
-    shell("rm -rf by_cudnn/DONE_00000004");                // the C file takes it
+    // `part` went on from the C file's with cuDNN; its log says so, and what is right again when that is taken back
+    shell("grep '^# attention_by' part/log.tsv | tail -1 | grep -q cuDNN && rm part/*00000004*");
+    run_well("cuda", "-y -o part");
+    shell("grep '^# attention_by' part/log.tsv | tail -1 | grep -q own && test $(grep -c '^# attention_by' part/log.tsv) = 2");
+    shell("rm -rf by_cudnn/DONE_00000004"); // the C file takes it
     run_well("ref", "-y -o by_cudnn");
     printf("ok   whose attention: a resume keeps it, or refuses, or is told\n");
 }
