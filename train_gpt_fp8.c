@@ -166,6 +166,10 @@ static void *memory_allocate(size_t bytes) {
     return p;
 }
 
+// The model's memory is the host's own here; in train_gpt_fp8.cu it is the GPU's.
+static void device_read(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static void device_write(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+
 // The iterations of the loop that follows go to all threads; PARALLEL_SIMD: and to the lanes of their vectors.
 #define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define PARALLEL(kind) PRAGMA(omp parallel for schedule(kind))
@@ -675,6 +679,10 @@ typedef struct {
 #else
 #define HAS_AMX 0
 #endif
+#define BACKEND       "this CPU"
+#define BACKEND_HELP  ""
+#define BACKEND_LINES 0
+#define BACKEND_OPTIONS(X)
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bits of a float, written and read as one
 #define NB       (HAS_AMX ? 192 : 96)               // columns of b that one task packs at most; a panel of a in L1 meets them all
@@ -1542,9 +1550,16 @@ typedef struct {
     int scale_count;
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
+    int *tokens, *targets; // [B, T] of a micro-batch, where it trains
     Record record;         // of x and dy: NONE but in a training step, so that validation and sampling leave no trace
     Record record_weights; // of the weights, for the next step: they may be made in a validation before it
 } Gpt;
+
+// Rows that activations have room for.
+static size_t gpt_rows(const Gpt *g) { return (size_t)g->B * g->config.T; }
+// The host's copies of the scales are the only ones here.
+static void gpt_scales_read(Gpt *g) { (void)g; }
+static void gpt_scales_write(Gpt *g) { (void)g; }
 
 // How many of the first `end` layers have one of these products in bf16.
 #define READ_W (1 << FPROP | 1 << DGRAD)
@@ -1602,6 +1617,10 @@ static void gpt_allocate(Gpt *g) {
         s->scale = s->logged_scale = s->recipe.rule == SCALING_STATIC && s->recipe.fixed > 0 ? s->recipe.fixed : 1, s->kept_inv = 1;
     }
     g->loss_scaling[0] = 1;
+    if (g->training) {
+        g->tokens = memory_allocate(gpt_rows(g) * sizeof(int));
+        g->targets = memory_allocate(gpt_rows(g) * sizeof(int));
+    }
     workspace_init(partial_count(g), attention_bytes(g));
 }
 // Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
@@ -1792,6 +1811,16 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     return sum;
 }
 
+// The sum of the losses without gradients, and the logits [V] of the last of n tokens at positions pos .. pos+n.
+static double gpt_loss(Gpt *g, const int *tokens, const int *targets, int B, int n) {
+    return gpt_forward(g, tokens, targets, B, n, 0);
+}
+static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos) {
+    gpt_forward_blocks(g, tokens, 1, n, pos);
+    head_forward(g, g->logits, n - 1, 1);
+    memcpy(logits, g->logits, g->config.V * sizeof(float));
+}
+
 // Gradients of everything below the head, added to g->grad. Runs after gpt_forward() with grad_scale != 0.
 static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     const Config *c = &g->config;
@@ -1901,6 +1930,77 @@ static void loss_scale_update(Gpt *g, int overflow) {
     else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
 }
 
+// ---- a step
+typedef struct Run Run;                                               // what one call of the program works with (section 12)
+static void run_batch(Run *r, long index, int *tokens, int *targets); // micro-batch `index`, counted from the first step on
+typedef struct {
+    long index, update;      // of this step, from 0; of AdamW's update in it, from 1
+    int micro_batches, last; // last: of the run
+    long tokens;             // of all micro-batches
+    double grad_clip;        // largest norm; 0: no clipping
+    AdamW adamw;
+} Step;
+typedef struct {
+    double loss, norm;     // mean over the tokens; of the unscaled gradient
+    int skipped;           // the loss scale was too high, so that the weights stay
+    const char *nonfinite; // what is not finite, so that the run has to end; or NULL
+} StepOutcome;
+
+// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A non-finite loss or gradient ends it
+// before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
+static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
+    const int B = g->B, T = g->config.T;
+    const float loss_scale = g->loss_scaling[0];
+    StepOutcome r = {0};
+    PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) g->grad[i] = 0;
+    for (int micro = 0; micro < in->micro_batches && isfinite(r.loss); micro++) {
+        run_batch(run, in->index * in->micro_batches + micro, g->tokens, g->targets);
+        r.loss += gpt_forward(g, g->tokens, g->targets, B, T, loss_scale / (float)in->tokens) / in->tokens;
+        gpt_backward(g, g->tokens, B, T);
+    }
+    r.norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
+    r.skipped = !isfinite(r.norm);
+    if (!isfinite(r.loss)) r.nonfinite = "the loss is";
+    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1)) r.nonfinite = "the gradient is";
+    if (r.nonfinite) return r;
+    uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
+    for (int i = 0; i < g->scale_count; i++) {
+        scale_advance(&g->scales[i]);
+        if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
+    }
+    if (!r.skipped) {
+        const double clip = in->grad_clip > 0 && r.norm > in->grad_clip ? in->grad_clip / r.norm : 1;
+        if (!adamw_update(g, &in->adamw, clip / loss_scale, in->update)) r.nonfinite = "weights after the update are";
+    }
+    loss_scale_update(g, r.skipped || cut);
+    return r;
+}
+
+// ---- program begins
+// The program around the trainer: from here to the line `program ends` train_gpt_fp8.c and train_gpt_fp8.cu have the same text.
+// What differs between a CPU and a GPU goes through these, which each file defines by itself:
+//   device_read, device_write   copy between the host's memory and the model's
+//   gpt_step, gpt_loss, gpt_logits, gpt_scales_read, gpt_scales_write   the model's side of them
+//   BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES, ISA_NAME     names, options of its own and room for their lines
+//   backend_limits    refuses a shape that the kernels do not take
+//   backend_open      finds the device, before anything is allocated
+//   memory_check      refuses a model that does not fit
+//   backend_start     sets the device to work
+//   backend_ready     the model is there: adds lines to the options that the log and the state hold
+//   backend_header    the log's lines about the machine;  backend_note: what the user has to know beside them
+//   backend_resumed   what a log says again after a resume
+//   backend_speed, backend_summary   speed of a step; memory at the end
+static void backend_limits(const Config *c, long batch, int from_options);
+static void backend_open(Run *r);
+static MemoryPlan memory_check(Gpt *g);
+static void backend_start(Run *r);
+static void backend_ready(Run *r);
+static void backend_header(FILE *f, const Run *r);
+static void backend_note(const Run *r);
+static void backend_resumed(Run *r);
+static const char *backend_speed(double gflops, char *out);
+static void backend_summary(const Run *r);
+
 // ==== 8. data ========================================================================================================
 // A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is T inputs
 // and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
@@ -1939,7 +2039,7 @@ static File file_open(const char *path, int optional) { // optional: it need not
 // Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every block but the last is a
 // multiple of 8 bytes, as checksum() needs.
 static const unsigned char *file_block(const File *f, size_t at, size_t end, size_t *n) {
-    static unsigned char block[1 << 16];
+    static unsigned char block[1 << 16] __attribute__((aligned(8)));
     *n = MIN(end - at, sizeof(block));
     file_read(f, at, block, *n);
     return block;
@@ -2282,6 +2382,7 @@ typedef struct {
 typedef struct {
     SectionHeader header;
     void *data;
+    int on_device;
 } Section;
 typedef struct {
     int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
@@ -2297,12 +2398,12 @@ static void state_header(uint64_t *h) {
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0, scales = g->scale_count;
     const Section table[SECTIONS] = {
-        {{"options", DTYPE_E4M3, text, 1, text, 0}, options},
-        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p},
-        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m},
-        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v},
-        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales},
-        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling},
+        {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
+        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
+        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m, 1},
+        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v, 1},
+        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales, 0},
+        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -2332,15 +2433,47 @@ static void file_commit(FILE *f, const Directory *d, const char *name) {
     fsync(d->fd);
 }
 
+// Continues a checksum over memory of the host or of the device, and writes it to a file unless that is NULL.
+static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t bytes, int on_device) {
+    static unsigned char block[1 << 16]; // a multiple of 8 bytes, as checksum() needs
+    for (size_t at = 0, n; at < bytes; at += n) {
+        const unsigned char *from = (const unsigned char *)data + at;
+        n = MIN(bytes - at, sizeof(block));
+        if (on_device) device_read(block, from, n);
+        sum = checksum(sum, on_device ? block : from, n);
+        if (f) fwrite(on_device ? block : from, 1, n, f);
+    }
+    return sum;
+}
+// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the device.
+static int floats_nonfinite(const float *x, size_t n) {
+    uint32_t largest = 0; // bits of the largest |x|
+    for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
+    return largest >= 0x7f800000;
+}
+static int tensor_nonfinite(const void *x, Dtype dtype, size_t n) {
+    float floats[4096];
+    stored_t stored[4096];
+    for (size_t at = 0, m; at < n; at += m) {
+        m = MIN(n - at, 4096);
+        const void *from = (const char *)x + at * dtype_size[dtype];
+        if (dtype == DTYPE_FP32) device_read(floats, from, m * sizeof(float));
+        else device_read(stored, from, m * sizeof(stored_t));
+        for (size_t i = 0; dtype != DTYPE_FP32 && i < m; i++) floats[i] = float_from_stored(stored[i]);
+        if (floats_nonfinite(floats, m)) return 1;
+    }
+    return 0;
+}
+
 // Writes the master weights; returns the file's checksum.
 static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     const Config *c = &g->config;
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
     FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
-    fwrite(g->master, 4, g->param_count, f);
+    const uint64_t sum = memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
     file_commit(f, d, name);
-    return checksum(checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4);
+    return sum;
 }
 
 // Checks a model file: its header, its size, and that every weight is finite. sum: its checksum.
@@ -2368,36 +2501,43 @@ static Config model_check(const File *f, uint64_t *sum) {
     return c;
 }
 
-// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
+// Loads a checked model file. Its context may be longer than g's: the first positions are taken. Rows of the padded vocabulary
+// become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
+    const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C; // of wte's elements
     size_t at = sizeof(FileHeader);
+    float block[1 << 14];
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t n = s->layers * s->rows * s->cols, width = f->header[1] == 3 ? 4 : 2;
-        float *w = g->master + s->offset;
-        if (width == 4) file_read(f, at, w, n * 4);
-        for (size_t done = 0, part; width == 2 && done < 2 * n; done += part) {
-            const unsigned char *block = file_block(f, at + done, at + 2 * n, &part);
-            for (size_t i = 0; i < part; i += 2) *w++ = float_from_bf16((uint16_t)(block[i] | block[i + 1] << 8));
+        const size_t n = s->layers * s->rows * s->cols;
+        for (size_t done = 0, part; done < n; done += part) {
+            size_t bytes;
+            const unsigned char *from = file_block(f, at + done * width, at + n * width, &bytes);
+            part = bytes / width;
+            if (width == 4) memcpy(block, from, bytes);
+            for (size_t i = 0; width == 2 && i < part; i++)
+                block[i] = float_from_bf16((uint16_t)(from[2 * i] | from[2 * i + 1] << 8));
+            for (size_t i = 0; id == WTE && i < part; i++)
+                if (done + i >= real) block[i] = 0;
+            device_write(g->master + s->offset + done, block, part * sizeof(float));
         }
         at += (id == WPE ? f->header[2] * s->cols : n) * width;
     }
-    const size_t C = g->config.C, V = g->config.V, Vp = g->config.Vp;
-    memset(g->master + V * C, 0, (Vp - V) * C * 4);
     g->weights_ready = 0;
 }
 
 static void state_save(Gpt *g, const Directory *d, const char *name, Progress *progress, char *options) {
     Section s[SECTIONS];
     StateHeader header;
+    gpt_scales_read(g);
     state_sections(g, progress, options, s), state_header(header);
     FILE *f = file_begin(d, name);
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *h = &s[i].header;
-        h->checksum = checksum(checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes);
+        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes, s[i].on_device);
         fwrite(h, sizeof(*h), 1, f);
-        fwrite(s[i].data, 1, h->bytes, f);
+        memory_save(f, 0, s[i].data, h->bytes, s[i].on_device);
     }
     file_commit(f, d, name);
 }
@@ -2441,13 +2581,6 @@ static void state_check(StateFile *f) {
     file_read(&f->file, f->at[1], &f->progress, sizeof(Progress));
 }
 
-static int floats_nonfinite(const float *x, size_t n) {
-    uint32_t largest = 0; // bits of the largest |x|
-    PRAGMA(omp parallel for simd schedule(static) reduction(max : largest))
-    for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
-    return largest >= 0x7f800000;
-}
-
 // Moves a checked state into the model: moments (where it trains), scales, histories, loss scale. The checksums were right, so what
 // remains to be checked is that training can have made these numbers.
 static void state_load(Gpt *g, const StateFile *f) {
@@ -2459,9 +2592,12 @@ static void state_load(Gpt *g, const StateFile *f) {
         const SectionHeader *want = &s[i].header, *h = &f->header[i];
         EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
                f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
-        if (!s[i].data) continue;
-        file_read(&f->file, f->at[i], s[i].data, h->bytes);
-        wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((float *)s[i].data, h->bytes / 4);
+        for (size_t at = 0, n; s[i].data && at < h->bytes; at += n) {
+            const unsigned char *block = file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
+            wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
+            if (s[i].on_device) device_write((char *)s[i].data + at, block, n);
+            else memcpy((char *)s[i].data + at, block, n);
+        }
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
@@ -2471,6 +2607,7 @@ static void state_load(Gpt *g, const StateFile *f) {
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
     EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
+    gpt_scales_write(g);
     g->weights_ready = 0;
 }
 
@@ -2632,7 +2769,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums; tiles is AMX's") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
+    BACKEND_OPTIONS(X) \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
     X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets of --scaling, --formats, --amax-history; later options override") \
     X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", RULES ": from amax's history, own amax, 1, fixed (static=S), in blocks") \
@@ -2655,7 +2793,6 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "steps between SQNRs in these rows, which cost a pass; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
-    X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads, and stop") \
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
@@ -2730,8 +2867,8 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
 
 static void options_help(void) {
     static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD"};
-    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME
-           " on this CPU. With no option: a byte-level model on the embedded corpus.\n"
+    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on " BACKEND
+           ". With no option: a byte-level model on the embedded corpus.\n"
            "In [brackets] the default; * marks what a resume may change.\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
@@ -2742,7 +2879,8 @@ static void options_help(void) {
         if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
         printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
     }
-    printf("\nExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
+    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n",
+           BACKEND_HELP);
 }
 
 // What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
@@ -2752,8 +2890,9 @@ static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED,
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
-    Options o = {0};
-    struct option longs[OPTION_COUNT + 1] = {0};
+    Options o;
+    struct option longs[OPTION_COUNT + 1];
+    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
     char shorts[4 * OPTION_COUNT + 2] = "+:";
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
@@ -2792,7 +2931,7 @@ static Options options_parse(int argc, char **argv, int *given) {
 
 // Options as `# name<TAB>value` lines: what the log, the state and the screen show.
 static char *options_lines(const Options *o) {
-    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64)), value[PATH_MAX], *end = text;
+    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + BACKEND_LINES), value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
             end += sprintf(end, "# %s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
@@ -2806,7 +2945,7 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
         if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
-        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT) continue; // an older state
+        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT) continue; // another backend's state
         option_set(&theirs, s, value, path);
         option_text(&theirs, s, theirs_text), option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
@@ -2819,7 +2958,7 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
 // reads is refused.
 static void options_recipes(const Options *o, const int *given, Gpt *g) {
     enum { ALL = (1 << (SCALING_MX + 1)) - 1, FIXED_ONES = 1 << SCALING_NONE | 1 << SCALING_STATIC };
-    static const int along[] = {[SCALING_ROWWISE] = INT_MAX, [SCALING_BLOCK] = 128, [SCALING_MX] = 32};
+    static const int along[] = {0, 0, 0, 0, INT_MAX, 128, 32}; // by rule
     static const struct {
         const char *name;
         int rules;
@@ -2858,9 +2997,9 @@ static void options_bf16(const Options *o, Gpt *g) {
     const int L = g->config.L;
     path_print(list, "%s", o->bf16);
     EXPECT(!*list || strspn(list, ",+.") < strlen(list), "option --bf16: '%s' names nothing", list);
-    for (char *item; (item = strtok_r(items, ",+", &items));) {
+    for (char *item; (item = strtok_r(items, ",+", &items)) != NULL;) {
         int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
-        for (char *word; (word = strtok_r(item, ".", &item)); words++) {
+        for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
             const long number = strtol(word, &end, 10);
             long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0; // what the word may mean
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
@@ -2892,7 +3031,8 @@ static Config options_config(const Options *o, int depth, int V) {
     const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
     const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
     EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
-    return (Config){o->seq_len, V, round_up(V, 128), L, NH, C};
+    const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
+    return c;
 }
 
 // ==== 12. training loop ==============================================================================================
@@ -2909,50 +3049,7 @@ static void on_illegal(int signal_number) {
     fatal(EXIT_BAD_INPUT, "built for another CPU (signal %d); make clean && make", signal_number);
 }
 
-// What follows `key` in the first line that begins with it of a file as in /proc, or "unknown"; out[256].
-static const char *proc_value(const char *path, const char *key, char *out) {
-    char line[512] = "";
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof(line), f) && strncmp(line, key, strlen(key))) line[0] = 0;
-    if (f) fclose(f);
-    const char *at = line[0] ? line + strlen(key) : "unknown";
-    at += strspn(at, " \t:");
-    snprintf(out, 256, "%.*s", (int)strcspn(at, "\n"), at);
-    return out;
-}
 static double mib(size_t bytes) { return bytes / 1048576.0; }
-
-// What can still be taken, in MiB: of the machine's memory, and of what each control group above this process (a container) may
-// have, less the anonymous memory that it holds. 0: unknown.
-static double memory_available(void) {
-    char line[PATH_MAX], path[PATH_MAX], value[256];
-    double least = atof(proc_value("/proc/meminfo", "MemAvailable", value)) / 1024;
-    FILE *f = fopen("/proc/self/cgroup", "r");
-    while (f && fgets(line, sizeof(line), f)) {
-        const int old = strstr(line, ":memory:") != NULL; // version 1's, else 2's
-        const char *base = old ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup";
-        char *group = strchr(line, '/'), *end = group ? group + strcspn(group, "\n") : NULL;
-        for (; end; end = strrchr(group, '/')) { // it, its parent, and so on to the root
-            *end = 0;
-            path_print(path, "%s%s/memory.%s", base, group, old ? "limit_in_bytes" : "max");
-            const double limit = atof(proc_value(path, "", value));
-            path_print(path, "%s%s/memory.stat", base, group);
-            const double left = limit - atof(proc_value(path, old ? "total_rss " : "anon ", value));
-            if (limit > 0) least = MIN(least, MAX(left / 1048576, 1));
-        }
-    }
-    if (f) fclose(f);
-    return least;
-}
-
-// Refuses a model that does not fit, before anything is allocated.
-static MemoryPlan memory_check(Gpt *g) {
-    const MemoryPlan plan = memory_plan(g);
-    const double available = memory_available();
-    EXPECT(available == 0 || mib(plan.total) <= available,
-           "this run needs %.0f MiB, %.0f are available; choose a smaller -b, -t or -e", mib(plan.total), available);
-    return plan;
-}
 
 // Makes a directory and its parents.
 static void directory_make(char *path) {
@@ -3004,36 +3101,30 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
     }
 }
 
-static int stored_nonfinite(const stored_t *x, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(float_from_stored(x[i]))) return 1;
-    return 0;
-}
-
 // Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they are made (those that others
 // would show are left out), then gradients from the top down, then losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
-    const int L = g->config.L, R = g->B * g->config.T;
-    const size_t RC = (size_t)R * g->config.C;
+    const int L = g->config.L;
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C; // rows that count, elements that lie there
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
         const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC, g->fc + l * 4 * RC, g->lnf};
         static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
         static const int wide[] = {1, 3, 1, 4, 1};
         for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
-            if ((l == L ? i % 4 == 0 : i < 4) && stored_nonfinite(at[i], wide[i] * RC))
+            if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], STORED, wide[i] * R * C))
                 return (void)snprintf(out, 256, "activation %s of layer %d", names[i], l);
     }
     for (int l = g->grad ? L - 1 : -1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (floats_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
+            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32, s->rows * s->cols))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
-    strcpy(out, floats_nonfinite(g->losses, R)                ? "the losses"
-                : floats_nonfinite(g->master, g->param_count) ? "weights"
-                                                              : "none; the sum of squares overflowed");
+    strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R)                ? "the losses"
+                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count) ? "weights"
+                                                                          : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -3069,7 +3160,7 @@ static void scale_table_print(const Gpt *g) {
 }
 
 // Everything that one call of the program works with.
-typedef struct {
+struct Run {
     Options o;
     int given[OPTION_COUNT], prompts, trains; // neither: --eval
     Gpt g;
@@ -3086,8 +3177,7 @@ typedef struct {
     Directory dir;
     char *option_lines; // what the state holds
     FILE *log, *scales;
-    int *tokens, *targets; // [B, T] of a micro-batch
-} Run;
+};
 
 // Ends the program and says what is not finite, where that began, and which checkpoint is left.
 __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const char *what) {
@@ -3105,6 +3195,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     Gpt *g = &r->g;
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
     int *all = (int *)memory_allocate((strlen(text) + T + 3) * sizeof(int));
+    float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
     int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
@@ -3114,15 +3205,14 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
             memmove(context, context + length - half, half * sizeof(int));
             length = half, pos = 0;
         }
-        gpt_forward_blocks(g, context + pos, 1, length - pos, pos);
-        head_forward(g, g->logits, length - pos - 1, 1);
-        if (floats_nonfinite(g->logits, V)) run_nonfinite(r, r->progress.step, "the logits of a sample are");
+        gpt_logits(g, logits, context + pos, length - pos, pos);
+        if (floats_nonfinite(logits, V)) run_nonfinite(r, r->progress.step, "the logits of a sample are");
         pos = length;
-        context[length] = sample_token(g->logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        context[length] = sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
         token_print(&r->tokenizer, context[length++]);
     }
     printf("\n");
-    free(all);
+    free(all), free(logits);
 }
 
 // Mean loss over the validation set, in nats a token.
@@ -3130,7 +3220,7 @@ static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
     double sum = 0;
     for (long row = 0; row < v->rows; row += r->g.B)
-        sum += gpt_forward(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T, 0);
+        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
@@ -3145,13 +3235,11 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char cpu[256], *text;
+    char *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n# threads\t%d\n", NUMERICS_VERSION,
-            thread_count());
-    fprintf(f, "# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", proc_value("/proc/cpuinfo", "model name", cpu),
-            machine_peak_gflops, product_instruction());
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n", NUMERICS_VERSION);
+    backend_header(f, r);
     fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
             c->C, c->T, c->V, c->Vp, r->g.param_count);
     fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
@@ -3164,75 +3252,6 @@ static char *run_header(const Run *r) {
             mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
-}
-
-// --explain: the rule of every role; then for every product its shape, its operands as they are read, their bytes, and who makes
-// these: of linear layers (those in a row that --bf16 treats alike together), the head, and attention, over all heads (of its
-// operands those that are whole in memory: the probabilities p and the scores' gradients ds never are).
-static void run_explain(const Run *r) {
-    static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
-    static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
-    static const struct {
-        const char *name, *operands, *maker;
-        int over_keys, whole; // columns are keys and K a head's channels, or the other way round; operands that lie in memory
-    } attention[] = {{"scores", "q, k", "qkv's fprop", 1, 2},
-                     {"att", "p, v", "softmax of scores; qkv's fprop", 0, 1},
-                     {"dp", "datt, v", "attproj's dgrad; qkv's fprop", 1, 2},
-                     {"dv", "p, datt", "scores again; attproj's dgrad", 0, 1},
-                     {"dq", "ds, k", "softmax's backward pass; qkv's fprop", 0, 1},
-                     {"dk", "ds, q", "softmax's backward pass; qkv's fprop", 0, 1}};
-    static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-34s %-5s %10zu  %s\n";
-    const Gpt *g = &r->g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L, T = g->config.T, hs = C / g->config.NH;
-    const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, g->config.Vp};
-    for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe *q = &g->recipes[i];
-        printf("%-2s  %s, scale = ", operand_name[i], formats[q->format == DTYPE_E5M2]);
-        if (q->rule == SCALING_NONE || q->rule == SCALING_STATIC) printf("%g\n", q->rule == SCALING_STATIC ? q->fixed : 1);
-        else {
-            printf("%g / 2^%d / amax", fp8_format(q->format)->max, q->margin);
-            if (q->power2) printf(", %s", q->power2 == 2 ? "by amax's exponent alone (OCP)" : "rounded down to a power of two");
-            if (q->rule == SCALING_DELAYED) printf("; amax: %s of %d steps\n", q->use_max ? "max" : "last", q->history_len);
-            else printf("; amax: of %s itself\n", recipe_blocks(q) ? "the block" : "the tensor");
-        }
-    }
-    printf(
-        "\nlayer   matrix  product        M       N       K  operand format scale                              sums       bytes  "
-        "made by\n");
-    for (size_t l = 0, next; l <= L; l = next) {
-        for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
-        for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
-            const int i = l == L ? NLIN : row / 2 / NPRODUCT, p = row / 2 % NPRODUCT, o = operands[p][row % 2];
-            const size_t M = p == WGRAD ? out[i] : R, N = p == FPROP ? out[i] : in[i], K = p == WGRAD ? R : in[i] * out[i] / N;
-            const int fp8 = i == NLIN ? g->fp8_head : !(g->bf16[l][i] >> p & 1);
-            const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
-            const int blocks = recipe_blocks(q), dgrad8 = i == NLIN || !(g->bf16[l][i] >> DGRAD & 1);
-            const int along = MIN((size_t)q->along, K), across = MIN((size_t)q->across, row % 2 ? N : M);
-            const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks || !dgrad8 ? p : DGRAD] : "stored so";
-            const int again = i < NLIN && fp8 && p == WGRAD && o == OPERAND_X && g->recompute && i != LIN_ATTPROJ;
-            if (again) maker = "fprop, again in the backward pass";
-            if (o == OPERAND_W) maker = "gpt_refresh_weights(), once a step";
-            char where[32], rule[64] = "none needed";
-            if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", across, along);
-            else if (fp8 && q == &g->head_dy_recipe) snprintf(rule, sizeof(rule), "of the loss scale, 2^n");
-            else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
-            snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
-            printf(line, where, linear_name[i], product_name[p], M, N, K, operand_name[o],
-                   fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, "fp32", (row % 2 ? N : M) * K * (fp8 ? 1 : 2), maker);
-        }
-    }
-    for (size_t i = 0; i < sizeof(attention) / sizeof(attention[0]); i++) {
-        const size_t N = attention[i].over_keys ? T : hs, K = attention[i].over_keys ? hs : T;
-        printf(line, "all", "heads", attention[i].name, T, N, K, attention[i].operands, "bf16", "none needed", "fp32",
-               g->B * C * T * attention[i].whole * 2, attention[i].maker);
-    }
-    char order[32];
-    option_word(&option_specs[option_index("sum-order")], r->o.sum_order, order);
-    printf(
-        "\nSums: fp32 fused multiply-adds in the order of --sum-order %s (section 4), never narrower, so that none needs promotion;"
-        " the\nhead's in slabs of %d rows. fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A history of no "
-        "step\nyet: the tensor's own amax.\n",
-        order, HEAD_ROWS);
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
@@ -3273,39 +3292,22 @@ static void run_logs_compare(Run *r) {
     memory_taken += strlen(text); // of our own log, as long, which run_summary() reads
 }
 
-// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. Returns the mean loss. A non-finite
-// loss or gradient ends the program before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
-static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
-    Gpt *g = &r->g;
+static void run_batch(Run *r, long index, int *tokens, int *targets) {
+    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B, r->g.config.T);
+}
+// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the program.
+static double run_step(Run *r, long step, double *norm, float *lr) {
     const Options *o = &r->o;
-    const int B = g->B, T = g->config.T, micro_steps = o->total_batch / (B * T);
-    const float loss_scale = g->loss_scaling[0];
-    double loss = 0;
-    PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) g->grad[i] = 0;
-    for (int micro = 0; micro < micro_steps && isfinite(loss); micro++) {
-        dataset_batch(&r->train, o->data_seed, (step * micro_steps + micro) * B, r->tokens, r->targets, B, T);
-        loss += gpt_forward(g, r->tokens, r->targets, B, T, loss_scale / (float)o->total_batch) / o->total_batch;
-        gpt_backward(g, r->tokens, B, T);
-    }
-    const double norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
-    const int overflow = !isfinite(norm), bad_loss = !isfinite(loss);
-    if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1)))
-        run_nonfinite(r, step + 1, bad_loss ? "the loss is" : "the gradient is");
-    uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
-    for (int i = 0; i < g->scale_count; i++) {
-        scale_advance(&g->scales[i]);
-        if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
-    }
-    *lr_out = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
-    if (!overflow) {
-        const double clip = o->grad_clip > 0 && norm > o->grad_clip ? o->grad_clip / norm : 1;
-        const AdamW adamw = {*lr_out, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
-        if (!adamw_update(g, &adamw, clip / loss_scale, ++r->progress.updates))
-            run_nonfinite(r, step + 1, "weights after the update are");
-    }
-    loss_scale_update(g, overflow || cut);
-    *norm_out = norm;
-    return loss;
+    *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
+    const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
+    const int micro_batches = o->total_batch / (r->g.B * r->g.config.T);
+    const Step in = {step, (long)r->progress.updates + 1, micro_batches, step + 1 == o->steps, o->total_batch, o->grad_clip,
+                           adamw};
+    const StepOutcome results = gpt_step(&r->g, &in, r);
+    if (results.nonfinite) run_nonfinite(r, step + 1, results.nonfinite);
+    if (!results.skipped) r->progress.updates++;
+    *norm = results.norm;
+    return results.loss;
 }
 
 // The curves of this run and its baseline, then where everything is.
@@ -3323,9 +3325,9 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
             if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
                 printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
     }
-    const double peak = atof(proc_value("/proc/self/status", "VmHWM", text)) / 1024, floor = r->validation.floor;
-    printf("\n%ld steps in %s, peak memory %.1f MiB (planned %.1f)\n", steps, duration_text(seconds, text), peak,
-           mib(r->plan.total));
+    const double floor = r->validation.floor;
+    printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
+    backend_summary(r);
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
@@ -3350,8 +3352,6 @@ static int run_train(Run *r) {
     const double begin = seconds_now();
     const long first = r->progress.step;
     double val_loss = 0;
-    r->tokens = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
-    r->targets = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps;
@@ -3364,13 +3364,13 @@ static int run_train(Run *r) {
         t = seconds_now() - t;
         r->progress.step = step;
 
-        char left[64], val_text[64] = "-";
+        char left[64], speed[64], val_text[64] = "-";
         const double each = (seconds_now() - begin) / (step - first); // seconds a step, with all that lies between steps
         const int width = 10 * step / o->steps;
         const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
-        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.0f GFLOP/s, %.0f%% of peak%s\n",
-               step, o->steps, width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss,
-               lr, norm, tok_s, gflops, 100 * gflops / machine_peak_gflops, norm - norm != 0 ? " | overflow: step skipped" : "");
+        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n", step, o->steps, width,
+               "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
+               backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
         if (step_is_due(o, step, o->val_every)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
@@ -3378,7 +3378,11 @@ static int run_train(Run *r) {
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, &r->dir, 0);
-        if (IS_FP8 && step_is_due(o, step, o->scales_every)) log_scales(r->scales, g, step), log_flush(r->scales, &r->dir, 0);
+        if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
+            gpt_scales_read(g);
+            log_scales(r->scales, g, step);
+            log_flush(r->scales, &r->dir, 0);
+        }
         if (step_is_due(o, step, o->sample_every)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
@@ -3398,6 +3402,7 @@ static int run_train(Run *r) {
             return EXIT_INTERRUPTED;
         }
     }
+    gpt_scales_read(g);
     run_summary(r, val_loss, seconds_now() - begin, r->progress.step - first);
     return EXIT_DONE;
 }
@@ -3439,6 +3444,7 @@ static void run_open(Run *r) {
         EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
+    backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
@@ -3461,6 +3467,7 @@ static void run_open(Run *r) {
         r->validation = validation_open(&r->val, o->seq_len, o->val_rows);
     }
     if (r->trains) run_logs_compare(r);
+    backend_open(r);
     r->plan = memory_check(&r->g);
     if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
 }
@@ -3477,6 +3484,7 @@ static void surroundings_init(void) {
     signal(SIGXFSZ, SIG_IGN), signal(SIGILL, on_illegal), atexit(output_check);
 }
 
+// The tests have a main() of their own.
 #ifndef TESTING
 int main(int argc, char **argv) {
     surroundings_init();
@@ -3486,12 +3494,10 @@ int main(int argc, char **argv) {
     *o = options_parse(argc, argv, r->given);
     if (o->help) return options_help(), EXIT_DONE;
     if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
-    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval && !o->explain;
+    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
     r->baseline = r->baseline_at = "";
     run_open(r);
-    if (o->explain) return run_explain(r), EXIT_DONE;
-
-    machine_init(o->sum_order);
+    backend_start(r);
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, &r->model_file);
     else gpt_init(&r->g, o->seed);
@@ -3499,8 +3505,10 @@ int main(int argc, char **argv) {
     if (o->resume) state_load(&r->g, &r->state);
     if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
     r->option_lines = options_lines(o);
+    backend_ready(r);
     char *header = run_header(r);
     lines_print(header);
+    backend_note(r);
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
@@ -3510,8 +3518,75 @@ int main(int argc, char **argv) {
     if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
     log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
     if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
+    if (o->resume) backend_resumed(r);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     return run_train(r);
 }
 #endif
+// ---- program ends
+
+// What follows `key` in the first line that begins with it of a file as in /proc, or "unknown"; out[256].
+static const char *proc_value(const char *path, const char *key, char *out) {
+    char line[512] = "";
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof(line), f) && strncmp(line, key, strlen(key))) line[0] = 0;
+    if (f) fclose(f);
+    const char *at = line[0] ? line + strlen(key) : "unknown";
+    at += strspn(at, " \t:");
+    snprintf(out, 256, "%.*s", (int)strcspn(at, "\n"), at);
+    return out;
+}
+// What can still be taken, in MiB: of the machine's memory, and of what each control group above this process (a container) may
+// have, less the anonymous memory that it holds. 0: unknown.
+static double memory_available(void) {
+    char line[PATH_MAX], path[PATH_MAX], value[256];
+    double least = atof(proc_value("/proc/meminfo", "MemAvailable", value)) / 1024;
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    while (f && fgets(line, sizeof(line), f)) {
+        const int old = strstr(line, ":memory:") != NULL; // version 1's, else 2's
+        const char *base = old ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup";
+        char *group = strchr(line, '/'), *end = group ? group + strcspn(group, "\n") : NULL;
+        for (; end; end = strrchr(group, '/')) { // it, its parent, and so on to the root
+            *end = 0;
+            path_print(path, "%s%s/memory.%s", base, group, old ? "limit_in_bytes" : "max");
+            const double limit = atof(proc_value(path, "", value));
+            path_print(path, "%s%s/memory.stat", base, group);
+            const double left = limit - atof(proc_value(path, old ? "total_rss " : "anon ", value));
+            if (limit > 0) least = MIN(least, MAX(left / 1048576, 1));
+        }
+    }
+    if (f) fclose(f);
+    return least;
+}
+
+// Refuses a model that does not fit, before anything is allocated.
+static MemoryPlan memory_check(Gpt *g) {
+    const MemoryPlan plan = memory_plan(g);
+    const double available = memory_available();
+    EXPECT(available == 0 || mib(plan.total) <= available,
+           "this run needs %.0f MiB, %.0f are available; choose a smaller -b, -t or -e", mib(plan.total), available);
+    return plan;
+}
+
+static void backend_limits(const Config *c, long batch, int from_options) { (void)c, (void)batch, (void)from_options; }
+static void backend_open(Run *r) { (void)r; }
+static void backend_start(Run *r) { machine_init(r->o.sum_order); }
+static void backend_ready(Run *r) { (void)r; }
+static void backend_header(FILE *f, const Run *r) {
+    char cpu[256];
+    (void)r;
+    fprintf(f, "# threads\t%d\n# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", thread_count(),
+            proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops, product_instruction());
+}
+static void backend_note(const Run *r) { (void)r; }
+static void backend_resumed(Run *r) { (void)r; }
+static const char *backend_speed(double gflops, char *out) {
+    sprintf(out, "%.0f GFLOP/s, %.0f%% of peak", gflops, 100 * gflops / machine_peak_gflops);
+    return out;
+}
+static void backend_summary(const Run *r) {
+    char text[256];
+    printf("peak memory %.1f MiB (planned %.1f)\n", atof(proc_value("/proc/self/status", "VmHWM", text)) / 1024,
+           mib(r->plan.total));
+}

@@ -168,9 +168,11 @@ INLINE size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 INLINE size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
 // Zeroed host memory; ends the program if there is none.
+static size_t memory_taken; // bytes so far
 static void *memory_allocate(size_t bytes) {
     void *p = NULL;
     bytes = round_up(bytes + 1, 64);
+    memory_taken += bytes;
     EXPECT(!posix_memalign(&p, 64, bytes), "out of memory: %.1f MiB more were needed", bytes / 1048576.0);
     memset(p, 0, bytes);
     return p;
@@ -422,11 +424,6 @@ static void device_copy(void *to, const void *from, size_t bytes, cudaMemcpyKind
 }
 static void device_write(void *to, const void *from, size_t bytes) { device_copy(to, from, bytes, cudaMemcpyHostToDevice); }
 static void device_read(void *to, const void *from, size_t bytes) { device_copy(to, from, bytes, cudaMemcpyDeviceToHost); }
-static void *device_fetch(const void *from, size_t bytes) { // a copy on the host, to be freed
-    void *p = memory_allocate(bytes);
-    if (from) device_read(p, from, bytes);
-    return p;
-}
 
 // ---- what kernels share. Eight neighbouring elements are what a thread moves: 16 bytes of a 16-bit tensor. Blocks are
 // one-dimensional.
@@ -2393,6 +2390,19 @@ typedef struct {
     unsigned nonfinite;     // whether the update made a weight that is not finite
 } StepResults;
 
+// The host's side of a step: two buffers of inputs, taken in turn, and what a step consists of, from the second on.
+enum { PHASE_REFRESH, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES }; // of a step on the device
+typedef struct {
+    int *inputs[2], *seen; // [V] scratch
+    long prepared;         // the micro-batch that was made last
+    cudaEvent_t sent[2];   // the device has them
+    StepInputs *inputs_of_step;
+    StepResults *results;
+    cudaGraphExec_t graphs[PHASES];
+    int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
+    long graph_steps, graph_passes; // steps that were graphs; quantising passes in each, apart from kernels that make operands
+} StepHost;
+
 typedef struct {
     // what was asked for, before allocation
     Config config;
@@ -2418,6 +2428,9 @@ typedef struct {
     Record record_weights;     // of the weights, for the next step: they may be made in a validation before it
     StepInputs *step_inputs;   // on the device
     StepResults *step_results; // on the device
+    StepHost host;
+    char attention[64];        // whose it is: own, or cuDNN and its version
+    const char *attention_why; // what cuDNN said if it was asked and did not take it
 } Gpt;
 static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
 
@@ -2486,6 +2499,20 @@ static void gpt_scales_write(Gpt *g) {
     gpt_scales_read(g);
 }
 
+static void step_host_make(Gpt *g) {
+    StepHost *h = &g->host;
+    const size_t bytes = INPUTS(gpt_rows(g)) * sizeof(int);
+    for (int i = 0; i < 2; i++) {
+        CUDA(cudaMallocHost((void **)&h->inputs[i], bytes));
+        memset(h->inputs[i], 0, bytes);
+        CUDA(cudaEventCreateWithFlags(&h->sent[i], cudaEventDisableTiming));
+        CUDA(cudaEventRecord(h->sent[i], STREAM));
+    }
+    CUDA(cudaMallocHost((void **)&h->inputs_of_step, sizeof(StepInputs)));
+    CUDA(cudaMallocHost((void **)&h->results, sizeof(StepResults)));
+    h->seen = (int *)memory_allocate(g->config.V * sizeof(int));
+    h->prepared = -1;
+}
 static void gpt_allocate(Gpt *g) {
     tensors_make(g, PRECISION, NULL);
     g->scales = (Fp8Scale *)memory_allocate(g->scale_count * sizeof(Fp8Scale));
@@ -2504,6 +2531,7 @@ static void gpt_allocate(Gpt *g) {
     emulation.a = g->emulate_a, emulation.b = g->emulate_b, emulation.sums = g->emulate_sums;
     attention_init();
     g->loss_scaling[0] = 1;
+    if (g->training) step_host_make(g);
 }
 
 // Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
@@ -2774,7 +2802,7 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
 }
 
 // Sum of the losses of tokens [B, n] against targets, without gradients; both on the host.
-static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n) {
+static double gpt_loss(Gpt *g, const int *tokens, const int *targets, int B, int n) {
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
     StepResults results;
     device_write(in.tokens, tokens, (size_t)B * n * sizeof(int));
@@ -2783,6 +2811,15 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     gpt_forward_device(g, B, n, 0);
     device_read(&results, g->step_results, sizeof(results));
     return results.loss;
+}
+
+// The logits [V] of the last of n tokens at positions pos .. pos+n; all on the host.
+static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos) {
+    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
+    device_write(in.tokens, tokens, n * sizeof(int));
+    gpt_forward_blocks(g, in.tokens, 1, n, pos);
+    head_forward(g, g->logits, n - 1, 1);
+    device_read(logits, g->logits, g->config.V * sizeof(float));
 }
 
 // Gradients of everything below the head, added to g->grad. Runs after gpt_forward_device() with grads.
@@ -2852,6 +2889,10 @@ static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t
     RUN(norm_kernel, ceil_div(chunks * 16, THREADS), sums, grad, n, in);
     LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, r, sums, chunks, in);
 }
+
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay;
+} AdamW;
 
 // Where several GPUs would add their gradients up, and take the maximum of their amax and the sums of their other statistics.
 static void gpt_reduce_ranks(Gpt *g) { (void)g; }
@@ -2926,6 +2967,147 @@ static void loss_scale_update(Gpt *g, int overflow) {
     else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
 }
 
+// ---- a step
+typedef struct Run Run;                                               // what one call of the program works with (section 12)
+static void run_batch(Run *r, long index, int *tokens, int *targets); // micro-batch `index`, counted from the first step on
+typedef struct {
+    long index, update;      // of this step, from 0; of AdamW's update in it, from 1
+    int micro_batches, last; // last: of the run
+    long tokens;             // of all micro-batches
+    double grad_clip;        // largest norm; 0: no clipping
+    AdamW adamw;
+} Step;
+typedef struct {
+    double loss, norm;     // mean over the tokens; of the unscaled gradient
+    int skipped;           // the loss scale was too high, so that the weights stay
+    const char *nonfinite; // what is not finite, so that the run has to end; or NULL
+} StepOutcome;
+
+// A step has three phases on the device. From the second step on each is a CUDA graph: what changes from step to step lies in
+// buffers that are written before.
+static void phase_work(Gpt *g, int phase) {
+    if (phase == PHASE_REFRESH) g->weights_ready = 0, gpt_refresh_weights(g);
+    else if (phase == PHASE_MICRO_BATCH) gpt_forward_device(g, g->B, g->config.T, 1), gpt_backward(g, g->B, g->config.T);
+    else {
+        gpt_reduce_ranks(g);
+        gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
+        scale_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count, NOPERAND);
+        adamw_update(g);
+    }
+}
+static void graphs_drop(StepHost *h) {
+    for (int i = 0; i < PHASES; i++) {
+        if (h->graphs[i]) CUDA(cudaGraphExecDestroy(h->graphs[i]));
+        h->graphs[i] = NULL;
+    }
+    h->graph_passes = 0;
+}
+static void phase_run(Gpt *g, int phase, int as_graph) {
+    StepHost *h = &g->host;
+    cudaGraph_t graph;
+    if (!as_graph) return phase_work(g, phase);
+    if (!h->graphs[phase]) {
+        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed)); // a library may still load a kernel
+        h->graph_passes -= quantise_passes;
+        machine.captures = 1, phase_work(g, phase), machine.captures = 0;
+        h->graph_passes += quantise_passes;
+        CUDA(cudaStreamEndCapture(STREAM, &graph));
+        CUDA(cudaGraphInstantiate(&h->graphs[phase], graph, 0));
+        CUDA(cudaGraphDestroy(graph));
+    }
+    CUDA(cudaGraphLaunch(h->graphs[phase], STREAM));
+    g->weights_ready = phase != PHASE_UPDATE; // as phase_work() leaves it
+}
+
+// Micro-batch `index` into one of two buffers; the other may still be on its way to the device.
+static void batch_prepare(Gpt *g, Run *run, long index) {
+    StepHost *h = &g->host;
+    const Inputs in = inputs_at(h->inputs[index % 2], gpt_rows(g));
+    if (h->prepared == index) return;
+    h->prepared = index;
+    CUDA(cudaEventSynchronize(h->sent[index % 2]));
+    run_batch(run, index, in.tokens, in.targets);
+    *in.count = token_buckets(in.order, in.buckets, h->seen, in.tokens, g->B * g->config.T, g->config.V);
+}
+static void batch_send(Gpt *g, long index) {
+    const size_t bytes = INPUTS(gpt_rows(g)) * sizeof(int);
+    CUDA(cudaMemcpyAsync(g->inputs, g->host.inputs[index % 2], bytes, cudaMemcpyHostToDevice, STREAM));
+    CUDA(cudaEventRecord(g->host.sent[index % 2], STREAM));
+}
+
+// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A non-finite loss or gradient ends it
+// before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
+static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
+    StepHost *h = &g->host;
+    StepInputs *in = h->inputs_of_step;
+    const AdamW *a = &s->adamw;
+    const float loss_scale = g->loss_scaling[0];
+    const int as_graph = h->warm && g->record == RECORD_STATS;
+    if (h->graphs_own_amax != g->own_amax) graphs_drop(h), h->graphs_own_amax = g->own_amax; // other kernels than before
+    in->lr = a->lr, in->beta1 = a->beta1, in->beta2 = a->beta2, in->eps = a->eps, in->weight_decay = a->weight_decay;
+    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update)), in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
+    in->grad_scale = loss_scale / (float)s->tokens, in->loss_scale = loss_scale, in->grad_clip = s->grad_clip;
+    CUDA(cudaMemcpyAsync(g->step_inputs, in, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
+    device_zero(g->step_results, sizeof(StepResults));
+    device_zero(g->grad, g->param_count * sizeof(float));
+    if (!g->weights_ready) phase_run(g, PHASE_REFRESH, as_graph);
+    for (int micro = 0; micro < s->micro_batches; micro++) {
+        batch_prepare(g, run, s->index * s->micro_batches + micro);
+        batch_send(g, s->index * s->micro_batches + micro);
+        phase_run(g, PHASE_MICRO_BATCH, as_graph);
+    }
+    phase_run(g, PHASE_UPDATE, as_graph);
+    CUDA(cudaMemcpyAsync(h->results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost, STREAM));
+    if (!s->last) batch_prepare(g, run, (s->index + 1) * s->micro_batches); // while the device works
+    device_wait();
+    h->warm = 1, h->graph_steps += as_graph;
+    StepOutcome r = {h->results->loss / s->tokens, h->results->norm, !isfinite(h->results->norm), NULL};
+    if (!isfinite(r.loss)) r.nonfinite = "the loss is";
+    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1)) r.nonfinite = "the gradient is";
+    else if (h->results->nonfinite) r.nonfinite = "weights after the update are";
+    if (r.nonfinite) return r;
+    if (g->own_amax) gpt_scales_read(g); // which have a history now?
+    loss_scale_update(g, r.skipped || h->results->cut);
+    return r;
+}
+
+// ---- what the program asks for. Options of the GPU, beside those of the C file:
+#define ISA_NAME      "CUDA"
+#define BACKEND       "an NVIDIA GPU"
+#define BACKEND_HELP  "The first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n"
+#define BACKEND_LINES (PRODUCTS_MAX * 64)
+// clang-format off
+#define BACKEND_OPTIONS(X) \
+    X(MAYBE, emulate, 0, "emulate", FP8 | FREE, 0, 1, "0", "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
+    X(CHOICE, attention, 0, "attention", FREE, 0, 0, "auto", "auto own cudnn: whose attention; auto: cuDNN's where it takes the shape") \
+    X(MAYBE, tune, 0, "tune", FREE, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run")
+// clang-format on
+
+// ---- program begins
+// The program around the trainer: from here to the line `program ends` train_gpt_fp8.c and train_gpt_fp8.cu have the same text.
+// What differs between a CPU and a GPU goes through these, which each file defines by itself:
+//   device_read, device_write   copy between the host's memory and the model's
+//   gpt_step, gpt_loss, gpt_logits, gpt_scales_read, gpt_scales_write   the model's side of them
+//   BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES, ISA_NAME     names, options of its own and room for their lines
+//   backend_limits    refuses a shape that the kernels do not take
+//   backend_open      finds the device, before anything is allocated
+//   memory_check      refuses a model that does not fit
+//   backend_start     sets the device to work
+//   backend_ready     the model is there: adds lines to the options that the log and the state hold
+//   backend_header    the log's lines about the machine;  backend_note: what the user has to know beside them
+//   backend_resumed   what a log says again after a resume
+//   backend_speed, backend_summary   speed of a step; memory at the end
+static void backend_limits(const Config *c, long batch, int from_options);
+static void backend_open(Run *r);
+static MemoryPlan memory_check(Gpt *g);
+static void backend_start(Run *r);
+static void backend_ready(Run *r);
+static void backend_header(FILE *f, const Run *r);
+static void backend_note(const Run *r);
+static void backend_resumed(Run *r);
+static const char *backend_speed(double gflops, char *out);
+static void backend_summary(const Run *r);
+
 // ==== 8. data ========================================================================================================
 // A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is T inputs
 // and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
@@ -2964,7 +3146,7 @@ static File file_open(const char *path, int optional) { // optional: it need not
 // Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every block but the last is a
 // multiple of 8 bytes, as checksum() needs.
 static const unsigned char *file_block(const File *f, size_t at, size_t end, size_t *n) {
-    static unsigned char block[1 << 16];
+    static unsigned char block[1 << 16] __attribute__((aligned(8)));
     *n = MIN(end - at, sizeof(block));
     file_read(f, at, block, *n);
     return block;
@@ -2985,6 +3167,11 @@ static char *text_read(const char *path) {
     file_read(&f, 0, text, f.bytes);
     close(f.fd);
     return text;
+}
+
+static void text_free(char *text) {
+    memory_taken -= strlen(text);
+    free(text);
 }
 
 // The value of a header line, copied to out[PATH_MAX]; empty if there is none.
@@ -3211,7 +3398,7 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
         }
         v->counted += bytes, nats += x[2], row++;
     }
-    free(text);
+    text_free(text);
     v->floor = row == v->rows ? nats / v->counted : 0;
     return row > 0 && row == v->rows;
 }
@@ -3302,6 +3489,7 @@ typedef struct {
 typedef struct {
     SectionHeader header;
     void *data;
+    int on_device;
 } Section;
 typedef struct {
     int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
@@ -3313,17 +3501,16 @@ static void state_header(uint64_t *h) {
     h[7] = checksum(0, fields, sizeof(fields));
 }
 
-// The sections: the one table for writing, checking and reading a state; without their checksums. The moments' data is on the
-// device.
+// The sections: the one table for writing, checking and reading a state; without their checksums.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0, scales = g->scale_count;
     const Section table[SECTIONS] = {
-        {{"options", DTYPE_E4M3, text, 1, text, 0}, options},
-        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p},
-        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m},
-        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v},
-        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales},
-        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling},
+        {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
+        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
+        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m, 1},
+        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v, 1},
+        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales, 0},
+        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -3353,17 +3540,46 @@ static void file_commit(FILE *f, const Directory *d, const char *name) {
     fsync(d->fd);
 }
 
+// Continues a checksum over memory of the host or of the device, and writes it to a file unless that is NULL.
+static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t bytes, int on_device) {
+    static unsigned char block[1 << 16]; // a multiple of 8 bytes, as checksum() needs
+    for (size_t at = 0, n; at < bytes; at += n) {
+        const unsigned char *from = (const unsigned char *)data + at;
+        n = MIN(bytes - at, sizeof(block));
+        if (on_device) device_read(block, from, n);
+        sum = checksum(sum, on_device ? block : from, n);
+        if (f) fwrite(on_device ? block : from, 1, n, f);
+    }
+    return sum;
+}
+// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the device.
+static int floats_nonfinite(const float *x, size_t n) {
+    uint32_t largest = 0; // bits of the largest |x|
+    for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
+    return largest >= 0x7f800000;
+}
+static int tensor_nonfinite(const void *x, Dtype dtype, size_t n) {
+    float floats[4096];
+    stored_t stored[4096];
+    for (size_t at = 0, m; at < n; at += m) {
+        m = MIN(n - at, 4096);
+        const void *from = (const char *)x + at * dtype_size[dtype];
+        if (dtype == DTYPE_FP32) device_read(floats, from, m * sizeof(float));
+        else device_read(stored, from, m * sizeof(stored_t));
+        for (size_t i = 0; dtype != DTYPE_FP32 && i < m; i++) floats[i] = float_from_stored(stored[i]);
+        if (floats_nonfinite(floats, m)) return 1;
+    }
+    return 0;
+}
+
 // Writes the master weights; returns the file's checksum.
 static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     const Config *c = &g->config;
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
     FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
-    float *master = (float *)device_fetch(g->master, g->param_count * 4);
-    fwrite(master, 4, g->param_count, f);
+    const uint64_t sum = memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
     file_commit(f, d, name);
-    const uint64_t sum = checksum(checksum(0, header, sizeof(FileHeader)), master, g->param_count * 4);
-    free(master);
     return sum;
 }
 
@@ -3392,25 +3608,28 @@ static Config model_check(const File *f, uint64_t *sum) {
     return c;
 }
 
-// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
+// Loads a checked model file. Its context may be longer than g's: the first positions are taken. Rows of the padded vocabulary
+// become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
+    const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C; // of wte's elements
     size_t at = sizeof(FileHeader);
-    float *master = (float *)memory_allocate(g->param_count * 4);
+    float block[1 << 14];
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t n = s->layers * s->rows * s->cols, width = f->header[1] == 3 ? 4 : 2;
-        float *w = master + s->offset;
-        if (width == 4) file_read(f, at, w, n * 4);
-        for (size_t done = 0, part; width == 2 && done < 2 * n; done += part) {
-            const unsigned char *block = file_block(f, at + done, at + 2 * n, &part);
-            for (size_t i = 0; i < part; i += 2) *w++ = float_from_bf16((uint16_t)(block[i] | block[i + 1] << 8));
+        const size_t n = s->layers * s->rows * s->cols;
+        for (size_t done = 0, part; done < n; done += part) {
+            size_t bytes;
+            const unsigned char *from = file_block(f, at + done * width, at + n * width, &bytes);
+            part = bytes / width;
+            if (width == 4) memcpy(block, from, bytes);
+            for (size_t i = 0; width == 2 && i < part; i++)
+                block[i] = float_from_bf16((uint16_t)(from[2 * i] | from[2 * i + 1] << 8));
+            for (size_t i = 0; id == WTE && i < part; i++)
+                if (done + i >= real) block[i] = 0;
+            device_write(g->master + s->offset + done, block, part * sizeof(float));
         }
         at += (id == WPE ? f->header[2] * s->cols : n) * width;
     }
-    const size_t C = g->config.C, V = g->config.V, Vp = g->config.Vp;
-    memset(master + V * C, 0, (Vp - V) * C * 4);
-    device_write(g->master, master, g->param_count * 4);
-    free(master);
     g->weights_ready = 0;
 }
 
@@ -3419,17 +3638,15 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     StateHeader header;
     gpt_scales_read(g);
     state_sections(g, progress, options, s), state_header(header);
-    for (int i = SECTION_M; i <= SECTION_V; i++) s[i].data = device_fetch(s[i].data, s[i].header.bytes);
     FILE *f = file_begin(d, name);
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *h = &s[i].header;
-        h->checksum = checksum(checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes);
+        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes, s[i].on_device);
         fwrite(h, sizeof(*h), 1, f);
-        fwrite(s[i].data, 1, h->bytes, f);
+        memory_save(f, 0, s[i].data, h->bytes, s[i].on_device);
     }
     file_commit(f, d, name);
-    free(s[SECTION_M].data), free(s[SECTION_V].data);
 }
 
 // A state file whose header and every section's checksum were found right, before anything is taken from it.
@@ -3471,12 +3688,6 @@ static void state_check(StateFile *f) {
     file_read(&f->file, f->at[1], &f->progress, sizeof(Progress));
 }
 
-static int floats_nonfinite(const float *x, size_t n) {
-    uint32_t largest = 0; // bits of the largest |x|
-    for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
-    return largest >= 0x7f800000;
-}
-
 // Moves a checked state into the model: moments (where it trains), scales, histories, loss scale. The checksums were right, so what
 // remains to be checked is that training can have made these numbers.
 static void state_load(Gpt *g, const StateFile *f) {
@@ -3488,12 +3699,12 @@ static void state_load(Gpt *g, const StateFile *f) {
         const SectionHeader *want = &s[i].header, *h = &f->header[i];
         EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
                f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
-        if (!s[i].data) continue;
-        const int on_device = i == SECTION_M || i == SECTION_V;
-        void *data = on_device ? memory_allocate(h->bytes) : s[i].data;
-        file_read(&f->file, f->at[i], data, h->bytes);
-        wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((float *)data, h->bytes / 4);
-        if (on_device) device_write(s[i].data, data, h->bytes), free(data);
+        for (size_t at = 0, n; s[i].data && at < h->bytes; at += n) {
+            const unsigned char *block = file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
+            wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
+            if (s[i].on_device) device_write((char *)s[i].data + at, block, n);
+            else memcpy((char *)s[i].data + at, block, n);
+        }
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
@@ -3624,8 +3835,7 @@ static int log_validation(const char **at, double *row, double step) {
 
 // What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
 // resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
-// GPU: the C file has not got it, nor has a state of its.
-enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
+enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
 // The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
 // CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
@@ -3666,10 +3876,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; here without effect") \
-    X(MAYBE, emulate, 0, "emulate", FP8 | FREE | GPU, 0, 1, "0", "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
-    X(CHOICE, attention, 0, "attention", FREE | GPU, 0, 0, "auto", "auto own cudnn: whose attention; auto: cuDNN's where it takes the shape") \
-    X(MAYBE, tune, 0, "tune", FREE | GPU, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
+    BACKEND_OPTIONS(X) \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
     X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets of --scaling, --formats, --amax-history; later options override") \
     X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", RULES ": from amax's history, own amax, 1, fixed (static=S), in blocks") \
@@ -3692,7 +3900,6 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, GPU = 16 };
     X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "steps between SQNRs in these rows, which cost a pass; 0: none") \
     X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
-    X(FLAG, explain, 0, "explain", FP8 | CALL, 0, 1, "0", "print what every product reads, and stop") \
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
@@ -3767,8 +3974,8 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
 
 static void options_help(void) {
     static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD"};
-    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME
-           " on an NVIDIA GPU. With no option: a byte-level model on the embedded corpus.\n"
+    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on " BACKEND
+           ". With no option: a byte-level model on the embedded corpus.\n"
            "In [brackets] the default; * marks what a resume may change.\n\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
@@ -3779,8 +3986,8 @@ static void options_help(void) {
         if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
         printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
     }
-    printf("\nThe first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n");
-    printf("Exit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n");
+    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n",
+           BACKEND_HELP);
 }
 
 // What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
@@ -3790,8 +3997,9 @@ static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED,
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
-    Options o = {};
-    struct option longs[OPTION_COUNT + 1] = {};
+    Options o;
+    struct option longs[OPTION_COUNT + 1];
+    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
     char shorts[4 * OPTION_COUNT + 2] = "+:";
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
@@ -3830,7 +4038,7 @@ static Options options_parse(int argc, char **argv, int *given) {
 
 // Options as `# name<TAB>value` lines: what the log, the state and the screen show.
 static char *options_lines(const Options *o) {
-    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + PRODUCTS_MAX * 64), value[PATH_MAX], *end = text;
+    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + BACKEND_LINES), value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
             end += sprintf(end, "# %s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
@@ -3844,8 +4052,7 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
         if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
-        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
-            continue; // an older state, or one of the C file
+        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT) continue; // another backend's state
         option_set(&theirs, s, value, path);
         option_text(&theirs, s, theirs_text), option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
@@ -3931,28 +4138,8 @@ static Config options_config(const Options *o, int depth, int V) {
     const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
     const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
     EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
-    return {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
-}
-// What the kernels ask of a shape; named: it comes from options, which then are told what would do.
-static void options_shape(const Config *c, long batch, int named) {
-    const int C = c->C, NH = c->NH, hs = C / NH;
-    char hint[256] = "";
-    int low = 0, high = 0, heads = 0; // the nearest channels for these heads, heads for these channels
-    for (int n = 16 * NH; n <= MIN(128 * NH, CHANNELS_MAX); n += 16 * NH) {
-        if (n <= C) low = n;
-        else if (!high) high = n;
-    }
-    for (int n = 1; n <= C; n++)
-        if (C % (16 * n) == 0 && C <= 128 * n && (!heads || abs(n - NH) < abs(heads - NH))) heads = n;
-    if (named && heads) snprintf(hint, sizeof(hint), "; --heads %d would do", heads);
-    if (named && (low || high))
-        snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), "; for %d head%s the nearest: --channels %d", NH,
-                 NH > 1 ? "s" : "", low ? low : high);
-    if (named && low && high) snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), " or %d", high);
-    EXPECT(hs % 16 == 0 && hs <= 128, "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d head%s are %d%s",
-           C, NH, NH > 1 ? "s" : "", hs, hint);
-    EXPECT(C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, C);
-    EXPECT(batch * NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * NH);
+    const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
+    return c;
 }
 
 // ==== 12. training loop ==============================================================================================
@@ -3970,14 +4157,6 @@ static void on_illegal(int signal_number) {
 }
 
 static double mib(size_t bytes) { return bytes / 1048576.0; }
-
-// Refuses a model that does not fit, before anything is allocated.
-static MemoryPlan memory_check(Gpt *g) {
-    const MemoryPlan plan = memory_plan(g);
-    EXPECT(plan.total <= machine.available, "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e%s",
-           mib(plan.total), machine.name, mib(machine.available), cudnn_bytes() ? ", or --attention own" : "");
-    return plan;
-}
 
 // Makes a directory and its parents.
 static void directory_make(char *path) {
@@ -4029,39 +4208,30 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
     }
 }
 
-// Of a tensor of fp32 or the stored type on the device, fetched: this runs once, at the end.
-template <class T> static int tensor_nonfinite(const T *x, size_t n) {
-    T *fetched = (T *)device_fetch(x, n * sizeof(T));
-    size_t i = 0;
-    while (i < n && float_is_finite(sizeof(T) == sizeof(stored_t) ? float_from_stored(fetched[i]) : fetched[i])) i++;
-    free(fetched);
-    return i < n;
-}
-
 // Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they are made (those that others
 // would show are left out), then gradients from the top down, then losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
-    const int L = g->config.L, R = g->B * g->config.T; // rows that count
-    const size_t RC = gpt_rows(g) * g->config.C;
+    const int L = g->config.L;
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C; // rows that count, elements that lie there
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
         const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC, g->fc + l * 4 * RC, g->lnf};
         static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
         static const int wide[] = {1, 3, 1, 4, 1};
         for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
-            if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], (size_t)wide[i] * R * g->config.C))
+            if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], STORED, wide[i] * R * C))
                 return (void)snprintf(out, 256, "activation %s of layer %d", names[i], l);
     }
     for (int l = g->grad ? L - 1 : -1; l >= 0; l--)
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), s->rows * s->cols))
+            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32, s->rows * s->cols))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
-    strcpy(out, tensor_nonfinite(g->losses, R)                ? "the losses"
-                : tensor_nonfinite(g->master, g->param_count) ? "weights"
-                                                              : "none; the sum of squares overflowed");
+    strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R)                ? "the losses"
+                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count) ? "weights"
+                                                                          : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
@@ -4096,9 +4266,8 @@ static void scale_table_print(const Gpt *g) {
     free(shown);
 }
 
-enum { PHASE_REFRESH, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES }; // of a step on the device
 // Everything that one call of the program works with.
-typedef struct {
+struct Run {
     Options o;
     int given[OPTION_COUNT], prompts, trains; // neither: --eval
     Gpt g;
@@ -4113,19 +4282,9 @@ typedef struct {
     char model[PATH_MAX]; // file that it starts from; "": new weights
     File model_file;
     Directory dir;
-    char attention[64];        // whose it is: own, or cuDNN and its version
-    const char *attention_why; // what cuDNN said if it was asked and did not take it
-    char *option_lines;        // what the state holds
+    char *option_lines; // what the state holds
     FILE *log, *scales;
-    int *inputs[2], *seen; // of a micro-batch, for the device, in turn; [V] scratch
-    long prepared;         // the micro-batch that was made last
-    cudaEvent_t sent[2];   // the device has them
-    StepInputs *step_inputs;
-    StepResults *step_results;
-    cudaGraphExec_t graphs[PHASES]; // what a step consists of, from the second on
-    int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
-    long graph_steps, graph_passes; // steps that were graphs; quantising passes in each, apart from kernels that make operands
-} Run;
+};
 
 // Ends the program and says what is not finite, where that began, and which checkpoint is left.
 __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const char *what) {
@@ -4142,9 +4301,8 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     Gpt *g = &r->g;
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
-    const Inputs in = inputs_at(g->inputs, gpt_rows(g));
-    float *logits = (float *)memory_allocate(V * sizeof(float));
     int *all = (int *)memory_allocate((strlen(text) + T + 3) * sizeof(int));
+    float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
     int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
@@ -4154,10 +4312,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
             memmove(context, context + length - half, half * sizeof(int));
             length = half, pos = 0;
         }
-        device_write(in.tokens, context + pos, (length - pos) * sizeof(int));
-        gpt_forward_blocks(g, in.tokens, 1, length - pos, pos);
-        head_forward(g, g->logits, length - pos - 1, 1);
-        device_read(logits, g->logits, V * sizeof(float));
+        gpt_logits(g, logits, context + pos, length - pos, pos);
         if (floats_nonfinite(logits, V)) run_nonfinite(r, r->progress.step, "the logits of a sample are");
         pos = length;
         context[length] = sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
@@ -4172,7 +4327,7 @@ static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
     double sum = 0;
     for (long row = 0; row < v->rows; row += r->g.B)
-        sum += gpt_forward(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
+        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
@@ -4183,30 +4338,15 @@ static double run_validate(Run *r, long step) {
     return loss;
 }
 
-// A log names attention in its header; where a resume has another than the rows before it, that is said again, from there on.
-static void log_attention(const Run *r) {
-    char path[PATH_MAX], line[128];
-    path_print(path, "%s/log.tsv", r->dir.path);
-    char *text = text_read(path);
-    const char *last = "";
-    for (const char *at = text; (at = strstr(at, "# attention_by\t")) != NULL; at++) last = at;
-    snprintf(line, sizeof(line), "# attention_by\t%s\n", r->attention);
-    if (strncmp(last, line, strlen(line))) fputs(line, r->log);
-    free(text);
-}
-
 // What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what the screen shows first.
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
     char *text;
-    const int g_emulates = IS_FP8 && gpt_emulates(&r->g);
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n# threads\t1\n", NUMERICS_VERSION);
-    fprintf(f, "# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n", machine.name, machine.sm, machine.driver / 1000,
-            machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10, cublasLtGetVersion(),
-            g_emulates ? ", FP8 products emulated" : "");
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n", NUMERICS_VERSION);
+    backend_header(f, r);
     fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
             c->C, c->T, c->V, c->Vp, r->g.param_count);
     fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
@@ -4219,79 +4359,6 @@ static char *run_header(const Run *r) {
             mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
-}
-
-// --explain: the rule of every role; then for every product its shape, its operands as they are read, their bytes, and who makes
-// these: of linear layers (those in a row that --bf16 treats alike together), the head, and attention, over all heads (of its
-// operands those that are whole in memory: the probabilities p and the scores' gradients ds never are).
-static void run_explain(const Run *r) {
-    static const char *const rules[] = {"history of amax", "own amax", "1", "fixed"}, *const formats[] = {"E4M3", "E5M2"};
-    static const int operands[NPRODUCT][2] = {{OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
-    static const struct {
-        const char *name, *operands, *maker;
-        int over_keys, whole; // columns are keys and K a head's channels, or the other way round; operands that lie in memory
-    } attention[] = {{"scores", "q, k", "qkv's fprop", 1, 2},
-                     {"att", "p, v", "softmax of scores; qkv's fprop", 0, 1},
-                     {"dp", "datt, v", "attproj's dgrad; qkv's fprop", 1, 2},
-                     {"dv", "p, datt", "scores again; attproj's dgrad", 0, 1},
-                     {"dq", "ds, k", "softmax's backward pass; qkv's fprop", 0, 1},
-                     {"dk", "ds, q", "softmax's backward pass; qkv's fprop", 0, 1}};
-    static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-34s %-5s %10zu  %s\n";
-    const Gpt *g = &r->g;
-    const size_t C = g->config.C, R = (size_t)g->B * g->config.T, L = g->config.L, T = g->config.T, hs = C / g->config.NH;
-    const size_t in[] = {C, C, C, 4 * C, C}, out[] = {3 * C, C, 4 * C, C, (size_t)g->config.Vp};
-    for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe *q = &g->recipes[i];
-        printf("%-2s  %s, scale = ", operand_name[i], formats[q->format == DTYPE_E5M2]);
-        if (q->rule == SCALING_NONE || q->rule == SCALING_STATIC) printf("%g\n", q->rule == SCALING_STATIC ? q->fixed : 1);
-        else {
-            printf("%g / 2^%d / amax", fp8_format(q->format).max, q->margin);
-            if (q->power2) printf(", %s", q->power2 == 2 ? "by amax's exponent alone (OCP)" : "rounded down to a power of two");
-            if (q->rule == SCALING_DELAYED) printf("; amax: %s of %d steps\n", q->use_max ? "max" : "last", q->history_len);
-            else printf("; amax: of %s itself\n", recipe_blocks(q) ? "the block" : "the tensor");
-        }
-    }
-    printf(
-        "\nlayer   matrix  product        M       N       K  operand format scale                              sums       bytes  "
-        "made by\n");
-    for (size_t l = 0, next; l <= L; l = next) {
-        for (next = l + 1; next < L && !memcmp(g->bf16[next], g->bf16[l], NLIN); next++) {}
-        for (int row = 0; row < (l == L ? 1 : NLIN) * NPRODUCT * 2; row++) {
-            const int i = l == L ? NLIN : row / 2 / NPRODUCT, p = row / 2 % NPRODUCT, o = operands[p][row % 2];
-            const size_t M = p == WGRAD ? out[i] : R, N = p == FPROP ? out[i] : in[i], K = p == WGRAD ? R : in[i] * out[i] / N;
-            const int fp8 = i == NLIN ? g->fp8_head : !(g->bf16[l][i] >> p & 1);
-            const ScalingRecipe *q = i == NLIN && o == OPERAND_DY ? &g->head_dy_recipe : &g->recipes[o];
-            const int blocks = recipe_blocks(q), dgrad8 = i == NLIN || !(g->bf16[l][i] >> DGRAD & 1);
-            const int along = MIN((size_t)q->along, K), across = MIN((size_t)q->across, row % 2 ? N : M);
-            const char *maker = fp8 ? product_name[o == OPERAND_X ? FPROP : blocks || !dgrad8 ? p : DGRAD] : "stored so";
-            const int again = i < NLIN && fp8 && p == WGRAD && o == OPERAND_X && (g->recompute || i == LIN_ATTPROJ);
-            if (again) maker = "the backward pass, again";
-            if (o == OPERAND_W) maker = "gpt_refresh_weights(), once a step";
-            char where[32], rule[64] = "none needed";
-            if (fp8 && blocks) snprintf(rule, sizeof(rule), "own amax of %d x %d, 2^n", across, along);
-            else if (fp8 && q == &g->head_dy_recipe) snprintf(rule, sizeof(rule), "of the loss scale, 2^n");
-            else if (fp8) snprintf(rule, sizeof(rule), "%s, one a tensor%s", rules[q->rule], q->power2 ? ", 2^n" : "");
-            const ScalingRecipe *x = &g->recipes[OPERAND_X], *w = &g->recipes[OPERAND_W];
-            const int emulated =
-                r->o.emulate || recipe_blocks(x) || recipe_blocks(w) || (x->format == w->format && x->format == DTYPE_E5M2);
-            snprintf(where, sizeof(where), next > l + 1 ? "%zu-%zu" : l == L ? "-" : "%zu", l, next - 1);
-            printf(line, where, linear_name[i], product_name[p], M, N, K, operand_name[o],
-                   fp8 ? formats[q->format == DTYPE_E5M2] : "bf16", rule, fp8 && p == FPROP && !emulated ? "short" : "fp32",
-                   (row % 2 ? N : M) * K * (fp8 ? 1 : 2), maker);
-        }
-    }
-    for (size_t i = 0; i < sizeof(attention) / sizeof(attention[0]); i++) {
-        const size_t N = attention[i].over_keys ? T : hs, K = attention[i].over_keys ? hs : T;
-        printf(line, "all", "heads", attention[i].name, T, N, K, attention[i].operands, "bf16", "none needed", "fp32",
-               g->B * C * T * attention[i].whole * 2, attention[i].maker);
-    }
-    printf(
-        "\nSums: in fp32, of linear layers by cuBLASLt, of attention by this file (or cuDNN); short: with Hopper's shorter\n"
-        "accumulator (fast accumulation) for the whole of K, as in Transformer Engine; other FP8 products promote what it sums to\n"
-        "fp32. Products that the GPU lacks (section 4), or all with --emulate, are computed from the same bytes in bf16. The\n"
-        "head's are in slabs of %d rows. fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A history of\n"
-        "no step yet: the tensor's own amax.\n",
-        HEAD_ROWS);
 }
 
 // What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
@@ -4317,7 +4384,7 @@ static void run_logs_compare(Run *r) {
         char *mine = text_read(path);
         EXPECT(mine, "%s: the run's log is missing; bring it back, or begin another run with its model (-e)", path);
         different = run_difference(r, mine);
-        free(mine);
+        text_free(mine);
         EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
     }
     r->baseline_dir = asked ? asked : "log/fp16";
@@ -4329,137 +4396,31 @@ static void run_logs_compare(Run *r) {
     EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
     if (different || !strcmp(r->baseline_dir, r->dir.path)) return;
     r->baseline = r->baseline_at = text;
+    memory_taken += strlen(text); // of our own log, as long, which run_summary() reads
 }
 
-// ---- a step on the device, in three phases. From the second step on each is a CUDA graph: what changes from step to step lies in
-// buffers that are written before.
-static void phase_work(Gpt *g, int phase) {
-    if (phase == PHASE_REFRESH) g->weights_ready = 0, gpt_refresh_weights(g);
-    else if (phase == PHASE_MICRO_BATCH) gpt_forward_device(g, g->B, g->config.T, 1), gpt_backward(g, g->B, g->config.T);
-    else {
-        gpt_reduce_ranks(g);
-        gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
-        scale_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count, NOPERAND);
-        adamw_update(g);
-    }
+static void run_batch(Run *r, long index, int *tokens, int *targets) {
+    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B, r->g.config.T);
 }
-static void graphs_drop(Run *r) {
-    for (int i = 0; i < PHASES; i++) {
-        if (r->graphs[i]) CUDA(cudaGraphExecDestroy(r->graphs[i]));
-        r->graphs[i] = NULL;
-    }
-    r->graph_passes = 0;
-}
-static void phase_run(Run *r, int phase, int as_graph) {
-    cudaGraph_t graph;
-    if (!as_graph) return phase_work(&r->g, phase);
-    if (!r->graphs[phase]) {
-        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed)); // a library may still load a kernel
-        r->graph_passes -= quantise_passes;
-        machine.captures = 1, phase_work(&r->g, phase), machine.captures = 0;
-        r->graph_passes += quantise_passes;
-        CUDA(cudaStreamEndCapture(STREAM, &graph));
-        CUDA(cudaGraphInstantiate(&r->graphs[phase], graph, 0));
-        CUDA(cudaGraphDestroy(graph));
-    }
-    CUDA(cudaGraphLaunch(r->graphs[phase], STREAM));
-    r->g.weights_ready = phase != PHASE_UPDATE; // as phase_work() leaves it
-}
-
-// Micro-batch `index`, counted from the first step on, into one of two buffers; the other may still be on its way to the device.
-static void batch_prepare(Run *r, long index) {
-    const Gpt *g = &r->g;
-    const int B = g->B, T = g->config.T;
-    const Inputs in = inputs_at(r->inputs[index % 2], gpt_rows(g));
-    if (r->prepared == index) return;
-    r->prepared = index;
-    CUDA(cudaEventSynchronize(r->sent[index % 2]));
-    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * B, in.tokens, in.targets, B, T);
-    *in.count = token_buckets(in.order, in.buckets, r->seen, in.tokens, B * T, g->config.V);
-}
-static void batch_send(Run *r, long index) {
-    const size_t bytes = INPUTS(gpt_rows(&r->g)) * sizeof(int);
-    CUDA(cudaMemcpyAsync(r->g.inputs, r->inputs[index % 2], bytes, cudaMemcpyHostToDevice, STREAM));
-    CUDA(cudaEventRecord(r->sent[index % 2], STREAM));
-}
-static void run_buffers(Run *r) {
-    for (int i = 0; i < 2; i++) {
-        CUDA(cudaMallocHost((void **)&r->inputs[i], INPUTS(gpt_rows(&r->g)) * sizeof(int)));
-        memset(r->inputs[i], 0, INPUTS(gpt_rows(&r->g)) * sizeof(int));
-        CUDA(cudaEventCreateWithFlags(&r->sent[i], cudaEventDisableTiming));
-        CUDA(cudaEventRecord(r->sent[i], STREAM));
-    }
-    CUDA(cudaMallocHost((void **)&r->step_inputs, sizeof(StepInputs)));
-    CUDA(cudaMallocHost((void **)&r->step_results, sizeof(StepResults)));
-    r->seen = (int *)memory_allocate(r->g.config.V * sizeof(int));
-    r->prepared = -1;
-}
-
-// --tune: one micro-batch whose results are dropped makes all products; what was chosen joins the lines that log and state hold.
-static void run_tune(Run *r) {
-    const StepInputs in = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1};
-    r->g.record = RECORD_NONE;
-    device_write(r->g.step_inputs, &in, sizeof(in));
-    device_zero(r->g.step_results, sizeof(StepResults));
-    device_zero(r->g.grad, r->g.param_count * sizeof(float));
-    batch_prepare(r, 0), batch_send(r, 0);
-    phase_run(r, PHASE_MICRO_BATCH, 0);
-    device_wait();
-    char *end = r->option_lines + strlen(r->option_lines);
-    for (int i = 0; i < product_count; i++) { // of how many algorithms which was chosen, by shape
-        const Product *p = &products[i];
-        end +=
-            sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "# tuned\t", p->key.M, p->key.N, p->key.K, p->chosen + 1, p->candidates);
-    }
-    sprintf(end, "\n");
-}
-
-// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. Returns the mean loss. A non-finite
-// loss or gradient ends the program before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
-static double run_step(Run *r, long step, double *norm_out, float *lr_out) {
-    Gpt *g = &r->g;
+// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the program.
+static double run_step(Run *r, long step, double *norm, float *lr) {
     const Options *o = &r->o;
-    const int micro_steps = o->total_batch / (g->B * g->config.T);
-    const float loss_scale = g->loss_scaling[0];
-    const long t = r->progress.updates + 1;
-    const int as_graph = r->warm && g->record == RECORD_STATS;
-    if (r->graphs_own_amax != g->own_amax) graphs_drop(r), r->graphs_own_amax = g->own_amax; // other kernels than before
-    StepInputs *in = r->step_inputs;
-    in->lr = *lr_out = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
-    in->beta1 = o->beta1, in->beta2 = o->beta2, in->eps = o->eps, in->weight_decay = o->weight_decay;
-    in->correct1 = 1.0 / (1.0 - power_int(in->beta1, t)), in->correct2 = 1.0 / (1.0 - power_int(in->beta2, t));
-    in->grad_scale = loss_scale / (float)o->total_batch, in->loss_scale = loss_scale, in->grad_clip = o->grad_clip;
-    CUDA(cudaMemcpyAsync(g->step_inputs, r->step_inputs, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
-    device_zero(g->step_results, sizeof(StepResults));
-    device_zero(g->grad, g->param_count * sizeof(float));
-    if (!g->weights_ready) phase_run(r, PHASE_REFRESH, as_graph);
-    for (int micro = 0; micro < micro_steps; micro++) {
-        batch_prepare(r, step * micro_steps + micro);
-        batch_send(r, step * micro_steps + micro);
-        phase_run(r, PHASE_MICRO_BATCH, as_graph);
-    }
-    phase_run(r, PHASE_UPDATE, as_graph);
-    CUDA(cudaMemcpyAsync(r->step_results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost, STREAM));
-    if (step + 1 < o->steps) batch_prepare(r, (step + 1) * micro_steps); // while the device works
-    device_wait();
-    r->warm = 1, r->graph_steps += as_graph;
-    const double loss = r->step_results->loss / o->total_batch, norm = r->step_results->norm;
-    const int overflow = !isfinite(norm), bad_loss = !isfinite(loss);
-    if (bad_loss || (overflow && !(PRECISION == PRECISION_FP16 && loss_scale > 1)))
-        run_nonfinite(r, step + 1, bad_loss ? "the loss is" : "the gradient is");
-    if (r->step_results->nonfinite) run_nonfinite(r, step + 1, "weights after the update are");
-    if (!overflow) r->progress.updates++;
-    if (g->own_amax) gpt_scales_read(g); // which have a history now?
-    loss_scale_update(g, overflow || r->step_results->cut);
-    *norm_out = norm;
-    return loss;
+    *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
+    const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
+    const int micro_batches = o->total_batch / (r->g.B * r->g.config.T);
+    const Step in = {step, (long)r->progress.updates + 1, micro_batches, step + 1 == o->steps, o->total_batch, o->grad_clip,
+                           adamw};
+    const StepOutcome results = gpt_step(&r->g, &in, r);
+    if (results.nonfinite) run_nonfinite(r, step + 1, results.nonfinite);
+    if (!results.skipped) r->progress.updates++;
+    *norm = results.norm;
+    return results.loss;
 }
 
 // The curves of this run and its baseline, then where everything is.
 static void run_summary(const Run *r, double val_loss, double seconds, long steps) {
     char text[PATH_MAX];
     const long step = r->progress.step;
-    struct rusage usage;
     if (IS_FP8) scale_table_print(&r->g);
     if (r->baseline[0]) {
         path_print(text, "%s/log.tsv", r->dir.path);
@@ -4471,15 +4432,9 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
             if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
                 printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
     }
-    getrusage(RUSAGE_SELF, &usage);
-    size_t free_now = 0, total;
-    CUDA(cudaMemGetInfo(&free_now, &total));
-    const double floor = r->validation.floor, used = mib(machine.available > free_now ? machine.available - free_now : 0);
-    printf("\n%ld steps in %s, device memory %.1f MiB (planned %.1f), the host's peak %.1f MiB\n", steps,
-           duration_text(seconds, text), used, mib(r->plan.total), usage.ru_maxrss / 1024.0);
-    printf("%ld of these steps were CUDA graphs", r->graph_steps);
-    if (IS_FP8 && r->graph_steps) printf(", each with %ld separate quantising passes", r->graph_passes);
-    printf("\n");
+    const double floor = r->validation.floor;
+    printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
+    backend_summary(r);
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
@@ -4516,13 +4471,13 @@ static int run_train(Run *r) {
         t = seconds_now() - t;
         r->progress.step = step;
 
-        char left[64], val_text[64] = "-";
+        char left[64], speed[64], val_text[64] = "-";
         const double each = (seconds_now() - begin) / (step - first); // seconds a step, with all that lies between steps
         const int width = 10 * step / o->steps;
         const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
-        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %.1f TFLOP/s%s\n", step, o->steps,
-               width, "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
-               gflops * 1e-3, norm - norm != 0 ? " | overflow: step skipped" : "");
+        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n", step, o->steps, width,
+               "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
+               backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
         if (step_is_due(o, step, o->val_every)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
@@ -4530,8 +4485,11 @@ static int run_train(Run *r) {
         fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
                 norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
         log_flush(r->log, &r->dir, 0);
-        if (IS_FP8 && step_is_due(o, step, o->scales_every))
-            gpt_scales_read(g), log_scales(r->scales, g, step), log_flush(r->scales, &r->dir, 0);
+        if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
+            gpt_scales_read(g);
+            log_scales(r->scales, g, step);
+            log_flush(r->scales, &r->dir, 0);
+        }
         if (step_is_due(o, step, o->sample_every)) {
             printf("--- a sample after step %ld\n", step);
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
@@ -4554,27 +4512,6 @@ static int run_train(Run *r) {
     gpt_scales_read(g);
     run_summary(r, val_loss, seconds_now() - begin, r->progress.step - first);
     return EXIT_DONE;
-}
-
-// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A resume takes what the run had
-// (own if its state names none, as those of the C file), unless --attention own or cudnn is given.
-static void attention_choose(Run *r) {
-    const Gpt *g = &r->g;
-    const int asked = r->o.attention, decides = r->given[option_index("attention")] && asked != ATTENTION_AUTO;
-    const int keeps = r->o.resume && !decides, done = r->progress.step >= r->o.steps;
-    char before[PATH_MAX] = "";
-    size_t total;
-    if (r->o.resume) text_value(r->state.options, "attention_by", before);
-    if (r->o.resume && !*before) strcpy(before, "own");
-    const int own = r->prompts || (keeps ? !strcmp(before, "own") : asked == ATTENTION_OWN);
-    strcpy(r->attention, "own");
-    const char *why = own ? "" : cudnn_plan(g->B, g->config.T, g->config.C, g->config.NH, g->training, r->attention);
-    EXPECT(keeps || asked != ATTENTION_CUDNN || !why || own, "option --attention: cuDNN does not take this run: %s", why);
-    EXPECT(!keeps || !r->trains || done || !strcmp(before, r->attention),
-           "%s: the run's attention was by %s; here it would be by %s, with other bits%s%s; to go on so, add --attention %s",
-           r->state.path, before, r->attention, why && *why ? ": " : "", why ? why : "", why ? "own" : "cudnn");
-    if (!own) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
-    r->attention_why = why ? why : "";
 }
 
 // Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
@@ -4614,7 +4551,7 @@ static void run_open(Run *r) {
         EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
-    options_shape(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
+    backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
@@ -4636,10 +4573,8 @@ static void run_open(Run *r) {
         dataset_windows(&r->val, "validation", o->seq_len, 1);
         r->validation = validation_open(&r->val, o->seq_len, o->val_rows);
     }
-    if (o->explain) return; // needs no GPU
-    machine_find(IS_FP8 && o->emulate, o->tune);
-    attention_choose(r);
     if (r->trains) run_logs_compare(r);
+    backend_open(r);
     r->plan = memory_check(&r->g);
     if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
 }
@@ -4656,6 +4591,7 @@ static void surroundings_init(void) {
     signal(SIGXFSZ, SIG_IGN), signal(SIGILL, on_illegal), atexit(output_check);
 }
 
+// The tests have a main() of their own.
 #ifndef TESTING
 int main(int argc, char **argv) {
     surroundings_init();
@@ -4664,13 +4600,11 @@ int main(int argc, char **argv) {
     Options *o = &r->o;
     *o = options_parse(argc, argv, r->given);
     if (o->help) return options_help(), EXIT_DONE;
-    if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", CUDA\n"), EXIT_DONE;
-    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval && !o->explain;
+    if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
+    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
     r->baseline = r->baseline_at = "";
     run_open(r);
-    if (o->explain) return run_explain(r), EXIT_DONE;
-
-    machine_init();
+    backend_start(r);
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, &r->model_file);
     else gpt_init(&r->g, o->seed);
@@ -4678,14 +4612,12 @@ int main(int argc, char **argv) {
     if (o->resume) state_load(&r->g, &r->state);
     if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
     r->option_lines = options_lines(o);
-    sprintf(r->option_lines + strlen(r->option_lines), "# attention_by\t%s\n", r->attention);
-    if (r->trains) run_buffers(r);
-    if (r->trains && o->tune) run_tune(r);
+    backend_ready(r);
     char *header = run_header(r);
     lines_print(header);
+    backend_note(r);
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
-    if (r->attention_why[0] && PRECISION != PRECISION_FP32) printf("note: attention is not cuDNN's: %s\n", r->attention_why);
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
@@ -4693,9 +4625,125 @@ int main(int argc, char **argv) {
     if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
     log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
     if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
+    if (o->resume) backend_resumed(r);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
-    if (o->resume) log_attention(r);
     return run_train(r);
 }
 #endif
+// ---- program ends
+
+// What the kernels ask of a shape; named: it comes from options, which then are told what would do.
+static void backend_limits(const Config *c, long batch, int named) {
+    const int C = c->C, NH = c->NH, hs = C / NH;
+    char hint[256] = "";
+    int low = 0, high = 0, heads = 0; // the nearest channels for these heads, heads for these channels
+    for (int n = 16 * NH; n <= MIN(128 * NH, CHANNELS_MAX); n += 16 * NH) {
+        if (n <= C) low = n;
+        else if (!high) high = n;
+    }
+    for (int n = 1; n <= C; n++)
+        if (C % (16 * n) == 0 && C <= 128 * n && (!heads || abs(n - NH) < abs(heads - NH))) heads = n;
+    if (named && heads) snprintf(hint, sizeof(hint), "; --heads %d would do", heads);
+    if (named && (low || high))
+        snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), "; for %d head%s the nearest: --channels %d", NH,
+                 NH > 1 ? "s" : "", low ? low : high);
+    if (named && low && high) snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), " or %d", high);
+    EXPECT(hs % 16 == 0 && hs <= 128, "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d head%s are %d%s",
+           C, NH, NH > 1 ? "s" : "", hs, hint);
+    EXPECT(C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, C);
+    EXPECT(batch * NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * NH);
+}
+
+// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A resume takes what the run had
+// (own if its state names none, as those of the C file), unless --attention own or cudnn is given.
+static void attention_choose(Run *r) {
+    Gpt *g = &r->g;
+    const int asked = r->o.attention, decides = r->given[option_index("attention")] && asked != ATTENTION_AUTO;
+    const int keeps = r->o.resume && !decides, done = r->progress.step >= r->o.steps;
+    char before[PATH_MAX] = "";
+    size_t total;
+    if (r->o.resume) text_value(r->state.options, "attention_by", before);
+    if (r->o.resume && !*before) strcpy(before, "own");
+    const int own = r->prompts || (keeps ? !strcmp(before, "own") : asked == ATTENTION_OWN);
+    strcpy(g->attention, "own");
+    const char *why = own ? "" : cudnn_plan(g->B, g->config.T, g->config.C, g->config.NH, g->training, g->attention);
+    EXPECT(keeps || asked != ATTENTION_CUDNN || !why || own, "option --attention: cuDNN does not take this run: %s", why);
+    EXPECT(!keeps || !r->trains || done || !strcmp(before, g->attention),
+           "%s: the run's attention was by %s; here it would be by %s, with other bits%s%s; to go on so, add --attention %s",
+           r->state.path, before, g->attention, why && *why ? ": " : "", why ? why : "", why ? "own" : "cudnn");
+    if (!own) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
+    g->attention_why = why ? why : "";
+}
+
+// Finds the device; makes nothing on it yet.
+static void backend_open(Run *r) {
+    machine_find(IS_FP8 && r->o.emulate, r->o.tune);
+    attention_choose(r);
+}
+static MemoryPlan memory_check(Gpt *g) {
+    const MemoryPlan plan = memory_plan(g);
+    EXPECT(plan.total <= machine.available, "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e%s",
+           mib(plan.total), machine.name, mib(machine.available), cudnn_bytes() ? ", or --attention own" : "");
+    return plan;
+}
+static void backend_start(Run *r) { (void)r, machine_init(); }
+
+// --tune: one micro-batch whose results are dropped makes all products; what was chosen joins the lines that log and state hold.
+static void run_tune(Run *r) {
+    Gpt *g = &r->g;
+    const StepInputs in = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+    g->record = RECORD_NONE;
+    device_write(g->step_inputs, &in, sizeof(in));
+    device_zero(g->step_results, sizeof(StepResults));
+    device_zero(g->grad, g->param_count * sizeof(float));
+    batch_prepare(g, r, 0), batch_send(g, 0);
+    phase_run(g, PHASE_MICRO_BATCH, 0);
+    device_wait();
+    char *end = r->option_lines + strlen(r->option_lines);
+    for (int i = 0; i < product_count; i++) { // of how many algorithms which was chosen, by shape
+        const Product *p = &products[i];
+        end +=
+            sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "# tuned\t", p->key.M, p->key.N, p->key.K, p->chosen + 1, p->candidates);
+    }
+    sprintf(end, "\n");
+}
+static void backend_ready(Run *r) {
+    sprintf(r->option_lines + strlen(r->option_lines), "# attention_by\t%s\n", r->g.attention);
+    if (r->trains && r->o.tune) run_tune(r);
+}
+static void backend_header(FILE *f, const Run *r) {
+    fprintf(f, "# threads\t1\n# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n", machine.name, machine.sm,
+            machine.driver / 1000, machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10,
+            cublasLtGetVersion(), IS_FP8 && gpt_emulates(&r->g) ? ", FP8 products emulated" : "");
+}
+static void backend_note(const Run *r) {
+    if (r->g.attention_why[0] && PRECISION != PRECISION_FP32) printf("note: attention is not cuDNN's: %s\n", r->g.attention_why);
+}
+// A log names attention in its header; where a resume has another than the rows before it, that is said again, from there on.
+static void backend_resumed(Run *r) {
+    char path[PATH_MAX], line[128];
+    path_print(path, "%s/log.tsv", r->dir.path);
+    char *text = text_read(path);
+    const char *last = "";
+    for (const char *at = text; (at = strstr(at, "# attention_by\t")) != NULL; at++) last = at;
+    snprintf(line, sizeof(line), "# attention_by\t%s\n", r->g.attention);
+    if (strncmp(last, line, strlen(line))) fputs(line, r->log);
+    free(text);
+}
+static const char *backend_speed(double gflops, char *out) {
+    sprintf(out, "%.1f TFLOP/s", gflops * 1e-3);
+    return out;
+}
+static void backend_summary(const Run *r) {
+    const StepHost *h = &r->g.host;
+    struct rusage usage;
+    size_t free_now = 0, total;
+    getrusage(RUSAGE_SELF, &usage);
+    CUDA(cudaMemGetInfo(&free_now, &total));
+    printf("device memory %.1f MiB (planned %.1f), the host's peak %.1f MiB\n",
+           mib(machine.available > free_now ? machine.available - free_now : 0), mib(r->plan.total), usage.ru_maxrss / 1024.0);
+    printf("%ld of these steps were CUDA graphs", h->graph_steps);
+    if (IS_FP8 && h->graph_steps) printf(", each with %ld separate quantising passes", h->graph_passes);
+    printf("\n");
+}

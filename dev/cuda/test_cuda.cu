@@ -1024,14 +1024,13 @@ struct Both {
         gpt_allocate(&r.g), gpt_init(&r.g, r.o.seed);
         if (gpt_scales_loss(&r.g)) r.g.loss_scaling[0] = 1024;
         r.g.record = RECORD_STATS, ref_gpt_record(ref, RECORD_STATS);
-        run_buffers(&r);
         tokens.resize(r.g.B * r.g.config.T), targets.resize(tokens.size());
     }
     ~Both() {
         device_wait();
-        graphs_drop(&r), gpt_free(&r.g), ref_gpt_free(ref);
-        for (int i = 0; i < 2; i++) cudaFreeHost(r.inputs[i]), cudaEventDestroy(r.sent[i]);
-        cudaFreeHost(r.step_inputs), cudaFreeHost(r.step_results), free(r.seen);
+        graphs_drop(&r.g.host), gpt_free(&r.g), ref_gpt_free(ref);
+        for (int i = 0; i < 2; i++) cudaFreeHost(r.g.host.inputs[i]), cudaEventDestroy(r.g.host.sent[i]);
+        cudaFreeHost(r.g.host.inputs_of_step), cudaFreeHost(r.g.host.results), free(r.g.host.seen);
     }
     double step_cuda(long step) {
         double norm;
@@ -1083,9 +1082,9 @@ static void test_steps() {
         Both b(c.options);
         for (int step = 0; step < 5; step++)
             b.r.g.record = b.r.g.record_weights = step == 3 ? RECORD_SQNR : RECORD_STATS, b.step_cuda(step);
-        CHECK(b.r.graph_steps == 3 && b.r.graph_passes == c.passes,
+        CHECK(b.r.g.host.graph_steps == 3 && b.r.g.host.graph_passes == c.passes,
               "'%s': %ld of 5 steps are graphs, expected 3; with %ld separate quantising passes, expected %ld", c.options,
-              b.r.graph_steps, b.r.graph_passes, c.passes);
+              b.r.g.host.graph_steps, b.r.g.host.graph_passes, c.passes);
         for (long step = 1; step <= 400; step++) { // the default options: SQNR at every 100th step and the last, nowhere else
             b.r.o.steps = 399;
             CHECK((step_record(&b.r.o, step) == RECORD_SQNR) == (step % 100 == 0 || step == 399),
@@ -1304,7 +1303,7 @@ static void test_generate() {
         float best = 1e30f;
         int token = -1;
         std::vector<float> logits(b.r.g.config.Vp);
-        gpt_forward(&b.r.g, all.data(), targets.data(), 1, n);
+        gpt_loss(&b.r.g, all.data(), targets.data(), 1, n);
         device_read(logits.data(), b.r.g.logits + (size_t)(n - 1) * b.r.g.config.Vp, logits.size() * 4);
         for (int t = 0; t < b.r.g.config.V; t++)
             if (-logits[t] < best) best = -logits[t], token = t;
@@ -1313,7 +1312,7 @@ static void test_generate() {
     CHECK(agree + 2 >= asked, "with a cache %zu of %zu tokens are those without", agree,
           asked); // FP8: its scales are the same, its sums nearly
     const std::vector<int> no_targets(all.size(), -1);
-    CHECK(gpt_forward(&b.r.g, all.data(), no_targets.data(), 1, 5) == 0, "targets of -1 count");
+    CHECK(gpt_loss(&b.r.g, all.data(), no_targets.data(), 1, 5) == 0, "targets of -1 count");
     printf("ok   generation with a cache: %zu of %zu tokens as without\n", agree, asked);
 }
 
