@@ -537,6 +537,8 @@ INLINE Fp8Format fp8_format(Dtype d) {
     return {3, 7, 0x7e, 448.0f, 0x43e80000}; // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
 }
 
+INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
+
 // The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones give a code above max_code.
 INLINE uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
@@ -571,45 +573,93 @@ INLINE float fp8_decode(uint8_t code, Dtype d) {
     return float_from_fp16((uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7)) * 256.0f;
 }
 
-// ---- what is counted for every operand, in the pass that quantises it
+// ---- rules begin
+// Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
+// What is counted for every operand, in the pass that quantizes it.
 typedef struct {
     uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
-    double signal, noise; // sums of x^2 and (x - dequantised)^2, when asked
+    double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// ---- scales
-// --scaling's words. From ROWWISE on, blocks of a tensor have a scale of their own amax, a power of two.
-enum { SCALING_DELAYED, SCALING_CURRENT, SCALING_NONE, SCALING_STATIC, SCALING_ROWWISE, SCALING_BLOCK, SCALING_MX };
+// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A rule says which amax that is.
+// One that remembers earlier steps has a function, which turns the amax of the step that ended into the one that the next step's
+// scale is made of. A new rule is a function and a row, after CURRENT; dev/RECIPES.md adds one as an example.
+// Columns: name, its word in --recipe, what stands behind the word (=N: a whole number), that number's default, least and largest,
+// function, help.
+#define AMAX_HISTORY_MAX 1024
+#define SCALING_RULES(X)                                                                                                           \
+    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step, "the constant S (a power of two keeps most bits)")                    \
+    X(CURRENT, "current", "", 0, 0, 0, amax_of_step, "from the tensor's own amax, found before it is quantized")                   \
+    X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history, "from the largest amax of the last N steps")
+#define RULE_NAME(name, ...) SCALING_##name,
+enum { SCALING_RULES(RULE_NAME) };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
 
-// How a role (x, w or dy) is quantised; a recipe is three of these, made by options_recipes(). A new rule is an enum value and
-// a word of --scaling, then a branch in scale_advance() (from earlier steps) or scale_choose() (from this very tensor), or a
-// shape of block.
+// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by recipe_parse().
 typedef struct {
     Dtype format;
     int rule;
-    int history_len; // delayed: how many steps' amax are remembered
-    int use_max;     // delayed: 1 takes the maximum of the history, 0 the most recent
-    int margin;      // the scale is divided by 2^margin
-    int power2;      // the scale is rounded down to a power of two; 2: as OCP's MX has it, by amax's exponent alone, which may cut
-    float fixed;     // static: the scale itself
-    int across, along; // blocks: elements that share a scale across and along the product's K
+    float number;      // the rule's: the constant scale, or how many steps are remembered
+    int margin;        // the scale is divided by 2^margin
+    int rounding;      // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's MX, which may saturate
+    int across, along; // block scaling: elements across and along K that share a scale; along is 0 where all of the tensor does
 } ScalingRecipe;
-static int recipe_blocks(const ScalingRecipe *r) { return r->rule >= SCALING_ROWWISE; }
-#define AMAX_HISTORY_MAX 1024
-// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole. They live on the device;
-// the host's copies are as old as the last gpt_scales_read().
+INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
+INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
+
+// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;           // in use (delayed: for the whole step; current: the last tensor's)
-    float kept_inv;        // scale_inv of the bytes that were made last
-    int32_t history_count; // valid entries, 0 until the first advance that saw a usable amax
-    int32_t history_next;  // where the next amax goes
+    float scale;    // in use (where the rule remembers: for the whole step; current: the last tensor's)
+    float kept_inv; // scale_inv of the bytes that now lie in memory, for all products that read them
+    int64_t steps;  // whose amax the rule has seen; until the first one a tensor is scaled by its own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
 } Fp8Scale;
+
+INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
+INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
+    if (!amax_usable(amax)) return keep;
+    float scale = fp8_max(r->format);
+    for (int i = 0; i < r->margin; i++) scale *= 0.5f;
+    if (r->rounding == ROUNDING_FLOOR) amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
+    scale /= amax;
+    if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
+    return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
+}
+
+// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended before it.
+INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
+    (void)r, (void)history, (void)steps;
+    return amax;
+}
+INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
+    const int length = (int)r->number, filled = (int)MIN(steps + 1, length);
+    history[steps % length] = amax;
+    for (int i = 0; i < filled; i++) amax = MAX(amax, history[i]);
+    return amax;
+}
+
+// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes the next step's scale.
+// Validation and sampling record no x and dy, so none of theirs gets here.
+INLINE void scale_advance(Fp8Scale *s) {
+    const ScalingRecipe *r = &s->recipe;
+    float amax = bits_float(s->step.amax_bits);
+    s->logged = s->step;
+    s->logged_scale = s->scale;
+    memset(&s->step, 0, sizeof(s->step));
+    if (!recipe_remembers(r) || !amax_usable(amax)) return;
+#define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                                                  \
+    if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->steps, amax);
+    SCALING_RULES(RULE_APPLY)
+    s->steps++;
+    s->scale = scale_from_amax(amax, s->scale, r);
+}
+// ---- rules end
 
 // What kernels and cuBLASLt read of a scale: 16 bytes, whose first the products take by their address.
 typedef struct {
@@ -618,47 +668,26 @@ typedef struct {
     uint32_t unused;
 } ScaleInUse;
 
-INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
-// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
-INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
-    if (!amax_usable(amax)) return keep;
-    float scale = fp8_format(r->format).max;
-    for (int i = 0; i < r->margin; i++) scale *= 0.5f;
-    if (r->power2 == 2) amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
-    scale /= amax;
-    if (r->power2) scale = bits_float(float_bits(scale) & 0x7f800000);
-    return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
-}
-
 // What is about to be quantised with *use.
 INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) { s->kept_inv = use->inv = 1.0f / scale, use->scale = scale; }
-INLINE float scale_stored(const Fp8Scale *s) { return s->recipe.rule == SCALING_NONE ? 1.0f : s->scale; }
-
-// Once an optimiser step, before the update: its amax enters the history and the next step's scale is made. The amax is that
-// of all its micro-batches; validation and sampling record no x and dy, so none of theirs gets here. A warp has a scale; *cut
-// gets the number of gradients that were saturated (every `operands`th scale is of a dy).
-KERNEL scale_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int operands) {
-    Fp8Scale *s = &scales[blockIdx.x];
-    const ScalingRecipe r = s->recipe;
-    const float now = bits_float(s->step.amax_bits);
-    const int delayed = r.rule == SCALING_DELAYED && amax_usable(now);
-    const int next = s->history_next, count = MIN(s->history_count + delayed, r.history_len);
-    uint32_t top = delayed ? float_bits(now) : 0;
-    __syncwarp();
-    for (int i = threadIdx.x; delayed && r.use_max && i < count; i += 32) // all are positive: as integers in the same order
-        top = MAX(top, i == next ? 0 : float_bits(s->amax_history[i]));
-    top = __reduce_max_sync(0xffffffff, top);
-    if (threadIdx.x > 0) return;
-    s->logged = s->step, s->logged_scale = s->scale, s->kept_inv = use[blockIdx.x].inv;
-    s->step = Fp8Stats();
-    if (blockIdx.x % operands == (unsigned)operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
-    if (!delayed) return;
-    s->amax_history[next] = now, s->history_next = (next + 1) % r.history_len, s->history_count = count;
-    s->scale = scale_from_amax(bits_float(top), s->scale, &r);
-    use[blockIdx.x].scale = s->scale, use[blockIdx.x].inv = 1.0f / s->scale;
+// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the first one, or a model without its
+// state file).
+INLINE int scale_is_own(const Fp8Scale *s) {
+    return s->recipe.rule == SCALING_CURRENT || (recipe_remembers(&s->recipe) && s->steps == 0);
 }
-static void scale_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count, int operands) {
-    if (count) LAUNCH(scale_advance_kernel, count, 32, 0, STREAM, scales, use, cut, operands);
+
+// A thread has a scale; *cut gets the number of gradients that were saturated (every `operands`th scale is of a dy).
+KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count, int operands) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    Fp8Scale *s = &scales[i];
+    s->kept_inv = use[i].inv;
+    scale_advance(s);
+    if (i % operands == operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
+    if (recipe_remembers(&s->recipe) && s->steps > 0) use[i].scale = s->scale, use[i].inv = 1.0f / s->scale;
+}
+static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count, int operands) {
+    if (count) LAUNCH(scales_advance_kernel, ceil_div(count, 32), 32, 0, STREAM, scales, use, cut, count, operands);
 }
 
 // ---- quantise
@@ -870,8 +899,8 @@ KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
 // every one under `current`. The decision is made here, on the device: the host's copies may be old.
 KERNEL scale_choose_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
     const ScalingRecipe *r = &s->recipe;
-    float scale = scale_stored(s);
-    if (r->rule == SCALING_CURRENT || (r->rule == SCALING_DELAYED && s->history_count == 0)) {
+    float scale = s->scale;
+    if (scale_is_own(s)) {
         scale = scale_from_amax(bits_float(use->amax_bits), scale, r);
         if (record) s->scale = scale;
     }
@@ -988,7 +1017,9 @@ KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
     use->amax_bits = 0, use->inv = use->scale = 1;
 }
 // Whether cuBLASLt multiplies blocks of 128 itself; it wants their scales in an order of its own.
-static int blocks_native(const ScalingRecipe *r) { return r->rule == SCALING_BLOCK && machine.sm == 90 && !machine.emulates; }
+static int blocks_native(const ScalingRecipe *r) {
+    return r->along == 128 && (r->across == 1 || r->across == 128) && machine.sm == 90 && !machine.emulates;
+}
 // The blocks of x [rows, columns]; its K runs along the columns or, for products that read x across, along the rows. In memory inv
 // is [blocks across K][blocks along it]; where it is native, rows of that are a multiple of 4, and of 1 x 128 blocks it is turned.
 static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows, const ScalingRecipe *r, int native) {
@@ -1035,10 +1066,9 @@ typedef struct {
     size_t row_stride, k_stride;
     const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it], multiply; on the device
     size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
-    int rule;                                    // of FP8
 } Matrix;
 static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
-    return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0, SCALING_NONE};
+    return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0};
 }
 
 // What becomes of a sum: the operands' scales, plus bias[n] or the old out[m, n].
@@ -1183,10 +1213,10 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
 }
 
 static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
-    return !m->across                   ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
-           : m->rule == SCALING_ROWWISE ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
-           : m->across == 1             ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
-                                        : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    return !m->across            ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
+           : m->along == INT_MAX ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+           : m->across == 1      ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
+                                 : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
 }
 // The product of a shape, made if it is new; NULL if cuBLASLt has none.
 static Product *product_find(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
@@ -1261,11 +1291,13 @@ static int product_try(const Output *out, const Matrix *a, const Matrix *b, size
     return p->found;
 }
 
-// Whether cuBLASLt computes products of these formats and scales on this device.
-static int product_emulated(Dtype a, Dtype b, int rule_a, int rule_b) {
-    const int blocks = MAX(rule_a, rule_b) >= SCALING_ROWWISE;
-    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || rule_a == SCALING_MX ||
-           (blocks && (rule_a != rule_b || machine.sm != 90));
+// Whether cuBLASLt computes products of these formats and scales on this device: one scale a tensor, or, on sm_90, a scale for each
+// row or for each block of 128.
+static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int across_b, int along_b) {
+    const int rows = along_a == INT_MAX && across_a == 1 && across_b == 1;
+    const int blocks = along_a == 128 && (across_a == 1 || across_a == 128) && (across_b == 1 || across_b == 128);
+    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || along_a != along_b ||
+           (along_a && !(machine.sm == 90 && (rows || blocks)));
 }
 static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
     EXPECT(emulation.a, "an FP8 product that the run needs does not exist on %s (above); use --emulate", machine.name);
@@ -1279,8 +1311,8 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
 }
 // FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows, and behind out's.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
-    const int fast = out.fast && a.rule != SCALING_BLOCK; // blocks of 128 have their sums promoted anyway
-    if (dtype_size[a.dtype] == 1 && product_emulated(a.dtype, b.dtype, a.rule, b.rule))
+    const int fast = out.fast && a.along != 128; // blocks of 128 have their sums promoted anyway
+    if (dtype_size[a.dtype] == 1 && product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along))
         return matmul_emulated(&out, &a, &b, M, N, K);
     for (int i = 0; i < (a.across ? 4 : 1); i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then
         if ((i & 1 && !fast) || (i & 2 && !out.bias)) continue;
@@ -2113,7 +2145,7 @@ static int linear_fuses(const Linear *f, int operand, Record record) {
 // The bytes q [rows, K] of an operand as a product reads them, K-major.
 static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t stride, size_t rows, size_t K) {
     Matrix m = matrix(q, o->recipe.format, stride, 1);
-    m.inv = inv ? inv : &o->use->inv, m.rule = o->recipe.rule;
+    m.inv = inv ? inv : &o->use->inv;
     if (!inv) return m;
     const Blocks b = blocks_of(inv, rows, K, 0, &o->recipe, blocks_native(&o->recipe));
     m.across = o->recipe.across, m.along = o->recipe.along, m.inv_across = b.row_stride, m.inv_along = b.column_stride;
@@ -2442,11 +2474,13 @@ static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     return n;
 }
 
+static int recipes_emulated(const ScalingRecipe *a, const ScalingRecipe *b) {
+    return product_emulated(a->format, b->format, a->across, a->along, b->across, b->along);
+}
 // Whether some product of the recipe takes the emulated path, and so its scratch.
 static int gpt_emulates(const Gpt *g) {
     const ScalingRecipe *x = &g->recipes[OPERAND_X], *w = &g->recipes[OPERAND_W], *dy = &g->recipes[OPERAND_DY];
-    return product_emulated(x->format, w->format, x->rule, w->rule) || product_emulated(dy->format, w->format, dy->rule, w->rule) ||
-           product_emulated(dy->format, x->format, dy->rule, x->rule);
+    return recipes_emulated(x, w) || recipes_emulated(dy, w) || recipes_emulated(dy, x);
 }
 
 // Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
@@ -2486,13 +2520,13 @@ static void gpt_scales_read(Gpt *g) {
     g->own_amax = 0;
     for (int i = 0; i < g->scale_count; i++) {
         const int head = i >= g->scale_count - NOPERAND;
-        g->own_amax += g->scales[i].recipe.rule == SCALING_DELAYED && g->scales[i].history_count == 0 && (!head || g->fp8_head);
+        g->own_amax += recipe_remembers(&g->scales[i].recipe) && g->scales[i].steps == 0 && (!head || g->fp8_head);
     }
 }
 static void gpt_scales_write(Gpt *g) {
     const int count = g->scale_count;
     ScaleInUse *use = (ScaleInUse *)memory_allocate(count * sizeof(*use));
-    for (int i = 0; i < count; i++) scale_use(&g->scales[i], &use[i], scale_stored(&g->scales[i]));
+    for (int i = 0; i < count; i++) scale_use(&g->scales[i], &use[i], g->scales[i].scale);
     if (count) device_write(g->scales_in_use, use, count * sizeof(*use));
     if (count) device_write(g->device_scales, g->scales, count * sizeof(Fp8Scale));
     free(use);
@@ -2519,7 +2553,7 @@ static void gpt_allocate(Gpt *g) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
-        s->scale = s->logged_scale = s->recipe.rule == SCALING_STATIC && s->recipe.fixed > 0 ? s->recipe.fixed : 1, s->kept_inv = 1;
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1, s->kept_inv = 1;
     }
     g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
     g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
@@ -2564,9 +2598,7 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 static Operand gpt_operand(const Gpt *g, int l, int linear, int which) {
     const int i = (l * NLIN + linear) * NOPERAND + which;
     const Fp8Scale *s = &g->scales[i];
-    const int rule = s->recipe.rule;
-    return {s->recipe, g->device_scales + i, g->scales_in_use + i,
-            rule == SCALING_CURRENT || (rule == SCALING_DELAYED && s->history_count == 0)};
+    return {s->recipe, g->device_scales + i, g->scales_in_use + i, scale_is_own(s)};
 }
 
 // What linear layer i of layer l keeps for wgrad.
@@ -2957,8 +2989,7 @@ static float schedule_lr(Schedule kind, float lr, float final, long step, long w
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    const int rule = g->recipes[OPERAND_DY].rule;
-    return PRECISION == PRECISION_FP16 || (IS_FP8 && (rule == SCALING_NONE || rule == SCALING_STATIC));
+    return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
 }
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
@@ -2991,7 +3022,7 @@ static void phase_work(Gpt *g, int phase) {
     else {
         gpt_reduce_ranks(g);
         gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
-        scale_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count, NOPERAND);
+        scales_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count, NOPERAND);
         adamw_update(g);
     }
 }
@@ -3478,7 +3509,7 @@ static void token_print(const Tokenizer *t, int token) {
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 5
+#define STATE_VERSION 6
 enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
 
 typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
@@ -3709,8 +3740,7 @@ static void state_load(Gpt *g, const StateFile *f) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
         const ScalingRecipe *r = i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
-        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->history_next < 0 || q->history_count < 0 ||
-                q->history_next >= r->history_len || q->history_count > r->history_len;
+        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->steps < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
     EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
@@ -3840,7 +3870,6 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 // The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
 // CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
 // clang-format off
-#define RULES "delayed current none static rowwise block mx"
 #define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
     X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
     X(TEXT, val, 'j', "val", FREE, 0, 0, "", "validation data; default: the last 10% of train") \
@@ -3879,21 +3908,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
     BACKEND_OPTIONS(X) \
     X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
-    X(CHOICE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "paper", "paper te torchao deepseek mx naive: sets of --scaling, --formats, --amax-history; later options override") \
-    X(CHOICE, scaling, 0, "scaling", FP8 | FIXED, 0, 0, "delayed", RULES ": from amax's history, own amax, 1, fixed (static=S), in blocks") \
-    X(CHOICE, scaling_x, 0, "scaling-x", FP8 | FIXED, 0, 0, "same", "same " RULES ": of x alone") \
-    X(CHOICE, scaling_w, 0, "scaling-w", FP8 | FIXED, 0, 0, "same", "same " RULES ":") \
-    X(CHOICE, scaling_dy, 0, "scaling-dy", FP8 | FIXED, 0, 0, "same", "same " RULES ":") \
-    X(DOUBLE, static_scale, 0, "static-scale", FP8 | FIXED, 1e-15, 1e15, "1", "of operands under --scaling static") \
-    X(CHOICE, mx_round, 0, "mx-round", FP8 | FIXED, 0, 0, "up", "up floor: rounding of MX's exponents; floor is OCP's") \
-    X(MAYBE, pow2, 0, "pow2", FP8 | FIXED, 0, 1, "0", "scales rounded down to powers of two") \
-    X(LONG, amax_history, 0, "amax-history", FP8 | FIXED, 1, AMAX_HISTORY_MAX, "16", "steps that delayed scaling remembers") \
-    X(CHOICE, amax_algo, 0, "amax-algo", FP8 | FIXED, 0, 0, "max", "max recent: what is taken of the history") \
-    X(LONG, margin, 0, "margin", FP8 | FIXED, 0, 64, "0", "scales are divided by 2^margin") \
-    X(CHOICE, formats, 0, "formats", FP8 | FIXED, 0, 0, "auto", "auto hybrid e4m3 e5m2: hybrid: dy in E5M2; auto: dy in E4M3 if in blocks") \
-    X(CHOICE, format_x, 0, "format-x", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2: of x alone") \
-    X(CHOICE, format_w, 0, "format-w", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
-    X(CHOICE, format_dy, 0, "format-dy", FP8 | FIXED, 0, 0, "same", "same e4m3 e5m2:") \
+    X(RECIPE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "e4m3+delayed=16+dy:e5m2", "formats and scales of the FP8 operands; see --help recipe") \
     X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
@@ -3903,8 +3918,153 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
-typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE, OPT_CHOICE } OptionKind;
-typedef char *TEXT_t;
+// ---- the language of --recipe: words joined by plus signs or commas. The table of words is what the parser, --help recipe,
+// the log and build/lab/explain read.
+enum { WORD_FORMAT, WORD_RULE, WORD_BLOCK, WORD_ROUNDING, WORD_MARGIN };
+typedef struct {
+    const char *word, *argument; // what stands behind the word, "" for nothing
+    int sets, value;             // one of the kinds above, and what it becomes
+    double initial, least, largest;
+    const char *help;
+} RecipeWord;
+#define RULE_WORD(name, word, argument, initial, least, largest, function, help)                                                   \
+    {word, argument, WORD_RULE, SCALING_##name, initial, least, largest, help},
+static const RecipeWord recipe_words[] = {
+    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0, "format: 3 bits of mantissa, largest number 448"},
+    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0, "format: 2 bits of mantissa, largest number 57344"},
+    SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
+                             "from the own amax of each block of A x B elements, B along K"},
+    {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
+    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0, "the scale rounded down to a power of two; always so in blocks"},
+    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0, "by amax's exponent alone (OCP MX), which may saturate"},
+    {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
+};
+static const struct {
+    const char *name, *words, *source;
+} recipe_names[] = {
+    {"te", "e4m3+delayed=1024+exact+dy:e5m2", "Transformer Engine's DelayedScaling, Format.HYBRID"},
+    {"rowwise", "e4m3+block=1xall", "torchao's rowwise: a scale for each row"},
+    {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
+    {"mx", "e4m3+block=1x32", "OCP's MXFP8 shapes; mx+floor also has its rounding"},
+    {"none", "e4m3+scale=1", "no scales"},
+};
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+static void recipe_help(void) {
+    printf("--recipe WORDS: how the operands x, w and dy of the FP8 products are quantized.\n"
+           "Words are joined by + or commas. A later word overrides an earlier one. A word sets\n"
+           "all three operands, or the one that is named before it, as in dy:e5m2.\n"
+           "The default, e4m3+delayed=16+dy:e5m2, is what the words change.\n\n");
+    for (int i = 0; i < COUNT(recipe_words); i++)
+        printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word), recipe_words[i].argument,
+               recipe_words[i].help);
+    printf("\nNames stand for words:\n");
+    for (int i = 0; i < COUNT(recipe_names); i++)
+        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words, recipe_names[i].source);
+    printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
+}
+
+// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("": nothing).
+static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument, const char *where) {
+    char *end = NULL;
+    const double number = *argument ? strtod(argument, &end) : w->initial;
+    if (w->sets == WORD_BLOCK) {
+        const double along = end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
+        EXPECT((number == 1 || (number >= 32 && number <= 1024 && fmod(number, 32) == 0)) &&
+                   (along == INT_MAX || (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
+               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of 32 up to 65536, or all; "
+               "found 'block=%s'",
+               where, argument);
+        r->rule = SCALING_CURRENT, r->across = number, r->along = along;
+        return;
+    }
+    EXPECT(!end || (*w->argument && end != argument && !*end), "%s --recipe: expected %s%s, found '%s=%s'", where, w->word,
+           w->argument, w->word, argument);
+    const int whole = !strcmp(w->argument, "=N");
+    EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
+           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest, whole ? ", whole" : "", argument);
+    if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
+    if (w->sets == WORD_ROUNDING) r->rounding = w->value;
+    if (w->sets == WORD_MARGIN) r->margin = number;
+    if (w->sets == WORD_RULE) r->rule = w->value, r->number = number, r->across = r->along = 0;
+}
+// Applies words to the recipes of the operands in `operands`, a bit for each.
+static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands, const char *where) {
+    char list[256], *words = list;
+    EXPECT(strlen(text) < sizeof(list), "%s --recipe: longer than %zu characters", where, sizeof(list) - 1);
+    strcpy(list, text);
+    for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
+        int only = operands, found = 0;
+        char *colon = strchr(word, ':');
+        for (int i = 0; colon && i < NOPERAND; i++)
+            if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word])
+                only = operands & 1 << i, found = 1;
+        EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'", where, word);
+        if (colon) word = colon + 1;
+        char *equals = strchr(word, '=');
+        const int length = strcspn(word, "=");
+        found = 0;
+        for (int n = 0; n < COUNT(recipe_names) && !found; n++)
+            if (!strcmp(word, recipe_names[n].name)) recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
+        for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
+            const RecipeWord *w = &recipe_words[n];
+            if (strncmp(word, w->word, length) || w->word[length]) continue;
+            found = 1;
+            for (int i = 0; i < NOPERAND; i++)
+                if (only >> i & 1) recipe_word_set(&recipes[i], w, equals ? equals + 1 : "", where);
+        }
+        EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'", where, word);
+    }
+}
+// Reads a recipe. `where` is what errors begin with.
+static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
+    for (int i = 0; i < NOPERAND; i++) {
+        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 16, 0, ROUNDING_EXACT, 0, 0};
+        recipes[i] = delayed;
+    }
+    recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
+    for (int i = 0; i < NOPERAND; i++) {
+        ScalingRecipe *r = &recipes[i];
+        if (recipe_blocks(r) && r->rounding == ROUNDING_EXACT) r->rounding = ROUNDING_POW2;
+        EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
+               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change", where, operand_name[i]);
+    }
+}
+
+// One word of a recipe as text: the one that sets `kind`.
+static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
+    char along[16];
+    snprintf(along, sizeof(along), r->along == INT_MAX ? "all" : "%d", r->along);
+    if (kind == WORD_MARGIN) sprintf(out, "margin=%d", r->margin);
+    else if (kind == WORD_RULE && recipe_blocks(r)) sprintf(out, "block=%dx%s", r->across, along);
+    else
+        for (int n = 0; n < COUNT(recipe_words); n++) {
+            const RecipeWord *w = &recipe_words[n];
+            const int value = kind == WORD_FORMAT ? (int)r->format : kind == WORD_RULE ? r->rule : r->rounding;
+            if (w->sets != kind || w->value != value) continue;
+            if (*w->argument) sprintf(out, "%s=%.9g", w->word, r->number);
+            else strcpy(out, w->word);
+        }
+}
+// The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy differ. out[256].
+static char *recipe_text(const ScalingRecipe *recipes, char *out) {
+    static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
+    char first[64], word[64], *end = out;
+    for (int k = 0; k < COUNT(kinds); k++)
+        for (int i = 0; i < NOPERAND; i++) {
+            const ScalingRecipe *r = &recipes[i];
+            const int implied = kinds[k] == WORD_ROUNDING ? r->rounding == (recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT)
+                                                          : kinds[k] == WORD_MARGIN && !r->margin;
+            recipe_word_text(r, kinds[k], word);
+            if (i == 0) strcpy(first, implied ? "" : word);
+            if (i == 0 ? !implied : *first ? strcmp(first, word) != 0 : !implied)
+                end += sprintf(end, "%s%s%s%s", end > out ? "+" : "", i ? operand_name[i] : "", i ? ":" : "", word);
+        }
+    return out;
+}
+
+typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE, OPT_CHOICE, OPT_RECIPE } OptionKind;
+typedef char *TEXT_t, *RECIPE_t;
 typedef long LONG_t, FLAG_t, MAYBE_t, CHOICE_t;
 typedef double DOUBLE_t;
 #define OPTION_FIELD(kind, field, ...) kind##_t field;
@@ -3947,6 +4107,13 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
         *(char **)field = strdup(text);
         return;
     }
+    if (s->kind == OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
+        ScalingRecipe recipes[NOPERAND];
+        char shortest[256];
+        recipe_parse(recipes, text, where);
+        *(char **)field = strdup(recipe_text(recipes, shortest));
+        return;
+    }
     if (s->kind == OPT_CHOICE) {
         char word[32];
         for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text); ++*(long *)field) {}
@@ -3963,7 +4130,7 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
 }
 static const char *option_text(const Options *o, const OptionSpec *s, char *out) {
     const void *field = (const char *)o + s->field;
-    if (s->kind == OPT_TEXT) path_print(out, "%s", *(char *const *)field);
+    if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) path_print(out, "%s", *(char *const *)field);
     else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
     else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a resume reads it
         path_print(out, "%.9g", *(const double *)field);
@@ -3973,7 +4140,7 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
 }
 
 static void options_help(void) {
-    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD"};
+    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD", " WORDS"};
     printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on " BACKEND
            ". With no option: a byte-level model on the embedded corpus.\n"
            "In [brackets] the default; * marks what a resume may change.\n\n");
@@ -3989,11 +4156,6 @@ static void options_help(void) {
     printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n",
            BACKEND_HELP);
 }
-
-// What each word of --recipe stands for, as --scaling, --formats and --amax-history: the paper's formats with this trainer's
-// delayed scaling; Transformer Engine's DelayedScaling; torchao's tensorwise; DeepSeek-V3's blocks; OCP's MX; no scales at all.
-static const int recipe_sets[][3] = {{SCALING_DELAYED, 0, 16}, {SCALING_DELAYED, 0, 1024}, {SCALING_CURRENT, 0, 16},
-                                     {SCALING_BLOCK, 2, 16},   {SCALING_MX, 2, 16},        {SCALING_NONE, 2, 16}};
 
 // Parses argv; given[i] tells which options were on the command line.
 static Options options_parse(int argc, char **argv, int *given) {
@@ -4019,18 +4181,9 @@ static Options options_parse(int argc, char **argv, int *given) {
         if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
             value = argv[optind++];
         EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
-        if (!strncmp(s->name, "scaling", 7) && !strncmp(value, "static=", 7)) { // a rule with its scale
-            const int scale = option_index("static-scale");
-            const double before = o.static_scale;
-            option_set(&o, &option_specs[scale], value + 7, "option");
-            EXPECT(!given[scale] || o.static_scale == before, "option --%s %s: all static operands have one scale, %g was given",
-                   s->name, value, before);
-            given[scale] = 1, value = "static";
-        }
         option_set(&o, s, value, "option");
         given[i] = 1;
-        const int *set = recipe_sets[o.recipe];
-        if (s->field == offsetof(Options, recipe)) o.scaling = set[0], o.formats = set[1], o.amax_history = set[2];
+        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe")) o.help = 2, optind++;
     }
     EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help", argv[optind]);
     return o;
@@ -4061,39 +4214,14 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
     }
 }
 
-// The recipe of every role from the options: three rows of one table. given: of options_parse(); an option that no operand's rule
-// reads is refused.
-static void options_recipes(const Options *o, const int *given, Gpt *g) {
-    enum { ALL = (1 << (SCALING_MX + 1)) - 1, FIXED_ONES = 1 << SCALING_NONE | 1 << SCALING_STATIC };
-    static const int along[] = {0, 0, 0, 0, INT_MAX, 128, 32}; // by rule
-    static const struct {
-        const char *name;
-        int rules;
-    } readers[] = {{"static-scale", 1 << SCALING_STATIC},  {"mx-round", 1 << SCALING_MX},
-                   {"amax-history", 1 << SCALING_DELAYED}, {"amax-algo", 1 << SCALING_DELAYED},
-                   {"margin", ALL & ~FIXED_ONES},          {"pow2", 1 << SCALING_DELAYED | 1 << SCALING_CURRENT}};
-    const long own_format[NOPERAND] = {o->format_x, o->format_w, o->format_dy};
-    const long own_rule[NOPERAND] = {o->scaling_x, o->scaling_w, o->scaling_dy};
-    int used = 0;
-    char rule[NOPERAND][32]; // in words
-    for (int i = 0; i < NOPERAND; i++) {
-        ScalingRecipe *r = &g->recipes[i];
-        r->rule = own_rule[i] ? own_rule[i] - 1 : o->scaling;
-        const int hybrid = i == OPERAND_DY && (o->formats == 1 || (o->formats == 0 && !recipe_blocks(r)));
-        r->format = (own_format[i] ? own_format[i] == 2 : hybrid || o->formats == 3) ? DTYPE_E5M2 : DTYPE_E4M3;
-        r->history_len = o->amax_history, r->use_max = !o->amax_algo, r->margin = o->margin, r->fixed = o->static_scale;
-        r->power2 = r->rule == SCALING_MX && o->mx_round ? 2 : recipe_blocks(r) || (o->pow2 && r->rule <= SCALING_CURRENT);
-        r->along = along[r->rule], r->across = r->rule == SCALING_BLOCK && i == OPERAND_W ? 128 : 1;
-        used |= 1 << r->rule, option_word(&option_specs[option_index("scaling")], r->rule, rule[i]);
-        EXPECT(!recipe_blocks(r) || !o->fp8_head || i == OPERAND_DY,
-               "option --fp8-head: the head has one scale a tensor: not with blocks for %s", operand_name[i]);
-    }
-    for (size_t i = 0; i < sizeof(readers) / sizeof(readers[0]); i++)
-        EXPECT(!given[option_index(readers[i].name)] || used & readers[i].rules,
-               "option --%s: no operand's rule reads it; scales of x are %s, of w %s, of dy %s", readers[i].name, rule[0], rule[1],
-               rule[2]);
+// The recipes of the model's operands. The head's gradient has a scale that gpt_forward() sets: dlogits are bounded.
+static void options_recipes(const Options *o, Gpt *g) {
+    recipe_parse(g->recipes, o->recipe, "option");
+    const int blocks = recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
+    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
     g->head_dy_recipe = g->recipes[OPERAND_DY];
-    g->head_dy_recipe.rule = SCALING_STATIC; // set in gpt_forward(): dlogits are bounded
+    g->head_dy_recipe.rule = SCALING_CONSTANT;
+    g->head_dy_recipe.number = 1;
     g->fp8_head = o->fp8_head;
 }
 
@@ -4408,8 +4536,7 @@ static double run_step(Run *r, long step, double *norm, float *lr) {
     *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
     const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
     const int micro_batches = o->total_batch / (r->g.B * r->g.config.T);
-    const Step in = {step, (long)r->progress.updates + 1, micro_batches, step + 1 == o->steps, o->total_batch, o->grad_clip,
-                           adamw};
+    const Step in = {step, (long)r->progress.updates + 1, micro_batches, step + 1 == o->steps, o->total_batch, o->grad_clip, adamw};
     const StepOutcome results = gpt_step(&r->g, &in, r);
     if (results.nonfinite) run_nonfinite(r, step + 1, results.nonfinite);
     if (!results.skipped) r->progress.updates++;
@@ -4526,7 +4653,7 @@ static void run_open(Run *r) {
         options_resume(o, r->state.options, r->given, r->state.path);
         r->progress = r->state.progress;
     }
-    options_recipes(o, r->given, &r->g);
+    options_recipes(o, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
         if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
@@ -4599,6 +4726,7 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Options *o = &r->o;
     *o = options_parse(argc, argv, r->given);
+    if (o->help == 2) return recipe_help(), EXIT_DONE;
     if (o->help) return options_help(), EXIT_DONE;
     if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
     r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
