@@ -1,29 +1,67 @@
 /*
-Trains a GPT-2 style transformer on a CPU. The matrix products of its linear layers run on real FP8 bytes with tracked
-scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022, arXiv 2209.05433): E4M3 for weights and
-activations, E5M2 for the gradients of activations, sums in fp32. The same file also builds as FP16, BF16 and FP32, so
-that two loss curves differ by nothing but the precision.
+Trains a GPT-2 style transformer on a CPU. The matrix products of its linear layers run on real FP8
+bytes with tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022, arXiv
+2209.05433). The same file also builds as FP16, BF16 and FP32, so that two loss curves differ by
+nothing but the precision.
 
-    make && ./train_gpt_fp8                  # a byte-level model on the embedded corpus, about two minutes on two cores
+    make && ./train_gpt_fp8                  # a byte-level model on the embedded corpus, two
+minutes
     ./train_gpt_fp8 --help                   # every option
     ./train_gpt_fp8 -i text.txt -e d6 -t 256 # any text file; its bytes are the tokens
 
-Where FP8 happens: x and dy become bytes in linear_forward() and linear_backward() (section 5), weights once a step in
-gpt_refresh_weights() (section 6), and matmul's packing decodes them. Each of the three products
-    fprop  y  = x  w^T        x: E4M3, w: E4M3
-    dgrad  dx = dy w          dy: E5M2
-    wgrad  dw = dy^T x
-takes FP8 bytes made by quantise() (section 3), which also measures the amax that the next steps' scales come from
-(scale_advance(), section 3).
+HOW FP8 TRAINING WORKS
 
-What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other architectures, several machines.
+Formats. A byte has 256 codes. E4M3 (4 bits of exponent, 3 of mantissa) reaches from 2^-9 to 448 and
+has a relative error of at most 1/16. E5M2 reaches from 2^-16 to 57344 with an error of at most 1/8.
+The operands of the forward pass, x and w, are E4M3. The gradient dy is E5M2, because gradients of
+one tensor spread over more powers of two, and a value that underflows to zero is lost.
 
-Bits: the same seed and data give the same parameters, to the last bit, for any thread count, compiler, instruction set
-and across a resume. NUMERICS_VERSION names the rules: fused multiply-adds in a fixed order for each output of a product (section
-4); sums in 16 striped lanes and fixed chunks, exp, log, sin and cos of our own, denormals flushed (section 2).
+Scales. A tensor rarely fits into such a range as it is. Each one has a scale:
+    scale = FP8_MAX / amax      amax: the largest |value|;  FP8_MAX: 448 or 57344
+    byte  = encode(x * scale)   to nearest even; what is too large saturates at +-FP8_MAX
+    x    ~= decode(byte) * scale_inv, scale_inv = 1 / scale
+A product multiplies decoded bytes and sums them in fp32. Its epilogue multiplies the sum once by
+scale_inv of both operands, so the scale is undone there (matmul(), section 5). A scale that is too
+small by 2 wastes the lowest power of two: more values underflow. One that is too large by 2
+saturates the largest values. In between nothing is lost, because FP8 numbers are floating point.
 
-Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
-9 checkpoint, 10 log, 11 options, 12 training loop.
+Where amax comes from. quantise() (section 4) makes the bytes and takes amax of the same tensor, as
+it is stored (bf16), in the same pass. With the default rule, delayed scaling, that amax does not
+scale this tensor: it enters a history at the end of the step, and the largest amax of the last 16
+steps makes the scale of the next step (scale_advance(), called by gpt_step()). The very first step
+has no history: there each tensor is scaled by its own amax. An amax of 0, Inf or NaN never enters
+the history; the scale stays. Inf becomes +-FP8_MAX and NaN the code 0x7F. Both are counted, and a
+gradient that is not finite is seen in the bias gradient, which sums dy before it is quantized.
+
+The three products of a linear layer, y = x w^T + bias (section 6), and who makes the bytes they
+read: fprop  y  = x w^T      x: linear_forward()     w: gpt_refresh_weights(), once a step dgrad  dx
+= dy w       dy: linear_backward()   w: the same bytes wgrad  dw = dy^T x     dy: the same bytes x:
+the bytes of the forward pass, kept So the backward pass keeps x as bytes: one byte an element,
+where BF16 and FP16 keep two. Under block scaling a block lies along the dimension that is summed
+over. The two products that read an operand sum over different dimensions, so it is quantized twice.
+
+What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
+stream and gradients of activations are bf16; master weights, their gradients, AdamW's moments and
+all sums are fp32. The head is FP8 with --fp8-head only. The FP16 build differs in three things: the
+stored type is fp16, the operands of the products are the stored tensors themselves, and the loss is
+scaled so that gradients do not underflow. All else is the same text.
+
+A step (gpt_step(), section 9) is: forward and backward of every micro-batch, scales, AdamW, and the
+mark that the weights' bytes are old. To try a recipe: --recipe WORDS (--help recipe). To add a rule
+of scales: one function and one row (SCALING_RULES, section 4; dev/RECIPES.md shows it).
+
+What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other
+architectures, several machines.
+
+Bits: the same seed and data give the same parameters, to the last bit, for any thread count,
+compiler, instruction set and across a resume. NUMERICS_VERSION names the rules: fused multiply-adds
+in a fixed order for each element of a product (section 5); sums in 16 striped lanes and fixed
+chunks; exp, log, sin and cos of our own; denormals flushed.
+
+Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
+product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
+Part two, the program, the same text in train_gpt_fp8.cu: 10 data, 11 checkpoint, 12 log, 13
+options, 14 training loop. Part three, speed: 15 the fast product, 16 the machine.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -64,16 +102,22 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 #pragma GCC diagnostic ignored "-Wunused-function"
 
 #if __FINITE_MATH_ONLY__
-#error "every operation must be the one that is written: no -ffast-math, and -ffp-contract=off (see the Makefile)"
+#error                                                                                             \
+    "every operation must be the one that is written: no -ffast-math, and -ffp-contract=off (see the Makefile)"
 #endif
 #if __SIZEOF_POINTER__ < 8
 #error "needs a 64-bit system: x87 gives other bits"
 #endif
 #define NUMERICS_VERSION 1 // changes whenever any bit of a result changes
 
-// ==== 1. precision ===================================================================================================
-// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
-// what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
+// #################################################################################################
+// Part one: the trainer
+// #################################################################################################
+
+// ==== 1. precision ===============================================================================
+// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an
+// activation; an *operand* is what a linear layer's product reads. Master weights, moments,
+// parameter gradients, logits and sums are fp32 always.
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -113,16 +157,17 @@ typedef uint16_t operand_t;
 #endif
 #endif
 
-// ==== 2. utilities ===================================================================================================
-
+// ==== 2. utilities ===============================================================================
 // Exit statuses, as --help prints them.
 enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
 
 #ifndef PROGRAM
 #define PROGRAM "train_gpt_" PRECISION_NAME
 #endif
-// One line on stderr, then the end. Callers name the file or option, what was expected, what was found, what to do.
-__attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format, ...) {
+// One line on stderr, then the end. Callers name the file or option, what was expected, what was
+// found, what to do.
+__attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format,
+                                                                  ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
@@ -136,31 +181,21 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
 // Bad input ends the program before anything is lost.
 #define EXPECT(condition, ...) ((condition) ? (void)0 : fatal(EXIT_BAD_INPUT, __VA_ARGS__))
 
-// Prints a file name into out[PATH_MAX].
-__attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...", out);
-    va_end(args);
-}
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 static size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
-// Zeroed memory, from 4 MiB on in huge pages; ends the program if there is none (the plan was checked before).
+// Zeroed memory, from 4 MiB on in huge pages; ends the program if there is none (the plan was
+// checked before).
 static size_t memory_taken; // bytes so far
 static void *memory_allocate(size_t bytes) {
     void *p = NULL;
     bytes = round_up(bytes + 1, 64);
     memory_taken += bytes;
     const int huge = bytes >= (size_t)1 << 22;
-    EXPECT(!posix_memalign(&p, huge ? 1 << 21 : 64, bytes), "out of memory: %.1f MiB more were needed", bytes / 1048576.0);
+    EXPECT(!posix_memalign(&p, huge ? 1 << 21 : 64, bytes),
+           "out of memory: %.1f MiB more were needed", bytes / 1048576.0);
     if (huge) madvise(p, bytes, MADV_HUGEPAGE);
     memset(p, 0, bytes);
     return p;
@@ -170,25 +205,14 @@ static void *memory_allocate(size_t bytes) {
 static void device_read(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 static void device_write(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
 
-// The iterations of the loop that follows go to all threads; PARALLEL_SIMD: and to the lanes of their vectors.
+// The iterations of the loop that follows go to all threads; PARALLEL_SIMD: and to the lanes of
+// their vectors.
 #define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define PARALLEL(kind) PRAGMA(omp parallel for schedule(kind))
 #define PARALLEL_SIMD  PRAGMA(omp parallel for simd schedule(static))
 #define SIMD   PRAGMA(omp simd)
 #define INLINE static inline __attribute__((always_inline))
 static int thread_count(void) { return omp_get_max_threads(); }
-
-// Flushes denormal results (FTZ) and inputs (DAZ). vdpbf16ps does so whatever the mode is; every other path has to be told, or
-// bits would depend on the instruction set.
-static void fp_mode_set(void) {
-#if defined(__x86_64__)
-    _mm_setcsr(_mm_getcsr() | 0x8040);
-#elif defined(__aarch64__)
-    uint64_t fpcr;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
-    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
-#endif
-}
 
 typedef union {
     float f;
@@ -198,9 +222,9 @@ INLINE uint32_t float_bits(float f) { return (FloatBits){.f = f}.u; }
 INLINE float bits_float(uint32_t u) { return (FloatBits){.u = u}.f; }
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
-// ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
-// operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
-// bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a quiet one.
+// Conversions have no branches, so that compilers make vector code of the loops that call them.
+// bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a
+// quiet one.
 INLINE uint16_t bf16_from_float(float f) {
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     r = a < 0x00800000 ? (u >> 16) & 0x8000 : r;
@@ -211,47 +235,37 @@ INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16);
 
 // IEEE half, round to nearest even, denormal results kept: F16C's rules.
 INLINE uint16_t fp16_from_float(float f) {
-    uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
+    uint32_t u = float_bits(f), a = u & 0x7fffffff,
+             r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
+    uint32_t small = float_bits(bits_float(a) + 0.5f) -
+                     float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
     r = a < 0x38800000 ? small : r;
     r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
     r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
     return (uint16_t)(((u >> 16) & 0x8000) | r);
 }
 INLINE float float_from_fp16(uint16_t h) {
-    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16, r = a + (112u << 23);
-    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23)) : r; // 0 and denormals
+    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16,
+             r = a + (112u << 23);
+    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23))
+                       : r; // 0 and denormals
     r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
     return bits_float(sign | r);
 }
 
-// e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
-// Above 88.3 it saturates near 2.2e38. A NaN stays one.
-#define ROUNDER 12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum
-INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
-INLINE float exp_fixed_order(float x) {
-    x = 88.3f < x ? 88.3f : x;
-    x = -104.0f > x ? -104.0f : x;
-    const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
-    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    float p = (1.0f / 5040) * r + 1.0f / 720;
-    p = ((p * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6;
-    p = ((p * r + 0.5f) * r + 1) * r + 1;
-    return p * pow2_whole(half) * pow2_whole(n - half);
-}
-
-// sum = terms of i < n in the one order that every build keeps: 16 striped lanes, then a tree of distances 8, 4, 2, 1.
-#define STRIPED_SUM(sum, i, n, term)                                                                                               \
-    do {                                                                                                                           \
-        float lanes[16] = {0};                                                                                                     \
-        size_t first = 0;                                                                                                          \
-        for (; first + 16 <= (size_t)(n); first += 16)                                                                             \
-            for (size_t lane = 0; lane < 16; lane++) {                                                                             \
-                const size_t i = first + lane;                                                                                     \
-                lanes[lane] += (term);                                                                                             \
-            }                                                                                                                      \
-        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                                                   \
-        sum = lanes_sum(lanes);                                                                                                    \
+// sum = terms of i < n in the one order that every build keeps: 16 striped lanes, then a tree of
+// distances 8, 4, 2, 1.
+#define STRIPED_SUM(sum, i, n, term)                                                               \
+    do {                                                                                           \
+        float lanes[16] = {0};                                                                     \
+        size_t first = 0;                                                                          \
+        for (; first + 16 <= (size_t)(n); first += 16)                                             \
+            for (size_t lane = 0; lane < 16; lane++) {                                             \
+                const size_t i = first + lane;                                                     \
+                lanes[lane] += (term);                                                             \
+            }                                                                                      \
+        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                   \
+        sum = lanes_sum(lanes);                                                                    \
     } while (0)
 INLINE float lanes_sum(float *lanes) {
     for (int d = 8; d > 0; d /= 2)
@@ -259,187 +273,117 @@ INLINE float lanes_sum(float *lanes) {
     return lanes[0];
 }
 
-// ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
-static double log_fixed_order(double x) {
-    uint64_t u;
-    memcpy(&u, &x, 8);
-    int e = (int)(u >> 52) - 1023;
-    u = (u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
-    double m;
-    memcpy(&m, &u, 8);
-    if (m > 1.4142135623730951) m *= 0.5, e++;
-    double s = (m - 1) / (m + 1), z = s * s, p = 0;
-    for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
-    return 2 * s * p + e * 0.6931471805599453;
-}
-
-// cos and sin of 2 pi u for u in [0, 1]: to the nearest quarter turn, then Taylor.
-static void sincos_turns(double u, double *sine, double *cosine) {
-    int q = (int)(4 * u + 0.5);
-    double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
-    for (int k = 17; k >= 1; k -= 2) s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
-    s *= x;
-    const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
-    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
-}
-static double power_int(double x, long n) { // x^n by squaring, n >= 0
-    double r = 1;
-    for (; n > 0; n >>= 1, x *= x)
-        if (n & 1) r *= x;
-    return r;
-}
-
-// ---- random numbers: counter based, so that any thread may draw any element. mix64 is splitmix64's finaliser
-// (Steele, Lea, Flood 2014).
-static uint64_t mix64(uint64_t z) {
-    z += 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-static uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
-}
-static double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
-
-// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single changed byte always shows.
-static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
-    const unsigned char *p = data;
-    while (bytes > 0) {
-        const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
-        uint64_t w = *p;
-        if (n == 8) memcpy(&w, p, 8);
-        h = (h ^ w) * 0x9fb21c651e98df25ull;
-        h ^= h >> 32;
-        p += n, bytes -= n;
-    }
-    return h;
-}
-
-// ==== 3. FP8 =========================================================================================================
-// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
-// (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
+// ==== 3. FP8 formats =============================================================================
+// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale
+// maps the tensor's amax (its largest absolute value) near the format's largest number; scale_inv =
+// 1 / scale goes into the product's epilogue.
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
     float max;                // that value, FP8_MAX in the formulas below
-    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not bring it back to max
+    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not
+                              // bring it back to max
 } Fp8Format;
 static const Fp8Format fp8_formats[2] = {
-    {3, 7, 0x7e, 448.0f, 0x43e80000},    // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
-    {2, 15, 0x7b, 57344.0f, 0x476fffff}, // E5M2: IEEE-like; >= 61440 is cut (the tie would go to Inf)
+    {3, 7, 0x7e, 448.0f,
+     0x43e80000}, // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
+    {2, 15, 0x7b, 57344.0f,
+     0x476fffff}, // E5M2: IEEE-like; >= 61440 is cut (the tie would go to Inf)
 };
 static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
 INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
 
-// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones give a code above max_code. Branch-
-// free, so that the compiler vectorises the loop in quantise_block, where it also knows the format.
+// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones
+// give a code above max_code. Branch- free, so that the compiler vectorises the loop in
+// quantise_block, where it also knows the format.
 static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
     // normal results: round at the last kept bit and move the exponent's bias
-    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - f->bias) << f->mantissa_bits);
-    // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
+    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) -
+                      ((127u - f->bias) << f->mantissa_bits);
+    // denormal results: adding a number whose ulp is the format's smallest denormal makes the
+    // hardware round there
     uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - f->bias - f->mantissa_bits) << 23;
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
     return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
 }
-// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
+// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's
+// satfinite conversion does.
 static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
     const uint32_t a = u & 0x7fffffff, code = MIN(fp8_round_bits(a, f), f->max_code);
     return a > 0x7f800000 ? 0x7f : code | ((u >> 24) & 0x80);
 }
-static inline uint8_t fp8_encode(float f, Dtype d) { return fp8_encode_bits(float_bits(f), fp8_format(d)); }
+static inline uint8_t fp8_encode(float f, Dtype d) {
+    return fp8_encode_bits(float_bits(f), fp8_format(d));
+}
 
-// The value of a code (paper, table 1), without branches. A denormal is made with an implicit one, which is then taken away.
+// The value of a code (paper, table 1), without branches. A denormal is made with an implicit one,
+// which is then taken away.
 INLINE float fp8_value(uint32_t code, const Fp8Format *f) {
-    const uint32_t a = code & 0x7f, tiny = a < 1u << f->mantissa_bits, lowest = (uint32_t)(128 - f->bias) << 23;
-    const float v = bits_float((a << (23 - f->mantissa_bits)) + lowest - (tiny ? 0 : 1u << 23)) - bits_float(tiny ? lowest : 0);
-    const uint32_t special = f->mantissa_bits == 2 && a == 0x7c ? 0x7f800000 : 0x7fc00000; // E5M2's Inf; NaN
+    const uint32_t a = code & 0x7f, tiny = a < 1u << f->mantissa_bits,
+                   lowest = (uint32_t)(128 - f->bias) << 23;
+    const float v = bits_float((a << (23 - f->mantissa_bits)) + lowest - (tiny ? 0 : 1u << 23)) -
+                    bits_float(tiny ? lowest : 0);
+    const uint32_t special =
+        f->mantissa_bits == 2 && a == 0x7c ? 0x7f800000 : 0x7fc00000; // E5M2's Inf; NaN
     return bits_float((a > f->max_code ? special : float_bits(v)) | (code & 0x80) << 24);
 }
 static float fp8_decode(uint8_t code, Dtype d) { return fp8_value(code, fp8_format(d)); }
 
-// The first 128 codes as bf16, which holds both formats exactly, split in bytes for vpermi2b.
-static uint8_t fp8_low[2][128], fp8_high[2][128];
-static void fp8_tables_init(void) {
-    for (int i = 0; i < 256; i++) {
-        const uint32_t h = float_bits(fp8_value(i & 127, &fp8_formats[i >> 7])) >> 16;
-        fp8_low[i >> 7][i & 127] = h & 0xff, fp8_high[i >> 7][i & 127] = h >> 8;
-    }
-}
-
-// n <= STRIP FP8 codes to fp32. They are widened first: gcc's code for both in one loop is half as fast.
-#define STRIP 96 // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR, AMX_MR
-static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
-    uint32_t wide[STRIP];
-    for (int i = 0; i < n; i++) wide[i] = codes[i];
-    if (d == DTYPE_E4M3) SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[0]);
-    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
-}
-
-// n FP8 codes to bf16.
-static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
-    int i = 0;
-#ifdef __AVX512VBMI__
-    const int t = d == DTYPE_E5M2;
-    // Low and high byte of the bf16 come from two tables of 128 entries, in which code 0 is 0; the sign is the code's own top bit.
-    const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
-    const __m512i h0 = _mm512_loadu_si512(fp8_high[t]), h1 = _mm512_loadu_si512(fp8_high[t] + 64);
-    const __m512i top = _mm512_set1_epi8((char)0x80);
-    for (; i < n; i += 32) { // masked loads and stores, which can be slow, only for less than 32
-        const __mmask32 valid = n - i < 32 ? ((__mmask32)1 << (n - i)) - 1 : ~(__mmask32)0;
-        const void *from = codes + i;
-        __m512i c = _mm512_cvtepu8_epi16(n - i < 32 ? _mm256_maskz_loadu_epi8(valid, from) : _mm256_loadu_si256(from));
-        __m512i low = _mm512_permutex2var_epi8(l0, c, l1), high = _mm512_permutex2var_epi8(h0, c, h1);
-        high = _mm512_slli_epi16(_mm512_ternarylogic_epi64(high, c, top, 0xf8), 8); // high | (c & 0x80)
-        if (n - i < 32) _mm512_mask_storeu_epi16(out + i, valid, _mm512_or_si512(low, high));
-        else _mm512_storeu_si512(out + i, _mm512_or_si512(low, high));
-    }
-#endif
-    for (; i < n; i++) out[i] = float_bits(fp8_decode(codes[i], d)) >> 16;
-}
-
+// ==== 4. scales and recipes ======================================================================
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
 // What is counted for every operand, in the pass that quantizes it.
 typedef struct {
-    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
+    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN
+                        // above Inf
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A rule says which amax that is.
-// One that remembers earlier steps has a function, which turns the amax of the step that ended into the one that the next step's
-// scale is made of. A new rule is a function and a row, after CURRENT; dev/RECIPES.md adds one as an example.
-// Columns: name, its word in --recipe, what stands behind the word (=N: a whole number), that number's default, least and largest,
-// function, help.
+// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
+// rule says which amax that is. One that remembers earlier steps has a function, which turns the
+// amax of the step that ended into the one that the next step's scale is made of. A new rule is a
+// function and a row, after CURRENT; dev/RECIPES.md adds one as an example. Columns: name, its word
+// in --recipe, what stands behind the word (=N: a whole number), that number's default, least and
+// largest, function, help.
 #define AMAX_HISTORY_MAX 1024
-#define SCALING_RULES(X)                                                                                                           \
-    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step, "the constant S (a power of two keeps most bits)")                    \
-    X(CURRENT, "current", "", 0, 0, 0, amax_of_step, "from the tensor's own amax, found before it is quantized")                   \
-    X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history, "from the largest amax of the last N steps")
+#define SCALING_RULES(X)                                                                           \
+    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
+      "the constant S (a power of two keeps most bits)")                                           \
+    X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
+      "from the tensor's own amax, found before it is quantized")                                  \
+    X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history,                          \
+      "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
 enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
 
-// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by recipe_parse().
+// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by
+// recipe_parse().
 typedef struct {
     Dtype format;
     int rule;
-    float number;      // the rule's: the constant scale, or how many steps are remembered
-    int margin;        // the scale is divided by 2^margin
-    int rounding;      // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's MX, which may saturate
-    int across, along; // block scaling: elements across and along K that share a scale; along is 0 where all of the tensor does
+    float number; // the rule's: the constant scale, or how many steps are remembered
+    int margin;   // the scale is divided by 2^margin
+    int rounding; // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's
+                  // MX, which may saturate
+    int across, along; // block scaling: elements across and along K that share a scale; along is 0
+                       // where all of the tensor does
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
 INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
 
-// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
+// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it
+// whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;    // in use (where the rule remembers: for the whole step; current: the last tensor's)
-    float kept_inv; // scale_inv of the bytes that now lie in memory, for all products that read them
-    int64_t steps;  // whose amax the rule has seen; until the first one a tensor is scaled by its own amax
+    float
+        scale; // in use (where the rule remembers: for the whole step; current: the last tensor's)
+    float
+        kept_inv;  // scale_inv of the bytes that now lie in memory, for all products that read them
+    int64_t steps; // whose amax the rule has seen; until the first one a tensor is scaled by its
+                   // own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -447,18 +391,21 @@ typedef struct {
 } Fp8Scale;
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
-// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf
+// or NaN keeps `keep`.
 INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
     float scale = fp8_max(r->format);
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
-    if (r->rounding == ROUNDING_FLOOR) amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
+    if (r->rounding == ROUNDING_FLOOR)
+        amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
     scale /= amax;
     if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
-// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended before it.
+// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended
+// before it.
 INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
     (void)r, (void)history, (void)steps;
     return amax;
@@ -470,8 +417,8 @@ INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t ste
     return amax;
 }
 
-// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes the next step's scale.
-// Validation and sampling record no x and dy, so none of theirs gets here.
+// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes
+// the next step's scale. Validation and sampling record no x and dy, so none of theirs gets here.
 INLINE void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = &s->recipe;
     float amax = bits_float(s->step.amax_bits);
@@ -479,7 +426,7 @@ INLINE void scale_advance(Fp8Scale *s) {
     s->logged_scale = s->scale;
     memset(&s->step, 0, sizeof(s->step));
     if (!recipe_remembers(r) || !amax_usable(amax)) return;
-#define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                                                  \
+#define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                  \
     if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->steps, amax);
     SCALING_RULES(RULE_APPLY)
     s->steps++;
@@ -493,15 +440,20 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->nonfinite += s->nonfinite, into->count += s->count;
     into->signal += s->signal, into->noise += s->noise;
 }
-// Threads merge theirs in any order: whole numbers and a maximum. Signal and noise, which need an order, come after.
+// Threads merge theirs in any order: whole numbers and a maximum. Signal and noise, which need an
+// order, come after.
 #pragma omp declare reduction(merge:Fp8Stats : stats_merge(&omp_out, &omp_in))
 
-// ---- quantise
-#define CHUNK 8192 // elements: the unit in which sums over a whole tensor are split, whatever the thread count
+// ---- quantize
+#define CHUNK                                                                                      \
+    8192 // elements: the unit in which sums over a whole tensor are split, whatever the thread
+         // count
 
-// q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order does not matter. Inlined for each
-// format, whose numbers are then constants. Numbers are widened and narrowed in loops of their own: so gcc's code is faster.
-INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats, const Fp8Format *f8) {
+// q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order
+// does not matter. Inlined for each format, whose numbers are then constants. Numbers are widened
+// and narrowed in loops of their own: so gcc's code is faster.
+INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats,
+                           const Fp8Format *f8) {
     uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
     for (size_t at = 0, m; at < n; at += m) {
         float wide[256];
@@ -517,7 +469,8 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
         }
         for (size_t i = 0; i < m; i++) q[at + i] = (uint8_t)code[i];
     }
-    if (amax >= 0x7f800000 || float_bits(bits_float(amax) * scale) > f8->saturated_above) // seldom: again, with all cases
+    if (amax >= 0x7f800000 ||
+        float_bits(bits_float(amax) * scale) > f8->saturated_above) // seldom: again, with all cases
         for (size_t i = 0; i < n; i++) {
             const float f = float_from_stored(x[i]);
             const uint32_t u = float_bits(f * scale), b = u & 0x7fffffff;
@@ -526,36 +479,40 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
             q[i] = (uint8_t)fp8_encode_bits(u, f8);
         }
     stats->amax_bits = MAX(stats->amax_bits, amax);
-    stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite, stats->count += n;
+    stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite,
+        stats->count += n;
 }
-// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding changed of x; where all have one
-// scale (step 0) in the numbers that codes stand for, (x scale)^2, else (step 1) in x's own.
-INLINE void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n, const float *scale, int step, Dtype format) {
-    uint16_t decoded[CHUNK]; // all of what a thread's stack need hold: the squares are not kept
+// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding
+// changed of x; where all have one scale (step 0) in the numbers that codes stand for, (x scale)^2,
+// else (step 1) in x's own.
+INLINE void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
+                      const float *scale, int step, Dtype format) {
+    const Fp8Format *f8 = fp8_format(format);
     float signal, noise;
-    decode_bf16(decoded, q, n, format);
 #define SIGNAL (float_from_stored(x[i]) * (step ? 1 : *scale))
-#define NOISE  (SIGNAL - float_from_bf16(decoded[i]) / (step ? scale[i] : 1))
+#define NOISE  (SIGNAL - fp8_value(q[i], f8) / (step ? scale[i] : 1))
     STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
     STRIPED_SUM(noise, i, n, NOISE * NOISE);
     sums[0] += signal, sums[1] += noise;
 }
 
-// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the first one, or a model without its
-// state file).
+// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the
+// first one, or a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
     return s->recipe.rule == SCALING_CURRENT || (recipe_remembers(&s->recipe) && s->steps == 0);
 }
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
-// The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1 / scale.
-// An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax.
+// The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1
+// / scale. An operand with no history yet (first step, or a model evaluated without a state file)
+// is scaled by its own amax.
 static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = s->scale;
     if (scale_is_own(s)) {
         uint32_t amax = 0;
 #pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
-        for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
+        for (size_t i = 0; i < n; i++)
+            amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
         scale = scale_from_amax(bits_float(amax), scale, r);
         if (record != RECORD_NONE) s->scale = scale;
     }
@@ -566,41 +523,250 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
 #pragma omp parallel for schedule(static) reduction(merge : total) if (n > CHUNK)
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
-        if (r->format == DTYPE_E4M3) quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[0]);
+        if (r->format == DTYPE_E4M3)
+            quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[0]);
         else quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[1]);
         if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
     }
     const double inv2 = (double)scale_inv * scale_inv;
-    for (size_t c = 0; sums && c < chunks; c++) total.signal += sums[c][0] * inv2, total.noise += sums[c][1] * inv2;
+    for (size_t c = 0; sums && c < chunks; c++)
+        total.signal += sums[c][0] * inv2, total.noise += sums[c][1] * inv2;
     free(sums);
     if (record != RECORD_NONE) stats_merge(&s->step, &total);
     return scale_inv;
 }
 
-// Bytes of x [rows, columns] whose blocks have scales of their own; its K runs along the columns or, for products that read x
-// across, along the rows. inv: [blocks across K][blocks along it]. No block's scale depends on another step.
-static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns, int along_rows, Fp8Scale *s,
+// ==== 5. matrix product ==========================================================================
+// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]). Every sum is one chain of fp32 fused
+// multiply-adds, the odd element of each pair first,
+//     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
+// which is what vdpbf16ps does. Products of FP8, bf16 or fp16 numbers are exact in fp32, so fp32
+// FMA gives the same bits. Blocks of K reload the accumulator and so keep the chain: no bit depends
+// on tiles, threads or the instruction set.
+// --sum-order tiles is another rule, that of AMX's tdpbf16ps: of every 32 elements of K, the last
+// padded with zeros,
+//     even = fma(a[k], b[k], even), k = 0, 2, .. 30;  odd likewise, k = 1, 3, .. 31;  acc += even +
+//     odd,
+// each from zero. Every machine computes both rules; which is fast depends on the machine.
+//
+// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels
+// of MR rows (a) or NR columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for
+// vdpbf16ps, or one fp32 number. FP8 is decoded here, so a transposed operand needs no transposed
+// copy in memory. A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k *
+// k_stride]; one of the strides is 1.
+typedef struct {
+    const void *data;
+    Dtype dtype;
+    size_t row_stride, k_stride;
+    float scale_inv; // FP8: an element is worth its decoded byte times this; else 1
+    // Block scaling: element (i, k) is also multiplied by inv[i / across * inv_stride + k / along],
+    // a power of two, so that it stays exact. NULL: no blocks.
+    const float *inv;
+    size_t across, along, inv_stride;
+} Matrix;
+#define matrix(...) ((Matrix){__VA_ARGS__, 1, NULL, 0, 0, 0})
+
+// Epilogue: how the fp32 sum becomes an output element, in one rounding to the output's type:
+// value = sum * scale * (scale_inv of a) * (scale_inv of b), plus bias[n] or the old out[m, n].
+typedef struct {
+    void *data; // [m, n], stored type or fp32
+    Dtype dtype;
+    size_t row_stride;
+    float scale;
+    const float *bias; // [n] or NULL
+    int accumulate;    // out = fma(acc, scale, out); fp32 only
+} Output;
+#define output(...) ((Output){__VA_ARGS__})
+
+static int product_in_tiles = 0; // --sum-order tiles
+
+// Element (i, k) of a matrix as a number.
+static float matrix_element(const Matrix *m, size_t i, size_t k) {
+    const size_t at = i * m->row_stride + k * m->k_stride;
+    float value;
+    if (m->dtype == DTYPE_FP32) value = ((const float *)m->data)[at];
+    else if (dtype_size[m->dtype] == 1)
+        value = fp8_decode(((const uint8_t *)m->data)[at], m->dtype);
+    else value = float_from_stored(((const stored_t *)m->data)[at]);
+    return m->inv ? value * m->inv[i / m->across * m->inv_stride + k / m->along] : value;
+}
+// fma(a[m, k], b[n, k], sum); beyond K the elements are zeros.
+static float element_fma(const Matrix *a, const Matrix *b, size_t m, size_t n, size_t k, size_t K,
+                         float sum) {
+    return k < K ? fmaf(matrix_element(a, m, k), matrix_element(b, n, k), sum) : fmaf(0, 0, sum);
+}
+
+// The definition of a product, which the fast one of section 15 equals bit for bit. `make
+// REFERENCE=1` trains with it: the bytes are decoded one by one, so that everything stands here.
+static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
+    const float scale = out.scale * (a.scale_inv * b.scale_inv);
+    PARALLEL(static) for (size_t at = 0; at < M * N; at++) {
+        const size_t m = at / N, n = at % N;
+        float sum = 0;
+        for (size_t k = 0; !product_in_tiles && k < K; k += 2)
+            sum = element_fma(&a, &b, m, n, k, K, element_fma(&a, &b, m, n, k + 1, K, sum));
+        for (size_t k = 0; product_in_tiles && k < K; k += 32) {
+            float even = 0, odd = 0;
+            for (size_t j = k; j < k + 32; j += 2) {
+                even = element_fma(&a, &b, m, n, j, K, even);
+                odd = element_fma(&a, &b, m, n, j + 1, K, odd);
+            }
+            sum += even + odd;
+        }
+        float *floats = (float *)out.data + m * out.row_stride + n;
+        stored_t *stored = (stored_t *)out.data + m * out.row_stride + n;
+        const float add = out.bias ? out.bias[n] : out.accumulate ? *floats : 0;
+        const float value = out.bias || out.accumulate ? fmaf(sum, scale, add) : sum * scale;
+        if (out.dtype == DTYPE_FP32) *floats = value;
+        else *stored = stored_from_float(value);
+    }
+}
+static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N,
+                          size_t K); // section 15
+#ifdef REFERENCE
+#define matmul matmul_reference
+#else
+#define matmul matmul_packed
+#endif
+
+// ==== 6. linear layers ===========================================================================
+static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
+                            int along_rows, Fp8Scale *s, Record record); // section 7
+static void column_sums(float *out, const stored_t *x, float *partial, size_t rows, size_t width);
+
+// y = x w^T + bias. Three products read three operands, each of which is a matrix [rows, columns].
+// Two products read each operand: one sums over its columns, the other over its rows.
+//                  over columns    over rows
+//   x  [R, in]     fprop           wgrad
+//   w  [out, in]   fprop           dgrad
+//   dy [R, out]    dgrad           wgrad
+enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
+enum { FPROP, DGRAD, WGRAD, NPRODUCT };
+enum { OVER_COLUMNS, OVER_ROWS };
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
+static const char *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
+static const int operand_product[NOPERAND][2] = {{FPROP, WGRAD}, {FPROP, DGRAD}, {DGRAD, WGRAD}};
+
+// An operand in the forms in which its two products read it; [0] for OVER_COLUMNS, [1] for
+// OVER_ROWS.
+typedef struct {
+    const stored_t *stored[2]; // what a product reads that is not in FP8
+    uint8_t *bytes[2]; // what one in FP8 reads: the same bytes for both, or, in blocks, two sets
+    float *inv[2];     // in blocks: their scale_inv
+    Fp8Scale *scale;   // NULL: this layer is not in FP8
+    size_t columns;
+} Operand;
+typedef struct {
+    Operand operand[NOPERAND];
+    size_t in, out;
+    const float *bias; // [out] or NULL
+    float *dw, *dbias; // [out, in], [out] or NULL
+    int bf16;          // bit p: product p of an FP8 layer stays in bf16
+} Linear;
+static int linear_in_fp8(const Linear *f, int product) {
+    return f->operand[OPERAND_W].scale && !(f->bf16 >> product & 1);
+}
+static void operand_is(Linear *f, int which, const stored_t *tensor) {
+    f->operand[which].stored[OVER_COLUMNS] = f->operand[which].stored[OVER_ROWS] = tensor;
+}
+
+// Makes the bytes of an operand from the tensor [rows, columns], for those of its products, from
+// `way` on, that are in FP8.
+static void operand_quantise(const Linear *f, int which, const stored_t *tensor, size_t rows,
+                             int way, Record record) {
+    const Operand *o = &f->operand[which];
+    for (; way <= OVER_ROWS; way++) {
+        if (!linear_in_fp8(f, operand_product[which][way]) || !o->bytes[way]) continue;
+        if (!recipe_blocks(&o->scale->recipe)) {
+            o->scale->kept_inv =
+                quantise(o->bytes[way], tensor, rows * o->columns, o->scale, record);
+            return; // the other product reads the same bytes
+        }
+        quantise_blocks(o->bytes[way], o->inv[way], tensor, rows, o->columns, way, o->scale,
+                        record);
+        record = RECORD_NONE; // counted once
+    }
+}
+
+// An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks. K:
+// how many elements the product sums over.
+static Matrix operand(const Linear *f, int which, int product, size_t K) {
+    const Operand *o = &f->operand[which];
+    const int way = operand_product[which][OVER_ROWS] == product;
+    Matrix m = matrix(o->stored[way], STORED, way ? 1 : o->columns, way ? o->columns : 1);
+    if (!linear_in_fp8(f, product)) return m;
+    const ScalingRecipe *r = &o->scale->recipe;
+    m.data = o->bytes[way];
+    m.dtype = r->format;
+    if (!recipe_blocks(r)) {
+        m.scale_inv = o->scale->kept_inv;
+        return m;
+    }
+    m.inv = o->inv[way];
+    m.across = r->across;
+    m.along = r->along;
+    m.inv_stride = ceil_div(K, r->along);
+    return m;
+}
+
+// y[rows, out] = x w^T + bias, of type y_dtype.
+static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows, Record record) {
+    const Operand *x = &f->operand[OPERAND_X];
+    operand_quantise(f, OPERAND_X, x->stored[OVER_COLUMNS], rows, OVER_COLUMNS, record);
+    if (x->stored[OVER_ROWS] && x->stored[OVER_ROWS] != x->stored[OVER_COLUMNS]) // a wgrad in bf16
+        memcpy((stored_t *)x->stored[OVER_ROWS], x->stored[OVER_COLUMNS],
+               rows * f->in * sizeof(stored_t));
+    matmul(output(y, y_dtype, f->out, 1, f->bias, 0), operand(f, OPERAND_X, FPROP, f->in),
+           operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
+}
+
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of dy before it is quantized: FP8 turns
+// Inf into its largest number, so that a dy that is not finite is seen in dbias. partial: room for
+// these sums, [ceil(rows / ROWS)][out].
+static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_t rows,
                             Record record) {
+    const stored_t *dy = f->operand[OPERAND_DY].stored[OVER_COLUMNS];
+    operand_quantise(f, OPERAND_DY, dy, rows, OVER_COLUMNS, record);
+    matmul(output(dx, STORED, f->in, 1, NULL, 0), operand(f, OPERAND_DY, DGRAD, f->out),
+           operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
+    matmul(output(f->dw, DTYPE_FP32, f->in, 1, NULL, 1), operand(f, OPERAND_DY, WGRAD, rows),
+           operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
+    if (f->dbias) column_sums(f->dbias, dy, partial, rows, f->out);
+}
+
+// ==== 7. other layers ============================================================================
+// ---- block scaling: bytes whose blocks have scales of their own
+// Bytes of x [rows, columns] whose blocks have scales of their own; its K runs along the columns
+// or, for products that read x across, along the rows. inv: [blocks across K][blocks along it]. No
+// block's scale depends on another step.
+static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
+                            int along_rows, Fp8Scale *s, Record record) {
     enum { SPAN = 512 }; // columns at a time
     const ScalingRecipe *r = &s->recipe;
     const Fp8Format *f8 = fp8_format(r->format);
     const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across)),
                  wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
-    const size_t step = wide < SPAN ? SPAN / wide * wide : wide, bands = ceil_div(rows, tall), lanes = MIN(wide, SPAN);
-    const size_t inv_row = along_rows ? 1 : ceil_div(columns, wide), inv_column = along_rows ? bands : 1;
+    const size_t step = wide < SPAN ? SPAN / wide * wide : wide, bands = ceil_div(rows, tall),
+                 lanes = MIN(wide, SPAN);
+    const size_t inv_row = along_rows ? 1 : ceil_div(columns, wide),
+                 inv_column = along_rows ? bands : 1;
     const size_t spans = ceil_div(columns, step);
-    double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(bands * spans * sizeof(*sums)) : NULL;
+    double(*sums)[2] =
+        record == RECORD_SQNR ? memory_allocate(bands * spans * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel for collapse(2) schedule(static) reduction(merge : total)
     for (size_t band = 0; band < bands; band++)
         for (size_t c0 = 0; c0 < columns; c0 += step) {
-            const size_t r1 = MIN(rows, (band + 1) * tall), c1 = MIN(columns, c0 + step), used = MIN(SPAN, c1 - c0);
+            const size_t r1 = MIN(rows, (band + 1) * tall), c1 = MIN(columns, c0 + step),
+                         used = MIN(SPAN, c1 - c0);
             uint32_t top[SPAN] = {0};
             float scale[SPAN];
             for (size_t row = band * tall; row < r1; row++)
                 for (size_t c = c0; c < c1; c += SPAN)
                     for (size_t i = 0; i < MIN(SPAN, c1 - c); i++)
-                        top[i] = MAX(top[i], float_bits(float_from_stored(x[row * columns + c + i])) & 0x7fffffff);
+                        top[i] =
+                            MAX(top[i], float_bits(float_from_stored(x[row * columns + c + i])) &
+                                            0x7fffffff);
             for (size_t i = 0; i < used; i += lanes) {
                 uint32_t amax = 0;
                 for (size_t l = i; l < MIN(used, i + lanes); l++) amax = MAX(amax, top[l]);
@@ -614,510 +780,92 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
                     const size_t at = row * columns + c;
                     for (size_t i = 0; i < MIN(SPAN, c1 - c); i++) {
                         const float f = float_from_stored(x[at + i]);
-                        const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff, code = fp8_encode_bits(u, f8);
+                        const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff,
+                                       code = fp8_encode_bits(u, f8);
                         total.saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
                         total.flushed += ((code & 0x7f) == 0) & (f != 0);
                         total.nonfinite += a >= 0x7f800000;
                         q[at + i] = (uint8_t)code;
                     }
-                    if (sums) sqnr_sums(sums[band * spans + c0 / step], q + at, x + at, MIN(SPAN, c1 - c), scale, 1, r->format);
+                    if (sums)
+                        sqnr_sums(sums[band * spans + c0 / step], q + at, x + at, MIN(SPAN, c1 - c),
+                                  scale, 1, r->format);
                 }
         }
     total.count = rows * columns;
-    for (size_t i = 0; sums && i < bands * spans; i++) total.signal += sums[i][0], total.noise += sums[i][1];
+    for (size_t i = 0; sums && i < bands * spans; i++)
+        total.signal += sums[i][0], total.noise += sums[i][1];
     free(sums);
-    if (record != RECORD_NONE) s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r), stats_merge(&s->step, &total);
+    if (record != RECORD_NONE)
+        s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r),
+        stats_merge(&s->step, &total);
 }
 
-// ==== 4. matrix product ==============================================================================================
-// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]). Every sum is one chain of fp32 fused multiply-adds, the odd
-// element of each pair first,
-//     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
-// which is what vdpbf16ps does. Products of FP8, bf16 or fp16 numbers are exact in fp32, so fp32 FMA gives the same bits.
-// Blocks of K reload the accumulator and so keep the chain: no bit depends on tiles, threads or the instruction set.
-// --sum-order tiles is another rule, that of AMX's tdpbf16ps: of every 32 elements of K, the last padded with zeros,
-//     even = fma(a[k], b[k], even), k = 0, 2, .. 30;  odd likewise, k = 1, 3, .. 31;  acc += even + odd,
-// each from zero. Every machine computes both rules; which is fast depends on the machine.
-//
-// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels of MR rows (a) or NR
-// columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for vdpbf16ps, or one fp32 number. FP8 is decoded
-// here, so a transposed operand needs no transposed copy in memory.
-// A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of the strides is 1.
-typedef struct {
-    const void *data;
-    Dtype dtype;
-    size_t row_stride, k_stride;
-    const float *inv; // of scales in blocks, powers of two, so that what is multiplied by them stays exact; or NULL
-    size_t across, along, inv_stride;
-} Matrix;
-#define matrix(...) ((Matrix){__VA_ARGS__, NULL, 0, 0, 0})
-
-// What becomes of a chain: value = scale * acc, plus bias[n] or the old out[m, n] in the same rounding.
-typedef struct {
-    void *data; // [m, n], stored type or fp32
-    Dtype dtype;
-    size_t row_stride;
-    float scale;
-    const float *bias; // [n] or NULL
-    int accumulate;    // out = fma(acc, scale, out); fp32 only
-} Output;
-#define output(...) ((Output){__VA_ARGS__})
-
-// A vector, and the tile of MR rows and NR columns that a kernel keeps in registers.
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#ifdef __AVX512BF16__
-#define ISA_NAME                  "AVX-512 BF16"
-#define vector_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
-#else
-#define ISA_NAME "AVX-512"
-#endif
-#define LANES       16
-#define vector_set1 _mm512_set1_ps
-#define vector_fma  _mm512_fmadd_ps
-#define MR          12 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast
-#define NR          32
-#elif defined(__AVX2__) && defined(__FMA__)
-#define ISA_NAME    "AVX2 + FMA"
-#define LANES       8
-#define vector_set1 _mm256_set1_ps
-#define vector_fma  _mm256_fmadd_ps
-#elif defined(__ARM_NEON)
-#define ISA_NAME            "NEON"
-#define LANES               4
-#define vector_set1         vdupq_n_f32
-#define vector_fma(a, b, c) vfmaq_f32(c, a, b)
-#else
-#define ISA_NAME            "portable C"
-#define LANES               1
-#define vector_set1(x)      ((Vector){x})
-#define vector_fma(a, b, c) ((Vector){fmaf((a)[0], (b)[0], (c)[0])})
-#endif
-#ifndef MR
-#define MR 6
-#define NR 16
-#endif
-#ifdef vector_fma_pairs
-#define HAS_PAIRS (PRECISION == PRECISION_FP8 || PRECISION == PRECISION_BF16)
-#else
-#define HAS_PAIRS        0
-#define vector_fma_pairs vector_fma // never run
-#endif
-#if HAS_PAIRS && (defined(__AMX_BF16__) || defined(__AMXBF16__))
-#define HAS_AMX 1
-#else
-#define HAS_AMX 0
-#endif
-#define BACKEND       "this CPU"
-#define BACKEND_HELP  ""
-#define BACKEND_LINES 0
-#define BACKEND_OPTIONS(X)
-typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
-typedef uint32_t unit_t __attribute__((may_alias)); // a pair of bf16, or the bits of a float, written and read as one
-#define NB       (HAS_AMX ? 192 : 96)               // columns of b that one task packs at most; a panel of a in L1 meets them all
-#define KU       1024                               // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
-#define MC       1536                               // rows of a packed at a time
-#define AMX_MR   32                                 // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
-#define KU_CHUNK 64                                 // units that are decoded before they are laid out, small enough for L1
-
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
-
-// Whether units are bf16 pairs. The bits are the same; which is faster depends on the CPU (a Zen 5 runs vdpbf16ps at twice
-// the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures it.
-static int product_uses_pairs = 0;
-static int product_in_tiles = 0; // --sum-order tiles: AMX where units are pairs, else what it would compute
-INLINE int panel_rows(void) { return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR; }
-
-// tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels are not inlined, and a
-// fence keeps the loads of one unit from moving into another: compilers that do either run out of registers, and spilled
-// accumulators cost a quarter of the speed.
-#define KERNEL     __attribute__((noinline)) static void
-#define UNIT_FENCE __asm__ volatile("" : : : "memory")
-#if defined(__x86_64__) && LANES > 1
-#define IN_REGISTER(v) __asm__("" : "+v"(v)) // or gcc loads it again for every row
-#else
-#define IN_REGISTER(v) (void)0
-#endif
-#define EACH_ROW    UNROLL for (int i = 0; i < MR; i++)
-#define EACH_VECTOR UNROLL for (int j = 0; j < NR / LANES; j++)
-#if LANES > 1 || !defined(__SSE2__)
-// A chain takes `group` units in turn, of these number `from` first, then the ones before it, down to 0.
-INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs, const int group,
-                         const int from) {
-    Vector c[MR][NR / LANES], v[NR / LANES], *t = (Vector *)tile;
-    EACH_ROW EACH_VECTOR c[i][j] = t[i * (NR / LANES) + j]; // not by memcpy, which would keep c in memory
-    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR) UNROLL for (int k = from; k >= 0; k--) {
-            const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
-            UNIT_FENCE;
-            UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch(line + 8 * NR + j);
-            EACH_VECTOR v[j] = ((const Vector *)line)[j];
-            EACH_VECTOR IN_REGISTER(v[j]);
-            EACH_ROW {
-                const Vector s = vector_set1(rows[i]);
-                EACH_VECTOR c[i][j] = pairs ? vector_fma_pairs(s, v[j], c[i][j]) : vector_fma(s, v[j], c[i][j]);
-            }
-        }
-    EACH_ROW EACH_VECTOR t[i * (NR / LANES) + j] = c[i][j];
-}
-#else
-// No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double, is no tie between two
-// floats, rounding it to float is rounding once; with 16-bit operands ties are true ones too (53 >= 2 * 24 + 2 bits).
-// Converting from memory, where the chains stay, takes no shuffle; gcc has no intrinsic for it.
-static inline __m128d float2_to_double(const void *p) {
-    __m128d d;
-    __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
-    return d;
-}
-INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs, const int group,
-                         const int from) {
-    const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
-    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
-        for (int k = from; !pairs && k >= 0; k--) {
-            const float *line = (const float *)b + k * NR;
-            __m128d v[NR / 2];
-            UNROLL for (int j = 0; j < NR / 2; j++) v[j] = float2_to_double(line + j * 2);
-            for (int i = 0; i < MR; i++) {
-                const float s = bits_float(a[k * MR + i]);
-                const __m128d twice = _mm_set1_pd(s);
-                UNROLL for (int j = 0; j < NR; j += 8) {
-                    float *c = tile + i * NR + j;
-                    __m128d sum[4];
-                    __m128i tie = _mm_setzero_si128();
-                    UNROLL for (int l = 0; l < 4; l++) {
-                        sum[l] = _mm_add_pd(_mm_mul_pd(twice, v[j / 2 + l]), float2_to_double(c + 2 * l));
-                        tie = _mm_or_si128(tie, _mm_cmpeq_epi32(_mm_and_si128((__m128i)sum[l], low29), half));
-                    }
-                    if (PRECISION == PRECISION_FP32 && (_mm_movemask_epi8(tie) & 0x0f0f))
-                        for (int l = 0; l < 8; l++) c[l] = fmaf(s, line[j + l], c[l]);
-                    else UNROLL for (int l = 0; l < 4; l++) _mm_storel_pi((__m64 *)(void *)(c + 2 * l), _mm_cvtpd_ps(sum[l]));
-                }
-            }
-        }
-}
-#endif
-KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 1, 1, 0); }
-KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 0, 2, 1); }
-KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile) { kernel_chain(units, a, b, tile, 0, 2, 0); }
-#if HAS_AMX
-// Shapes a thread's eight tile registers, once: 16 rows of 64 bytes each.
-static void amx_configure(void) {
-    static __thread int configured;
-    uint8_t shape[64] = {1}; // the palette; from 16 on bytes a row, two of shape each; from 48 on rows
-    for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
-    UNIT_FENCE; // gcc's intrinsic does not say that it reads all of it
-    if (!configured) _tile_loadconfig(shape);
-    configured = 1;
-}
-#define EACH_AMX_TILE(move)                                                                                                        \
-    move(0, tile, line);                                                                                                           \
-    move(1, tile + 16, line);                                                                                                      \
-    move(2, tile + 16 * NR, line);                                                                                                 \
-    move(3, tile + 16 * NR + 16, line)
-// tile[32][32] in four of AMX's. Meanwhile `later`, a quarter of such a piece of the next panel of a (or what
-// lies beyond the last), comes into L2.
-KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
-    const long line = NR * 4;
-    amx_configure();
-    UNIT_FENCE;
-    EACH_AMX_TILE(_tile_loadd);
-    for (int u = 0; u < units; u += 16, a += 16 * AMX_MR, b += 16 * NR, later += 4 * AMX_MR) {
-        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(later + 16 * i, 0, 2);
-        _tile_loadd(4, a, 64);
-        _tile_loadd(6, b, line);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + 16, line);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + 256, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    EACH_AMX_TILE(_tile_stored);
-    UNIT_FENCE;
-}
-#define AMX_PERMITTED() (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0)
-#else
-#define kernel_amx(units, a, b, tile, later) (void)later
-#define AMX_PERMITTED()                      0
-#endif
-static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
-    if (product_uses_pairs && product_in_tiles) kernel_amx(units, a, b, tile, later);
-    else if (product_uses_pairs) kernel_pairs(units, a, b, tile);
-    else if (!product_in_tiles) kernel_fp32(units, a, b, tile);
-    else
-        for (; units > 0; units -= 32, a += 32 * MR, b += 32 * NR) {
-            float sums[2][MR * NR] __attribute__((aligned(64))) = {{0}};
-            kernel_every_other(32, a, b, sums[0]), kernel_every_other(32, a + MR, b + NR, sums[1]);
-            SIMD for (int i = 0; i < MR * NR; i++) tile[i] += sums[0][i] + sums[1][i];
-        }
+// ---- functions of one number: every operation is IEEE and in the order in which it is written, so
+// that all compilers and vectors give the same bits e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 /
+// 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0. Above 88.3 it saturates
+// near 2.2e38. A NaN stays one.
+#define ROUNDER                                                                                    \
+    12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of
+                // the sum
+INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
+INLINE float exp_fixed_order(float x) {
+    x = 88.3f < x ? 88.3f : x;
+    x = -104.0f > x ? -104.0f : x;
+    const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = (1.0f / 5040) * r + 1.0f / 720;
+    p = ((p * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6;
+    p = ((p * r + 0.5f) * r + 1) * r + 1;
+    return p * pow2_whole(half) * pow2_whole(n - half);
 }
 
-// ---- packing
-// n consecutive elements, from (i, k) on along K or across it, to the kernel's numbers: bf16 (pairs) or fp32 (n <= STRIP across K).
-static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
-    const void *from = (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
-    if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32)) memcpy(out, from, n * dtype_size[s->dtype]);
-    else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
-    else if (dtype_size[s->dtype] == 1) decode_fp32(out, from, n, s->dtype);
-    else SIMD for (int j = 0; j < n; j++)((float *)out)[j] = float_from_stored(((const stored_t *)from)[j]);
-    if (!s->inv) return;
-    const int goes_along = s->k_stride == 1;
-    const size_t block = goes_along ? s->along : s->across, start = goes_along ? k : i;
-    for (int j = 0, run; j < n; j += run) { // elements of one block
-        run = MIN((size_t)(n - j), block - (start + j) % block);
-        const float inv = s->inv[(goes_along ? i : i + j) / s->across * s->inv_stride + (goes_along ? k + j : k) / s->along];
-        float *floats = (float *)out + j;
-        uint16_t *halves = (uint16_t *)out + j;
-        if (product_uses_pairs) SIMD for (int x = 0; x < run; x++) halves[x] = float_bits(float_from_bf16(halves[x]) * inv) >> 16;
-        else SIMD for (int x = 0; x < run; x++) floats[x] *= inv;
-    }
+// ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1))
+// as a series.
+static double log_fixed_order(double x) {
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    int e = (int)(u >> 52) - 1023;
+    u = (u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
+    double m;
+    memcpy(&m, &u, 8);
+    if (m > 1.4142135623730951) m *= 0.5, e++;
+    double s = (m - 1) / (m + 1), z = s * s, p = 0;
+    for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
+    return 2 * s * p + e * 0.6931471805599453;
 }
 
-// Units that nk elements of K take, padded with zeros as the order of the sum has it.
-static int units_of(int nk) { return round_up(nk, product_in_tiles ? 32 : 2) / (product_uses_pairs ? 2 : 1); }
-
-// to[c * to_stride + r] = from[r * from_stride + c]
-INLINE void units_transpose(unit_t *to, size_t to_stride, const unit_t *from, size_t from_stride, int rows, int columns) {
-    int c = 0;
-#if defined(__SSE2__)
-    for (; c + 4 <= columns; c += 4)
-        for (int i = 0; i < rows; i += 4) { // 4 x 4 blocks; the last may overlap the one before
-            const int r = MIN(i, rows - 4);
-            const float *f = (const float *)from + r * from_stride + c;
-            float *t = (float *)to + c * to_stride + r;
-            __m128 r0 = _mm_loadu_ps(f), r1 = _mm_loadu_ps(f + from_stride);
-            __m128 r2 = _mm_loadu_ps(f + 2 * from_stride), r3 = _mm_loadu_ps(f + 3 * from_stride);
-            _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
-            _mm_storeu_ps(t, r0), _mm_storeu_ps(t + to_stride, r1);
-            _mm_storeu_ps(t + 2 * to_stride, r2), _mm_storeu_ps(t + 3 * to_stride, r3);
-        }
-#endif
-    for (; c < columns; c++)
-        for (int r = 0; r < rows; r++) to[c * to_stride + r] = from[r * from_stride + c];
-}
-
-// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` rows. Rows beyond ni are zeros.
-// dst: [ceil(ni / width)][units][width], or, for AMX's left operand (by_row), [ceil(ni / width)][units / 16][width][16].
-INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk, const int width, const int by_row) {
-    const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
-    unit_t rows[MAX(MR, NR) * KU_CHUNK] __attribute__((aligned(64)));
-    if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
-        for (int p = 0; p < ni; p += width, dst += units * width) {
-            const int n = MIN(ni - p, width);
-            for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
-                const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit, len = MIN(nk - k, nu * per_unit);
-                if (n < width || len < nu * per_unit) memset(rows, 0, sizeof(rows));
-                for (int i = 0; i < n; i++) decode_row(rows + i * KU_CHUNK, s, i0 + p + i, k0 + k, len);
-                unit_t *to = dst + u0 * width;
-                if (!by_row) units_transpose(to, width, rows, KU_CHUNK, width, nu);
-                else
-                    for (int u = 0; u < nu; u += 16)
-                        for (int i = 0; i < width; i++) memcpy(to + u * width + i * 16, rows + i * KU_CHUNK + u, 64);
-            }
-        }
-        return;
-    }
-    // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave (pairs) or copy (fp32).
-    for (int j = 0; j < ni; j += STRIP) {
-        const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
-        uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
-        for (int u = 0; u < units; u++) {
-            unit_t *line = rows + (by_row ? u % 16 * STRIP : 0); // one unit of every panel
-            const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
-            const char *later = (const char *)s->data + (from + 32 * s->k_stride) * dtype_size[s->dtype]; // strides hide it
-            __builtin_prefetch(later), __builtin_prefetch(later + 64);
-            if (u * per_unit >= nk || n < STRIP) memset(line, 0, STRIP * 4);
-            if (u * per_unit < nk && product_uses_pairs) {
-                decode_row(even, s, i0 + j, k, n);
-                if (u * 2 + 1 < nk) decode_row(odd, s, i0 + j, k + 1, n);
-                else memset(odd, 0, sizeof(odd));
-                for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
-            } else if (u * per_unit < nk) decode_row(line, s, i0 + j, k, n);
-            for (int p = 0; p < panels; p++) {
-                unit_t *to = dst + (p * units + u) * width;
-                if (!by_row) memcpy(to, line + p * width, width * 4);
-                else if (u % 16 == 15) units_transpose(to - 15 * width, 16, rows + p * width, STRIP, 16, width);
-            }
-        }
-        dst += panels * units * width;
-    }
-}
-static void pack_a(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) {
-    if (panel_rows() == AMX_MR) pack_width(dst, &s, i0, ni, k0, nk, AMX_MR, 1);
-    else pack_width(dst, &s, i0, ni, k0, nk, MR, 0);
-}
-static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) { pack_width(dst, &s, i0, ni, k0, nk, NR, 0); }
-
-// ---- the product of packed panels
-// Turns rows x cols of a finished tile into output elements at out + (m, n).
-static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
-    const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
-    const float scale = out->scale;
-    for (int i = 0; i < rows; i++, tile += NR) {
-        const size_t at = (m + i) * out->row_stride + n;
-        float *floats = (float *)out->data + at;
-        stored_t *stored = (stored_t *)out->data + at;
-        const float *add = out->bias ? out->bias + n : floats;
-        if (is_fp32 && adds) SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], scale, add[j]);
-        else if (is_fp32) SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * scale;
-        else if (adds) SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(fmaf(tile[j], scale, add[j]));
-        else SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(tile[j] * scale);
-    }
-}
-
-// rows x cols floats between the tile and memory; whole lines, the usual case, are copied without a loop.
-static void tile_copy(float *to, size_t to_stride, const float *from, size_t from_stride, int rows, int cols) {
-    for (int r = 0; r < rows; r++, to += to_stride, from += from_stride)
-        if (cols == NR) memcpy(to, from, NR * 4);
-        else memcpy(to, from, cols * 4);
-}
-
-// Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first `units` are used). `partial`,
-// where given, holds the raw chains of unfinished products, [m][partial_stride]: loaded unless `first`, stored unless `last`.
-static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a, const unit_t *b, int m, int n, int units,
-                           int b_units, float *partial, size_t partial_stride, int first, int last) {
-    float tiles[MAX(MR, HAS_AMX * AMX_MR) * NB] __attribute__((aligned(64)));
-    const int panel = panel_rows(), amx = panel == AMX_MR;
-    const int group = amx ? NB : NR, piece = amx ? 128 : units; // a piece of a's panel stays in L1 while a group of b's pass
-    for (int i = 0; i < m; i += panel, a += units * panel)
-        for (int j0 = 0; j0 < n; j0 += group) {
-            const int rows = MIN(m - i, panel), j1 = MIN(n, j0 + group);
-            for (int j = j0; j < j1; j += NR) {
-                float *tile = tiles + (j - j0) * panel;
-                if (first || rows < panel || n - j < NR) memset(tile, 0, panel * NR * 4);
-                if (!first) tile_copy(tile, NR, partial + (m0 + i) * partial_stride + n0 + j, partial_stride, rows, MIN(n - j, NR));
-                if (last) { // the output's lines come while the kernel runs
-                    const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
-                    const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
-                    for (int r = 0; r < rows; r++, to += line)
-                        for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
-                }
-            }
-            for (int u = 0; u < units; u += piece)
-                for (int j = j0; j < j1; j += NR)
-                    kernel(MIN(piece, units - u), a + u * panel, b + (size_t)j * b_units + u * NR, tiles + (j - j0) * panel,
-                           a + (units + u) * panel + (j - j0) * panel);
-            for (int j = j0; j < j1; j += NR) {
-                float *tile = tiles + (j - j0) * panel;
-                if (last) epilogue(out, m0 + i, n0 + j, tile, rows, MIN(n - j, NR));
-                else tile_copy(partial + (m0 + i) * partial_stride + n0 + j, partial_stride, tile, NR, rows, MIN(n - j, NR));
-            }
-        }
-}
-
-// Working memory of the products and of attention, made once by workspace_init().
-static struct {
-    int threads;
-    unit_t *packed_a;     // [MC rounded up to MR][KU], shared by all threads
-    float *partial;       // raw chains of a product whose K takes several blocks, [m][n]
-    size_t partial_count; // its size in floats
-    char *thread;         // a slice for each thread: packed b of a product, or attention's buffers
-    size_t thread_bytes;
-} workspace;
-static void *workspace_thread(void) { return workspace.thread + omp_get_thread_num() * workspace.thread_bytes; }
-
-// out[M, N] from a[M, K] and b[N, K]. A task is a block of up to NB columns of b and a range of rows of a.
-static void matmul(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
-    const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
-    const size_t step = round_up(ceil_div(K, blocks), 32); // K in equal blocks
-    // Raw chains between blocks of K lie in the output itself where it has room for them.
-    const int in_place = out.dtype == DTYPE_FP32 && !out.accumulate;
-    float *partial = blocks == 1 ? NULL : in_place ? out.data : workspace.partial;
-    const size_t partial_stride = in_place ? out.row_stride : N;
-    EXPECT(blocks == 1 || in_place || M * N <= workspace.partial_count, "matmul needs more workspace than was planned");
-    const size_t width = MIN(NB, round_up(ceil_div(N, 3u * workspace.threads), NR)), columns = ceil_div(N, width);
-    for (size_t m0 = 0; m0 < M; m0 += MC) {
-        const size_t rows = MIN(M - m0, MC), panel = panel_rows(), panels = ceil_div(rows, panel);
-        size_t splits = 1; // of the rows, so that every thread gets several tasks
-        while (splits < panels / 8 && columns * splits < 3u * workspace.threads && workspace.threads > 1) splits++;
-#pragma omp parallel
-        for (size_t k0 = 0; k0 < K; k0 += step) {
-            const int nk = MIN(K - k0, step), units = units_of(nk);
-#pragma omp for schedule(static)
-            for (size_t i = 0; i < rows; i += STRIP)
-                pack_a(workspace.packed_a + i * units, a, m0 + i, MIN(rows - i, STRIP), k0, nk);
-#pragma omp for schedule(dynamic)
-            for (size_t task = 0; task < columns * splits; task++) {
-                unit_t *packed_b = workspace_thread();
-                const size_t n0 = task % columns * width, n = MIN(N - n0, width), part = task / columns;
-                const size_t i0 = panels * part / splits * panel, i1 = MIN(panels * (part + 1) / splits * panel, rows);
-                pack_b(packed_b, b, n0, n, k0, nk);
-                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * units, packed_b, i1 - i0, n, units, units, partial,
-                               partial_stride, k0 == 0, k0 + step >= K);
-            }
-        }
-    }
-}
-
-// ---- the machine's peak
-// GFLOP/s of one thread in the kernel now in use, its operands in L1.
-static double kernel_speed(void) {
-    enum { UNITS = 128, CALLS = LANES > 1 ? 1600 : 32 };
-    unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)] __attribute__((aligned(64))), b[UNITS * NR] __attribute__((aligned(64)));
-    float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
-    for (size_t i = 0; i < sizeof(a) / 4; i++) a[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
-    for (size_t i = 0; i < sizeof(b) / 4; i++) b[i] = 0xbf41bf41; // -0.75
-    const double t = seconds_now();
-    for (int i = 0; i < CALLS; i++) kernel(UNITS, a, b, tile, a);
-    return 2e-9 * CALLS * panel_rows() * NR * UNITS * (product_uses_pairs ? 2 : 1) / (seconds_now() - t);
-}
-static double machine_peak_gflops; // all threads together
-
-// Denormal mode, tables, and which instruction computes the products: for an order of pairs the faster of two, measured in
-// turn; the best of each counts, so that a moment in which the machine is busy misleads neither.
-static void machine_init(int in_tiles) {
-    fp_mode_set(); // libomp's threads take over the first one's mode; libgomp's keep what each sets
-#pragma omp parallel
-    fp_mode_set();
-    volatile float v[2] = {1 + 0x1p-12f, 0x1p24f};
-    const float x = v[0], y = v[1];
-    v[0] = x * x - (1 + 0x1p-11f), v[1] = (y + 1) - y; // not 0 if contracted, or reordered
-    EXPECT(v[0] == 0 && v[1] == 0, "built with flags that change arithmetic; use the Makefile's");
-    fp8_tables_init();
-    product_in_tiles = in_tiles;
-    const int pairs = in_tiles ? AMX_PERMITTED() : HAS_PAIRS;
-    double peak[2] = {0}; // with fp32 units, with pairs
-    for (int round = 0; round < 5; round++)
-        for (product_uses_pairs = 0; product_uses_pairs <= pairs; product_uses_pairs++) {
-            double sum = 0;
-#pragma omp parallel reduction(+ : sum)
-            sum += kernel_speed();
-            peak[product_uses_pairs] = MAX(peak[product_uses_pairs], sum);
-        }
-    product_uses_pairs = peak[1] > peak[0];
-    machine_peak_gflops = peak[product_uses_pairs];
-}
-static const char *product_instruction(void) {
-    return !product_uses_pairs ? "fp32 multiply-adds" : product_in_tiles ? "tdpbf16ps" : "vdpbf16ps";
-}
-
-// partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
-static void workspace_init(size_t partial_count, size_t attention_bytes) {
-    workspace.threads = thread_count();
-    workspace.packed_a = memory_allocate(round_up(MC, MR) * KU * 4);
-    workspace.partial = memory_allocate(partial_count * 4);
-    workspace.partial_count = partial_count;
-    workspace.thread_bytes = round_up(MAX(attention_bytes, NB * KU * 4), 4096) + 64;
-    workspace.thread = memory_allocate(workspace.threads * workspace.thread_bytes);
-}
-// ==== 5. layers ======================================================================================================
-// Shapes are row-major. B sequences of n positions are B * n rows. Sums over rows: in blocks of ROWS, then these in turn.
+// Shapes are row-major. B sequences of n positions are B * n rows. Sums over rows: in blocks of
+// ROWS, then these in turn.
 #define ROWS 32
 
-// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of ROWS rows made `partial`.
+// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of
+// ROWS rows made `partial`.
 static void column_sums_finish(float *out, const float *partial, size_t blocks, size_t width) {
     PARALLEL(static) for (size_t begin = 0; begin < width; begin += 64) {
         const size_t n = MIN(width - begin, 64);
         float sums[64] = {0};
-        for (size_t k = 0; k < blocks; k++) SIMD for (size_t c = 0; c < n; c++) sums[c] += partial[k * width + begin + c];
+        for (size_t k = 0; k < blocks; k++)
+            SIMD for (size_t c = 0; c < n; c++) sums[c] += partial[k * width + begin + c];
         SIMD for (size_t c = 0; c < n; c++) out[begin + c] += sums[c];
     }
 }
 
+// out[c] += sum over the rows of x [rows, width]; partial: [ceil(rows / ROWS)][width].
+static void column_sums(float *out, const stored_t *x, float *partial, size_t rows, size_t width) {
+    const size_t blocks = ceil_div(rows, ROWS);
+    PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
+        float *sum = partial + k * width;
+        memset(sum, 0, width * 4);
+        for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++)
+            SIMD for (size_t c = 0; c < width; c++) sum[c] += float_from_stored(x[row * width + c]);
+    }
+    column_sums_finish(out, partial, blocks, width);
+}
+
 // x[b, i] = wte[token] + wpe[pos + i], rounded once to the stored type.
-static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
+static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe,
+                            int B, int n, int pos, int C) {
     PARALLEL(static) for (int row = 0; row < B * n; row++) {
         const float *e = wte + (size_t)tokens[row] * C, *p = wpe + (size_t)(pos + row % n) * C;
         stored_t *to = x + (size_t)row * C;
@@ -1125,39 +873,52 @@ static void encoder_forward(stored_t *x, const int *tokens, const float *wte, co
     }
 }
 
-// dwte[token] += dx, dwpe[position] += dx. A thread owns a range of channels and walks the rows in ascending order.
-static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, int B, int T, int C) {
-    PARALLEL(static) for (int begin = 0; begin < C; begin += 64) for (int row = 0; row < B * T; row++) {
-        float *e = dwte + (size_t)tokens[row] * C, *p = dwpe + (size_t)(row % T) * C;
-        const stored_t *d = dx + (size_t)row * C;
-        SIMD for (int c = begin; c < MIN(begin + 64, C); c++) e[c] += float_from_stored(d[c]), p[c] += float_from_stored(d[c]);
-    }
+// dwte[token] += dx, dwpe[position] += dx. A thread owns a range of channels and walks the rows in
+// ascending order.
+static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, int B,
+                             int T, int C) {
+    PARALLEL(static)
+    for (int begin = 0; begin < C; begin += 64)
+        for (int row = 0; row < B * T; row++) {
+            float *e = dwte + (size_t)tokens[row] * C, *p = dwpe + (size_t)(row % T) * C;
+            const stored_t *d = dx + (size_t)row * C;
+            SIMD for (int c = begin; c < MIN(begin + 64, C); c++) e[c] += float_from_stored(d[c]),
+                p[c] += float_from_stored(d[c]);
+        }
 }
 
-// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd * weight + bias.
-// residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
-static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean, float *rstd, const stored_t *a,
-                                       const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
+// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd *
+// weight + bias. residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
+static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean,
+                                       float *rstd, const stored_t *a, const stored_t *b,
+                                       const float *weight, const float *bias, size_t rows,
+                                       size_t C) {
     PARALLEL(static) for (size_t row = 0; row < rows; row++) {
         stored_t *x = residual + row * C, *y = normed + row * C;
         const stored_t *p = a + row * C, *q = b ? b + row * C : NULL;
         float sum, squares;
-        if (q) SIMD for (size_t c = 0; c < C; c++) x[c] = stored_from_float(float_from_stored(p[c]) + float_from_stored(q[c]));
+        if (q)
+            SIMD for (size_t c = 0; c < C; c++) x[c] =
+                stored_from_float(float_from_stored(p[c]) + float_from_stored(q[c]));
         else if (x != p) memcpy(x, p, C * sizeof(stored_t));
         STRIPED_SUM(sum, c, C, float_from_stored(x[c])); // what is normalised is the stored value
         const float m = sum / (float)C;
         STRIPED_SUM(squares, c, C, (float_from_stored(x[c]) - m) * (float_from_stored(x[c]) - m));
         const float r = 1.0f / sqrtf(squares / (float)C + 1e-5f);
-        SIMD for (size_t c = 0; c < C; c++) y[c] = stored_from_float((float_from_stored(x[c]) - m) * r * weight[c] + bias[c]);
+        SIMD for (size_t c = 0; c < C; c++) y[c] =
+            stored_from_float((float_from_stored(x[c]) - m) * r * weight[c] + bias[c]);
         mean[row] = m, rstd[row] = r;
     }
 }
 
 // norm = (x - mean) rstd, dnorm = dout * weight
-//   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
+//   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;
+//   dbias += sum dout
 // partial: [2][ceil(rows / ROWS)][C], of dweight and of dbias.
-static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
-                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows, size_t C) {
+static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias,
+                               const stored_t *dout, const stored_t *x, const float *mean,
+                               const float *rstd, const float *weight, float *partial, size_t rows,
+                               size_t C) {
     const size_t blocks = ceil_div(rows, ROWS);
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
         float *dw = partial + k * C, *db = partial + (blocks + k) * C, sum, sum_norm;
@@ -1172,7 +933,8 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
             STRIPED_SUM(sum_norm, c, C, DNORM(c) * NORM(c));
             const float mean_dn = sum / (float)C, mean_dnn = sum_norm / (float)C;
             SIMD for (size_t c = 0; c < C; c++) {
-                const float d = float_from_stored(dy[c]), add = ((DNORM(c) - mean_dn) - NORM(c) * mean_dnn) * r;
+                const float d = float_from_stored(dy[c]),
+                            add = ((DNORM(c) - mean_dn) - NORM(c) * mean_dnn) * r;
                 dw[c] += d * NORM(c);
                 db[c] += d;
                 dx[c] = stored_from_float(float_from_stored(dx[c]) + add);
@@ -1183,10 +945,13 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
     column_sums_finish(dbias, partial + blocks * C, blocks, C);
 }
 
-// tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no tanh is needed.
+// tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no
+// tanh is needed.
 #define GELU_LINEAR 0.7978845608f
 #define GELU_CUBIC  (0.044715f * 0.7978845608f)
-INLINE float gelu_sigmoid(float x) { return 1 / (1 + exp_fixed_order(-2 * (x * (GELU_LINEAR + GELU_CUBIC * (x * x))))); }
+INLINE float gelu_sigmoid(float x) {
+    return 1 / (1 + exp_fixed_order(-2 * (x * (GELU_LINEAR + GELU_CUBIC * (x * x)))));
+}
 static void gelu_forward(stored_t *out, const stored_t *x, size_t n) {
     PARALLEL_SIMD for (size_t i = 0; i < n; i++) {
         const float v = float_from_stored(x[i]);
@@ -1196,50 +961,73 @@ static void gelu_forward(stored_t *out, const stored_t *x, size_t n) {
 // dx = dout (s + x s (1 - s) 2 u'), in place: d is dout, then dx.
 static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
     PARALLEL_SIMD for (size_t i = 0; i < n; i++) {
-        const float v = float_from_stored(x[i]), s = gelu_sigmoid(v), du = GELU_LINEAR + 3 * GELU_CUBIC * (v * v);
+        const float v = float_from_stored(x[i]), s = gelu_sigmoid(v),
+                    du = GELU_LINEAR + 3 * GELU_CUBIC * (v * v);
         d[i] = stored_from_float(float_from_stored(d[i]) * (s + v * (s * (1 - s)) * (2 * du)));
     }
 }
 
-// ---- attention. One task is one head of one sequence. The scores of a block of QROWS queries are held whole: exact maximum,
-// keys summed in ascending order; so no bit depends on a tile. Forward, e^(s - max) is rounded to the stored type, multiplied
-// by v and then divided by the row's sum (of unrounded terms, in 16 lanes). Backward, the scores are made again instead of
-// kept, and it is the normalised probability and the score's gradient that are rounded before they are multiplied.
+// ---- packed products, which one thread computes for attention (section 15): an operand is packed
+// once and multiplied many times. A packed number is a pair of bf16 or an fp32 one.
+typedef uint32_t unit_t __attribute__((may_alias));
+static int units_of(int count); // packed numbers that `count` elements along K take
+static void pack_a(unit_t *to, Matrix a, size_t row, int rows, size_t k, int count); // left operand
+static void pack_b(unit_t *to, Matrix b, size_t row, int rows, size_t k, int count); // right one
+static void *workspace_thread(void);
+// out[rows, columns] = left right^T over `units` packed numbers; right was packed with right_units.
+static void packed_product(const Output *out, const unit_t *left, const unit_t *right, int rows,
+                           int columns, int units, int right_units);
+// The same sums continued: sums[rows, columns] holds them between calls; the last one writes out.
+static void packed_product_add(const Output *out, const unit_t *left, const unit_t *right, int rows,
+                               int columns, int units, float *sums, int last);
+
+// ---- attention. One task is one head of one sequence. The scores of a block of QROWS queries are
+// held whole: exact maximum, keys summed in ascending order; so no bit depends on a tile. Forward,
+// e^(s - max) is rounded to the stored type, multiplied by v and then divided by the row's sum (of
+// unrounded terms, in 16 lanes). Backward, the scores are made again instead of kept, and it is the
+// normalised probability and the score's gradient that are rounded before they are multiplied.
 #define QROWS 64
 
-// A thread's buffers in its slice of the workspace: type, name, count. Tp = T rounded up to 64, hp = head size likewise; p and
-// ds are stored numbers, the rest fp32 or packed.
-#define ATTENTION_BUFFERS(X)                                                                                                       \
-    X(float, scores, QROWS *Tp)                                                                                                    \
-    X(float, dp, QROWS *Tp)                                                                                                        \
-    X(stored_t, p, QROWS *Tp)                                                                                                      \
-    X(stored_t, ds, QROWS *Tp)                                                                                                     \
-    X(float, o, QROWS *hp)                                                                                                         \
-    X(float, dk, Tp *hp)                                                                                                           \
-    X(float, dv, Tp *hp)                                                                                                           \
-    X(unit_t, a, (QROWS + AMX_MR) * (Tp + hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */      \
-    X(unit_t, k_scores, Tp *hp)                /* packed k and v: [keys, hs] and [hs, keys] */                                     \
-    X(unit_t, v_scores, Tp *hp)                                                                                                    \
-    X(unit_t, k_out, Tp *hp)                                                                                                       \
-    X(unit_t, v_out, Tp *hp)                                                                                                       \
-    X(unit_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                                                    \
+// A thread's buffers in its slice of the workspace: type, name, count. Tp = T rounded up to 64, hp
+// = head size likewise; p and ds are stored numbers, the rest fp32 or packed.
+#define ATTENTION_BUFFERS(X)                                                                       \
+    X(float, scores, QROWS *Tp)                                                                    \
+    X(float, dp, QROWS *Tp)                                                                        \
+    X(stored_t, p, QROWS *Tp)                                                                      \
+    X(stored_t, ds, QROWS *Tp)                                                                     \
+    X(float, o, QROWS *hp)                                                                         \
+    X(float, dk, Tp *hp)                                                                           \
+    X(float, dv, Tp *hp)                                                                           \
+    X(unit_t, a,                                                                                   \
+      (QROWS + 32) *                                                                               \
+          (Tp +                                                                                    \
+           hp)) /* packed left operand of any of the products: [QROWS, T or hs], [T, QROWS] */     \
+    X(unit_t, k_scores, Tp *hp) /* packed k and v: [keys, hs] and [hs, keys] */                    \
+    X(unit_t, v_scores, Tp *hp)                                                                    \
+    X(unit_t, k_out, Tp *hp)                                                                       \
+    X(unit_t, v_out, Tp *hp)                                                                       \
+    X(unit_t, q_out, QROWS *hp) /* packed q and dout of a block: [hs, QROWS] */                    \
     X(unit_t, do_out, QROWS *hp)
 #define BUFFER_FIELD(type, name, count) type *name;
-#define BUFFER_CARVE(type, name, count) w->name = (type *)((uintptr_t)base + at), at += round_up((count) * sizeof(type) + 64, 64);
+#define BUFFER_CARVE(type, name, count)                                                            \
+    w->name = (type *)((uintptr_t)base + at), at += round_up((count) * sizeof(type) + 64, 64);
 typedef struct {
     ATTENTION_BUFFERS(BUFFER_FIELD)
 } AttentionBuffers;
-static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) { // returns their bytes
+static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T,
+                                size_t hs) { // returns their bytes
     const size_t Tp = round_up(T, 64), hp = round_up(hs, 64);
     size_t at = 0;
     ATTENTION_BUFFERS(BUFFER_CARVE)
     return at;
 }
 
-static inline int32_t float_key(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); } // its own inverse
+static inline int32_t float_key(int32_t bits) {
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+} // its own inverse
 
-// s holds `valid` scores, then anything up to `keys`. Makes e^(s - max) of it, zeros beyond; returns the sum of the row, and in
-// *top the max (a NaN may be lost there, but not in the sum).
+// s holds `valid` scores, then anything up to `keys`. Makes e^(s - max) of it, zeros beyond;
+// returns the sum of the row, and in *top the max (a NaN may be lost there, but not in the sum).
 static float softmax_row(float *s, int valid, int keys, float *top) {
     int32_t key = INT32_MIN; // of the largest: whole numbers that ascend as the floats do
     for (int j = 0; j < valid; j++) key = MAX(key, float_key(float_bits(s[j])));
@@ -1252,9 +1040,10 @@ static float softmax_row(float *s, int valid, int keys, float *top) {
     return sum;
 }
 
-// out[b, i] = softmax(q k^T / sqrt(hs)) v for n queries at positions pos .. pos+n, keys 0 .. pos+n (causal).
-// qkv: [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1). out: [B, n, C].
-static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, int pos, int C, int NH) {
+// out[b, i] = softmax(q k^T / sqrt(hs)) v for n queries at positions pos .. pos+n, keys 0 .. pos+n
+// (causal). qkv: [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1). out: [B, n, C].
+static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, int pos, int C,
+                              int NH) {
     const int hs = C / NH, T = pos + n, hu = units_of(hs), Tu = units_of(T);
     const size_t stride = 3 * (size_t)C, Tp = round_up(T, 64);
     const float scale = 1.0f / sqrtf((float)hs);
@@ -1263,16 +1052,18 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
         AttentionBuffers w;
         attention_buffers(&w, workspace_thread(), T, hs);
         const stored_t *base = qkv + b * T * stride + h * hs;
-        const Matrix q = matrix(base + pos * stride, STORED, stride, 1), k = matrix(base + C, STORED, stride, 1);
+        const Matrix q = matrix(base + pos * stride, STORED, stride, 1),
+                     k = matrix(base + C, STORED, stride, 1);
         const Matrix v_t = matrix(base + 2 * C, STORED, 1, stride), p = matrix(w.p, STORED, Tp, 1);
-        const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), o = output(w.o, DTYPE_FP32, hs, 1, NULL, 0);
+        const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0),
+                     o = output(w.o, DTYPE_FP32, hs, 1, NULL, 0);
         pack_b(w.k_scores, k, 0, T, 0, hs);
         pack_b(w.v_out, v_t, 0, hs, 0, T);
         for (int i0 = 0; i0 < n; i0 += QROWS) {
             const int rows = MIN(n - i0, QROWS), keys = pos + i0 + rows;
             float inverse[QROWS], max;
             pack_a(w.a, q, i0, rows, 0, hs);
-            product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
+            packed_product(&scores, w.a, w.k_scores, rows, keys, hu, hu);
             for (int i = 0; i < rows; i++) {
                 float *s = w.scores + i * Tp;
                 inverse[i] = 1.0f / softmax_row(s, pos + i0 + i + 1, keys, &max);
@@ -1280,18 +1071,21 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
                 SIMD for (int j = 0; j < keys; j++) to[j] = stored_from_float(s[j]);
             }
             pack_a(w.a, p, 0, rows, 0, keys);
-            product_panels(&o, 0, 0, w.a, w.v_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
+            packed_product(&o, w.a, w.v_out, rows, hs, units_of(keys), Tu);
             for (int i = 0; i < rows; i++) {
                 stored_t *to = out + (size_t)(b * n + i0 + i) * C + h * hs;
-                SIMD for (int c = 0; c < hs; c++) to[c] = stored_from_float(w.o[i * hs + c] * inverse[i]);
+                SIMD for (int c = 0; c < hs; c++) to[c] =
+                    stored_from_float(w.o[i * hs + c] * inverse[i]);
             }
         }
     }
 }
 
-// dv = p^T dout;  dp = dout v^T;  ds = p (dp - sum_j p dp);  dq = ds k / sqrt(hs);  dk = ds^T q / sqrt(hs)
-// dqkv: [B, T, 3C]; dout: [B, T, C]. dk and dv are one chain over all queries, kept raw in fp32 between blocks.
-static void attention_backward(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, int B, int T, int C, int NH) {
+// dv = p^T dout;  dp = dout v^T;  ds = p (dp - sum_j p dp);  dq = ds k / sqrt(hs);  dk = ds^T q /
+// sqrt(hs) dqkv: [B, T, 3C]; dout: [B, T, C]. dk and dv are one chain over all queries, kept raw in
+// fp32 between blocks.
+static void attention_backward(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, int B,
+                               int T, int C, int NH) {
     const int hs = C / NH, hu = units_of(hs), Tu = units_of(T);
     const size_t stride = 3 * (size_t)C, Tp = round_up(T, 64);
     const float scale = 1.0f / sqrtf((float)hs);
@@ -1299,14 +1093,17 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         const int b = task / NH, h = task % NH;
         AttentionBuffers w;
         attention_buffers(&w, workspace_thread(), T, hs);
-        const stored_t *base = qkv + b * T * stride + h * hs, *dbase = dout + (size_t)b * T * C + h * hs;
+        const stored_t *base = qkv + b * T * stride + h * hs,
+                       *dbase = dout + (size_t)b * T * C + h * hs;
         stored_t *dqkv_base = dqkv + b * T * stride + h * hs;
         const Matrix q = matrix(base, STORED, stride, 1), q_t = matrix(base, STORED, 1, stride);
-        const Matrix k = matrix(base + C, STORED, stride, 1), k_t = matrix(base + C, STORED, 1, stride);
+        const Matrix k = matrix(base + C, STORED, stride, 1),
+                     k_t = matrix(base + C, STORED, 1, stride);
         const Matrix v = matrix(base + 2 * C, STORED, stride, 1), p_t = matrix(w.p, STORED, 1, Tp);
         const Matrix dO = matrix(dbase, STORED, C, 1), dO_t = matrix(dbase, STORED, 1, C);
         const Matrix ds = matrix(w.ds, STORED, Tp, 1), ds_t = matrix(w.ds, STORED, 1, Tp);
-        const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0), dp = output(w.dp, DTYPE_FP32, Tp, 1, NULL, 0);
+        const Output scores = output(w.scores, DTYPE_FP32, Tp, scale, NULL, 0),
+                     dp = output(w.dp, DTYPE_FP32, Tp, 1, NULL, 0);
         const Output dk = output(dqkv_base + C, STORED, stride, scale, NULL, 0);
         const Output dv = output(dqkv_base + 2 * C, STORED, stride, 1, NULL, 0);
         pack_b(w.k_scores, k, 0, T, 0, hs);
@@ -1316,120 +1113,36 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         for (int i0 = 0; i0 < T; i0 += QROWS) {
             const int rows = MIN(T - i0, QROWS), keys = i0 + rows, ru = units_of(rows);
             pack_a(w.a, q, i0, rows, 0, hs);
-            product_panels(&scores, 0, 0, w.a, w.k_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
+            packed_product(&scores, w.a, w.k_scores, rows, keys, hu, hu);
             pack_a(w.a, dO, i0, rows, 0, hs);
-            product_panels(&dp, 0, 0, w.a, w.v_scores, rows, keys, hu, hu, NULL, 0, 1, 1);
+            packed_product(&dp, w.a, w.v_scores, rows, keys, hu, hu);
             for (int i = 0; i < rows; i++) {
                 float *s = w.scores + i * Tp, *d = w.dp + i * Tp, max, dot;
                 stored_t *p = w.p + i * Tp, *ds_row = w.ds + i * Tp;
                 const float inverse = 1.0f / softmax_row(s, i0 + i + 1, keys, &max);
                 SIMD for (int j = 0; j < keys; j++) s[j] *= inverse, p[j] = stored_from_float(s[j]);
                 STRIPED_SUM(dot, j, keys, s[j] * d[j]);
-                SIMD for (int j = 0; j < keys; j++) ds_row[j] = stored_from_float(s[j] * (d[j] - dot));
+                SIMD for (int j = 0; j < keys; j++) ds_row[j] =
+                    stored_from_float(s[j] * (d[j] - dot));
             }
             const Output dq = output(dqkv_base + i0 * stride, STORED, stride, scale, NULL, 0);
             pack_a(w.a, ds, 0, rows, 0, keys);
-            product_panels(&dq, 0, 0, w.a, w.k_out, rows, hs, units_of(keys), Tu, NULL, 0, 1, 1);
+            packed_product(&dq, w.a, w.k_out, rows, hs, units_of(keys), Tu);
             pack_b(w.q_out, q_t, 0, hs, i0, rows);
             pack_a(w.a, ds_t, 0, keys, 0, rows);
-            product_panels(&dk, 0, 0, w.a, w.q_out, keys, hs, ru, ru, w.dk, hs, 0, keys == T);
+            packed_product_add(&dk, w.a, w.q_out, keys, hs, ru, w.dk, keys == T);
             pack_b(w.do_out, dO_t, 0, hs, i0, rows);
             pack_a(w.a, p_t, 0, keys, 0, rows);
-            product_panels(&dv, 0, 0, w.a, w.do_out, keys, hs, ru, ru, w.dv, hs, 0, keys == T);
+            packed_product_add(&dv, w.a, w.do_out, keys, hs, ru, w.dv, keys == T);
         }
     }
 }
 
-// ---- linear layers
-// One linear layer of the model, y = x w^T + bias, with all that its three products need.
-typedef struct {
-    const void *w;     // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
-    const float *bias; // [out] or NULL
-    float *dw, *dbias; // [out, in], [out] or NULL
-    size_t in, out;
-    Fp8Scale *scales;    // [NOPERAND] in the FP8 build, but for the head, else NULL
-    int bf16;            // bit p: product p of an FP8 layer stays in bf16, and reads these:
-    stored_t *w16, *x16; // [out, in] and, kept for wgrad, [rows, in]
-    // of operands in blocks, which are rounded once for each direction of K; else NULL
-    uint8_t *w_across, *x_bytes;                  // [out, in] with K along `out`; [rows, in] with K along `in`, not kept
-    float *w_inv, *w_across_inv, *kept_inv, *inv; // the last: of x_bytes, and of dy
-} Linear;
-enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
-enum { FPROP, DGRAD, WGRAD, NPRODUCT };
-static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
-static int linear_in_fp8(const Linear *f, int product) { return f->scales && !(f->bf16 >> product & 1); }
-static int linear_blocks(const Linear *f, int operand) { return f->scales && recipe_blocks(&f->scales[operand].recipe); }
-
-// The bytes q of an operand as a product reads them.
-static Matrix operand_bytes(const Fp8Scale *s, const void *q, const float *inv, size_t row_stride, size_t k_stride, size_t K) {
-    const ScalingRecipe *r = &s->recipe;
-    return (Matrix){q, r->format, row_stride, k_stride, inv, r->across, r->along, inv ? ceil_div(K, r->along) : 0};
-}
-
-// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; `kept` [rows, in] is what wgrad will read: FP8 bytes
-// made here, or, in another build, x itself. A wgrad in bf16 reads x16.
-static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, void *kept, size_t rows, Record record) {
-    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
-    const size_t in = f->in;
-    float scale = 1;
-    Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
-    Fp8Scale *s = f->scales;
-    const int in_blocks = linear_blocks(f, OPERAND_X);
-    if (in_blocks) {
-        if (fprop8) quantise_blocks(f->x_bytes, f->inv, x, rows, in, 0, s + OPERAND_X, record);
-        if (wgrad8) quantise_blocks(kept, f->kept_inv, x, rows, in, 1, s + OPERAND_X, fprop8 ? RECORD_NONE : record);
-    } else if (fprop8 || wgrad8) s[OPERAND_X].kept_inv = quantise(kept, x, rows * in, s + OPERAND_X, record);
-    if (fprop8) {
-        a = operand_bytes(s + OPERAND_X, in_blocks ? f->x_bytes : kept, in_blocks ? f->inv : NULL, in, 1, in);
-        b = operand_bytes(s + OPERAND_W, f->w, f->w_inv, in, 1, in);
-        scale = s[OPERAND_X].kept_inv * s[OPERAND_W].kept_inv; // 1 where blocks have scales
-    }
-    if (f->x16) memcpy(f->x16, x, rows * in * sizeof(stored_t));
-    matmul(output(y, y_dtype, f->out, scale, f->bias, 0), a, b, rows, f->out, in);
-}
-
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
-// its largest number, a non-finite dy is seen in dbias. dy_bytes: room for dy's FP8 bytes.
-// partial: [ceil(rows / ROWS)][out].
-static void linear_backward(const Linear *f, stored_t *dx, const stored_t *dy, const void *kept, uint8_t *dy_bytes, float *partial,
-                            size_t rows, Record record) {
-    const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD);
-    const size_t in = f->in, out = f->out;
-    float dy_inv = 1, scale = 1;
-    Fp8Scale *s = f->scales;
-    const int in_blocks = linear_blocks(f, OPERAND_DY);
-    const float *inv = in_blocks ? f->inv : NULL;
-    Matrix a = matrix(dy, STORED, out, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
-    if (dgrad8 && in_blocks) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 0, s + OPERAND_DY, record);
-    else if ((dgrad8 || wgrad8) && !in_blocks) dy_inv = quantise(dy_bytes, dy, rows * out, s + OPERAND_DY, record);
-    if (dgrad8) {
-        a = operand_bytes(s + OPERAND_DY, dy_bytes, inv, out, 1, out);
-        b = operand_bytes(s + OPERAND_W, f->w_across ? f->w_across : f->w, f->w_across_inv, 1, in, out);
-        scale = dy_inv * s[OPERAND_W].kept_inv;
-    }
-    matmul(output(dx, STORED, in, scale, NULL, 0), a, b, rows, in, out);
-    if (wgrad8 && in_blocks) quantise_blocks(dy_bytes, f->inv, dy, rows, out, 1, s + OPERAND_DY, dgrad8 ? RECORD_NONE : record);
-    a = matrix(dy, STORED, 1, out), b = matrix(f->x16 ? f->x16 : kept, STORED, 1, in), scale = 1;
-    if (wgrad8) {
-        a = operand_bytes(s + OPERAND_DY, dy_bytes, inv, 1, out, rows);
-        b = operand_bytes(s + OPERAND_X, kept, f->kept_inv, 1, in, rows);
-        scale = dy_inv * s[OPERAND_X].kept_inv;
-    }
-    matmul(output(f->dw, DTYPE_FP32, in, scale, NULL, 1), a, b, out, in, rows);
-    if (!f->dbias) return;
-    const size_t blocks = ceil_div(rows, ROWS);
-    PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
-        float *sum = partial + k * out;
-        memset(sum, 0, out * 4);
-        for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++)
-            SIMD for (size_t c = 0; c < out; c++) sum[c] += float_from_stored(dy[row * out + c]);
-    }
-    column_sums_finish(f->dbias, partial, blocks, out);
-}
-
-// Softmax cross entropy of logits [rows, Vp], overwritten, of which V columns count. losses[row] = -ln p[target], 0 where
-// target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to the stored type; its padding is exactly 0.
-static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets, int rows, int V, int Vp, float dscale) {
+// Softmax cross entropy of logits [rows, Vp], overwritten, of which V columns count. losses[row] =
+// -ln p[target], 0 where target is -1. dlogits (may be NULL) = (p - onehot) * dscale, rounded to
+// the stored type; its padding is exactly 0.
+static void classifier(float *losses, stored_t *dlogits, float *logits, const int *targets,
+                       int rows, int V, int Vp, float dscale) {
     PARALLEL(static) for (int row = 0; row < rows; row++) {
         float *z = logits + (size_t)row * Vp;
         stored_t *d = dlogits ? dlogits + (size_t)row * Vp : NULL;
@@ -1441,7 +1154,8 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
         }
         float max;
         const float at_target = z[target], sum = softmax_row(z, V, Vp, &max);
-        losses[row] = sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
+        losses[row] =
+            sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
         if (!d) continue;
         const float inverse = 1.0f / sum;
         SIMD for (int j = 0; j < Vp; j++) d[j] = stored_from_float(z[j] * inverse * dscale);
@@ -1449,15 +1163,56 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
     }
 }
 
-// ==== 6. model =======================================================================================================
+// ==== 8. model ===================================================================================
+// cos and sin of 2 pi u for u in [0, 1]: to the nearest quarter turn, then Taylor.
+static void sincos_turns(double u, double *sine, double *cosine) {
+    int q = (int)(4 * u + 0.5);
+    double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
+    for (int k = 17; k >= 1; k -= 2)
+        s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
+    s *= x;
+    const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
+    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
+}
+// ---- random numbers: counter based, so that any thread may draw any element. mix64 is
+// splitmix64's finaliser (Steele, Lea, Flood 2014).
+static uint64_t mix64(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+static uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
+}
+static double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
 
 #define LAYERS_MAX 1024
 typedef struct {
-    int T, V, Vp, L, NH, C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
+    int T, V, Vp, L, NH,
+        C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
 } Config;
 
 // Parameters in the order of llm.c's model file, each for all layers together.
-enum { WTE, WPE, LN1W, LN1B, QKVW, QKVB, ATTPROJW, ATTPROJB, LN2W, LN2B, FCW, FCB, FCPROJW, FCPROJB, LNFW, LNFB, NPARAM };
+enum {
+    WTE,
+    WPE,
+    LN1W,
+    LN1B,
+    QKVW,
+    QKVB,
+    ATTPROJW,
+    ATTPROJB,
+    LN2W,
+    LN2B,
+    FCW,
+    FCB,
+    FCPROJW,
+    FCPROJB,
+    LNFW,
+    LNFB,
+    NPARAM
+};
 typedef struct {
     const char *name;
     size_t layers, rows, cols; // cols is 1 for a vector
@@ -1469,7 +1224,9 @@ typedef struct {
 // Fills specs[NPARAM]; returns the number of parameters.
 static size_t param_specs(ParamSpec *specs, const Config *c) {
     const size_t C = c->C, L = c->L, Vp = c->Vp, T = c->T;
-    const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
+    const float std = 0.02f,
+                residual_std =
+                    0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
     const ParamSpec table[NPARAM] = {
         {"wte", 1, Vp, C, 1, std, 0, 0},
         {"wpe", 1, T, C, 1, std, 0, 0},
@@ -1499,18 +1256,27 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
-#define HEAD_ROWS 512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a rule of bits
-typedef enum { STORAGE_fp32, STORAGE_stored, STORAGE_operand, STORAGE_byte } Storage; // of a tensor, and its type in this build:
+#define HEAD_ROWS                                                                                  \
+    512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a
+        // rule of bits
+typedef enum {
+    STORAGE_fp32,
+    STORAGE_stored,
+    STORAGE_operand,
+    STORAGE_byte
+} Storage; // of a tensor, and its type in this build:
 typedef float fp32_t;
 typedef uint8_t byte_t;
-static size_t role_size(Storage role, int precision) { // bytes an element in a build of the given precision
+static size_t role_size(Storage role,
+                        int precision) { // bytes an element in a build of the given precision
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
     return role == STORAGE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
 }
 
-// Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows; of logits a slab of
-// min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are overwritten.
-// Those of 0 elements (what only training, t, one build, one recipe or an option needs) are not allocated.
+// Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows; of
+// logits a slab of min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward,
+// REUSED ones are overwritten. Those of 0 elements (what only training, t, one build, one recipe or
+// an option needs) are not allocated.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
     X(fp32, master, 1, g->param_count, OPTIMISER)   /* weights, their gradients, AdamW's moments */ \
@@ -1525,8 +1291,10 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(byte, w_across, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED)    /* of operands in blocks: weights with K along their outputs; */ \
     X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
     X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
-    X(fp32, inv, 1, (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x_bytes and of dy as they pass; */ \
-    X(byte, x_bytes, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] a forward product's x */ \
+    X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) /* of x_bytes, */ \
+    X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) /* and of dy */ \
+    X(byte, x_bytes, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] x for fprop */ \
+    X(byte, dy_across, 1, t * BLOCKS(OPERAND_DY) * R * 4 * C, REUSED) /* [R, 4C] dy for wgrad */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
@@ -1550,13 +1318,16 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
     X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
-#define BLOCKS(operand)         (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
-#define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
+#define BLOCKS(operand)                                                                            \
+    (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
+#define SCALE_ROOM(elements, C)                                                                    \
+    ((elements) / 32 +                                                                             \
+     64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
-#define TENSOR_MAKE(role, name, layers, count, life)                                                                               \
-    bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                                                               \
-    if (part) part[life] += bytes;                                                                                                 \
+#define TENSOR_MAKE(role, name, layers, count, life)                                               \
+    bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                               \
+    if (part) part[life] += bytes;                                                                 \
     else g->name = (role##_t *)(bytes ? memory_allocate(bytes) : NULL);
 typedef struct {
     // what was asked for, before allocation
@@ -1577,10 +1348,13 @@ typedef struct {
     Fp8Scale *scales;
     int scale_count;
 
-    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
+    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
+                           // it), and good steps in a row
     int *tokens, *targets; // [B, T] of a micro-batch, where it trains
-    Record record;         // of x and dy: NONE but in a training step, so that validation and sampling leave no trace
-    Record record_weights; // of the weights, for the next step: they may be made in a validation before it
+    Record record; // of x and dy: NONE but in a training step, so that validation and sampling
+                   // leave no trace
+    Record record_weights; // of the weights, for the next step: they may be made in a validation
+                           // before it
 } Gpt;
 
 // Rows that activations have room for.
@@ -1593,16 +1367,19 @@ static void gpt_scales_write(Gpt *g) { (void)g; }
 #define READ_W (1 << FPROP | 1 << DGRAD)
 static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     size_t n = 0;
-    for (int l = 0; l < end; l++) n += ((g->bf16[l][0] | g->bf16[l][1] | g->bf16[l][2] | g->bf16[l][3]) & products) != 0;
+    for (int l = 0; l < end; l++)
+        n += ((g->bf16[l][0] | g->bf16[l][1] | g->bf16[l][2] | g->bf16[l][3]) & products) != 0;
     return n;
 }
 
-// Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
-// allocates them.
+// Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also
+// asks for another's); without it, allocates them.
 static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
-    const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
-    const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
+    const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS),
+                 t = g->training != 0;
+    const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head,
+                 copies = precision != PRECISION_FP32;
     const size_t again = g->recompute ? 1 : L, w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
@@ -1611,27 +1388,22 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     GPT_TENSORS(TENSOR_MAKE)
 }
 
-// Floats of raw chains that the largest product over several blocks of K needs, for matmul's workspace.
-static size_t partial_count(const Gpt *g) {
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
-    const size_t forward = MAX(R * C, C > KU ? R * 4 * C : 0); // logits need none: they are fp32 and hold their own chains
-    return g->training ? MAX(forward, R > KU ? 4 * C * C : 0) : forward;
-}
-static size_t attention_bytes(const Gpt *g) {
-    AttentionBuffers w;
-    return attention_buffers(&w, NULL, g->config.T, g->config.C / g->config.NH);
-}
+// Working memory of products and attention (section 15), in bytes; and its allocation.
+static size_t workspace_bytes(const Gpt *g);
+static void workspace_make(const Gpt *g);
 #define PROGRAM_BYTES (3 << 20) // the program and its libraries themselves
 typedef struct {
-    size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+    size_t part[LIVES], kept_fp16,
+        total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
-static MemoryPlan memory_plan(Gpt *g) { // with all that was taken before: the validation set, a baseline's log
+static MemoryPlan
+memory_plan(Gpt *g) { // with all that was taken before: the validation set, a baseline's log
     MemoryPlan plan = {0};
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
-    plan.part[REUSED] += g->scale_count * sizeof(Fp8Scale) + partial_count(g) * 4 + MC * KU * 4 +
-                         (MAX(attention_bytes(g), NB * KU * 4) + (1 << 15)) * thread_count() + memory_taken + PROGRAM_BYTES;
+    plan.part[REUSED] += g->scale_count * sizeof(Fp8Scale) + workspace_bytes(g);
+    plan.part[REUSED] += memory_taken + PROGRAM_BYTES;
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
@@ -1642,16 +1414,18 @@ static void gpt_allocate(Gpt *g) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
-        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1, s->kept_inv = 1;
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1,
+        s->kept_inv = 1;
     }
     g->loss_scaling[0] = 1;
     if (g->training) {
         g->tokens = memory_allocate(gpt_rows(g) * sizeof(int));
         g->targets = memory_allocate(gpt_rows(g) * sizeof(int));
     }
-    workspace_init(partial_count(g), attention_bytes(g));
+    workspace_make(g);
 }
-// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
+// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or
+// v).
 static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
     return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
@@ -1660,15 +1434,17 @@ static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = 
     return &g->scales[(l * NLIN + linear) * NOPERAND + which];
 }
 
-// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases 0, layernorm 1.
-// Element pairs come from one Box-Muller draw, addressed by tensor and index.
+// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases
+// 0, layernorm 1. Element pairs come from one Box-Muller draw, addressed by tensor and index.
 static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         float *w = g->master + s->offset;
-        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? g->config.V * s->cols : n;
+        const size_t n = s->layers * s->rows * s->cols,
+                     used = id == WTE ? g->config.V * s->cols : n;
         PARALLEL(static) for (size_t i = 0; i < n; i += 2) {
-            const double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
+            const double u = 1.0 - random_unit(random_u64(seed, id, i)),
+                         turn = random_unit(random_u64(seed, id, i + 1));
             const double radius = sqrt(-2.0 * log_fixed_order(u)) * s->init_std;
             double part[2];
             sincos_turns(turn, &part[1], &part[0]);
@@ -1682,41 +1458,94 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 static void stored_from_floats(stored_t *out, const float *x, size_t n) {
     PARALLEL_SIMD for (size_t i = 0; i < n; i++) out[i] = stored_from_float(x[i]);
 }
-// One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
-// fc 4, fcproj 4; the fp32 build reads the master.
+// What linear layer i of layer l keeps for wgrad.
+static operand_t *gpt_kept(const Gpt *g, int l, int i) {
+    operand_t *const kept[NLIN] = {g->ln1, g->att, g->ln2, g->gelu};
+    const size_t layer = g->recompute && i != LIN_ATTPROJ ? 0 : l;
+    return kept[i] + layer * gpt_rows(g) * g->params[linear_param[i]].cols;
+}
+// Where that layer's input is written: FP8 keeps bytes of it, so all layers share one place; the
+// other builds keep it as it is.
+static stored_t *gpt_input(const Gpt *g, int l, int i) {
+    return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i);
+}
+
+// The FP8 operands of linear layer i of layer l: where their bytes and scales lie.
+static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
+    static const size_t start[NLIN] = {0, 3, 4,
+                                       8}; // of its weights, in units of C^2, of 12 in a layer
+    const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
+    const size_t w_room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
+    Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
+    uint8_t *kept = (uint8_t *)gpt_kept(g, l, i);
+    for (int o = 0; o < NOPERAND; o++) f->operand[o].scale = gpt_scale(g, l, i, o);
+    f->bf16 = g->bf16[l][i];
+    x->bytes[0] = g->x_bytes ? g->x_bytes : kept;
+    x->bytes[1] = g->training ? kept : NULL;
+    w->bytes[0] = w->bytes[1] = (uint8_t *)(g->weights + (l * 12 + start[i]) * CC);
+    dy->bytes[0] = g->dy_bytes;
+    dy->bytes[1] = g->dy_across ? g->dy_across : g->dy_bytes;
+    if (g->x_bytes) {
+        x->inv[0] = g->x_inv;
+        x->inv[1] =
+            g->kept_inv + l * x_room + i * (RC / 32 + 16 * C); // inputs are C wide, fcproj's 4 C
+    }
+    if (g->w_across) {
+        w->bytes[1] = g->training ? g->w_across + (l * 12 + start[i]) * CC : NULL;
+        w->inv[0] = g->w_inv + 2 * l * w_room + start[i] * CC / 32 + i * 16 * C;
+        w->inv[1] = w->inv[0] + w_room;
+    }
+    if (g->dy_across) {
+        dy->inv[0] = g->dy_inv;
+        dy->inv[1] = g->dy_inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
+    }
+    if (f->bf16 & READ_W)
+        operand_is(f, OPERAND_W, g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC);
+    if (g->x16 && f->bf16 & 1 << WGRAD)
+        x->stored[OVER_ROWS] = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + i) * RC;
+}
+// One of the four linear layers of layer l.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    static const size_t start[NLIN] = {0, 3, 4, 8}; // inputs are C wide, the last one 4 C, so that those of a layer start at i C
-    const size_t C = g->config.C, CC = C * C, RC = (size_t)g->B * g->config.T * C;
+    static const size_t start[NLIN] = {0, 3, 4, 8};
+    const size_t CC = (size_t)g->config.C * g->config.C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
-    f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l) : g->weights + (l * 12 + start[i]) * CC;
     f.bias = gpt_param(g, g->master, id + 1, l);
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
-    if (IS_FP8) f.scales = gpt_scale(g, l, i, 0);
-    f.bf16 = g->bf16[l][i];
-    if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
-    if (g->x16 && f.bf16 & 1 << WGRAD) f.x16 = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + i) * RC;
-    const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
-    f.x_bytes = g->x_bytes, f.inv = g->inv;
-    if (g->w_across) {
-        f.w_across = g->w_across + (l * 12 + start[i]) * CC;
-        f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_across_inv = f.w_inv + room;
+    f.operand[OPERAND_X].columns = f.operand[OPERAND_W].columns = f.in;
+    f.operand[OPERAND_DY].columns = f.out;
+    f.operand[OPERAND_X].stored[OVER_COLUMNS] = gpt_input(g, l, i);
+    if (IS_FP8) {
+        gpt_linear_bytes(g, l, i, &f);
+        return f;
     }
-    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
+    operand_is(&f, OPERAND_X, gpt_input(g, l, i));
+    if (PRECISION == PRECISION_FP32)
+        operand_is(&f, OPERAND_W, (stored_t *)gpt_param(g, g->master, id, l));
+    else operand_is(&f, OPERAND_W, (stored_t *)(g->weights + (l * 12 + start[i]) * CC));
     return f;
 }
 
-// The head, logits = lnf wte^T, as a linear layer: FP8 with --fp8-head only.
-static Linear gpt_head(const Gpt *g) {
-    const void *w = PRECISION == PRECISION_FP32 ? (void *)g->master : g->head_w;
-    Linear f = {.w = w, .dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
-    if (g->head_q) f.w = g->head_q, f.scales = gpt_scale(g, g->config.L, 0, 0);
+// The head, logits = lnf wte^T, for the rows of lnf from `row` on. FP8 with --fp8-head only.
+static Linear gpt_head(const Gpt *g, size_t row) {
+    Linear f = {.dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
+    f.operand[OPERAND_X].columns = f.operand[OPERAND_W].columns = f.in;
+    f.operand[OPERAND_DY].columns = f.out;
+    operand_is(&f, OPERAND_X, g->lnf + row * f.in);
+    operand_is(&f, OPERAND_W, PRECISION == PRECISION_FP32 ? (stored_t *)g->master : g->head_w);
+    if (!g->head_q) return f;
+    uint8_t *const bytes[NOPERAND] = {g->lnf_q, g->head_q, g->dy_bytes};
+    for (int o = 0; o < NOPERAND; o++) {
+        f.operand[o].scale = gpt_scale(g, g->config.L, 0, o);
+        f.operand[o].bytes[0] = f.operand[o].bytes[1] = bytes[o];
+    }
     return f;
 }
 
-// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
-// resumed run makes the same bytes. What is quantised is the weight rounded to the stored type.
+// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the
+// stored one, so that a resumed run makes the same bytes. What is quantised is the weight rounded
+// to the stored type.
 static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
@@ -1724,79 +1553,77 @@ static void gpt_refresh_weights(Gpt *g) {
     const size_t C = g->config.C, head = g->config.Vp * C;
     const Record record = MAX(g->record_weights, RECORD_STATS);
     stored_from_floats(g->head_w, g->master, head);
-    Fp8Scale *s = gpt_head(g).scales;
-    if (s) s[OPERAND_W].kept_inv = quantise(g->head_q, g->head_w, head, s + OPERAND_W, record);
+    const Linear f = gpt_head(g, 0);
+    operand_quantise(&f, OPERAND_W, g->head_w, f.out, OVER_COLUMNS, record);
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
-            stored_t *to = f.w16 ? f.w16 : IS_FP8 ? g->rounded : (stored_t *)f.w; // FP8: rounded first, one matrix at a time
+            stored_t *to = (stored_t *)f.operand[OPERAND_W].stored[OVER_COLUMNS];
+            if (!to) to = g->rounded; // FP8: one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            if (!linear_in_fp8(&f, FPROP) && !linear_in_fp8(&f, DGRAD)) continue;
-            if (f.w_inv) {
-                quantise_blocks((uint8_t *)f.w, f.w_inv, to, f.out, f.in, 0, f.scales + OPERAND_W, record);
-                if (g->training) quantise_blocks(f.w_across, f.w_across_inv, to, f.out, f.in, 1, f.scales + OPERAND_W, RECORD_NONE);
-            } else f.scales[OPERAND_W].kept_inv = quantise((uint8_t *)f.w, to, f.in * f.out, f.scales + OPERAND_W, record);
+            operand_quantise(&f, OPERAND_W, to, f.out, OVER_COLUMNS, record);
         }
 }
 
-// What linear layer i of layer l keeps for wgrad.
-static operand_t *gpt_kept(const Gpt *g, int l, int i) {
-    operand_t *const kept[NLIN] = {g->ln1, g->att, g->ln2, g->gelu};
-    const size_t layer = g->recompute && i != LIN_ATTPROJ ? 0 : l;
-    return kept[i] + layer * g->B * g->config.T * g->params[linear_param[i]].cols;
+// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention
+// and before the MLP, and 2L at the end. The bias is the parameter after the weight.
+static int layernorm_param(const Gpt *g, int norm) {
+    return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W;
 }
 
-// Where that layer's input is written: to the shared scratch in the FP8 build, which keeps bytes, else to its own place.
-static stored_t *gpt_input(const Gpt *g, int l, int i) { return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i); }
-// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention and before the MLP, and
-// 2L at the end. The bias is the parameter after the weight.
-static int layernorm_param(const Gpt *g, int norm) { return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W; }
-
-// residual[norm] = residual[norm - 1] + y, the output of the block between them (NULL: it is there); normed = layernorm of it.
-static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, stored_t *normed, size_t rows) {
+// residual[norm] = residual[norm - 1] + y, the output of the block between them (NULL: it is
+// there); normed = layernorm of it.
+static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, stored_t *normed,
+                                  size_t rows) {
     const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
     stored_t *residual = g->residual + norm * R * C;
-    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R, y ? residual - R * C : residual, y,
-                               gpt_param(g, g->master, id, l), gpt_param(g, g->master, id + 1, l), rows, C);
+    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R,
+                               y ? residual - R * C : residual, y, gpt_param(g, g->master, id, l),
+                               gpt_param(g, g->master, id + 1, l), rows, C);
 }
 
 static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
-    linear_forward(&f, y, STORED, gpt_input(g, l, i), gpt_kept(g, l, i), rows, g->record);
+    linear_forward(&f, y, STORED, rows, g->record);
 }
-static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored_t *dy, size_t rows) {
-    const Linear f = gpt_linear(g, l, i);
-    if (g->recompute && i != LIN_ATTPROJ && !f.x16) { // its input again, of the same bits
+static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored_t *dy,
+                                size_t rows) {
+    Linear f = gpt_linear(g, l, i);
+    const int kept16 = IS_FP8 && !linear_in_fp8(&f, WGRAD);
+    if (g->recompute && i != LIN_ATTPROJ && !kept16) { // its input again, of the same bits
         stored_t *x = gpt_input(g, l, i);
-        if (i == LIN_FCPROJ) gelu_forward(x, g->fc + (size_t)l * g->B * g->config.T * f.in, rows * f.in);
+        if (i == LIN_FCPROJ) gelu_forward(x, g->fc + l * gpt_rows(g) * f.in, rows * f.in);
         else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
-        if (f.kept_inv)
-            quantise_blocks((uint8_t *)gpt_kept(g, l, i), f.kept_inv, x, rows, f.in, 1, f.scales + OPERAND_X, RECORD_NONE);
-        else if (f.scales) quantise((uint8_t *)gpt_kept(g, l, i), x, rows * f.in, f.scales + OPERAND_X, RECORD_NONE);
+        operand_quantise(&f, OPERAND_X, x, rows, OVER_ROWS, RECORD_NONE);
     }
-    linear_backward(&f, dx, dy, gpt_kept(g, l, i), g->dy_bytes, g->partial_sums, rows, g->record);
+    operand_is(&f, OPERAND_DY, dy);
+    linear_backward(&f, dx, g->partial_sums, rows, g->record);
 }
 
 // dresidual += the layernorm's backward of dnarrow.
 static void gpt_layernorm_backward(Gpt *g, int norm, size_t rows) {
     const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
-    layernorm_backward(g->dresidual, gpt_param(g, g->grad, id, l), gpt_param(g, g->grad, id + 1, l), g->dnarrow,
-                       g->residual + norm * R * C, g->ln_mean + norm * R, g->ln_rstd + norm * R, gpt_param(g, g->master, id, l),
-                       g->partial_sums, rows, C);
+    layernorm_backward(g->dresidual, gpt_param(g, g->grad, id, l), gpt_param(g, g->grad, id + 1, l),
+                       g->dnarrow, g->residual + norm * R * C, g->ln_mean + norm * R,
+                       g->ln_rstd + norm * R, gpt_param(g, g->master, id, l), g->partial_sums, rows,
+                       C);
 }
 
-// The transformer up to the last layernorm: tokens [B, n] at positions pos .. pos+n give lnf [B n, C]. pos > 0 (B = 1)
-// continues a sequence whose keys and values lie in qkv. Rows beyond B n of every activation are left alone.
+// The transformer up to the last layernorm: tokens [B, n] at positions pos .. pos+n give lnf [B n,
+// C]. pos > 0 (B = 1) continues a sequence whose keys and values lie in qkv. Rows beyond B n of
+// every activation are left alone.
 static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos) {
     const Config *c = &g->config;
     const size_t C = c->C, R = (size_t)g->B * c->T, rows = (size_t)B * n;
     gpt_refresh_weights(g);
-    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
+    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos,
+                    c->C);
     for (int l = 0; l < c->L; l++) {
         stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C;
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_input(g, l, LIN_QKV), rows); // the encoder wrote the first
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_input(g, l, LIN_QKV),
+                              rows); // the encoder wrote the first
         gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
         attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, B, n, pos, c->C, c->NH);
         gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, rows);
@@ -1808,38 +1635,42 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     gpt_layernorm_forward(g, 2 * c->L, g->y, g->lnf, rows);
 }
 
-// What the head keeps of a slab: its rows of lnf, or their bytes.
-static void *head_kept(const Gpt *g, size_t row) { return g->head_q ? (void *)g->lnf_q : g->lnf + row * g->config.C; }
-
 // logits [rows, Vp] = lnf wte^T for rows from `row` on.
 static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
-    const Linear f = gpt_head(g);
-    linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, head_kept(g, row), rows, g->record);
+    const Linear f = gpt_head(g, row);
+    linear_forward(&f, logits, DTYPE_FP32, rows, g->record);
 }
 
-// Sum of the losses, in nats, of tokens [B, n] against targets [B, n] (-1: not counted). With grad_scale != 0 the head's
-// backward pass runs slab by slab, so that logits never exist whole; grad_scale is d(objective) / d(loss of a token).
-static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n, float grad_scale) {
+// Sum of the losses, in nats, of tokens [B, n] against targets [B, n] (-1: not counted). With
+// grad_scale != 0 the head's backward pass runs slab by slab, so that logits never exist whole;
+// grad_scale is d(objective) / d(loss of a token).
+static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, int n,
+                          float grad_scale) {
     const size_t rows = (size_t)B * n;
-    const Linear f = gpt_head(g);
+    Fp8Scale *scale = gpt_head(g, 0).operand[OPERAND_DY].scale;
     stored_t *dlogits = grad_scale != 0 ? g->dlogits : NULL;
     gpt_forward_blocks(g, tokens, B, n, 0);
-    if (f.scales && dlogits) { // dlogits are bounded by grad_scale: a static power-of-two scale
-        Fp8Scale *s = f.scales + OPERAND_DY;
-        for (s->scale = 1; s->scale * grad_scale * 2 <= fp8_format(s->recipe.format)->max;) s->scale *= 2;
+    if (scale && dlogits) { // dlogits are bounded by grad_scale: a constant power-of-two scale
+        scale->scale = 1;
+        while (scale->scale * grad_scale * 2 <= fp8_max(scale->recipe.format)) scale->scale *= 2;
     }
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, dlogits, g->logits, targets + row, slab, g->config.V, g->config.Vp, grad_scale);
-        if (dlogits) linear_backward(&f, g->dnarrow + row * f.in, dlogits, head_kept(g, row), g->dy_bytes, NULL, slab, g->record);
+        classifier(g->losses + row, dlogits, g->logits, targets + row, slab, g->config.V,
+                   g->config.Vp, grad_scale);
+        if (!dlogits) continue;
+        Linear f = gpt_head(g, row);
+        operand_is(&f, OPERAND_DY, dlogits);
+        linear_backward(&f, g->dnarrow + row * f.in, NULL, slab, g->record);
     }
     double sum = 0;
     for (size_t row = 0; row < rows; row++) sum += g->losses[row];
     return sum;
 }
 
-// The sum of the losses without gradients, and the logits [V] of the last of n tokens at positions pos .. pos+n.
+// The sum of the losses without gradients, and the logits [V] of the last of n tokens at positions
+// pos .. pos+n.
 static double gpt_loss(Gpt *g, const int *tokens, const int *targets, int B, int n) {
     return gpt_forward(g, tokens, targets, B, n, 0);
 }
@@ -1849,7 +1680,8 @@ static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos)
     memcpy(logits, g->logits, g->config.V * sizeof(float));
 }
 
-// Gradients of everything below the head, added to g->grad. Runs after gpt_forward() with grad_scale != 0.
+// Gradients of everything below the head, added to g->grad. Runs after gpt_forward() with
+// grad_scale != 0.
 static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     const Config *c = &g->config;
     const size_t C = c->C, R = (size_t)g->B * c->T, rows = (size_t)B * n;
@@ -1868,7 +1700,8 @@ static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, tokens, B, n, c->C);
 }
 
-// Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
+// Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order;
+// temperature 0 takes the best.
 static int sample_token(const float *logits, int V, float temperature, double u) {
     int best = 0;
     for (int j = 1; j < V; j++)
@@ -1884,7 +1717,13 @@ static int sample_token(const float *logits, int V, float temperature, double u)
     return best;
 }
 
-// ==== 7. optimiser ===================================================================================================
+// ==== 9. optimizer and step ======================================================================
+static double power_int(double x, long n) { // x^n by squaring, n >= 0
+    double r = 1;
+    for (; n > 0; n >>= 1, x *= x)
+        if (n & 1) r *= x;
+    return r;
+}
 
 // Norm of scale * gradients: squares summed in 16 lanes a chunk, chunks ascending in double.
 static double gradient_norm(const float *grad, size_t n, float scale) {
@@ -1903,12 +1742,15 @@ typedef struct {
     float lr, beta1, beta2, eps, weight_decay;
 } AdamW;
 
-// AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this update's number, from 1.
-//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
+// AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
+// update's number, from 1.
+//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 -
+//   b2^t)) + eps) + decay w)
 // Returns whether every weight is still finite.
 static int adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
     uint32_t largest = 0; // bits of the largest |w|
-    const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)), correct2 = 1.0 / (1.0 - power_int(o->beta2, t));
+    const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)),
+                correct2 = 1.0 / (1.0 - power_int(o->beta2, t));
     const float lr = o->lr, b1 = o->beta1, b2 = o->beta2, eps = o->eps;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
@@ -1929,37 +1771,43 @@ static int adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
     return largest < 0x7f800000;
 }
 
-// The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last step (constant: lr).
+// The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last
+// step (constant: lr).
 typedef enum { COSINE, LINEAR, CONSTANT, WSD } Schedule; // --schedule's words
 static float schedule_lr(Schedule kind, float lr, float final, long step, long warmup, long steps) {
     if (step < warmup) return (float)(lr * (double)(step + 1) / (double)warmup);
-    const double p = steps > warmup + 1 ? MIN((double)(step - warmup) / (double)(steps - 1 - warmup), 1) : 1;
+    const double p =
+        steps > warmup + 1 ? MIN((double)(step - warmup) / (double)(steps - 1 - warmup), 1) : 1;
     double factor = 1, s, c;
     sincos_turns(0.5 * p, &s, &c);
     if (kind == COSINE) factor = final + (1 - final) * 0.5 * (1 + c);
     if (kind == LINEAR) factor = 1 + (final - 1) * p;
-    if (kind == WSD && p > 0.8) factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
+    if (kind == WSD && p > 0.8)
+        factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
     return (float)(lr * factor);
 }
 
-// Dynamic loss scaling (Micikevicius et al. 2018): halved at an overflow, doubled after LOSS_SCALE_PATIENCE good steps.
-// Powers of two: scaling and unscaling are exact.
+// Dynamic loss scaling (Micikevicius et al. 2018): halved at an overflow, doubled after
+// LOSS_SCALE_PATIENCE good steps. Powers of two: scaling and unscaling are exact.
 #define LOSS_SCALE_INIT     65536.0f
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
+    return PRECISION == PRECISION_FP16 ||
+           (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
 }
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
     if (overflow) *good = 0, *scale = *scale > 1 ? *scale * 0.5f : 1;
-    else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+    else if ((*good += 1) >= LOSS_SCALE_PATIENCE)
+        *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
 }
 
 // ---- a step
-typedef struct Run Run;                                               // what one call of the program works with (section 12)
-static void run_batch(Run *r, long index, int *tokens, int *targets); // micro-batch `index`, counted from the first step on
+typedef struct Run Run; // what one call of the program works with (section 12)
+static void run_batch(Run *r, long index, int *tokens,
+                      int *targets); // micro-batch `index`, counted from the first step on
 typedef struct {
     long index, update;      // of this step, from 0; of AdamW's update in it, from 1
     int micro_batches, last; // last: of the run
@@ -1973,8 +1821,9 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A non-finite loss or gradient ends it
-// before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
+// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A
+// non-finite loss or gradient ends it before it can reach a weight; FP16 first tries smaller loss
+// scales and skips the step.
 static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const int B = g->B, T = g->config.T;
     const float loss_scale = g->loss_scaling[0];
@@ -1982,13 +1831,15 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) g->grad[i] = 0;
     for (int micro = 0; micro < in->micro_batches && isfinite(r.loss); micro++) {
         run_batch(run, in->index * in->micro_batches + micro, g->tokens, g->targets);
-        r.loss += gpt_forward(g, g->tokens, g->targets, B, T, loss_scale / (float)in->tokens) / in->tokens;
+        r.loss += gpt_forward(g, g->tokens, g->targets, B, T, loss_scale / (float)in->tokens) /
+                  in->tokens;
         gpt_backward(g, g->tokens, B, T);
     }
     r.norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
     r.skipped = !isfinite(r.norm);
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
-    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1)) r.nonfinite = "the gradient is";
+    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
+        r.nonfinite = "the gradient is";
     if (r.nonfinite) return r;
     uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
     for (int i = 0; i < g->scale_count; i++) {
@@ -1996,48 +1847,87 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
         if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
     }
     if (!r.skipped) {
-        const double clip = in->grad_clip > 0 && r.norm > in->grad_clip ? in->grad_clip / r.norm : 1;
-        if (!adamw_update(g, &in->adamw, clip / loss_scale, in->update)) r.nonfinite = "weights after the update are";
+        const double clip =
+            in->grad_clip > 0 && r.norm > in->grad_clip ? in->grad_clip / r.norm : 1;
+        if (!adamw_update(g, &in->adamw, clip / loss_scale, in->update))
+            r.nonfinite = "weights after the update are";
     }
     loss_scale_update(g, r.skipped || cut);
     return r;
 }
 
-// ---- program begins
-// The program around the trainer: from here to the line `program ends` train_gpt_fp8.c and train_gpt_fp8.cu have the same text.
-// What differs between a CPU and a GPU goes through these, which each file defines by itself:
-//   device_read, device_write   copy between the host's memory and the model's
-//   gpt_step, gpt_loss, gpt_logits, gpt_scales_read, gpt_scales_write   the model's side of them
-//   BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES, ISA_NAME     names, options of its own and room for their lines
-//   backend_limits    refuses a shape that the kernels do not take
-//   backend_open      finds the device, before anything is allocated
-//   memory_check      refuses a model that does not fit
-//   backend_start     sets the device to work
-//   backend_ready     the model is there: adds lines to the options that the log and the state hold
-//   backend_header    the log's lines about the machine;  backend_note: what the user has to know beside them
-//   backend_resumed   what a log says again after a resume
-//   backend_speed, backend_summary   speed of a step; memory at the end
-static void backend_limits(const Config *c, long batch, int from_options);
-static void backend_open(Run *r);
-static MemoryPlan memory_check(Gpt *g);
-static void backend_start(Run *r);
-static void backend_ready(Run *r);
-static void backend_header(FILE *f, const Run *r);
-static void backend_note(const Run *r);
-static void backend_resumed(Run *r);
-static const char *backend_speed(double gflops, char *out);
-static void backend_summary(const Run *r);
+#define BACKEND       "this CPU"
+#define BACKEND_HELP  ""
+#define BACKEND_LINES 0
+#define BACKEND_OPTIONS(X)
 
-// ==== 8. data ========================================================================================================
-// A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is T inputs
-// and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
+// #################################################################################################
+// Part two: the program
+// #################################################################################################
+
+// ---- program begins
+// The program around the trainer. From here to the line `program ends`, train_gpt_fp8.c and
+// train_gpt_fp8.cu have the same text, which dev/check/same_program.sh copies and CI compares. What
+// differs between a CPU and a GPU goes through these hooks. Part one defines:
+// - device_read(), device_write(): copies between the host's memory and the model's
+// - gpt_step(), gpt_loss(), gpt_logits(), gpt_scales_read(), gpt_scales_write(): the model's work
+// - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, the options of this file alone,
+// and
+//   room for their lines in a log
+// Part three defines:
+static const char *backend_name(void);                                     // for --version
+static void backend_limits(const Config *c, long batch, int from_options); // refuses a shape
+static void backend_open(Run *r);                  // finds the device, before anything is allocated
+static MemoryPlan memory_check(Gpt *g);            // refuses a model that does not fit
+static void backend_start(Run *r);                 // sets the device to work
+static void backend_ready(Run *r);                 // the model is there; adds lines to the options
+static void backend_header(FILE *f, const Run *r); // the log's lines about the machine
+static void backend_note(const Run *r);            // what the user has to know beside them
+static void backend_resumed(Run *r);               // what a log says again after a resume
+static const char *backend_speed(double gflops, char *out); // of a step
+static void backend_summary(const Run *r);                  // memory, at the end
+
+// ==== 10. data
+// ========================================================================================================
+// Prints a file name into out[PATH_MAX].
+__attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...",
+           out);
+    va_end(args);
+}
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single
+// changed byte always shows.
+static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *p = data;
+    while (bytes > 0) {
+        const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
+        uint64_t w = *p;
+        if (n == 8) memcpy(&w, p, 8);
+        h = (h ^ w) * 0x9fb21c651e98df25ull;
+        h ^= h >> 32;
+        p += n, bytes -= n;
+    }
+    return h;
+}
+
+// A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the
+// tokens. A window is T inputs and the T tokens one further on. Which windows a step reads is a
+// pure function of the seed and the step.
 #define SHARD_MAGIC     20240520
 #define TOKENIZER_MAGIC 20240328
 #define GPT2_VOCAB      50257
 typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
 
-// ---- reading files. A file counts as absent only if it does not exist; any other failure to read it ends the program. Files are
-// read in parts and never mapped, so a file that shrinks is an error (no SIGBUS), and its pages are not the program's memory.
+// ---- reading files. A file counts as absent only if it does not exist; any other failure to read
+// it ends the program. Files are read in parts and never mapped, so a file that shrinks is an error
+// (no SIGBUS), and its pages are not the program's memory.
 typedef struct {
     const char *path;
     int fd; // -1: there is none
@@ -2050,21 +1940,28 @@ typedef struct {
 static void file_read(const File *f, size_t at, void *to, size_t n) {
     for (ssize_t got = 0; n > 0; at += got, n -= got, to = (char *)to + got) {
         got = pread(f->fd, to, n, at);
-        EXPECT(got > 0, "%s: cannot read byte %zu: %s", f->path, at, got ? strerror(errno) : "it became shorter");
+        EXPECT(got > 0, "%s: cannot read byte %zu: %s", f->path, at,
+               got ? strerror(errno) : "it became shorter");
     }
 }
-static File file_open(const char *path, int optional) { // optional: it need not exist, and may be empty
+static File file_open(const char *path,
+                      int optional) { // optional: it need not exist, and may be empty
     struct stat st;
-    File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}}; // or a pipe would be waited for
+    File f = {path,
+              open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC),
+              0,
+              {0, 0},
+              {0}}; // or a pipe would be waited for
     if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
-    EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size), "%s: is empty, or a directory, pipe or device", path);
+    EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size),
+           "%s: is empty, or a directory, pipe or device", path);
     f.bytes = st.st_size, f.time = st.st_mtim;
     file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
     return f;
 }
-// Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every block but the last is a
-// multiple of 8 bytes, as checksum() needs.
+// Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every
+// block but the last is a multiple of 8 bytes, as checksum() needs.
 static const unsigned char *file_block(const File *f, size_t at, size_t end, size_t *n) {
     static unsigned char block[1 << 16] __attribute__((aligned(8)));
     *n = MIN(end - at, sizeof(block));
@@ -2075,7 +1972,8 @@ static const unsigned char *file_block(const File *f, size_t at, size_t end, siz
 // A number found in a file, or its size, must lie in min .. max.
 static void file_expect(const char *path, const char *what, long found, long min, long max) {
     EXPECT(min < max || found == min, "%s: expected %s %ld, found %ld", path, what, min, found);
-    EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what, min, max, found);
+    EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what,
+           min, max, found);
 }
 
 // ---- tables of text: `# key<TAB>value` lines, then rows of tab-separated columns
@@ -2104,7 +2002,8 @@ static const char *text_value(const char *text, const char *key, char *out) {
     return out;
 }
 
-// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many there are before another.
+// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many
+// there are before another.
 static int text_row(const char **at, double *row, int n) {
     int found = 0;
     for (const char *p = *at; found < n && !isspace((unsigned char)*p); found++) {
@@ -2121,9 +2020,10 @@ static int text_row(const char **at, double *row, int n) {
 // ---- token shards and texts
 typedef struct {
     File file;
-    size_t begin;                 // of this set's first token in it, in bytes
-    int width;                    // bytes a token, 1 or 2
-    size_t count, windows, slack; // tokens, windows of an epoch, and by how many tokens they may shift
+    size_t begin; // of this set's first token in it, in bytes
+    int width;    // bytes a token, 1 or 2
+    size_t count, windows,
+        slack; // tokens, windows of an epoch, and by how many tokens they may shift
 } Shard;
 typedef struct {
     Shard *shards;
@@ -2153,14 +2053,16 @@ static Shard shard_open(const char *path, int *V) {
     s.begin = sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
     *V = header[3] ? header[3] : GPT2_VOCAB;
     const long bytes = sizeof(FileHeader) + 2 * s.count;
-    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC, SHARD_MAGIC);
+    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC,
+                SHARD_MAGIC);
     file_expect(path, "shard version", header[1], 1, 1);
     file_expect(path, "a vocabulary", *V, 2, 65536);
     file_expect(path, "size in bytes, by its token count,", s.file.bytes, bytes, bytes);
     return s;
 }
 
-// The hash of every token, of their order, and of how they are split into files, which windows do not cross.
+// The hash of every token, of their order, and of how they are split into files, which windows do
+// not cross.
 static uint64_t dataset_hash(const Dataset *d) {
     uint64_t hash = 0;
     for (int i = 0; i < d->shard_count; i++) {
@@ -2170,7 +2072,8 @@ static uint64_t dataset_hash(const Dataset *d) {
             const unsigned char *block = file_block(&s->file, at, s->file.bytes, &n);
             hash = checksum(hash, block, n);
             for (size_t k = 0; s->width == 2 && k < n / 2; k++)
-                EXPECT(token_at(block, 2, k) < d->V, "%s: token %zu is %d, beyond its vocabulary of %d", s->file.path,
+                EXPECT(token_at(block, 2, k) < d->V,
+                       "%s: token %zu is %d, beyond its vocabulary of %d", s->file.path,
                        (at - s->begin) / 2 + k, token_at(block, 2, k), d->V);
         }
     }
@@ -2184,13 +2087,15 @@ static Dataset dataset_open(const char *pattern) {
     static glob_t found;
     if (access(pattern, F_OK)) { // else it is the name of a file, whatever characters it has
         EXPECT(errno == ENOENT && !glob(pattern, GLOB_ERR, NULL, &found),
-               "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern, strerror(errno));
+               "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern,
+               strerror(errno));
         paths = (const char *const *)found.gl_pathv, d.shard_count = found.gl_pathc;
     }
     d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         d.shards[i] = shard_open(paths[i], &V);
-        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i], paths[0], d.V, V);
+        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i],
+               paths[0], d.V, V);
         d.V = V, d.tokens += d.shards[i].count;
     }
     d.hash = dataset_hash(&d);
@@ -2198,7 +2103,8 @@ static Dataset dataset_open(const char *pattern) {
     return d;
 }
 
-// Ends the program if the data changed since they were opened. If only a file's time did, they are hashed again, once.
+// Ends the program if the data changed since they were opened. If only a file's time did, they are
+// hashed again, once.
 static void dataset_check(Dataset *d, const char *name) {
     int same = 1, touched = 0;
     for (int i = 0; i < d->shard_count; i++) {
@@ -2208,7 +2114,8 @@ static void dataset_check(Dataset *d, const char *name) {
         touched |= memcmp(&st.st_mtim, &f->time, sizeof(f->time));
         f->time = st.st_mtim;
     }
-    EXPECT(same && (!touched || dataset_hash(d) == d->hash), "%s: changed during the run; bring it back and resume", name);
+    EXPECT(same && (!touched || dataset_hash(d) == d->hash),
+           "%s: changed during the run; bring it back and resume", name);
 }
 
 // Takes the last tenth of `train` away and returns it.
@@ -2228,7 +2135,8 @@ static Dataset dataset_hold_out(Dataset *train) {
     return val;
 }
 
-// Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the shift of an epoch.
+// Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the
+// shift of an epoch.
 static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
     d->windows = 0, d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
     for (int i = 0; i < d->shard_count; i++) {
@@ -2238,19 +2146,25 @@ static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
         s->slack = s->windows ? s->count - 1 - s->windows * T : 0;
         d->windows += s->windows;
     }
-    EXPECT(d->windows > 0, "%s data: no file fills a window of %d tokens; use more text or a smaller -t", role, T + 1);
+    EXPECT(d->windows > 0,
+           "%s data: no file fills a window of %d tokens; use more text or a smaller -t", role,
+           T + 1);
 }
 
 // Window `index`, moved on by `shift` (taken modulo what the shard allows).
-static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens, int *targets, int T) {
+static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens,
+                           int *targets, int T) {
     const Shard *s = d->shards;
     while (index >= s->windows) index -= s->windows, s++;
     const size_t at = index * T + shift % (s->slack + 1);
     file_read(&s->file, s->begin + at * s->width, d->bytes, (T + 1) * s->width);
-    for (int t = 0; t < T; t++) tokens[t] = token_at(d->bytes, s->width, t), targets[t] = token_at(d->bytes, s->width, t + 1);
+    for (int t = 0; t < T; t++)
+        tokens[t] = token_at(d->bytes, s->width, t),
+        targets[t] = token_at(d->bytes, s->width, t + 1);
 }
 
-// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the value is below n.
+// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the
+// value is below n.
 static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     int half = 1;
     while (half < 31 && (1ull << (2 * half)) < n) half++;
@@ -2267,15 +2181,18 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
 }
 
 // B from `first` on of the endless shuffled windows; from the second epoch on they are shifted.
-static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens, int *targets, int B, int T) {
+static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens,
+                          int *targets, int B, int T) {
     for (int b = 0; b < B; b++) {
         const uint64_t i = first + b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
-        dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0, tokens + b * T, targets + b * T, T);
+        dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0,
+                       tokens + b * T, targets + b * T, T);
     }
 }
 
-// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv
-// gives the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
+// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a
+// sidecar NAME.floor.tsv gives the exact surprisal of every story, whole stories, each at the start
+// of a row, so that the loss has a known floor.
 typedef struct {
     int T;
     long rows;
@@ -2289,7 +2206,8 @@ static void validation_allocate(ValidationSet *v, long rows) {
     v->targets = (int *)memory_allocate(rows * v->T * sizeof(int));
 }
 
-// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of them is longer than T.
+// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of
+// them is longer than T.
 static int validation_stories(ValidationSet *v, const Dataset *d, const char *path, long want) {
     const File *f = &d->shards->file;
     char *text = text_read(path), value[PATH_MAX];
@@ -2302,13 +2220,16 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
         for (size_t i = 0; i < n; i++) hash = (hash ^ block[i]) * 1099511628211ull;
     }
     EXPECT(strtoull(text_value(text, "fnv1a64", value), NULL, 16) == hash,
-           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, f->path, (unsigned long long)hash, value);
+           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, f->path,
+           (unsigned long long)hash, value);
     for (const char *at = text; *at;) stories += text_row(&at, x, 3) == 3;
-    EXPECT(atol(text_value(text, "stories", value)) == stories, "%s: expected %s stories, found %ld", path, value, stories);
+    EXPECT(atol(text_value(text, "stories", value)) == stories,
+           "%s: expected %s stories, found %ld", path, value, stories);
     validation_allocate(v, stories < want ? stories : want);
     for (const char *at = text; *at && row < v->rows;) {
         if (text_row(&at, x, 3) != 3 || index++ != row * stories / v->rows) continue;
-        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= f->bytes, "%s: story %ld lies beyond %s", path, index - 1, f->path);
+        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= f->bytes, "%s: story %ld lies beyond %s",
+               path, index - 1, f->path);
         const long bytes = x[1];
         if (bytes > v->T) break;
         file_read(f, x[0], d->bytes, bytes);
@@ -2328,20 +2249,24 @@ static ValidationSet validation_open(Dataset *d, int T, long want) {
     const Shard *s = d->shards;
     if (d->shard_count == 1 && s->width == 1 && s->count == s->file.bytes) {
         char path[PATH_MAX];
-        path_print(path, "%.*s.floor.tsv", (int)(path_dot(s->file.path) - s->file.path), s->file.path);
+        path_print(path, "%.*s.floor.tsv", (int)(path_dot(s->file.path) - s->file.path),
+                   s->file.path);
         if (validation_stories(&v, d, path, want)) return v;
     }
     if (want > (long)d->windows) dataset_windows(d, "validation", T, 0); // every window
     validation_allocate(&v, MIN(want, (long)d->windows));
     v.counted = v.rows * T;
-    for (long i = 0; i < v.rows; i++) dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
+    for (long i = 0; i < v.rows; i++)
+        dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
     return v;
 }
 
-// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
+// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's
+// tokenizer file.
 typedef struct {
-    int V, separator;           // the token between documents
-    const unsigned char **text; // [V] a token's bytes; the byte before them is their number. NULL without a file
+    int V, separator; // the token between documents
+    const unsigned char *
+        *text; // [V] a token's bytes; the byte before them is their number. NULL without a file
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
@@ -2352,20 +2277,23 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     file_expect(path, "tokenizer version", header[1], 2, 2);
     file_expect(path, "the model's vocabulary,", header[2], V, V);
     file_expect(path, "an end-of-text token", header[3], 0, V - 1);
-    const Tokenizer t = {V, header[3], (const unsigned char **)memory_allocate(V * sizeof(*t.text))};
+    const Tokenizer t = {V, header[3],
+                         (const unsigned char **)memory_allocate(V * sizeof(*t.text))};
     unsigned char *bytes = (unsigned char *)memory_allocate(f.bytes); // stays
     file_read(&f, 0, bytes, f.bytes);
     close(f.fd);
     for (int i = 0; i < V; i++) {
-        EXPECT(at < f.bytes && at + bytes[at] < f.bytes, "%s: truncated at token %d of %d", path, i, V);
+        EXPECT(at < f.bytes && at + bytes[at] < f.bytes, "%s: truncated at token %d of %d", path, i,
+               V);
         t.text[i] = bytes + at + 1;
         at += 1 + bytes[at];
     }
     return t;
 }
 
-// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for its bytes. GPT-2's own split,
-// by merges, is another one now and then (data/tokenize.py makes that).
+// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for
+// its bytes. GPT-2's own split, by merges, is another one now and then (data/tokenize.py makes
+// that).
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
     for (int length, left = strlen(text); left > 0; text += length, left -= length) {
@@ -2373,14 +2301,18 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         length = t->text ? 0 : 1;
         for (int i = 0; t->text && i < t->V; i++) {
             const int bytes = t->text[i][-1];
-            if (bytes > length && bytes <= left && i != t->separator && !memcmp(t->text[i], text, bytes)) best = i, length = bytes;
+            if (bytes > length && bytes <= left && i != t->separator &&
+                !memcmp(t->text[i], text, bytes))
+                best = i, length = bytes;
         }
-        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d", (unsigned char)*text);
+        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d",
+               (unsigned char)*text);
         out[n++] = best;
     }
     return n;
 }
-// Prints a token's bytes, '?' for those that a terminal obeys; of a vocabulary without a file, its number.
+// Prints a token's bytes, '?' for those that a terminal obeys; of a vocabulary without a file, its
+// number.
 static void token_print(const Tokenizer *t, int token) {
     const unsigned char byte = token, *text = t->text ? t->text[token] : &byte;
     if (!t->text && t->V != 256) printf("<%d>", token);
@@ -2392,19 +2324,31 @@ static void token_print(const Tokenizer *t, int token) {
     fflush(stdout);
 }
 
-// ==== 9. checkpoint ==================================================================================================
+// ==== 11. checkpoint
+// ==================================================================================================
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
-// DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
+// DONE_%08d        written last: the two above are whole. Every file is written to a temporary
+// name, flushed to disk, renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 6
-enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
+enum {
+    SECTION_OPTIONS,
+    SECTION_PROGRESS,
+    SECTION_M,
+    SECTION_V,
+    SECTION_SCALES,
+    SECTION_LOSS_SCALE,
+    SECTIONS
+};
 
-typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
+typedef uint64_t
+    StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
 typedef struct {
     char name[24];
-    uint64_t dtype, rows, cols, bytes, checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
+    uint64_t dtype, rows, cols, bytes,
+        checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
 } SectionHeader;
 typedef struct {
     SectionHeader header;
@@ -2416,51 +2360,60 @@ typedef struct {
     uint64_t model_checksum;
 } Progress;
 static void state_header(uint64_t *h) {
-    const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
+    const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1,
+                                0,           SECTIONS};
     memcpy(h, fields, sizeof(fields));
     h[7] = checksum(0, fields, sizeof(fields));
 }
 
 // The sections: the one table for writing, checking and reading a state; without their checksums.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
-    const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0, scales = g->scale_count;
+    const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
+                   scales = g->scale_count;
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
         {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m, 1},
         {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v, 1},
-        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales, 0},
+        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
+         g->scales,
+         0},
         {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
-// A directory that is written to, through its descriptor: a run's files stay together even if the directory is renamed. Reading,
-// and the search for old checkpoints, go by the path.
+// A directory that is written to, through its descriptor: a run's files stay together even if the
+// directory is renamed. Reading, and the search for old checkpoints, go by the path.
 typedef struct {
     int fd;
     char path[PATH_MAX];
 } Directory;
 
-// Begins a new file under a temporary name. Whatever has that name, a link for example, is removed and never followed.
+// Begins a new file under a temporary name. Whatever has that name, a link for example, is removed
+// and never followed.
 static FILE *file_begin(const Directory *d, const char *name) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", name);
     unlinkat(d->fd, temporary, 0);
-    const int fd = openat(d->fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    const int fd =
+        openat(d->fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "wb");
     EXPECT(f, "%s/%s: cannot create: %s", d->path, temporary, strerror(errno));
     return f;
 }
-// Flushes the file to disk, then gives it its name, and flushes the directory where the system can. A failed write shows here.
+// Flushes the file to disk, then gives it its name, and flushes the directory where the system can.
+// A failed write shows here.
 static void file_commit(FILE *f, const Directory *d, const char *name) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", name);
-    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && renameat(d->fd, temporary, d->fd, name) == 0,
+    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 &&
+               renameat(d->fd, temporary, d->fd, name) == 0,
            "%s/%s: cannot write: %s; what was there is untouched", d->path, name, strerror(errno));
     fsync(d->fd);
 }
 
-// Continues a checksum over memory of the host or of the device, and writes it to a file unless that is NULL.
+// Continues a checksum over memory of the host or of the device, and writes it to a file unless
+// that is NULL.
 static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t bytes, int on_device) {
     static unsigned char block[1 << 16]; // a multiple of 8 bytes, as checksum() needs
     for (size_t at = 0, n; at < bytes; at += n) {
@@ -2472,7 +2425,8 @@ static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t byte
     }
     return sum;
 }
-// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the device.
+// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the
+// device.
 static int floats_nonfinite(const float *x, size_t n) {
     uint32_t largest = 0; // bits of the largest |x|
     for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
@@ -2486,7 +2440,8 @@ static int tensor_nonfinite(const void *x, Dtype dtype, size_t n) {
         const void *from = (const char *)x + at * dtype_size[dtype];
         if (dtype == DTYPE_FP32) device_read(floats, from, m * sizeof(float));
         else device_read(stored, from, m * sizeof(stored_t));
-        for (size_t i = 0; dtype != DTYPE_FP32 && i < m; i++) floats[i] = float_from_stored(stored[i]);
+        for (size_t i = 0; dtype != DTYPE_FP32 && i < m; i++)
+            floats[i] = float_from_stored(stored[i]);
         if (floats_nonfinite(floats, m)) return 1;
     }
     return 0;
@@ -2498,40 +2453,47 @@ static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
     FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
-    const uint64_t sum = memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
+    const uint64_t sum =
+        memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
     file_commit(f, d, name);
     return sum;
 }
 
 // Checks a model file: its header, its size, and that every weight is finite. sum: its checksum.
 static Config model_check(const File *f, uint64_t *sum) {
-    static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
+    static const char *const names[6] = {"context", "vocabulary", "layers",
+                                         "heads",   "channels",   "padded vocabulary"};
     static const int limits[6] = {1 << 20, 65536, LAYERS_MAX, 1024, 65536, 65536};
     ParamSpec specs[NPARAM];
     const int32_t *h = f->header;
     file_expect(f->path, "an llm.c model with magic number", h[0], MODEL_MAGIC, MODEL_MAGIC);
-    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", f->path, h[1]);
+    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d",
+           f->path, h[1]);
     for (int i = 0; i < 6; i++) file_expect(f->path, names[i], h[2 + i], 1, limits[i]);
     const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
-    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: expected a multiple of 128 that holds %d tokens, found %d", f->path, c.V, c.Vp);
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0,
+           "%s: expected a multiple of 128 that holds %d tokens, found %d", f->path, c.V, c.Vp);
     EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", f->path, c.C, c.NH);
-    const size_t width = h[1] == 3 ? 4 : 2, want = sizeof(FileHeader) + param_specs(specs, &c) * width;
+    const size_t width = h[1] == 3 ? 4 : 2,
+                 want = sizeof(FileHeader) + param_specs(specs, &c) * width;
     file_expect(f->path, "size in bytes, by its header,", f->bytes, want, want);
     *sum = checksum(0, h, sizeof(FileHeader));
     for (size_t at = sizeof(FileHeader), n; at < want; at += n) {
         const unsigned char *block = file_block(f, at, want, &n);
         *sum = checksum(*sum, block, n);
         for (size_t i = width; i <= n; i += width)
-            EXPECT((block[i - 1] & 0x7f) != 0x7f || !(block[i - 2] & 0x80), "%s: weight %zu is not finite; this model diverged",
-                   f->path, (at + i - sizeof(FileHeader)) / width - 1);
+            EXPECT((block[i - 1] & 0x7f) != 0x7f || !(block[i - 2] & 0x80),
+                   "%s: weight %zu is not finite; this model diverged", f->path,
+                   (at + i - sizeof(FileHeader)) / width - 1);
     }
     return c;
 }
 
-// Loads a checked model file. Its context may be longer than g's: the first positions are taken. Rows of the padded vocabulary
-// become zeros, whatever the file has there.
+// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
+// Rows of the padded vocabulary become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
-    const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C; // of wte's elements
+    const size_t width = f->header[1] == 3 ? 4 : 2,
+                 real = (size_t)g->config.V * g->config.C; // of wte's elements
     size_t at = sizeof(FileHeader);
     float block[1 << 14];
     for (int id = 0; id < NPARAM; id++) {
@@ -2553,7 +2515,8 @@ static void model_load(Gpt *g, const File *f) {
     g->weights_ready = 0;
 }
 
-static void state_save(Gpt *g, const Directory *d, const char *name, Progress *progress, char *options) {
+static void state_save(Gpt *g, const Directory *d, const char *name, Progress *progress,
+                       char *options) {
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
@@ -2562,14 +2525,16 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *h = &s[i].header;
-        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes, s[i].on_device);
+        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)),
+                                  s[i].data, h->bytes, s[i].on_device);
         fwrite(h, sizeof(*h), 1, f);
         memory_save(f, 0, s[i].data, h->bytes, s[i].on_device);
     }
     file_commit(f, d, name);
 }
 
-// A state file whose header and every section's checksum were found right, before anything is taken from it.
+// A state file whose header and every section's checksum were found right, before anything is taken
+// from it.
 typedef struct {
     char path[PATH_MAX];
     File file;
@@ -2579,8 +2544,9 @@ typedef struct {
     Progress progress;
 } StateFile;
 static void state_check(StateFile *f) {
-    static const char *const names[8] = {"magic number", "version", "numerics version", "build (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
-                                         "ranks",        "rank",    "sections",         "checksum"};
+    static const char *const names[8] = {
+        "magic number", "version", "numerics version", "build (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
+        "ranks",        "rank",    "sections",         "checksum"};
     StateHeader want, found;
     size_t at = sizeof(want), n;
     f->file = file_open(f->path, 0);
@@ -2598,7 +2564,9 @@ static void state_check(StateFile *f) {
             sum = checksum(sum, block, n);
         }
         EXPECT(left && s->bytes <= left && sum == s->checksum,
-               "%s: section %d is damaged; to resume from an older checkpoint, remove this one's DONE file", f->path, i);
+               "%s: section %d is damaged; to resume from an older checkpoint, remove this one's "
+               "DONE file",
+               f->path, i);
     }
     file_expect(f->path, "size in bytes, by its sections,", end, at, at);
     const SectionHeader *h = f->header;
@@ -2608,8 +2576,9 @@ static void state_check(StateFile *f) {
     file_read(&f->file, f->at[1], &f->progress, sizeof(Progress));
 }
 
-// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale. The checksums were right, so what
-// remains to be checked is that training can have made these numbers.
+// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
+// The checksums were right, so what remains to be checked is that training can have made these
+// numbers.
 static void state_load(Gpt *g, const StateFile *f) {
     Section s[SECTIONS];
     Progress progress;
@@ -2617,18 +2586,22 @@ static void state_load(Gpt *g, const StateFile *f) {
     int wild = 0;
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
         const SectionHeader *want = &s[i].header, *h = &f->header[i];
-        EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
-               f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
+        EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)),
+               "%s: section %d: expected %s of %d rows, found %.23s of %d", f->path, i, want->name,
+               (int)want->rows, h->name, (int)h->rows);
         for (size_t at = 0, n; s[i].data && at < h->bytes; at += n) {
-            const unsigned char *block = file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
-            wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
+            const unsigned char *block =
+                file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
+            wild |= h->dtype == DTYPE_FP32 &&
+                    floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
             if (s[i].on_device) device_write((char *)s[i].data + at, block, n);
             else memcpy((char *)s[i].data + at, block, n);
         }
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
-        const ScalingRecipe *r = i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
+        const ScalingRecipe *r =
+            i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
         wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->steps < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
@@ -2637,7 +2610,8 @@ static void state_load(Gpt *g, const StateFile *f) {
     g->weights_ready = 0;
 }
 
-// The newest finished checkpoint in a directory before step `before`; -1: none, but other files of a run; -2: nothing of a run.
+// The newest finished checkpoint in a directory before step `before`; -1: none, but other files of
+// a run; -2: nothing of a run.
 static long checkpoint_newest(const char *dir, long before) {
     DIR *d = opendir(dir);
     long newest = -2, step;
@@ -2646,16 +2620,20 @@ static long checkpoint_newest(const char *dir, long before) {
     errno = d ? 0 : errno;
     for (struct dirent *e; d && (e = readdir(d)) != NULL; errno = 0) {
         const char *s = e->d_name;
-        if (!strcmp(s, "log.tsv") || sscanf(s, "%*5[DONEstamodel]_%8ld", &step) == 1) newest = MAX(newest, -1);
-        if (sscanf(s, "DONE_%8ld%n", &step, &n) == 1 && n == 13 && !s[13] && step < before) newest = MAX(newest, step);
+        if (!strcmp(s, "log.tsv") || sscanf(s, "%*5[DONEstamodel]_%8ld", &step) == 1)
+            newest = MAX(newest, -1);
+        if (sscanf(s, "DONE_%8ld%n", &step, &n) == 1 && n == 13 && !s[13] && step < before)
+            newest = MAX(newest, step);
     }
     EXPECT(!errno, "%s: cannot look into it: %s", dir, strerror(errno));
     closedir(d);
     return newest;
 }
 
-// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
-static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char *options, int keep) {
+// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then
+// removes all but `keep`.
+static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char *options,
+                            int keep) {
     static const char *const names[3] = {"DONE_%08ld", "state_%08ld.bin", "model_%08ld.bin"};
     char name[32];
     for (int i = 2; i >= 0; i--) {
@@ -2667,14 +2645,19 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     long old = progress->step + 1;
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
-        for (int i = 0; i < 3; i++) snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0); // DONE goes first
+        for (int i = 0; i < 3; i++)
+            snprintf(name, sizeof(name), names[i], old),
+                unlinkat(d->fd, name, 0); // DONE goes first
 }
 
-// ==== 10. log ========================================================================================================
+// ==== 12. log
+// ========================================================================================================
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
-// Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops the rows beyond its checkpoint.
-#define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
+// Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops
+// the rows beyond its checkpoint.
+#define LOG_COLUMNS                                                                                \
+    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
 // Prints `# key<TAB>value` lines to the screen, as two columns.
@@ -2685,8 +2668,9 @@ static void lines_print(const char *line) {
     }
 }
 
-// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. The rows must be whole and in order; log.tsv (`every`)
-// must have one for every step, and has one column more. A last line without a newline is what a kill left.
+// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. The rows must be whole
+// and in order; log.tsv (`every`) must have one for every step, and has one column more. A last
+// line without a newline is what a kill left.
 static FILE *log_open(const Directory *d, const char *name, long step, int every) {
     const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
@@ -2696,11 +2680,13 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
     long last = 0;
     for (ssize_t n; (n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n'; keep += n) {
         const long at = atol(line), next = every ? last + 1 : MAX(at, last);
-        if (*line == '#' || *line == 's') continue; // the header; the names of the columns, of which "step" is the first
+        if (*line == '#' || *line == 's')
+            continue; // the header; the names of the columns, of which "step" is the first
         if (at > step) break;
         int tabs = 0;
         for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
-        EXPECT(at == next && tabs == 8 + every, "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
+        EXPECT(at == next && tabs == 8 + every,
+               "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
     }
@@ -2716,14 +2702,15 @@ static void log_begin(FILE *f, const Directory *d, const char *header, const cha
 }
 // Hands rows to the system; on_disk: and waits until they are on disk.
 static void log_flush(FILE *f, const Directory *d, int on_disk) {
-    EXPECT(!ferror(f) && !fflush(f) && (!on_disk || !fsync(fileno(f))), "%s: cannot write the log: %s; make room, go on with -y",
-           d->path, strerror(errno));
+    EXPECT(!ferror(f) && !fflush(f) && (!on_disk || !fsync(fileno(f))),
+           "%s: cannot write the log: %s; make room, go on with -y", d->path, strerror(errno));
 }
 
 // Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
 static int scale_name(const Gpt *g, int i, char *out) {
     const int linear = i / NOPERAND, layer = linear / NLIN;
-    snprintf(out, 32, "%s.%s", linear_name[layer == g->config.L ? NLIN : linear % NLIN], operand_name[i % NOPERAND]);
+    snprintf(out, 32, "%s.%s", linear_name[layer == g->config.L ? NLIN : linear % NLIN],
+             operand_name[i % NOPERAND]);
     return layer;
 }
 
@@ -2734,15 +2721,18 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         const double count = t->count;
         if (t->count == 0) continue;
         const int layer = scale_name(g, i, name);
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, bits_float(t->amax_bits),
-                g->scales[i].logged_scale, t->saturated / count, t->flushed / count, (unsigned long long)t->nonfinite);
-        if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name,
+                bits_float(t->amax_bits), g->scales[i].logged_scale, t->saturated / count,
+                t->flushed / count, (unsigned long long)t->nonfinite);
+        if (t->noise > 0)
+            fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
         else fprintf(f, "-\n");
     }
 }
 
-// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss, which is then row[3].
-// Rows ascend, so *at and row serve the next, higher step too; both start as the text and zeros.
+// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss,
+// which is then row[3]. Rows ascend, so *at and row serve the next, higher step too; both start as
+// the text and zeros.
 static int log_validation(const char **at, double *row, double step) {
     double next[4];
     while (**at && row[0] < step)
@@ -2750,14 +2740,17 @@ static int log_validation(const char **at, double *row, double step) {
     return step > 0 && row[0] == step;
 }
 
-// ==== 11. options ====================================================================================================
+// ==== 13. options
+// ====================================================================================================
 
-// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
-// resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
+// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison
+// needs the same); FREE (a resume may change it); CALL, of this call of the program alone. FP8: it
+// exists in the FP8 build only.
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
-// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
-// CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
+// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or
+// 1, may be left out (1). CHOICE: one of the words that its help begins with, up to a colon; a
+// field holds the word's number.
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
     X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
@@ -2807,8 +2800,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
-// ---- the language of --recipe: words joined by plus signs or commas. The table of words is what the parser, --help recipe,
-// the log and build/lab/explain read.
+// ---- the language of --recipe: words joined by plus signs or commas. The table of words is what
+// the parser, --help recipe, the log and build/lab/explain read.
 enum { WORD_FORMAT, WORD_RULE, WORD_BLOCK, WORD_ROUNDING, WORD_MARGIN };
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
@@ -2816,16 +2809,20 @@ typedef struct {
     double initial, least, largest;
     const char *help;
 } RecipeWord;
-#define RULE_WORD(name, word, argument, initial, least, largest, function, help)                                                   \
+#define RULE_WORD(name, word, argument, initial, least, largest, function, help)                   \
     {word, argument, WORD_RULE, SCALING_##name, initial, least, largest, help},
 static const RecipeWord recipe_words[] = {
-    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0, "format: 3 bits of mantissa, largest number 448"},
-    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0, "format: 2 bits of mantissa, largest number 57344"},
+    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0,
+     "format: 3 bits of mantissa, largest number 448"},
+    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
+     "format: 2 bits of mantissa, largest number 57344"},
     SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
                              "from the own amax of each block of A x B elements, B along K"},
     {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
-    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0, "the scale rounded down to a power of two; always so in blocks"},
-    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0, "by amax's exponent alone (OCP MX), which may saturate"},
+    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0,
+     "the scale rounded down to a power of two; always so in blocks"},
+    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
+     "by amax's exponent alone (OCP MX), which may saturate"},
     {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
 };
 static const struct {
@@ -2833,7 +2830,8 @@ static const struct {
 } recipe_names[] = {
     {"te", "e4m3+delayed=1024+exact+dy:e5m2", "Transformer Engine's DelayedScaling, Format.HYBRID"},
     {"rowwise", "e4m3+block=1xall", "torchao's rowwise: a scale for each row"},
-    {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
+    {"deepseek", "e4m3+block=1x128+w:block=128x128",
+     "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
     {"mx", "e4m3+block=1x32", "OCP's MXFP8 shapes; mx+floor also has its rounding"},
     {"none", "e4m3+scale=1", "no scales"},
 };
@@ -2845,42 +2843,52 @@ static void recipe_help(void) {
            "all three operands, or the one that is named before it, as in dy:e5m2.\n"
            "The default, e4m3+delayed=16+dy:e5m2, is what the words change.\n\n");
     for (int i = 0; i < COUNT(recipe_words); i++)
-        printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word), recipe_words[i].argument,
-               recipe_words[i].help);
+        printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word),
+               recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++)
-        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words, recipe_names[i].source);
+        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
+               recipe_names[i].source);
     printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
 }
 
-// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("": nothing).
-static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument, const char *where) {
+// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("":
+// nothing).
+static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument,
+                            const char *where) {
     char *end = NULL;
     const double number = *argument ? strtod(argument, &end) : w->initial;
     if (w->sets == WORD_BLOCK) {
-        const double along = end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
+        const double along =
+            end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
         EXPECT((number == 1 || (number >= 32 && number <= 1024 && fmod(number, 32) == 0)) &&
-                   (along == INT_MAX || (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
-               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of 32 up to 65536, or all; "
+                   (along == INT_MAX ||
+                    (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
+               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a "
+               "multiple of 32 up to 65536, or all; "
                "found 'block=%s'",
                where, argument);
         r->rule = SCALING_CURRENT, r->across = number, r->along = along;
         return;
     }
-    EXPECT(!end || (*w->argument && end != argument && !*end), "%s --recipe: expected %s%s, found '%s=%s'", where, w->word,
-           w->argument, w->word, argument);
+    EXPECT(!end || (*w->argument && end != argument && !*end),
+           "%s --recipe: expected %s%s, found '%s=%s'", where, w->word, w->argument, w->word,
+           argument);
     const int whole = !strcmp(w->argument, "=N");
     EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
-           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest, whole ? ", whole" : "", argument);
+           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest,
+           whole ? ", whole" : "", argument);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
     if (w->sets == WORD_RULE) r->rule = w->value, r->number = number, r->across = r->along = 0;
 }
 // Applies words to the recipes of the operands in `operands`, a bit for each.
-static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands, const char *where) {
+static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
+                         const char *where) {
     char list[256], *words = list;
-    EXPECT(strlen(text) < sizeof(list), "%s --recipe: longer than %zu characters", where, sizeof(list) - 1);
+    EXPECT(strlen(text) < sizeof(list), "%s --recipe: longer than %zu characters", where,
+           sizeof(list) - 1);
     strcpy(list, text);
     for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
         int only = operands, found = 0;
@@ -2888,13 +2896,15 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         for (int i = 0; colon && i < NOPERAND; i++)
             if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word])
                 only = operands & 1 << i, found = 1;
-        EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'", where, word);
+        EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'",
+               where, word);
         if (colon) word = colon + 1;
         char *equals = strchr(word, '=');
         const int length = strcspn(word, "=");
         found = 0;
         for (int n = 0; n < COUNT(recipe_names) && !found; n++)
-            if (!strcmp(word, recipe_names[n].name)) recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
+            if (!strcmp(word, recipe_names[n].name))
+                recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
         for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
             const RecipeWord *w = &recipe_words[n];
             if (strncmp(word, w->word, length) || w->word[length]) continue;
@@ -2902,13 +2912,20 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
             for (int i = 0; i < NOPERAND; i++)
                 if (only >> i & 1) recipe_word_set(&recipes[i], w, equals ? equals + 1 : "", where);
         }
-        EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'", where, word);
+        EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'",
+               where, word);
     }
 }
 // Reads a recipe. `where` is what errors begin with.
 static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 16, 0, ROUNDING_EXACT, 0, 0};
+        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3,
+                                       SCALING_DELAYED,
+                                       16,
+                                       0,
+                                       ROUNDING_EXACT,
+                                       0,
+                                       0};
         recipes[i] = delayed;
     }
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
@@ -2916,7 +2933,8 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         ScalingRecipe *r = &recipes[i];
         if (recipe_blocks(r) && r->rounding == ROUNDING_EXACT) r->rounding = ROUNDING_POW2;
         EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
-               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change", where, operand_name[i]);
+               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
+               where, operand_name[i]);
     }
 }
 
@@ -2929,30 +2947,44 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
     else
         for (int n = 0; n < COUNT(recipe_words); n++) {
             const RecipeWord *w = &recipe_words[n];
-            const int value = kind == WORD_FORMAT ? (int)r->format : kind == WORD_RULE ? r->rule : r->rounding;
+            const int value = kind == WORD_FORMAT ? (int)r->format
+                              : kind == WORD_RULE ? r->rule
+                                                  : r->rounding;
             if (w->sets != kind || w->value != value) continue;
             if (*w->argument) sprintf(out, "%s=%.9g", w->word, r->number);
             else strcpy(out, w->word);
         }
 }
-// The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy differ. out[256].
+// The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy
+// differ. out[256].
 static char *recipe_text(const ScalingRecipe *recipes, char *out) {
     static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
     char first[64], word[64], *end = out;
     for (int k = 0; k < COUNT(kinds); k++)
         for (int i = 0; i < NOPERAND; i++) {
             const ScalingRecipe *r = &recipes[i];
-            const int implied = kinds[k] == WORD_ROUNDING ? r->rounding == (recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT)
-                                                          : kinds[k] == WORD_MARGIN && !r->margin;
+            const int implied =
+                kinds[k] == WORD_ROUNDING
+                    ? r->rounding == (recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT)
+                    : kinds[k] == WORD_MARGIN && !r->margin;
             recipe_word_text(r, kinds[k], word);
             if (i == 0) strcpy(first, implied ? "" : word);
             if (i == 0 ? !implied : *first ? strcmp(first, word) != 0 : !implied)
-                end += sprintf(end, "%s%s%s%s", end > out ? "+" : "", i ? operand_name[i] : "", i ? ":" : "", word);
+                end += sprintf(end, "%s%s%s%s", end > out ? "+" : "", i ? operand_name[i] : "",
+                               i ? ":" : "", word);
         }
     return out;
 }
 
-typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE, OPT_CHOICE, OPT_RECIPE } OptionKind;
+typedef enum {
+    OPT_TEXT,
+    OPT_LONG,
+    OPT_DOUBLE,
+    OPT_FLAG,
+    OPT_MAYBE,
+    OPT_CHOICE,
+    OPT_RECIPE
+} OptionKind;
 typedef char *TEXT_t, *RECIPE_t;
 typedef long LONG_t, FLAG_t, MAYBE_t, CHOICE_t;
 typedef double DOUBLE_t;
@@ -2972,7 +3004,9 @@ typedef struct {
 #define OPTION_SPEC(kind, field, ...) {OPT_##kind, offsetof(Options, field), __VA_ARGS__},
 static const OptionSpec option_specs[] = {OPTIONS(OPTION_SPEC)};
 #define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
-static int option_here(const OptionSpec *s) { return IS_FP8 || !(s->scope & FP8); } // this build has it
+static int option_here(const OptionSpec *s) {
+    return IS_FP8 || !(s->scope & FP8);
+} // this build has it
 static int option_index(const char *name) {
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!strcmp(option_specs[i].name, name)) return i;
@@ -2992,11 +3026,13 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     void *field = (char *)o + s->field;
     char *end = NULL;
     if (s->kind == OPT_TEXT) {
-        EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"), "%s --%s: a log cannot keep a tab or new line", where, s->name);
+        EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"),
+               "%s --%s: a log cannot keep a tab or new line", where, s->name);
         *(char **)field = strdup(text);
         return;
     }
-    if (s->kind == OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
+    if (s->kind ==
+        OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
         ScalingRecipe recipes[NOPERAND];
         char shortest[256];
         recipe_parse(recipes, text, where);
@@ -3005,13 +3041,16 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     }
     if (s->kind == OPT_CHOICE) {
         char word[32];
-        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text); ++*(long *)field) {}
-        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name, (int)strcspn(s->help, ":"), s->help, text);
+        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text);
+             ++*(long *)field) {}
+        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name,
+               (int)strcspn(s->help, ":"), s->help, text);
         return;
     }
     const int real = s->kind == OPT_DOUBLE;
     const double value = real ? strtod(text, &end) : strtol(text, &end, 10);
-    EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name, real ? "real" : "whole", text);
+    EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name,
+           real ? "real" : "whole", text);
     const int fits = value >= s->min && value <= s->max;
     EXPECT(fits, "%s --%s: expected %.8g to %.8g, found %s", where, s->name, s->min, s->max, text);
     if (real) *(double *)field = value;
@@ -3021,9 +3060,11 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) path_print(out, "%s", *(char *const *)field);
     else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
-    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a resume reads it
+    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a
+                                      // resume reads it
         path_print(out, "%.9g", *(const double *)field);
-        if (strtod(out, NULL) != *(const double *)field) path_print(out, "%.17g", *(const double *)field);
+        if (strtod(out, NULL) != *(const double *)field)
+            path_print(out, "%.17g", *(const double *)field);
     } else path_print(out, "%ld", *(const long *)field);
     return out;
 }
@@ -3038,11 +3079,13 @@ static void options_help(void) {
         char name[64];
         snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
         const int letter = s->letter;
-        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ', letter ? letter : ' ', name, s->help);
+        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ',
+               letter ? letter : ' ', name, s->help);
         if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
         printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
     }
-    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n",
+    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted "
+           "after a checkpoint.\n",
            BACKEND_HELP);
 }
 
@@ -3056,66 +3099,84 @@ static Options options_parse(int argc, char **argv, int *given) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
         longs[i].name = s->name, longs[i].val = s->letter ? s->letter : 1000 + i;
-        longs[i].has_arg = s->kind == OPT_FLAG ? no_argument : s->kind == OPT_MAYBE ? optional_argument : required_argument;
-        if (s->letter) sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
+        longs[i].has_arg = s->kind == OPT_FLAG    ? no_argument
+                           : s->kind == OPT_MAYBE ? optional_argument
+                                                  : required_argument;
+        if (s->letter)
+            sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
     }
     optind = 1;
-    for (int c, at = optind; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1; at = optind) {
+    for (int c, at = optind; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;
+         at = optind) {
         EXPECT(c != '?', "unknown option '%s'; see --help", argv[at]);
         EXPECT(c != ':', "option '%s' needs a value; see --help", argv[at]);
         int i = 0;
         while (longs[i].val != c) i++;
         const OptionSpec *s = &option_specs[i];
         const char *value = optarg ? optarg : "1";
-        if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
+        if (s->kind == OPT_MAYBE && !optarg && optind < argc &&
+            (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
             value = argv[optind++];
-        EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
+        EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME,
+               s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
-        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe")) o.help = 2, optind++;
+        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe"))
+            o.help = 2, optind++;
     }
-    EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help", argv[optind]);
+    EXPECT(optind >= argc,
+           "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help",
+           argv[optind]);
     return o;
 }
 
 // Options as `# name<TAB>value` lines: what the log, the state and the screen show.
 static char *options_lines(const Options *o) {
-    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + BACKEND_LINES), value[PATH_MAX], *end = text;
+    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + BACKEND_LINES),
+         value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
-            end += sprintf(end, "# %s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
+            end += sprintf(end, "# %s\t%s\n", option_specs[i].name,
+                           option_text(o, &option_specs[i], value));
     return text;
 }
 
-// Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
+// Takes the options of a checkpoint; what the command line gave stands if a resume may change it,
+// and must agree if not.
 static void options_resume(Options *o, const char *lines, const int *given, const char *path) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
         if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
-        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT) continue; // another backend's state
+        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
+            continue; // another backend's state
         option_set(&theirs, s, value, path);
         option_text(&theirs, s, theirs_text), option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
-               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
+               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name,
+               path, theirs_text, mine);
         if (!given[i]) *o = theirs;
     }
 }
 
-// The recipes of the model's operands. The head's gradient has a scale that gpt_forward() sets: dlogits are bounded.
+// The recipes of the model's operands. The head's gradient has a scale that gpt_forward() sets:
+// dlogits are bounded.
 static void options_recipes(const Options *o, Gpt *g) {
     recipe_parse(g->recipes, o->recipe, "option");
-    const int blocks = recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
-    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
+    const int blocks =
+        recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
+    EXPECT(!blocks || !o->fp8_head,
+           "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_CONSTANT;
     g->head_dy_recipe.number = 1;
     g->fp8_head = o->fp8_head;
 }
 
-// --bf16: items parted by commas or plus signs, words within one by dots. An item names the products that agree with all its
-// words: a layer (first, last or a number), a matrix (linear_name) and a product (product_name).
+// --bf16: items parted by commas or plus signs, words within one by dots. An item names the
+// products that agree with all its words: a layer (first, last or a number), a matrix (linear_name)
+// and a product (product_name).
 static void options_bf16(const Options *o, Gpt *g) {
     char list[PATH_MAX], *items = list, *end;
     const int L = g->config.L;
@@ -3125,14 +3186,16 @@ static void options_bf16(const Options *o, Gpt *g) {
         int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
             const long number = strtol(word, &end, 10);
-            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0; // what the word may mean
+            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1},
+                 added = 0; // what the word may mean
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
             for (int k = 0; k < 3; k++)
                 if (part[k] < 0 && is[k] >= 0) part[k] = is[k], added = 1;
             EXPECT(added,
-                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, attproj, fc, fcproj), one product "
+                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
+                   "attproj, fc, fcproj), one product "
                    "(fprop, dgrad, wgrad) with dots between; found '%s'",
                    L - 1, word);
         }
@@ -3146,26 +3209,35 @@ static void options_bf16(const Options *o, Gpt *g) {
 // -e dN: its depth; 0 where -e names a file.
 static int options_depth(const Options *o) {
     char *end;
-    const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1]) ? strtol(o->model + 1, &end, 10) : 0;
+    const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1])
+                           ? strtol(o->model + 1, &end, 10)
+                           : 0;
     if (depth == 0 || *end) return 0;
-    EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'", o->model);
+    EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'",
+           o->model);
     return depth;
 }
 static Config options_config(const Options *o, int depth, int V) {
-    const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
+    const int C = o->channels   ? o->channels
+                  : depth == 24 ? 1024
+                  : depth == 36 ? 1280
+                  : depth == 48 ? 1600
+                                : 64 * depth;
     const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
     EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
     const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
     return c;
 }
 
-// ==== 12. training loop ==============================================================================================
+// ==== 14. training loop
+// ==============================================================================================
 
 #ifndef COMMIT
 #define COMMIT "unknown"
 #endif
 static volatile sig_atomic_t interrupted = 0;
-static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
+static void on_interrupt(
+    int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
     interrupted = 1;
     if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);
 }
@@ -3180,16 +3252,19 @@ static void directory_make(char *path) {
     for (char *p = path, end = '/'; end; *p = end) {
         p += 1 + strcspn(p + 1, "/");
         end = *p, *p = 0;
-        EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path, strerror(errno));
+        EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path,
+               strerror(errno));
     }
 }
-// Opens and locks a directory; -1: another program has it. Without locks in the file system there is a warning.
+// Opens and locks a directory; -1: another program has it. Without locks in the file system there
+// is a warning.
 static int directory_lock(const char *path) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
     if (!flock(fd, LOCK_EX | LOCK_NB)) return fd;
     if (errno == EWOULDBLOCK) return close(fd), -1;
-    fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path, strerror(errno));
+    fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path,
+            strerror(errno));
     return fd;
 }
 
@@ -3199,9 +3274,10 @@ static const char *run_name(long n, char *out) {
     return out;
 }
 
-// Finds or makes the directory of a run, and locks it before it looks at what is there (`lock` 0: no lock, to look only). A new run
-// never writes into an old one's directory: without --out it takes the name after the last one's, with --out it refuses. A resume
-// without --out takes the last run; 99 missing numbers end the search. Returns the step of the newest checkpoint.
+// Finds or makes the directory of a run, and locks it before it looks at what is there (`lock` 0:
+// no lock, to look only). A new run never writes into an old one's directory: without --out it
+// takes the name after the last one's, with --out it refuses. A resume without --out takes the last
+// run; 99 missing numbers end the search. Returns the step of the newest checkpoint.
 static long run_directory(Directory *d, const char *out, int resume, int lock) {
     long last = 0;
     for (long n = 1; !out[0] && n < last + 100; n++)
@@ -3217,23 +3293,28 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
             continue;
         }
         EXPECT(d->fd != -1, "%s: another program is training in this directory", d->path);
-        EXPECT(resume || newest == -2, "option --out: %s holds a run already; choose another name, or %s", d->path,
+        EXPECT(resume || newest == -2,
+               "option --out: %s holds a run already; choose another name, or %s", d->path,
                newest < 0 ? "remove it: it has no checkpoint" : "resume it with -y");
-        EXPECT(!resume || newest >= 0, "%s: no finished checkpoint (DONE_*) to resume from%s", d->path,
-               lock && newest > -2 ? "; remove it to begin again" : "");
+        EXPECT(!resume || newest >= 0, "%s: no finished checkpoint (DONE_*) to resume from%s",
+               d->path, lock && newest > -2 ? "; remove it to begin again" : "");
         return newest;
     }
 }
 
-// Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they are made (those that others
-// would show are left out), then gradients from the top down, then losses and weights.
+// Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they
+// are made (those that others would show are left out), then gradients from the top down, then
+// losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
     const int L = g->config.L;
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C; // rows that count, elements that lie there
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C,
+                 RC = gpt_rows(g) * C; // rows that count, elements that lie there
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
-        const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC, g->fc + l * 4 * RC, g->lnf};
-        static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
+        const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC,
+                                      g->fc + l * 4 * RC, g->lnf};
+        static const char *const names[] = {"residual before attention", "qkv",
+                                            "residual before the MLP", "fc", "lnf"};
         static const int wide[] = {1, 3, 1, 4, 1};
         for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
             if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], STORED, wide[i] * R * C))
@@ -3243,39 +3324,45 @@ static void nonfinite_find(Gpt *g, char *out) {
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32, s->rows * s->cols))
+            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32,
+                                 s->rows * s->cols))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
-    strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R)                ? "the losses"
-                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count) ? "weights"
-                                                                          : "none; the sum of squares overflowed");
+    strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
+                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count)
+                    ? "weights"
+                    : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
 static const char *duration_text(double seconds, char *out) {
     const long s = seconds + 0.5, hours = s >= 3600, unit = hours ? 60 : 1;
-    snprintf(out, 64, "%ld%c%02ld%c", s / (60 * unit), hours ? 'h' : 'm', s / unit % 60, hours ? 'm' : 's');
+    snprintf(out, 64, "%ld%c%02ld%c", s / (60 * unit), hours ? 'h' : 'm', s / unit % 60,
+             hours ? 'm' : 's');
     return out;
 }
 
 // The operands that were cut or flushed most in the last step.
 static void scale_table_print(const Gpt *g) {
     char *shown = (char *)memory_allocate(g->scale_count), name[32];
-    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     flushed\n");
+    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     "
+           "flushed\n");
     for (int row = 0; row < 8; row++) {
         int best = -1;
         double most = -1;
         for (int i = 0; i < g->scale_count; i++) {
             const Fp8Stats *t = &g->scales[i].logged;
-            const double share = t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
+            const double share =
+                t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
             if (!shown[i] && share > most) most = share, best = i;
         }
         if (best < 0) break;
         shown[best] = 1;
         const Fp8Stats *t = &g->scales[best].logged;
         const int layer = scale_name(g, best, name);
-        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name, bits_float(t->amax_bits),
-               g->scales[best].logged_scale, 100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name,
+               bits_float(t->amax_bits), g->scales[best].logged_scale,
+               100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
                row == 0   ? " <- most saturated"
                : row == 4 ? " <- most flushed to zero"
                           : "");
@@ -3291,8 +3378,9 @@ struct Run {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    const char *baseline_dir, *baseline, *baseline_at; // another run, its log's text ("": none), and how far it was read
-    double baseline_row[4];                            // its row there
+    const char *baseline_dir, *baseline,
+        *baseline_at;       // another run, its log's text ("": none), and how far it was read
+    double baseline_row[4]; // its row there
     MemoryPlan plan;
     Progress progress;
     StateFile state;      // that it resumes from
@@ -3307,14 +3395,16 @@ struct Run {
 __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const char *what) {
     char tensor[256], last[PATH_MAX] = "no checkpoint yet";
     const long newest = r->trains ? checkpoint_newest(r->dir.path, LONG_MAX) : -1;
-    if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
+    if (newest >= 0)
+        path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
     nonfinite_find(&r->g, tensor);
-    fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what, tensor, last);
+    fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
+          tensor, last);
 }
 
-// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents. Keys and
-// values stay in the KV cache; when the context is full, its last half is read again from the start. Never touches training: own
-// random numbers, no statistics.
+// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text
+// has between documents. Keys and values stay in the KV cache; when the context is full, its last
+// half is read again from the start. Never touches training: own random numbers, no statistics.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     Gpt *g = &r->g;
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
@@ -3322,7 +3412,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
-    int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
+    int pos = 0, length = MIN(n, MAX(T - 1, 1)),
+        *context = all + n - length; // of a long prompt, its end
     fputs(text, stdout);
     for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
@@ -3330,9 +3421,11 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
             length = half, pos = 0;
         }
         gpt_logits(g, logits, context + pos, length - pos, pos);
-        if (floats_nonfinite(logits, V)) run_nonfinite(r, r->progress.step, "the logits of a sample are");
+        if (floats_nonfinite(logits, V))
+            run_nonfinite(r, r->progress.step, "the logits of a sample are");
         pos = length;
-        context[length] = sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        context[length] =
+            sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
         token_print(&r->tokenizer, context[length++]);
     }
     printf("\n");
@@ -3344,65 +3437,85 @@ static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
     double sum = 0;
     for (long row = 0; row < v->rows; row += r->g.B)
-        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
+        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T,
+                        MIN(r->g.B, v->rows - row), v->T);
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     if (log_validation(&r->baseline_at, r->baseline_row, step))
-        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
+        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3],
+               loss - r->baseline_row[3]);
     printf("\n");
     return loss;
 }
 
-// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what the screen shows first.
+// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what
+// the screen shows first.
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
     char *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n", NUMERICS_VERSION);
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n",
+            NUMERICS_VERSION);
     backend_header(f, r);
-    fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
-            c->C, c->T, c->V, c->Vp, r->g.param_count);
-    fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
-            r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    fprintf(f,
+            "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu "
+            "parameters\n",
+            c->L, c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
+    fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n",
+            r->train.tokens, r->train.windows, r->validation.rows, r->validation.counted,
+            r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
+            (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
     fprintf(f,
-            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
+            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward "
+            "pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
+            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16),
+            mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
 }
 
-// What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
+// What makes another log's run, but for its precision, another one than ours: data, shape, seeds,
+// any hyper-parameter.
 static const char *run_difference(const Run *r, const char *log) {
     char theirs[PATH_MAX], mine[PATH_MAX];
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        if (s->scope == FIXED && strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine))) return s->name;
+        if (s->scope == FIXED &&
+            strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine)))
+            return s->name;
     }
-    if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash) return "data_hash";
+    if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash)
+        return "data_hash";
     if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
     path_print(mine, "%.9g", r->validation.floor); // whole stories, or windows
     if (strcmp(text_value(log, "floor", theirs), mine)) return "floor (NAME.floor.tsv)";
     return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
 }
 
-// A resume must find the data that the run began with. A baseline must be the same run, but for its precision.
+// A resume must find the data that the run began with. A baseline must be the same run, but for its
+// precision.
 static void run_logs_compare(Run *r) {
     const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
     char path[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir.path);
     if (r->o.resume) {
         char *mine = text_read(path);
-        EXPECT(mine, "%s: the run's log is missing; bring it back, or begin another run with its model (-e)", path);
+        EXPECT(
+            mine,
+            "%s: the run's log is missing; bring it back, or begin another run with its model (-e)",
+            path);
         different = run_difference(r, mine);
         text_free(mine);
-        EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
+        EXPECT(!different,
+               "%s: the run's %s is another than now; bring the data back that it began with", path,
+               different);
     }
     r->baseline_dir = asked ? asked : "log/fp16";
     path_print(path, "%s/log.tsv", r->baseline_dir);
@@ -3410,22 +3523,29 @@ static void run_logs_compare(Run *r) {
     EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(ENOENT));
     if (!text) return;
     different = run_difference(r, text);
-    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
+    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked,
+           different);
     if (different || !strcmp(r->baseline_dir, r->dir.path)) return;
     r->baseline = r->baseline_at = text;
     memory_taken += strlen(text); // of our own log, as long, which run_summary() reads
 }
 
 static void run_batch(Run *r, long index, int *tokens, int *targets) {
-    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B, r->g.config.T);
+    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B,
+                  r->g.config.T);
 }
-// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the program.
+// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the
+// program.
 static double run_step(Run *r, long step, double *norm, float *lr) {
     const Options *o = &r->o;
     *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
-    const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
+    const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps,
+                         (float)o->weight_decay};
     const int micro_batches = o->total_batch / (r->g.B * r->g.config.T);
-    const Step in = {step, (long)r->progress.updates + 1, micro_batches, step + 1 == o->steps, o->total_batch, o->grad_clip, adamw};
+    const Step in = {step,           (long)r->progress.updates + 1,
+                     micro_batches,  step + 1 == o->steps,
+                     o->total_batch, o->grad_clip,
+                     adamw};
     const StepOutcome results = gpt_step(&r->g, &in, r);
     if (results.nonfinite) run_nonfinite(r, step + 1, results.nonfinite);
     if (!results.skipped) r->progress.updates++;
@@ -3443,7 +3563,8 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
         const char *ours = text_read(text), *theirs = r->baseline;
         double a[4] = {0}, b[4] = {0};
         text_value(r->baseline, "precision", text);
-        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text, PRECISION_NAME, text, r->baseline_dir);
+        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text,
+               PRECISION_NAME, text, r->baseline_dir);
         for (long i = 1; ours && i <= step; i++)
             if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
                 printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
@@ -3452,14 +3573,19 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     backend_summary(r);
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
-    if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
+    if (val_loss > 0 && floor > 0)
+        printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
-    if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
+    if (r->o.checkpoint_every && step)
+        printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
 }
 
 // Whether a step, every `every`th or the last, is one of those in question.
-static int step_is_due(const Options *o, long step, long every) { return every && (step % every == 0 || step == o->steps); }
-// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every on, and for the last.
+static int step_is_due(const Options *o, long step, long every) {
+    return every && (step % every == 0 || step == o->steps);
+}
+// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every
+// on, and for the last.
 static Record step_record(const Options *o, long step) {
     const long rows = o->scales_every, every = o->sqnr_every;
     const int asked = every && (step == o->steps || step / every > (step - rows) / every);
@@ -3470,8 +3596,10 @@ static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
     const Config *c = &g->config;
-    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus attention's causal half
-    const double C = c->C, flops = o->total_batch * (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
+    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus
+    // attention's causal half
+    const double C = c->C, flops = o->total_batch *
+                                   (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
     const double begin = seconds_now();
     const long first = r->progress.step;
     double val_loss = 0;
@@ -3488,18 +3616,22 @@ static int run_train(Run *r) {
         r->progress.step = step;
 
         char left[64], speed[64], val_text[64] = "-";
-        const double each = (seconds_now() - begin) / (step - first); // seconds a step, with all that lies between steps
+        const double each = (seconds_now() - begin) /
+                            (step - first); // seconds a step, with all that lies between steps
         const int width = 10 * step / o->steps;
         const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
-        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n", step, o->steps, width,
-               "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
-               backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
+        printf(
+            "%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n",
+            step, o->steps, width, "##########", 10 - width, "..........",
+            duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
+            backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
         if (step_is_due(o, step, o->val_every)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
         }
-        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
-                norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
+        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step,
+                step * o->total_batch, loss, val_text, lr, norm, loss_scale, t * 1e3, tok_s,
+                gflops * 1e-3);
         log_flush(r->log, &r->dir, 0);
         if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
             gpt_scales_read(g);
@@ -3511,7 +3643,8 @@ static int run_train(Run *r) {
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
-        // Read once, so that the message below is true. A run also stops when its output cannot be written any more.
+        // Read once, so that the message below is true. A run also stops when its output cannot be
+        // written any more.
         const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
         const int saves = stop || step_is_due(o, step, o->checkpoint_every);
         if (saves || last) dataset_check(&r->train, o->train);
@@ -3521,7 +3654,8 @@ static int run_train(Run *r) {
             checkpoint_save(g, &r->dir, &r->progress, r->option_lines, o->keep);
         }
         if (stop && !last) {
-            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step, PROGRAM, r->dir.path);
+            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step,
+                    PROGRAM, r->dir.path);
             return EXIT_INTERRUPTED;
         }
     }
@@ -3530,8 +3664,8 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
-// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
-// anything is allocated or a thread started.
+// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All
+// is checked here, before anything is allocated or a thread started.
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
@@ -3545,44 +3679,58 @@ static void run_open(Run *r) {
     options_recipes(o, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
-        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
+        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
+            o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
         r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
         V = r->train.V;
-        EXPECT(r->val.V == V, "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V, r->val.V);
+        EXPECT(r->val.V == V,
+               "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V,
+               r->val.V);
     }
     const int depth = options_depth(o);
     if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
-    EXPECT(r->model[0] || (depth && !r->prompts), "options --model, --prompt: give a model file with -e, or a run with -y");
+    EXPECT(r->model[0] || (depth && !r->prompts),
+           "options --model, --prompt: give a model file with -e, or a run with -y");
     if (r->model[0]) {
         uint64_t sum;
         r->model_file = file_open(r->model, 0);
         r->g.config = model_check(&r->model_file, &sum);
         const int longest = r->g.config.T;
-        EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", r->model,
-               r->state.path);
-        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape", r->model);
-        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V, r->g.config.V);
-        if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len)) o->seq_len = longest;
-        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
+        EXPECT(!o->resume || sum == r->progress.model_checksum,
+               "%s: damaged: not what %s was written with", r->model, r->state.path);
+        EXPECT(depth || !(o->layers || o->heads || o->channels),
+               "option --layers, --heads, --channels: %s has a shape", r->model);
+        EXPECT(!V || r->g.config.V == V,
+               "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V,
+               r->g.config.V);
+        if (!r->given[option_index("seq-len")] && !o->resume &&
+            (r->prompts || longest < o->seq_len))
+            o->seq_len = longest;
+        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model,
+               longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
-    EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
+    EXPECT(micro_batch <= 1 << 30,
+           "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
+    EXPECT(o->total_batch % micro_batch == 0,
+           "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
     if (o->lr == 0)
-        o->lr = round(3e8 / r->g.config.C) / 1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+        o->lr = round(3e8 / r->g.config.C) /
+                1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
     r->tokenizer.V = V, r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
-    EXPECT(!r->prompts || V == 256 || r->tokenizer.text, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
+    EXPECT(!r->prompts || V == 256 || r->tokenizer.text,
+           "option --prompt: this model's %d tokens need --tokenizer FILE", V);
     const long rows = o->val_batches ? o->val_batches * o->batch : o->val_rows;
-    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]), "option --val-batches: --val-rows is %ld",
-           o->val_rows);
+    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
+           "option --val-batches: --val-rows is %ld", o->val_rows);
     o->val_rows = rows;
     if (!r->prompts) {
         dataset_windows(&r->train, "training", o->seq_len, 1);
@@ -3595,12 +3743,14 @@ static void run_open(Run *r) {
     if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
 }
 
-// Runs at the program's end: was everything that it printed written? (Ctrl-C also ends the reader of a pipe.)
+// Runs at the program's end: was everything that it printed written? (Ctrl-C also ends the reader
+// of a pipe.)
 static void output_check(void) {
-    EXPECT(interrupted || (fflush(stdout) == 0 && !ferror(stdout)), "the standard output cannot be written to");
+    EXPECT(interrupted || (fflush(stdout) == 0 && !ferror(stdout)),
+           "the standard output cannot be written to");
 }
-// Opens descriptors 0 to 2 where they are closed: otherwise a file of ours gets such a number, and what is printed lands in it.
-// Turns signals that would end the program without a word into errors.
+// Opens descriptors 0 to 2 where they are closed: otherwise a file of ours gets such a number, and
+// what is printed lands in it. Turns signals that would end the program without a word into errors.
 static void surroundings_init(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
@@ -3617,7 +3767,8 @@ int main(int argc, char **argv) {
     *o = options_parse(argc, argv, r->given);
     if (o->help == 2) return recipe_help(), EXIT_DONE;
     if (o->help) return options_help(), EXIT_DONE;
-    if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
+    if (o->version)
+        return printf("train_gpt_" PRECISION_NAME " " COMMIT ", %s\n", backend_name()), EXIT_DONE;
     r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
     r->baseline = r->baseline_at = "";
     run_open(r);
@@ -3634,7 +3785,8 @@ int main(int argc, char **argv) {
     lines_print(header);
     backend_note(r);
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
-    if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
+    if (o->val[0] && r->val.hash == r->train.hash)
+        printf("note: train and val are the same data\n");
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
@@ -3650,7 +3802,607 @@ int main(int argc, char **argv) {
 #endif
 // ---- program ends
 
-// What follows `key` in the first line that begins with it of a file as in /proc, or "unknown"; out[256].
+// #################################################################################################
+// Part three: speed
+// #################################################################################################
+
+// ==== 15. the fast product =======================================================================
+// The first 128 codes as bf16, which holds both formats exactly, split in bytes for vpermi2b.
+static uint8_t fp8_low[2][128], fp8_high[2][128];
+static void fp8_tables_init(void) {
+    for (int i = 0; i < 256; i++) {
+        const uint32_t h = float_bits(fp8_value(i & 127, &fp8_formats[i >> 7])) >> 16;
+        fp8_low[i >> 7][i & 127] = h & 0xff, fp8_high[i >> 7][i & 127] = h >> 8;
+    }
+}
+
+// n <= STRIP FP8 codes to fp32. They are widened first: gcc's code for both in one loop is half as
+// fast.
+#define STRIP                                                                                      \
+    96 // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR,
+       // AMX_MR
+static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
+    uint32_t wide[STRIP];
+    for (int i = 0; i < n; i++) wide[i] = codes[i];
+    if (d == DTYPE_E4M3)
+        SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[0]);
+    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
+}
+
+// n FP8 codes to bf16.
+static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
+    int i = 0;
+#ifdef __AVX512VBMI__
+    const int t = d == DTYPE_E5M2;
+    // Low and high byte of the bf16 come from two tables of 128 entries, in which code 0 is 0; the
+    // sign is the code's own top bit.
+    const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
+    const __m512i h0 = _mm512_loadu_si512(fp8_high[t]), h1 = _mm512_loadu_si512(fp8_high[t] + 64);
+    const __m512i top = _mm512_set1_epi8((char)0x80);
+    for (; i < n; i += 32) { // masked loads and stores, which can be slow, only for less than 32
+        const __mmask32 valid = n - i < 32 ? ((__mmask32)1 << (n - i)) - 1 : ~(__mmask32)0;
+        const void *from = codes + i;
+        __m512i c = _mm512_cvtepu8_epi16(n - i < 32 ? _mm256_maskz_loadu_epi8(valid, from)
+                                                    : _mm256_loadu_si256(from));
+        __m512i low = _mm512_permutex2var_epi8(l0, c, l1),
+                high = _mm512_permutex2var_epi8(h0, c, h1);
+        high = _mm512_slli_epi16(_mm512_ternarylogic_epi64(high, c, top, 0xf8),
+                                 8); // high | (c & 0x80)
+        if (n - i < 32) _mm512_mask_storeu_epi16(out + i, valid, _mm512_or_si512(low, high));
+        else _mm512_storeu_si512(out + i, _mm512_or_si512(low, high));
+    }
+#endif
+    for (; i < n; i++) out[i] = float_bits(fp8_decode(codes[i], d)) >> 16;
+}
+
+// A vector, and the tile of MR rows and NR columns that a kernel keeps in registers.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#ifdef __AVX512BF16__
+#define ISA_NAME                  "AVX-512 BF16"
+#define vector_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
+#else
+#define ISA_NAME "AVX-512"
+#endif
+#define LANES       16
+#define vector_set1 _mm512_set1_ps
+#define vector_fma  _mm512_fmadd_ps
+#define MR          12 // 12 rows x 2 vectors: 24 accumulators, 2 vectors of b, 1 broadcast
+#define NR          32
+#elif defined(__AVX2__) && defined(__FMA__)
+#define ISA_NAME    "AVX2 + FMA"
+#define LANES       8
+#define vector_set1 _mm256_set1_ps
+#define vector_fma  _mm256_fmadd_ps
+#elif defined(__ARM_NEON)
+#define ISA_NAME            "NEON"
+#define LANES               4
+#define vector_set1         vdupq_n_f32
+#define vector_fma(a, b, c) vfmaq_f32(c, a, b)
+#else
+#define ISA_NAME            "portable C"
+#define LANES               1
+#define vector_set1(x)      ((Vector){x})
+#define vector_fma(a, b, c) ((Vector){fmaf((a)[0], (b)[0], (c)[0])})
+#endif
+#ifndef MR
+#define MR 6
+#define NR 16
+#endif
+#ifdef vector_fma_pairs
+#define HAS_PAIRS (PRECISION == PRECISION_FP8 || PRECISION == PRECISION_BF16)
+#else
+#define HAS_PAIRS        0
+#define vector_fma_pairs vector_fma // never run
+#endif
+#if HAS_PAIRS && (defined(__AMX_BF16__) || defined(__AMXBF16__))
+#define HAS_AMX 1
+#else
+#define HAS_AMX 0
+#endif
+typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+#define NB                                                                                         \
+    (HAS_AMX ? 192                                                                                 \
+             : 96)    // columns of b that one task packs at most; a panel of a in L1 meets them all
+#define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
+#define MC       1536 // rows of a packed at a time
+#define AMX_MR   32 // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
+#define KU_CHUNK 64 // units that are decoded before they are laid out, small enough for L1
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+
+// Whether units are bf16 pairs. The bits are the same; which is faster depends on the CPU (a Zen 5
+// runs vdpbf16ps at twice the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures
+// it.
+static int product_uses_pairs = 0;
+INLINE int panel_rows(void) {
+    return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR;
+}
+
+// tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels
+// are not inlined, and a fence keeps the loads of one unit from moving into another: compilers that
+// do either run out of registers, and spilled accumulators cost a quarter of the speed.
+#define KERNEL     __attribute__((noinline)) static void
+#define UNIT_FENCE __asm__ volatile("" : : : "memory")
+#if defined(__x86_64__) && LANES > 1
+#define IN_REGISTER(v) __asm__("" : "+v"(v)) // or gcc loads it again for every row
+#else
+#define IN_REGISTER(v) (void)0
+#endif
+#define EACH_ROW    UNROLL for (int i = 0; i < MR; i++)
+#define EACH_VECTOR UNROLL for (int j = 0; j < NR / LANES; j++)
+#if LANES > 1 || !defined(__SSE2__)
+// A chain takes `group` units in turn, of these number `from` first, then the ones before it, down
+// to 0.
+INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs,
+                         const int group, const int from) {
+    Vector c[MR][NR / LANES], v[NR / LANES], *t = (Vector *)tile;
+    EACH_ROW EACH_VECTOR c[i][j] =
+        t[i * (NR / LANES) + j]; // not by memcpy, which would keep c in memory
+    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
+        UNROLL for (int k = from; k >= 0; k--) {
+            const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
+            UNIT_FENCE;
+            UNROLL for (int j = 0; j < NR; j += 16) __builtin_prefetch(line + 8 * NR + j);
+            EACH_VECTOR v[j] = ((const Vector *)line)[j];
+            EACH_VECTOR IN_REGISTER(v[j]);
+            EACH_ROW {
+                const Vector s = vector_set1(rows[i]);
+                EACH_VECTOR c[i][j] =
+                    pairs ? vector_fma_pairs(s, v[j], c[i][j]) : vector_fma(s, v[j], c[i][j]);
+            }
+        }
+    EACH_ROW EACH_VECTOR t[i * (NR / LANES) + j] = c[i][j];
+}
+#else
+// No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double,
+// is no tie between two floats, rounding it to float is rounding once; with 16-bit operands ties
+// are true ones too (53 >= 2 * 24 + 2 bits). Converting from memory, where the chains stay, takes
+// no shuffle; gcc has no intrinsic for it.
+static inline __m128d float2_to_double(const void *p) {
+    __m128d d;
+    __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
+    return d;
+}
+INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs,
+                         const int group, const int from) {
+    const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
+    for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
+        for (int k = from; !pairs && k >= 0; k--) {
+            const float *line = (const float *)b + k * NR;
+            __m128d v[NR / 2];
+            UNROLL for (int j = 0; j < NR / 2; j++) v[j] = float2_to_double(line + j * 2);
+            for (int i = 0; i < MR; i++) {
+                const float s = bits_float(a[k * MR + i]);
+                const __m128d twice = _mm_set1_pd(s);
+                UNROLL for (int j = 0; j < NR; j += 8) {
+                    float *c = tile + i * NR + j;
+                    __m128d sum[4];
+                    __m128i tie = _mm_setzero_si128();
+                    UNROLL for (int l = 0; l < 4; l++) {
+                        sum[l] = _mm_add_pd(_mm_mul_pd(twice, v[j / 2 + l]),
+                                            float2_to_double(c + 2 * l));
+                        tie = _mm_or_si128(
+                            tie, _mm_cmpeq_epi32(_mm_and_si128((__m128i)sum[l], low29), half));
+                    }
+                    if (PRECISION == PRECISION_FP32 && (_mm_movemask_epi8(tie) & 0x0f0f))
+                        for (int l = 0; l < 8; l++) c[l] = fmaf(s, line[j + l], c[l]);
+                    else
+                        UNROLL for (int l = 0; l < 4; l++)
+                            _mm_storel_pi((__m64 *)(void *)(c + 2 * l), _mm_cvtpd_ps(sum[l]));
+                }
+            }
+        }
+}
+#endif
+KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) {
+    kernel_chain(units, a, b, tile, 1, 1, 0);
+}
+KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) {
+    kernel_chain(units, a, b, tile, 0, 2, 1);
+}
+KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile) {
+    kernel_chain(units, a, b, tile, 0, 2, 0);
+}
+#if HAS_AMX
+// Shapes a thread's eight tile registers, once: 16 rows of 64 bytes each.
+static void amx_configure(void) {
+    static __thread int configured;
+    uint8_t shape[64] = {
+        1}; // the palette; from 16 on bytes a row, two of shape each; from 48 on rows
+    for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
+    UNIT_FENCE; // gcc's intrinsic does not say that it reads all of it
+    if (!configured) _tile_loadconfig(shape);
+    configured = 1;
+}
+#define EACH_AMX_TILE(move)                                                                        \
+    move(0, tile, line);                                                                           \
+    move(1, tile + 16, line);                                                                      \
+    move(2, tile + 16 * NR, line);                                                                 \
+    move(3, tile + 16 * NR + 16, line)
+// tile[32][32] in four of AMX's. Meanwhile `later`, a quarter of such a piece of the next panel of
+// a (or what lies beyond the last), comes into L2.
+KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
+    const long line = NR * 4;
+    amx_configure();
+    UNIT_FENCE;
+    EACH_AMX_TILE(_tile_loadd);
+    for (int u = 0; u < units; u += 16, a += 16 * AMX_MR, b += 16 * NR, later += 4 * AMX_MR) {
+        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(later + 16 * i, 0, 2);
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, line);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + 16, line);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + 256, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    EACH_AMX_TILE(_tile_stored);
+    UNIT_FENCE;
+}
+#define AMX_PERMITTED()                                                                            \
+    (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0)
+#else
+#define kernel_amx(units, a, b, tile, later) (void)later
+#define AMX_PERMITTED()                      0
+#endif
+static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
+    if (product_uses_pairs && product_in_tiles) kernel_amx(units, a, b, tile, later);
+    else if (product_uses_pairs) kernel_pairs(units, a, b, tile);
+    else if (!product_in_tiles) kernel_fp32(units, a, b, tile);
+    else
+        for (; units > 0; units -= 32, a += 32 * MR, b += 32 * NR) {
+            float sums[2][MR * NR] __attribute__((aligned(64))) = {{0}};
+            kernel_every_other(32, a, b, sums[0]), kernel_every_other(32, a + MR, b + NR, sums[1]);
+            SIMD for (int i = 0; i < MR * NR; i++) tile[i] += sums[0][i] + sums[1][i];
+        }
+}
+
+// ---- packing
+// n consecutive elements, from (i, k) on along K or across it, to the kernel's numbers: bf16
+// (pairs) or fp32 (n <= STRIP across K).
+static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
+    const void *from =
+        (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
+    if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32))
+        memcpy(out, from, n * dtype_size[s->dtype]);
+    else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
+    else if (dtype_size[s->dtype] == 1) decode_fp32(out, from, n, s->dtype);
+    else
+        SIMD for (int j = 0; j < n; j++)((float *)out)[j] =
+            float_from_stored(((const stored_t *)from)[j]);
+    if (!s->inv) return;
+    const int goes_along = s->k_stride == 1;
+    const size_t block = goes_along ? s->along : s->across, start = goes_along ? k : i;
+    for (int j = 0, run; j < n; j += run) { // elements of one block
+        run = MIN((size_t)(n - j), block - (start + j) % block);
+        const float inv = s->inv[(goes_along ? i : i + j) / s->across * s->inv_stride +
+                                 (goes_along ? k + j : k) / s->along];
+        float *floats = (float *)out + j;
+        uint16_t *halves = (uint16_t *)out + j;
+        if (product_uses_pairs)
+            SIMD for (int x = 0; x < run; x++) halves[x] =
+                float_bits(float_from_bf16(halves[x]) * inv) >> 16;
+        else SIMD for (int x = 0; x < run; x++) floats[x] *= inv;
+    }
+}
+
+// Units that nk elements of K take, padded with zeros as the order of the sum has it.
+static int units_of(int nk) {
+    return round_up(nk, product_in_tiles ? 32 : 2) / (product_uses_pairs ? 2 : 1);
+}
+
+// to[c * to_stride + r] = from[r * from_stride + c]
+INLINE void units_transpose(unit_t *to, size_t to_stride, const unit_t *from, size_t from_stride,
+                            int rows, int columns) {
+    int c = 0;
+#if defined(__SSE2__)
+    for (; c + 4 <= columns; c += 4)
+        for (int i = 0; i < rows; i += 4) { // 4 x 4 blocks; the last may overlap the one before
+            const int r = MIN(i, rows - 4);
+            const float *f = (const float *)from + r * from_stride + c;
+            float *t = (float *)to + c * to_stride + r;
+            __m128 r0 = _mm_loadu_ps(f), r1 = _mm_loadu_ps(f + from_stride);
+            __m128 r2 = _mm_loadu_ps(f + 2 * from_stride), r3 = _mm_loadu_ps(f + 3 * from_stride);
+            _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+            _mm_storeu_ps(t, r0), _mm_storeu_ps(t + to_stride, r1);
+            _mm_storeu_ps(t + 2 * to_stride, r2), _mm_storeu_ps(t + 3 * to_stride, r3);
+        }
+#endif
+    for (; c < columns; c++)
+        for (int r = 0; r < rows; r++) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
+// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` rows. Rows beyond ni
+// are zeros. dst: [ceil(ni / width)][units][width], or, for AMX's left operand (by_row), [ceil(ni /
+// width)][units / 16][width][16].
+INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk,
+                       const int width, const int by_row) {
+    const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
+    unit_t rows[MAX(MR, NR) * KU_CHUNK] __attribute__((aligned(64)));
+    if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
+        for (int p = 0; p < ni; p += width, dst += units * width) {
+            const int n = MIN(ni - p, width);
+            for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
+                const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit,
+                          len = MIN(nk - k, nu * per_unit);
+                if (n < width || len < nu * per_unit) memset(rows, 0, sizeof(rows));
+                for (int i = 0; i < n; i++)
+                    decode_row(rows + i * KU_CHUNK, s, i0 + p + i, k0 + k, len);
+                unit_t *to = dst + u0 * width;
+                if (!by_row) units_transpose(to, width, rows, KU_CHUNK, width, nu);
+                else
+                    for (int u = 0; u < nu; u += 16)
+                        for (int i = 0; i < width; i++)
+                            memcpy(to + u * width + i * 16, rows + i * KU_CHUNK + u, 64);
+            }
+        }
+        return;
+    }
+    // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave
+    // (pairs) or copy (fp32).
+    for (int j = 0; j < ni; j += STRIP) {
+        const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
+        uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
+        for (int u = 0; u < units; u++) {
+            unit_t *line = rows + (by_row ? u % 16 * STRIP : 0); // one unit of every panel
+            const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
+            const char *later = (const char *)s->data +
+                                (from + 32 * s->k_stride) * dtype_size[s->dtype]; // strides hide it
+            __builtin_prefetch(later), __builtin_prefetch(later + 64);
+            if (u * per_unit >= nk || n < STRIP) memset(line, 0, STRIP * 4);
+            if (u * per_unit < nk && product_uses_pairs) {
+                decode_row(even, s, i0 + j, k, n);
+                if (u * 2 + 1 < nk) decode_row(odd, s, i0 + j, k + 1, n);
+                else memset(odd, 0, sizeof(odd));
+                for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
+            } else if (u * per_unit < nk) decode_row(line, s, i0 + j, k, n);
+            for (int p = 0; p < panels; p++) {
+                unit_t *to = dst + (p * units + u) * width;
+                if (!by_row) memcpy(to, line + p * width, width * 4);
+                else if (u % 16 == 15)
+                    units_transpose(to - 15 * width, 16, rows + p * width, STRIP, 16, width);
+            }
+        }
+        dst += panels * units * width;
+    }
+}
+static void pack_a(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) {
+    if (panel_rows() == AMX_MR) pack_width(dst, &s, i0, ni, k0, nk, AMX_MR, 1);
+    else pack_width(dst, &s, i0, ni, k0, nk, MR, 0);
+}
+static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) {
+    pack_width(dst, &s, i0, ni, k0, nk, NR, 0);
+}
+
+// ---- the product of packed panels
+// Turns rows x cols of a finished tile into output elements at out + (m, n).
+static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
+    const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
+    const float scale = out->scale;
+    for (int i = 0; i < rows; i++, tile += NR) {
+        const size_t at = (m + i) * out->row_stride + n;
+        float *floats = (float *)out->data + at;
+        stored_t *stored = (stored_t *)out->data + at;
+        const float *add = out->bias ? out->bias + n : floats;
+        if (is_fp32 && adds)
+            SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], scale, add[j]);
+        else if (is_fp32) SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * scale;
+        else if (adds)
+            SIMD for (int j = 0; j < cols; j++) stored[j] =
+                stored_from_float(fmaf(tile[j], scale, add[j]));
+        else SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(tile[j] * scale);
+    }
+}
+
+// rows x cols floats between the tile and memory; whole lines, the usual case, are copied without a
+// loop.
+static void tile_copy(float *to, size_t to_stride, const float *from, size_t from_stride, int rows,
+                      int cols) {
+    for (int r = 0; r < rows; r++, to += to_stride, from += from_stride)
+        if (cols == NR) memcpy(to, from, NR * 4);
+        else memcpy(to, from, cols * 4);
+}
+
+// Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first
+// `units` are used). `partial`, where given, holds the raw chains of unfinished products,
+// [m][partial_stride]: loaded unless `first`, stored unless `last`.
+static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a,
+                           const unit_t *b, int m, int n, int units, int b_units, float *partial,
+                           size_t partial_stride, int first, int last) {
+    float tiles[MAX(MR, HAS_AMX * AMX_MR) * NB] __attribute__((aligned(64)));
+    const int panel = panel_rows(), amx = panel == AMX_MR;
+    const int group = amx ? NB : NR,
+              piece =
+                  amx ? 128 : units; // a piece of a's panel stays in L1 while a group of b's pass
+    for (int i = 0; i < m; i += panel, a += units * panel)
+        for (int j0 = 0; j0 < n; j0 += group) {
+            const int rows = MIN(m - i, panel), j1 = MIN(n, j0 + group);
+            for (int j = j0; j < j1; j += NR) {
+                float *tile = tiles + (j - j0) * panel;
+                if (first || rows < panel || n - j < NR) memset(tile, 0, panel * NR * 4);
+                if (!first)
+                    tile_copy(tile, NR, partial + (m0 + i) * partial_stride + n0 + j,
+                              partial_stride, rows, MIN(n - j, NR));
+                if (last) { // the output's lines come while the kernel runs
+                    const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
+                    const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
+                    for (int r = 0; r < rows; r++, to += line)
+                        for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
+                }
+            }
+            for (int u = 0; u < units; u += piece)
+                for (int j = j0; j < j1; j += NR)
+                    kernel(MIN(piece, units - u), a + u * panel, b + (size_t)j * b_units + u * NR,
+                           tiles + (j - j0) * panel, a + (units + u) * panel + (j - j0) * panel);
+            for (int j = j0; j < j1; j += NR) {
+                float *tile = tiles + (j - j0) * panel;
+                if (last) epilogue(out, m0 + i, n0 + j, tile, rows, MIN(n - j, NR));
+                else
+                    tile_copy(partial + (m0 + i) * partial_stride + n0 + j, partial_stride, tile,
+                              NR, rows, MIN(n - j, NR));
+            }
+        }
+}
+
+// Working memory of the products and of attention, made once by workspace_init().
+static struct {
+    int threads;
+    unit_t *packed_a;     // [MC rounded up to MR][KU], shared by all threads
+    float *partial;       // raw chains of a product whose K takes several blocks, [m][n]
+    size_t partial_count; // its size in floats
+    char *thread;         // a slice for each thread: packed b of a product, or attention's buffers
+    size_t thread_bytes;
+} workspace;
+static void *workspace_thread(void) {
+    return workspace.thread + omp_get_thread_num() * workspace.thread_bytes;
+}
+
+// out[M, N] from a[M, K] and b[N, K]. A task is a block of up to NB columns of b and a range of
+// rows of a.
+static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
+    out.scale *= a.scale_inv * b.scale_inv;
+    const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
+    const size_t step = round_up(ceil_div(K, blocks), 32); // K in equal blocks
+    // Raw chains between blocks of K lie in the output itself where it has room for them.
+    const int in_place = out.dtype == DTYPE_FP32 && !out.accumulate;
+    float *partial = blocks == 1 ? NULL : in_place ? out.data : workspace.partial;
+    const size_t partial_stride = in_place ? out.row_stride : N;
+    EXPECT(blocks == 1 || in_place || M * N <= workspace.partial_count,
+           "matmul needs more workspace than was planned");
+    const size_t width = MIN(NB, round_up(ceil_div(N, 3u * workspace.threads), NR)),
+                 columns = ceil_div(N, width);
+    for (size_t m0 = 0; m0 < M; m0 += MC) {
+        const size_t rows = MIN(M - m0, MC), panel = panel_rows(), panels = ceil_div(rows, panel);
+        size_t splits = 1; // of the rows, so that every thread gets several tasks
+        while (splits < panels / 8 && columns * splits < 3u * workspace.threads &&
+               workspace.threads > 1)
+            splits++;
+#pragma omp parallel
+        for (size_t k0 = 0; k0 < K; k0 += step) {
+            const int nk = MIN(K - k0, step), units = units_of(nk);
+#pragma omp for schedule(static)
+            for (size_t i = 0; i < rows; i += STRIP)
+                pack_a(workspace.packed_a + i * units, a, m0 + i, MIN(rows - i, STRIP), k0, nk);
+#pragma omp for schedule(dynamic)
+            for (size_t task = 0; task < columns * splits; task++) {
+                unit_t *packed_b = workspace_thread();
+                const size_t n0 = task % columns * width, n = MIN(N - n0, width),
+                             part = task / columns;
+                const size_t i0 = panels * part / splits * panel,
+                             i1 = MIN(panels * (part + 1) / splits * panel, rows);
+                pack_b(packed_b, b, n0, n, k0, nk);
+                product_panels(&out, m0 + i0, n0, workspace.packed_a + i0 * units, packed_b,
+                               i1 - i0, n, units, units, partial, partial_stride, k0 == 0,
+                               k0 + step >= K);
+            }
+        }
+    }
+}
+
+static void packed_product(const Output *out, const unit_t *left, const unit_t *right, int rows,
+                           int columns, int units, int right_units) {
+    product_panels(out, 0, 0, left, right, rows, columns, units, right_units, NULL, 0, 1, 1);
+}
+static void packed_product_add(const Output *out, const unit_t *left, const unit_t *right, int rows,
+                               int columns, int units, float *sums, int last) {
+    product_panels(out, 0, 0, left, right, rows, columns, units, units, sums, columns, 0, last);
+}
+
+// partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
+static void workspace_init(size_t partial_count, size_t attention_bytes) {
+    workspace.threads = thread_count();
+    workspace.packed_a = memory_allocate(round_up(MC, MR) * KU * 4);
+    workspace.partial = memory_allocate(partial_count * 4);
+    workspace.partial_count = partial_count;
+    workspace.thread_bytes = round_up(MAX(attention_bytes, NB * KU * 4), 4096) + 64;
+    workspace.thread = memory_allocate(workspace.threads * workspace.thread_bytes);
+}
+
+// Floats of raw chains that the largest product over several blocks of K needs, for matmul's
+// workspace.
+static size_t partial_count(const Gpt *g) {
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
+    const size_t forward = MAX(
+        R * C, C > KU ? R * 4 * C : 0); // logits need none: they are fp32 and hold their own chains
+    return g->training ? MAX(forward, R > KU ? 4 * C * C : 0) : forward;
+}
+static size_t attention_bytes(const Gpt *g) {
+    AttentionBuffers w;
+    return attention_buffers(&w, NULL, g->config.T, g->config.C / g->config.NH);
+}
+static size_t workspace_bytes(const Gpt *g) {
+    const size_t thread = MAX(attention_bytes(g), NB * KU * 4) + (1 << 15);
+    return partial_count(g) * 4 + MC * KU * 4 + thread * thread_count();
+}
+static void workspace_make(const Gpt *g) { workspace_init(partial_count(g), attention_bytes(g)); }
+// ==== 16. the machine ============================================================================
+// Flushes denormal results (FTZ) and inputs (DAZ). vdpbf16ps does so whatever the mode is; every
+// other path has to be told, or bits would depend on the instruction set.
+static void fp_mode_set(void) {
+#if defined(__x86_64__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__)
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
+#endif
+}
+
+// ---- the machine's peak
+// GFLOP/s of one thread in the kernel now in use, its operands in L1.
+static double kernel_speed(void) {
+    enum { UNITS = 128, CALLS = LANES > 1 ? 1600 : 32 };
+    unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)] __attribute__((aligned(64))),
+        b[UNITS * NR] __attribute__((aligned(64)));
+    float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
+    for (size_t i = 0; i < sizeof(a) / 4; i++)
+        a[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
+    for (size_t i = 0; i < sizeof(b) / 4; i++) b[i] = 0xbf41bf41; // -0.75
+    const double t = seconds_now();
+    for (int i = 0; i < CALLS; i++) kernel(UNITS, a, b, tile, a);
+    return 2e-9 * CALLS * panel_rows() * NR * UNITS * (product_uses_pairs ? 2 : 1) /
+           (seconds_now() - t);
+}
+static double machine_peak_gflops; // all threads together
+
+// Denormal mode, tables, and which instruction computes the products: for an order of pairs the
+// faster of two, measured in turn; the best of each counts, so that a moment in which the machine
+// is busy misleads neither.
+static void machine_init(int in_tiles) {
+    fp_mode_set(); // libomp's threads take over the first one's mode; libgomp's keep what each sets
+#pragma omp parallel
+    fp_mode_set();
+    volatile float v[2] = {1 + 0x1p-12f, 0x1p24f};
+    const float x = v[0], y = v[1];
+    v[0] = x * x - (1 + 0x1p-11f), v[1] = (y + 1) - y; // not 0 if contracted, or reordered
+    EXPECT(v[0] == 0 && v[1] == 0, "built with flags that change arithmetic; use the Makefile's");
+    fp8_tables_init();
+    product_in_tiles = in_tiles;
+    const int pairs = in_tiles ? AMX_PERMITTED() : HAS_PAIRS;
+    double peak[2] = {0}; // with fp32 units, with pairs
+    for (int round = 0; round < 5; round++)
+        for (product_uses_pairs = 0; product_uses_pairs <= pairs; product_uses_pairs++) {
+            double sum = 0;
+#pragma omp parallel reduction(+ : sum)
+            sum += kernel_speed();
+            peak[product_uses_pairs] = MAX(peak[product_uses_pairs], sum);
+        }
+    product_uses_pairs = peak[1] > peak[0];
+    machine_peak_gflops = peak[product_uses_pairs];
+}
+static const char *product_instruction(void) {
+    return !product_uses_pairs ? "fp32 multiply-adds"
+           : product_in_tiles  ? "tdpbf16ps"
+                               : "vdpbf16ps";
+}
+
+// What follows `key` in the first line that begins with it of a file as in /proc, or "unknown";
+// out[256].
 static const char *proc_value(const char *path, const char *key, char *out) {
     char line[512] = "";
     FILE *f = fopen(path, "r");
@@ -3661,8 +4413,8 @@ static const char *proc_value(const char *path, const char *key, char *out) {
     snprintf(out, 256, "%.*s", (int)strcspn(at, "\n"), at);
     return out;
 }
-// What can still be taken, in MiB: of the machine's memory, and of what each control group above this process (a container) may
-// have, less the anonymous memory that it holds. 0: unknown.
+// What can still be taken, in MiB: of the machine's memory, and of what each control group above
+// this process (a container) may have, less the anonymous memory that it holds. 0: unknown.
 static double memory_available(void) {
     char line[PATH_MAX], path[PATH_MAX], value[256];
     double least = atof(proc_value("/proc/meminfo", "MemAvailable", value)) / 1024;
@@ -3689,19 +4441,24 @@ static MemoryPlan memory_check(Gpt *g) {
     const MemoryPlan plan = memory_plan(g);
     const double available = memory_available();
     EXPECT(available == 0 || mib(plan.total) <= available,
-           "this run needs %.0f MiB, %.0f are available; choose a smaller -b, -t or -e", mib(plan.total), available);
+           "this run needs %.0f MiB, %.0f are available; choose a smaller -b, -t or -e",
+           mib(plan.total), available);
     return plan;
 }
 
-static void backend_limits(const Config *c, long batch, int from_options) { (void)c, (void)batch, (void)from_options; }
+static const char *backend_name(void) { return ISA_NAME; }
+static void backend_limits(const Config *c, long batch, int from_options) {
+    (void)c, (void)batch, (void)from_options;
+}
 static void backend_open(Run *r) { (void)r; }
 static void backend_start(Run *r) { machine_init(r->o.sum_order); }
 static void backend_ready(Run *r) { (void)r; }
 static void backend_header(FILE *f, const Run *r) {
     char cpu[256];
     (void)r;
-    fprintf(f, "# threads\t%d\n# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n", thread_count(),
-            proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops, product_instruction());
+    fprintf(f, "# threads\t%d\n# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n",
+            thread_count(), proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops,
+            product_instruction());
 }
 static void backend_note(const Run *r) { (void)r; }
 static void backend_resumed(Run *r) { (void)r; }
@@ -3711,6 +4468,6 @@ static const char *backend_speed(double gflops, char *out) {
 }
 static void backend_summary(const Run *r) {
     char text[256];
-    printf("peak memory %.1f MiB (planned %.1f)\n", atof(proc_value("/proc/self/status", "VmHWM", text)) / 1024,
-           mib(r->plan.total));
+    printf("peak memory %.1f MiB (planned %.1f)\n",
+           atof(proc_value("/proc/self/status", "VmHWM", text)) / 1024, mib(r->plan.total));
 }
