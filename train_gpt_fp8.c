@@ -1279,43 +1279,60 @@ static size_t role_size(Storage role,
 // an option needs) are not allocated.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
-    X(fp32, master, 1, g->param_count, OPTIMISER)   /* weights, their gradients, AdamW's moments */ \
+    /* weights, their gradients, AdamW's moments */ \
+    X(fp32, master, 1, g->param_count, OPTIMISER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
     X(fp32, m, 1, t * g->param_count, OPTIMISER) \
     X(fp32, v, 1, t * g->param_count, OPTIMISER) \
-    X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
-    X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
+    /* made of the master weights once a step by gpt_refresh_weights() */ \
+    X(operand, weights, L, copies * 12 * C * C, REUSED) \
+    /* [Vp, C] likewise; the fp32 build reads the master */ \
+    X(stored, head_w, 1, copies * Vp * C, REUSED) \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
-    X(stored, w16, w16_layers, 12 * C * C, REUSED)       /* for products that --bf16 names: weights, */ \
+    /* for products that --bf16 names: weights, */ \
+    X(stored, w16, w16_layers, 12 * C * C, REUSED) \
     X(stored, x16, x16_layers, 7 * R * C, KEPT)          /* and what wgrad keeps */ \
-    X(byte, w_across, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED)    /* of operands in blocks: weights with K along their outputs; */ \
-    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED)     /* scales of the weights' two copies, */ \
-    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
-    X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) /* of x_bytes, */ \
-    X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) /* and of dy */ \
+    /* of operands in blocks: weights with K along their outputs; */ \
+    X(byte, w_across, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED) \
+    /* scales of the weights' two copies, */ \
+    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED) \
+    /* of what wgrad keeps, */ \
+    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
+    /* of x_bytes, */ \
+    X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
+    /* and of dy */ \
+    X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
     X(byte, x_bytes, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] x for fprop */ \
     X(byte, dy_across, 1, t * BLOCKS(OPERAND_DY) * R * 4 * C, REUSED) /* [R, 4C] dy for wgrad */ \
-    X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
+    /* [R, C] before attention, before the MLP, and at the end */ \
+    X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
-    X(operand, ln1, again, R * C, KEPT)                /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
+    /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
+    X(operand, ln1, again, R * C, KEPT) \
     X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
     X(operand, att, L, R * C, KEPT) \
-    X(operand, ln2, again, R * C, KEPT)                /* of those that are made again, one layer's exist */ \
+    /* of those that are made again, one layer's exist */ \
+    X(operand, ln2, again, R * C, KEPT) \
     X(stored, fc, L, R * 4 * C, KEPT)                  /* [R, 4C] before the GELU */ \
     X(operand, gelu, again, R * 4 * C, KEPT) \
     X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
-    X(stored, x, 1, fp8 * R * 4 * C, REUSED)             /* [R, 4C] a linear layer's input before it is quantised */ \
-    X(stored, rounded, 1, fp8 * 4 * C * C, REUSED)      /* a weight matrix before it is quantised */ \
-    X(stored, y, 1, R * C, REUSED)                       /* [R, C] what is added to the residual stream */ \
+    /* [R, 4C] a linear layer's input before it is quantised */ \
+    X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
+    /* a weight matrix before it is quantised */ \
+    X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
+    /* [R, C] what is added to the residual stream */ \
+    X(stored, y, 1, R * C, REUSED) \
     X(fp32, logits, 1, slab * Vp, REUSED)                /* [slab, Vp] */ \
     X(stored, dlogits, 1, t * slab * Vp, REUSED)         /* [slab, Vp] */ \
     X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
-    X(stored, dresidual, 1, t * R * C, REUSED)           /* [R, C] the gradient of the residual stream, walked backwards */ \
+    /* [R, C] the gradient of the residual stream, walked backwards */ \
+    X(stored, dresidual, 1, t * R * C, REUSED) \
     X(stored, dwide, 1, t * R * 4 * C, REUSED)           /* [R, 4C] */ \
     X(stored, dnarrow, 1, t * R * C, REUSED)             /* [R, C] */ \
-    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
+    /* column sums by blocks of rows */ \
+    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) \
     X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
 #define BLOCKS(operand)                                                                            \
@@ -1887,8 +1904,8 @@ static void backend_resumed(Run *r);               // what a log says again afte
 static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
 
-// ==== 10. data
-// ========================================================================================================
+// ==== 10. data ===================================================================================
+// =================================================================================================
 // Prints a file name into out[PATH_MAX].
 __attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
     va_list args;
@@ -2324,8 +2341,8 @@ static void token_print(const Tokenizer *t, int token) {
     fflush(stdout);
 }
 
-// ==== 11. checkpoint
-// ==================================================================================================
+// ==== 11. checkpoint =============================================================================
+// =================================================================================================
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
 // DONE_%08d        written last: the two above are whole. Every file is written to a temporary
@@ -2650,8 +2667,8 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
                 unlinkat(d->fd, name, 0); // DONE goes first
 }
 
-// ==== 12. log
-// ========================================================================================================
+// ==== 12. log ====================================================================================
+// =================================================================================================
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
 // Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops
@@ -2740,8 +2757,8 @@ static int log_validation(const char **at, double *row, double step) {
     return step > 0 && row[0] == step;
 }
 
-// ==== 13. options
-// ====================================================================================================
+// ==== 13. options ================================================================================
+// =================================================================================================
 
 // What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison
 // needs the same); FREE (a resume may change it); CALL, of this call of the program alone. FP8: it
@@ -2753,49 +2770,71 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 // field holds the word's number.
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
-    X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
+    X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", \
+        "a text file, or a quoted glob of token shards") \
     X(TEXT, val, 'j', "val", FREE, 0, 0, "", "validation data; default: the last 10% of train") \
     X(LONG, batch, 'b', "batch", FIXED, 1, 65536, "4", "sequences in a (micro-)batch") \
     X(LONG, seq_len, 't', "seq-len", FIXED, 1, 1 << 20, "256", "positions in a sequence") \
-    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len") \
+    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", \
+        "tokens a step, by accumulation; 0: batch x seq-len") \
     X(LONG, seed, 0, "seed", FIXED, 0, 1e15, "1", "of the initial weights and of sampling") \
     X(LONG, data_seed, 0, "data-seed", FIXED, 0, 1e15, "1", "of the order of the data") \
-    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
-    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", "instead of what dN says; also --heads, --channels") \
+    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", \
+        "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
+    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", \
+        "instead of what dN says; also --heads, --channels") \
     X(LONG, heads, 0, "heads", FIXED, 0, 1024, "0", "") \
     X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
     X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
-    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", "steps between validations; 0: never") \
+    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", \
+        "steps between validations; 0: never") \
     X(LONG, val_rows, 0, "val-rows", FIXED, 1, 1e8, "80", "sequences in the fixed validation set") \
     X(LONG, val_batches, 'm', "val-batches", CALL, 0, 1e6, "0", "as --val-rows, but in batches") \
-    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", "steps between printed samples; 0: never") \
+    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", \
+        "steps between printed samples; 0: never") \
     X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
-    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: only at Ctrl-C") \
+    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", \
+        "steps between checkpoints; 0: only at Ctrl-C") \
     X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
     X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from the newest checkpoint") \
-    X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", -2, ..") \
-    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop") \
+    X(TEXT, out, 'o', "out", CALL, 0, 0, "", \
+        "directory of log and checkpoints; default log/" PRECISION_NAME ", -2, ..") \
+    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", \
+        "continue this text from a model (-e FILE or -y) and stop") \
     X(LONG, generate, 0, "generate", CALL, 0, 1e8, "200", "tokens to write after --prompt") \
-    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token") \
-    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", "llm.c's gpt2_tokenizer.bin; bytes need none") \
+    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", \
+        "of sampling; 0 takes the likeliest token") \
+    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", \
+        "llm.c's gpt2_tokenizer.bin; bytes need none") \
     X(DOUBLE, lr, 'l', "lr", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
     X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
-    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak") \
-    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", "decoupled, on matrices only") \
-    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine linear constant wsd: the last decays over the last fifth") \
-    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest gradient norm; 0: no clipping") \
+    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", \
+        "last learning rate, as a fraction of the peak") \
+    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", \
+        "decoupled, on matrices only") \
+    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", \
+        "cosine linear constant wsd: the last decays over the last fifth") \
+    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", \
+        "largest gradient norm; 0: no clipping") \
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", \
+        "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
     BACKEND_OPTIONS(X) \
-    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
-    X(RECIPE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "e4m3+delayed=16+dy:e5m2", "formats and scales of the FP8 operands; see --help recipe") \
-    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
+    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", \
+        "recompute layernorm and GELU: less memory, same bits") \
+    X(RECIPE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "e4m3+delayed=16+dy:e5m2", \
+        "formats and scales of the FP8 operands; see --help recipe") \
+    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", \
+        "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
-    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
-    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "steps between SQNRs in these rows, which cost a pass; 0: none") \
-    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
+    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", \
+        "steps between rows of scales.tsv; 0: none") \
+    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", \
+        "steps between SQNRs in these rows, which cost a pass; 0: none") \
+    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", \
+        "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
@@ -3229,8 +3268,8 @@ static Config options_config(const Options *o, int depth, int V) {
     return c;
 }
 
-// ==== 14. training loop
-// ==============================================================================================
+// ==== 14. training loop ==========================================================================
+// =================================================================================================
 
 #ifndef COMMIT
 #define COMMIT "unknown"
