@@ -1922,7 +1922,7 @@ static double seconds_now(void) {
 // A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single
 // changed byte always shows.
 static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
-    const unsigned char *p = data;
+    const unsigned char *p = (const unsigned char *)data;
     while (bytes > 0) {
         const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
         uint64_t w = *p;

@@ -1,34 +1,44 @@
 /*
-Trains a GPT-2 style transformer on one NVIDIA GPU. The matrix products of its linear layers run on FP8 tensor cores with
-tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022, arXiv 2209.05433): E4M3 for weights and
-activations, E5M2 for the gradients of activations, sums in fp32. The same file also builds as FP16, BF16 and FP32, so that
-two loss curves differ by nothing but the precision. It is train_gpt_fp8.c for a GPU: the same sections, options, files and
-logs, and the same names for the same host functions, to be read side by side. A checkpoint goes from one to the other.
+Trains a GPT-2 style transformer on one NVIDIA GPU. The matrix products of its linear layers run on
+FP8 tensor cores with tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al.
+2022, arXiv 2209.05433). The same file also builds as FP16, BF16 and FP32, so that two loss curves
+differ by nothing but the precision.
 
     make cuda && ./train_gpt_fp8cu           # a byte-level model on the embedded corpus
     ./train_gpt_fp8cu --help                 # every option
     ./train_gpt_fp8cu -e d12 -t 1024 -b 16 -i shards.bin
 
-Where FP8 happens: the kernel that writes a linear layer's input (layernorm, attention, GELU) or the gradient of its output
-also writes the FP8 bytes, with the scale that earlier steps left, and counts what becomes of them; a tensor with no history is
-written first and quantised by its own amax (section 3). Weights become bytes once a step (gpt_refresh_weights(), section 6).
-Each of the three products
-    fprop  y  = x  w^T        x: E4M3, w: E4M3
-    dgrad  dx = dy w          dy: E5M2
-    wgrad  dw = dy^T x
-is cuBLASLt's (section 4), which wants the sum's dimension K contiguous in both operands: dy and w are written in both
-directions, x is turned when the backward pass needs it.
+The page "How FP8 training works" is at the top of train_gpt_fp8.c. This file is that one for a GPU:
+the same sections, options, files and logs, and the same names for the same host functions, to be
+read side by side. A checkpoint goes from one to the other. What differs:
 
-What this file refuses to do: dropout, other architectures, GPUs before Ampere, more than one GPU (gpt_reduce_ranks() is the
-one place where gradients and amax of several would meet).
+The kernel that writes a linear layer's input (layernorm, attention, GELU) or the gradient of its
+output also writes the FP8 bytes, with the scale that earlier steps left, and counts what becomes of
+them. A tensor that has to be whole first, for its own amax or an SQNR, is written and then
+quantized in a second pass (section 4). Weights become bytes once a step (gpt_refresh_weights(),
+section 8).
 
-Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed and data give the same
-parameters from run to run on one GPU and across a resume. No sum uses floating-point atomics; every one has a fixed order.
-Nothing in a step waits for the host, so a step is three CUDA graphs: one that makes the weights' bytes, one a micro-batch, one for
-the update.
+Products are cuBLASLt's (section 15). It wants the dimension K, which is summed over, contiguous in
+both FP8 operands: dy and w are written in both directions; x is turned when the backward pass needs
+it.
 
-Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matrix product, 5 layers, 6 model, 7 optimiser, 8 data,
-9 checkpoint, 10 log, 11 options, 12 training loop.
+Nothing in a step waits for the host, so a step is three CUDA graphs: one that makes the weights'
+bytes, one a micro-batch, one for the update (gpt_step(), section 9).
+
+What this file refuses to do: dropout, other architectures, GPUs before Ampere, more than one GPU
+(gpt_reduce_ranks() is the one place where gradients and amax of several would meet).
+
+Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed
+and data give the same parameters from run to run on one GPU and across a resume. No sum uses
+floating-point atomics; every one has a fixed order.
+
+Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
+product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
+
+Part two, the program, the same text in train_gpt_fp8.c: 10 data, 11 checkpoint, 12 log, 13 options,
+14 training loop.
+
+Part three, speed: 15 the fast product, 16 the machine.
 */
 #include <ctype.h>
 #include <dirent.h>
@@ -59,8 +69,8 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 #error "the scale modes of FP8 products need CUDA 12.9 or newer"
 #endif
 #endif
-// `make cuda` found cuDNN's headers; its library is opened when a run begins. It has no fp32; code for the device has no use for
-// it.
+// `make cuda` found cuDNN's headers; its library is opened when a run begins. It has no fp32; code
+// for the device has no use for it.
 #if defined(HAS_CUDNN) && !defined(__CUDA_ARCH__) && PRECISION != 3
 #define USES_CUDNN
 #ifndef CUDA_ON_CPU
@@ -82,9 +92,14 @@ Sections, each under a line of // ====: 1 precision, 2 utilities, 3 FP8, 4 matri
 
 #define NUMERICS_VERSION 1 // of the C file, whose state files this one reads and writes
 
-// ==== 1. precision ===================================================================================================
-// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an activation; an *operand* is
-// what a linear layer's product reads. Master weights, moments, parameter gradients, logits and sums are fp32 always.
+// #################################################################################################
+// Part one: the trainer
+// #################################################################################################
+
+// ==== 1. precision ===============================================================================
+// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an
+// activation; an *operand* is what a linear layer's product reads. Master weights, moments,
+// parameter gradients, logits and sums are fp32 always.
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -126,16 +141,17 @@ typedef uint16_t operand_t;
 #endif
 #endif
 
-// ==== 2. utilities ===================================================================================================
-
+// ==== 2. utilities ===============================================================================
 // Exit statuses, as --help prints them.
 enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
 
 #ifndef PROGRAM
 #define PROGRAM "train_gpt_" PRECISION_NAME "cu"
 #endif
-// One line on stderr, then the end. Callers name the file or option, what was expected, what was found, what to do.
-__attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format, ...) {
+// One line on stderr, then the end. Callers name the file or option, what was expected, what was
+// found, what to do.
+__attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format,
+                                                                  ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
@@ -149,18 +165,6 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
 // Bad input ends the program before anything is lost.
 #define EXPECT(condition, ...) ((condition) ? (void)0 : fatal(EXIT_BAD_INPUT, __VA_ARGS__))
 
-// Prints a file name into out[PATH_MAX].
-__attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...", out);
-    va_end(args);
-}
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define INLINE    static __forceinline__ __host__ __device__ // what kernels and the host both call
@@ -173,20 +177,10 @@ static void *memory_allocate(size_t bytes) {
     void *p = NULL;
     bytes = round_up(bytes + 1, 64);
     memory_taken += bytes;
-    EXPECT(!posix_memalign(&p, 64, bytes), "out of memory: %.1f MiB more were needed", bytes / 1048576.0);
+    EXPECT(!posix_memalign(&p, 64, bytes), "out of memory: %.1f MiB more were needed",
+           bytes / 1048576.0);
     memset(p, 0, bytes);
     return p;
-}
-
-// Flushes denormal results (FTZ) and inputs (DAZ) on the host, as kernels do (-ftz=true).
-static void fp_mode_set(void) {
-#if defined(__x86_64__) && !defined(__CUDA_ARCH__)
-    _mm_setcsr(_mm_getcsr() | 0x8040);
-#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
-    uint64_t fpcr;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
-    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
-#endif
 }
 
 template <class To, class From> INLINE To bits_as(From from) { // the same bits as another type
@@ -197,32 +191,33 @@ INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
 INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
-// ---- PTX's own conversions, which kernels use. They give the bits of the C file's rules but for two things (PTX ISA, cvt): every
-// NaN becomes the positive one of all ones, and denormals of bf16 stay. No kernel makes those: fp32 arithmetic leaves none
+// ---- PTX's own conversions, which kernels use. They give the bits of the C file's rules but for
+// two things (PTX ISA, cvt): every NaN becomes the positive one of all ones, and denormals of bf16
+// stay. No kernel makes those: fp32 arithmetic leaves none
 // (-ftz=true), and numbers from memory or from a matrix unit go through denormal_flush().
 #ifdef CUDA_ON_CPU // on_cpu_api.h has the same by the same document
 #define DEVICE static inline
-#define IN_KERNEL(sm, statement)                                                                                                   \
+#define IN_KERNEL(sm, statement)                                                                   \
     if (on_cpu::self && on_cpu::kernel_architecture >= sm) statement
 #else
 #ifdef __CUDA_ARCH__
-#define IN_KERNEL(sm, statement)                                                                                                   \
+#define IN_KERNEL(sm, statement)                                                                   \
     if (__CUDA_ARCH__ >= 10 * sm) statement
 #else
 #define IN_KERNEL(sm, statement) (void)0
 #endif
 #define DEVICE static __device__ __forceinline__
-#define CVT(name, to, letter, instruction)                                                                                         \
-    DEVICE to name(float f) {                                                                                                      \
-        to r;                                                                                                                      \
-        asm(instruction " %0, %1;" : letter(r) : "f"(f));                                                                          \
-        return r;                                                                                                                  \
+#define CVT(name, to, letter, instruction)                                                         \
+    DEVICE to name(float f) {                                                                      \
+        to r;                                                                                      \
+        asm(instruction " %0, %1;" : letter(r) : "f"(f));                                          \
+        return r;                                                                                  \
     }
-#define CVT2(name, to, letter, instruction) /* the first in the low half */                                                        \
-    DEVICE to name(float low, float high) {                                                                                        \
-        to r;                                                                                                                      \
-        asm(instruction " %0, %1, %2;" : letter(r) : "f"(high), "f"(low));                                                         \
-        return r;                                                                                                                  \
+#define CVT2(name, to, letter, instruction) /* the first in the low half */                        \
+    DEVICE to name(float low, float high) {                                                        \
+        to r;                                                                                      \
+        asm(instruction " %0, %1, %2;" : letter(r) : "f"(high), "f"(low));                         \
+        return r;                                                                                  \
     }
 CVT(cvt_bf16, uint16_t, "=h", "cvt.rn.bf16.f32")
 CVT(cvt_fp16, uint16_t, "=h", "cvt.rn.f16.f32")
@@ -241,9 +236,8 @@ DEVICE float denormal_flush(float f) { // a denormal becomes a 0 of its sign
 }
 #endif
 
-// ---- Functions of one number. They have no branches, so that compilers make vector code of the loops that call them; every
-// operation is IEEE and in the order in which it is written, so that all vectors give the same bits.
-// bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a quiet one.
+// bf16: round to nearest even, denormals flushed first, what vcvtneps2bf16 does. Any NaN becomes a
+// quiet one.
 INLINE uint16_t bf16_from_float(float f) {
     IN_KERNEL(80, return cvt_bf16(f));
     uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -256,8 +250,10 @@ INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16);
 // IEEE half, round to nearest even, denormal results kept: F16C's rules.
 INLINE uint16_t fp16_from_float(float f) {
     IN_KERNEL(80, return cvt_fp16(f));
-    uint32_t u = float_bits(f), a = u & 0x7fffffff, r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
+    uint32_t u = float_bits(f), a = u & 0x7fffffff,
+             r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
+    uint32_t small = float_bits(bits_float(a) + 0.5f) -
+                     float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
     r = a < 0x38800000 ? small : r;
     r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
     r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
@@ -265,109 +261,48 @@ INLINE uint16_t fp16_from_float(float f) {
 }
 INLINE float float_from_fp16(uint16_t h) {
     IN_KERNEL(80, return cvt_from_fp16(h));
-    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16, r = a + (112u << 23);
-    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23)) : r; // 0 and denormals
+    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16,
+             r = a + (112u << 23);
+    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23))
+                       : r; // 0 and denormals
     r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
     return bits_float(sign | r);
 }
 
-// e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0.
-// Above 88.3 it saturates near 2.2e38. A NaN stays one.
-#define ROUNDER 12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum
-INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
-INLINE float exp_fixed_order(float x) {
-    x = 88.3f < x ? 88.3f : x;
-    x = -104.0f > x ? -104.0f : x;
-    const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
-    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    float p = (1.0f / 5040) * r + 1.0f / 720;
-    p = ((p * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6;
-    p = ((p * r + 0.5f) * r + 1) * r + 1;
-    return p * pow2_whole(half) * pow2_whole(n - half);
-}
-
-// ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1)) as a series.
-INLINE double log_fixed_order(double x) {
-    const uint64_t u = bits_as<uint64_t>(x);
-    int e = (int)(u >> 52) - 1023;
-    double m = bits_as<double>((u & 0xfffffffffffffull) | 0x3ff0000000000000ull);
-    if (m > 1.4142135623730951) m *= 0.5, e++;
-    double s = (m - 1) / (m + 1), z = s * s, p = 0;
-    for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
-    return 2 * s * p + e * 0.6931471805599453;
-}
-
-// cos and sin of 2 pi u for u in [0, 1]: to the nearest quarter turn, then Taylor.
-INLINE void sincos_turns(double u, double *sine, double *cosine) {
-    int q = (int)(4 * u + 0.5);
-    double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
-    for (int k = 17; k >= 1; k -= 2) s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
-    s *= x;
-    const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
-    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
-}
-INLINE double power_int(double x, long n) { // x^n by squaring, n >= 0
-    double r = 1;
-    for (; n > 0; n >>= 1, x *= x)
-        if (n & 1) r *= x;
-    return r;
-}
-
-// ---- random numbers: counter based, so that any thread may draw any element. mix64 is splitmix64's finaliser
-// (Steele, Lea, Flood 2014).
-INLINE uint64_t mix64(uint64_t z) {
-    z += 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
-}
-INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
-
-// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single changed byte always shows.
-static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
-    const unsigned char *p = (const unsigned char *)data;
-    while (bytes > 0) {
-        const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
-        uint64_t w = *p;
-        if (n == 8) memcpy(&w, p, 8);
-        h = (h ^ w) * 0x9fb21c651e98df25ull;
-        h ^= h >> 32;
-        p += n, bytes -= n;
-    }
-    return h;
-}
-
-// ---- the GPU. Every kernel stands right above its launcher; a launch or call that fails ends the program with its name and line.
+// ---- the GPU. Every kernel stands right above its launcher; a launch or call that fails ends the
+// program with its name and line.
 #ifndef CUDA_ON_CPU
 #define SHARED __shared__
-#define DYNAMIC_SHARED(type, name)                                                                                                 \
-    extern __shared__ __align__(128) unsigned char name##_bytes[];                                                                 \
+#define DYNAMIC_SHARED(type, name)                                                                 \
+    extern __shared__ __align__(128) unsigned char name##_bytes[];                                 \
     type *name = (type *)name##_bytes
-#define LAUNCH(kernel, grid, block, shared, stream, ...)                                                                           \
-    do {                                                                                                                           \
-        kernel<<<grid, block, shared, stream>>>(__VA_ARGS__);                                                                      \
-        cuda_check(cudaGetLastError(), "kernel " #kernel, __FILE__, __LINE__);                                                     \
+#define LAUNCH(kernel, grid, block, shared, stream, ...)                                           \
+    do {                                                                                           \
+        kernel<<<grid, block, shared, stream>>>(__VA_ARGS__);                                      \
+        cuda_check(cudaGetLastError(), "kernel " #kernel, __FILE__, __LINE__);                     \
     } while (0)
 #endif
 static void cuda_check(cudaError_t error, const char *what, const char *file, int line) {
-    if (error != cudaSuccess) fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: %s", file, line, what, cudaGetErrorString(error));
+    if (error != cudaSuccess)
+        fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: %s", file, line, what, cudaGetErrorString(error));
 }
 static void lt_check(cublasStatus_t status, const char *what, const char *file, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: cuBLAS status %d", file, line, what, (int)status);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: cuBLAS status %d", file, line, what, (int)status);
 }
 #define CUDA(call) cuda_check(call, #call, __FILE__, __LINE__)
 #define LT(call)   lt_check(call, #call, __FILE__, __LINE__)
 
-// The device, its one stream, and cuBLASLt with a workspace of its own: bits would depend on sharing it.
+// The device, its one stream, and cuBLASLt with a workspace of its own: bits would depend on
+// sharing it.
 #define LT_WORKSPACE ((size_t)32 << 20)
 typedef struct {
     char name[256];
-    int sm, driver, runtime, processors; // 90 for compute capability 9.0; versions as 13000; multiprocessors
-    int captures;                        // a graph is being made
-    int emulates, tunes; // no FP8 units, or --emulate: FP8 products are computed from the same bytes in bf16; --tune
+    int sm, driver, runtime,
+        processors;      // 90 for compute capability 9.0; versions as 13000; multiprocessors
+    int captures;        // a graph is being made
+    int emulates, tunes; // no FP8 units, or --emulate: FP8 products are computed from the same
+                         // bytes in bf16; --tune
     size_t available;    // bytes of device memory free at the start
     cudaStream_t stream;
     cublasLtHandle_t lt;
@@ -375,58 +310,28 @@ typedef struct {
 } Machine;
 static Machine machine;
 
-static __global__ void any_kernel(void) {} // asked whether this program holds code for the device
-// Finds the device; makes nothing on it yet, so that a plan that does not fit ends before.
-static void machine_find(int emulate, int tune) {
-    int count = 0;
-    cudaDeviceProp p;
-    size_t total;
-    if (cudaDriverGetVersion(&machine.driver) != cudaSuccess) machine.driver = 0;
-    CUDA(cudaRuntimeGetVersion(&machine.runtime));
-    EXPECT(machine.driver, "no NVIDIA driver was found; without a GPU use the CPU's trainer, ./train_gpt_" PRECISION_NAME);
-    EXPECT(
-        machine.driver / 1000 >= machine.runtime / 1000,
-        "the driver supports CUDA %d.%d, this program was built with CUDA %d.%d; update the driver, or build with an older toolkit",
-        machine.driver / 1000, machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10);
-    const cudaError_t found = cudaGetDeviceCount(&count);
-    EXPECT(found == cudaSuccess && count > 0, "no CUDA device was found (%s); the CPU's trainer is ./train_gpt_" PRECISION_NAME,
-           found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
-    CUDA(cudaSetDevice(0));
-    CUDA(cudaGetDeviceProperties(&p, 0));
-    machine.sm = 10 * p.major + p.minor, machine.processors = p.multiProcessorCount;
-    snprintf(machine.name, sizeof(machine.name), "%s", p.name);
-    EXPECT(machine.sm >= 80, "%s has compute capability %d.%d; this program needs 8.0 (Ampere) or newer", p.name, p.major, p.minor);
-    cudaFuncAttributes attributes;
-    const cudaError_t code = cudaFuncGetAttributes(&attributes, any_kernel);
-    EXPECT(code == cudaSuccess, "%s is sm_%d, for which this program holds no code (%s); make cuda GPU_ARCH=sm_%d, or all", p.name,
-           machine.sm, cudaGetErrorString(code), machine.sm);
-    machine.emulates = IS_FP8 && (emulate || machine.sm < 89), machine.tunes = tune;
-    CUDA(cudaMemGetInfo(&machine.available, &total));
-}
-static void machine_init(void) {
-    fp_mode_set();
-    CUDA(cudaStreamCreateWithFlags(&machine.stream, cudaStreamNonBlocking));
-    LT(cublasLtCreate(&machine.lt));
-    CUDA(cudaMalloc(&machine.lt_workspace, LT_WORKSPACE));
-    if (machine.emulates) printf("FP8 products are emulated: the same bytes, multiplied as bf16\n");
-}
-
 static void device_wait(void) { CUDA(cudaStreamSynchronize(machine.stream)); }
 static void *device_allocate(size_t bytes) {
     void *p = NULL;
     if (bytes) CUDA(cudaMalloc(&p, bytes));
     return p;
 }
-static void device_zero(void *p, size_t bytes) { CUDA(cudaMemsetAsync(p, 0, bytes, machine.stream)); }
+static void device_zero(void *p, size_t bytes) {
+    CUDA(cudaMemsetAsync(p, 0, bytes, machine.stream));
+}
 static void device_copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));
     device_wait();
 }
-static void device_write(void *to, const void *from, size_t bytes) { device_copy(to, from, bytes, cudaMemcpyHostToDevice); }
-static void device_read(void *to, const void *from, size_t bytes) { device_copy(to, from, bytes, cudaMemcpyDeviceToHost); }
+static void device_write(void *to, const void *from, size_t bytes) {
+    device_copy(to, from, bytes, cudaMemcpyHostToDevice);
+}
+static void device_read(void *to, const void *from, size_t bytes) {
+    device_copy(to, from, bytes, cudaMemcpyDeviceToHost);
+}
 
-// ---- what kernels share. Eight neighbouring elements are what a thread moves: 16 bytes of a 16-bit tensor. Blocks are
-// one-dimensional.
+// ---- what kernels share. Eight neighbouring elements are what a thread moves: 16 bytes of a
+// 16-bit tensor. Blocks are one-dimensional.
 #define THREADS                256
 #define KERNEL                 static __global__ void
 #define KERNEL_OF(threads)     static __global__ void __launch_bounds__(threads)
@@ -440,7 +345,8 @@ static void device_read(void *to, const void *from, size_t bytes) { device_copy(
 #define UNROLL
 #define UNROLL_BY(n)
 #endif
-template <class T> INLINE T get(const void *p) { // several elements as one word; p is aligned as T is
+template <class T>
+INLINE T get(const void *p) { // several elements as one word; p is aligned as T is
 #ifdef __CUDA_ARCH__
     return *(const T *)p;
 #else
@@ -472,13 +378,18 @@ INLINE void store8(float *p, const float *v) {
 enum { WORDS = 8 };                              // that eight stored numbers fill
 INLINE float stored_round(float f) { return f; } // to the stored type and back
 INLINE void load2(float *v, const float *p) { v[0] = p[0], v[1] = p[1]; }
-INLINE void pack8(uint32_t *w, const float *v) { UNROLL for (int i = 0; i < 8; i++) w[i] = float_bits(v[i]); }
-INLINE void unpack8(float *v, const uint32_t *w) { UNROLL for (int i = 0; i < 8; i++) v[i] = bits_float(w[i]); }
+INLINE void pack8(uint32_t *w, const float *v) {
+    UNROLL for (int i = 0; i < 8; i++) w[i] = float_bits(v[i]);
+}
+INLINE void unpack8(float *v, const uint32_t *w) {
+    UNROLL for (int i = 0; i < 8; i++) v[i] = bits_float(w[i]);
+}
 #else
 enum { WORDS = 4 };
 INLINE float stored_round(float f) { return float_from_stored(stored_from_float(f)); }
 INLINE void unpack8(float *v, const uint32_t *w) {
-    UNROLL for (int i = 0; i < 4; i++) v[2 * i] = float_from_stored(w[i] & 0xffff), v[2 * i + 1] = float_from_stored(w[i] >> 16);
+    UNROLL for (int i = 0; i < 4; i++) v[2 * i] = float_from_stored(w[i] & 0xffff),
+                                             v[2 * i + 1] = float_from_stored(w[i] >> 16);
 }
 INLINE void load2(float *v, const stored_t *p) {
     const uint32_t w = get<uint32_t>(p);
@@ -490,7 +401,9 @@ INLINE uint32_t pack2(float low, float high) {
 #endif
     return stored_from_float(low) | (uint32_t)stored_from_float(high) << 16;
 }
-INLINE void pack8(uint32_t *w, const float *v) { UNROLL for (int i = 0; i < 4; i++) w[i] = pack2(v[2 * i], v[2 * i + 1]); }
+INLINE void pack8(uint32_t *w, const float *v) {
+    UNROLL for (int i = 0; i < 4; i++) w[i] = pack2(v[2 * i], v[2 * i + 1]);
+}
 INLINE void load8(float *v, const stored_t *p) {
     uint32_t w[4];
     load_words<4>(w, p), unpack8(v, w);
@@ -499,7 +412,10 @@ INLINE void store8(stored_t *p, const float *v) {
     uint32_t w[4];
     pack8(w, v);
 #ifdef __CUDA_ARCH__ // nvcc makes four stores of it where it can
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" : : "l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
 #else
     put(p, make_uint4(w[0], w[1], w[2], w[3]));
 #endif
@@ -523,33 +439,42 @@ template <class T> DEVICE T block_sum(T v) {
     return sum;
 }
 
-// ==== 3. FP8 =========================================================================================================
-// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale maps the tensor's amax
-// (its largest absolute value) near the format's largest number; scale_inv = 1 / scale goes into the product's epilogue.
+// ==== 3. FP8 formats =============================================================================
+// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale
+// maps the tensor's amax (its largest absolute value) near the format's largest number; scale_inv =
+// 1 / scale goes into the product's epilogue.
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
     float max;                // that value, FP8_MAX in the formulas below
-    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not bring it back to max
+    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not
+                              // bring it back to max
 } Fp8Format;
 INLINE Fp8Format fp8_format(Dtype d) {
-    if (d == DTYPE_E5M2) return {2, 15, 0x7b, 57344.0f, 0x476fffff}; // IEEE-like; >= 61440 is cut (the tie would go to Inf)
-    return {3, 7, 0x7e, 448.0f, 0x43e80000}; // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
+    if (d == DTYPE_E5M2)
+        return {2, 15, 0x7b, 57344.0f,
+                0x476fffff}; // IEEE-like; >= 61440 is cut (the tie would go to Inf)
+    return {3, 7, 0x7e, 448.0f,
+            0x43e80000}; // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
 }
 
 INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
 
-// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones give a code above max_code.
+// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones
+// give a code above max_code.
 INLINE uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
     // normal results: round at the last kept bit and move the exponent's bias
-    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) - ((127u - f->bias) << f->mantissa_bits);
-    // denormal results: adding a number whose ulp is the format's smallest denormal makes the hardware round there
+    uint32_t normal = ((a + (1u << (shift - 1)) - 1 + ((a >> shift) & 1)) >> shift) -
+                      ((127u - f->bias) << f->mantissa_bits);
+    // denormal results: adding a number whose ulp is the format's smallest denormal makes the
+    // hardware round there
     uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - f->bias - f->mantissa_bits) << 23;
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
     return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
 }
-// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's satfinite conversion does.
+// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's
+// satfinite conversion does.
 INLINE uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
     const uint32_t a = u & 0x7fffffff, code = MIN(fp8_round_bits(a, f), f->max_code);
     return a > 0x7f800000 ? 0x7f : code | ((u >> 24) & 0x80);
@@ -566,54 +491,68 @@ INLINE uint32_t fp8_encode2(float low, float high, Dtype d) {
     return fp8_encode(low, d) | (uint32_t)fp8_encode(high, d) << 8;
 }
 
-// The value of a code, through half precision: E5M2 is its upper byte, E4M3 has its exponent off by 8.
+// The value of a code, through half precision: E5M2 is its upper byte, E4M3 has its exponent off
+// by 8.
 INLINE float fp8_decode(uint8_t code, Dtype d) {
     if (d == DTYPE_E5M2) return float_from_fp16((uint16_t)(code << 8));
     if ((code & 0x7f) == 0x7f) return bits_float(0x7fc00000);
     return float_from_fp16((uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7)) * 256.0f;
 }
 
+// ==== 4. scales and recipes ======================================================================
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
 // What is counted for every operand, in the pass that quantizes it.
 typedef struct {
-    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN above Inf
+    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN
+                        // above Inf
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A rule says which amax that is.
-// One that remembers earlier steps has a function, which turns the amax of the step that ended into the one that the next step's
-// scale is made of. A new rule is a function and a row, after CURRENT; dev/RECIPES.md adds one as an example.
-// Columns: name, its word in --recipe, what stands behind the word (=N: a whole number), that number's default, least and largest,
-// function, help.
+// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
+// rule says which amax that is. One that remembers earlier steps has a function, which turns the
+// amax of the step that ended into the one that the next step's scale is made of. A new rule is a
+// function and a row, after CURRENT; dev/RECIPES.md adds one as an example. Columns: name, its word
+// in --recipe, what stands behind the word (=N: a whole number), that number's default, least and
+// largest, function, help.
 #define AMAX_HISTORY_MAX 1024
-#define SCALING_RULES(X)                                                                                                           \
-    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step, "the constant S (a power of two keeps most bits)")                    \
-    X(CURRENT, "current", "", 0, 0, 0, amax_of_step, "from the tensor's own amax, found before it is quantized")                   \
-    X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history, "from the largest amax of the last N steps")
+#define SCALING_RULES(X)                                                                           \
+    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
+      "the constant S (a power of two keeps most bits)")                                           \
+    X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
+      "from the tensor's own amax, found before it is quantized")                                  \
+    X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history,                          \
+      "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
 enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
 
-// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by recipe_parse().
+// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by
+// recipe_parse().
 typedef struct {
     Dtype format;
     int rule;
-    float number;      // the rule's: the constant scale, or how many steps are remembered
-    int margin;        // the scale is divided by 2^margin
-    int rounding;      // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's MX, which may saturate
-    int across, along; // block scaling: elements across and along K that share a scale; along is 0 where all of the tensor does
+    float number; // the rule's: the constant scale, or how many steps are remembered
+    int margin;   // the scale is divided by 2^margin
+    int rounding; // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's
+                  // MX, which may saturate
+    int across, along; // block scaling: elements across and along K that share a scale; along is 0
+                       // where all of the tensor does
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
 INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
 
-// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it whole.
+// The scale of one operand of one linear layer, and what it is made from. A checkpoint holds it
+// whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;    // in use (where the rule remembers: for the whole step; current: the last tensor's)
-    float kept_inv; // scale_inv of the bytes that now lie in memory, for all products that read them
-    int64_t steps;  // whose amax the rule has seen; until the first one a tensor is scaled by its own amax
+    float
+        scale; // in use (where the rule remembers: for the whole step; current: the last tensor's)
+    float
+        kept_inv;  // scale_inv of the bytes that now lie in memory, for all products that read them
+    int64_t steps; // whose amax the rule has seen; until the first one a tensor is scaled by its
+                   // own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -621,18 +560,21 @@ typedef struct {
 } Fp8Scale;
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
-// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf or NaN keeps `keep`.
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf
+// or NaN keeps `keep`.
 INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
     float scale = fp8_max(r->format);
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
-    if (r->rounding == ROUNDING_FLOOR) amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
+    if (r->rounding == ROUNDING_FLOOR)
+        amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
     scale /= amax;
     if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
-// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended before it.
+// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended
+// before it.
 INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
     (void)r, (void)history, (void)steps;
     return amax;
@@ -644,8 +586,8 @@ INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t ste
     return amax;
 }
 
-// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes the next step's scale.
-// Validation and sampling record no x and dy, so none of theirs gets here.
+// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes
+// the next step's scale. Validation and sampling record no x and dy, so none of theirs gets here.
 INLINE void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = &s->recipe;
     float amax = bits_float(s->step.amax_bits);
@@ -653,7 +595,7 @@ INLINE void scale_advance(Fp8Scale *s) {
     s->logged_scale = s->scale;
     memset(&s->step, 0, sizeof(s->step));
     if (!recipe_remembers(r) || !amax_usable(amax)) return;
-#define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                                                  \
+#define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                  \
     if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->steps, amax);
     SCALING_RULES(RULE_APPLY)
     s->steps++;
@@ -661,7 +603,8 @@ INLINE void scale_advance(Fp8Scale *s) {
 }
 // ---- rules end
 
-// What kernels and cuBLASLt read of a scale: 16 bytes, whose first the products take by their address.
+// What kernels and cuBLASLt read of a scale: 16 bytes, whose first the products take by their
+// address.
 typedef struct {
     float inv, scale;   // of the bytes that now lie in memory, or are about to be made
     uint32_t amax_bits; // scratch of a tensor's own amax; 0 between tensors
@@ -669,29 +612,39 @@ typedef struct {
 } ScaleInUse;
 
 // What is about to be quantised with *use.
-INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) { s->kept_inv = use->inv = 1.0f / scale, use->scale = scale; }
-// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the first one, or a model without its
-// state file).
+INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) {
+    s->kept_inv = use->inv = 1.0f / scale, use->scale = scale;
+}
+// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the
+// first one, or a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
     return s->recipe.rule == SCALING_CURRENT || (recipe_remembers(&s->recipe) && s->steps == 0);
 }
 
-// A thread has a scale; *cut gets the number of gradients that were saturated (every `operands`th scale is of a dy).
-KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count, int operands) {
+// A thread has a scale; *cut gets the number of gradients that were saturated (every `operands`th
+// scale is of a dy).
+KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count,
+                             int operands) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     Fp8Scale *s = &scales[i];
     s->kept_inv = use[i].inv;
     scale_advance(s);
     if (i % operands == operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
-    if (recipe_remembers(&s->recipe) && s->steps > 0) use[i].scale = s->scale, use[i].inv = 1.0f / s->scale;
+    if (recipe_remembers(&s->recipe) && s->steps > 0)
+        use[i].scale = s->scale, use[i].inv = 1.0f / s->scale;
 }
-static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count, int operands) {
-    if (count) LAUNCH(scales_advance_kernel, ceil_div(count, 32), 32, 0, STREAM, scales, use, cut, count, operands);
+static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count,
+                           int operands) {
+    if (count)
+        LAUNCH(scales_advance_kernel, ceil_div(count, 32), 32, 0, STREAM, scales, use, cut, count,
+               operands);
 }
 
 // ---- quantise
-#define CHUNK 8192 // elements: the unit in which the C file splits sums over a whole tensor, and so do SQNR and norm here
+#define CHUNK                                                                                      \
+    8192 // elements: the unit in which the C file splits sums over a whole tensor, and so do SQNR
+         // and norm here
 
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
 // An operand as launchers see it.
@@ -699,7 +652,8 @@ typedef struct {
     ScalingRecipe recipe;
     Fp8Scale *s;
     ScaleInUse *use;
-    int own_amax; // its scale may have to come from this very tensor, which then must be whole in memory first
+    int own_amax; // its scale may have to come from this very tensor, which then must be whole in
+                  // memory first
 } Operand;
 // What a kernel needs to write FP8 bytes beside, or instead of, a stored tensor.
 typedef struct {
@@ -711,15 +665,17 @@ static Quantiser quantiser(const Operand *o, Record record) {
     return {o->use, record == RECORD_NONE ? NULL : o->s, o->recipe.format};
 }
 
-// A thread's counts. counts_commit() adds a block's to the operand's: integers and a maximum, whose order does not matter. All
-// threads of the block call it, once in a kernel. count: how many elements were quantised, by this block, or in all and then 0 from
-// all blocks but one.
+// A thread's counts. counts_commit() adds a block's to the operand's: integers and a maximum, whose
+// order does not matter. All threads of the block call it, once in a kernel. count: how many
+// elements were quantised, by this block, or in all and then 0 from all blocks but one.
 typedef struct {
     uint32_t amax, saturated, flushed, nonfinite;
 } Counts;
 DEVICE Counts counts_of_warp(Counts c) {
-    c.amax = __reduce_max_sync(0xffffffff, c.amax), c.saturated = __reduce_add_sync(0xffffffff, c.saturated);
-    c.flushed = __reduce_add_sync(0xffffffff, c.flushed), c.nonfinite = __reduce_add_sync(0xffffffff, c.nonfinite);
+    c.amax = __reduce_max_sync(0xffffffff, c.amax),
+    c.saturated = __reduce_add_sync(0xffffffff, c.saturated);
+    c.flushed = __reduce_add_sync(0xffffffff, c.flushed),
+    c.nonfinite = __reduce_add_sync(0xffffffff, c.nonfinite);
     return c;
 }
 DEVICE void counts_commit(Fp8Scale *s, Counts c, size_t count) {
@@ -731,45 +687,53 @@ DEVICE void counts_commit(Fp8Scale *s, Counts c, size_t count) {
     c = counts_of_warp(threadIdx.x < blockDim.x / 32 ? warps[threadIdx.x] : Counts{0, 0, 0, 0});
     if (threadIdx.x > 0) return;
     if (c.amax) atomicMax(&s->step.amax_bits, c.amax);
-    if (c.saturated) atomicAdd((unsigned long long *)&s->step.saturated, (unsigned long long)c.saturated);
+    if (c.saturated)
+        atomicAdd((unsigned long long *)&s->step.saturated, (unsigned long long)c.saturated);
     if (c.flushed) atomicAdd((unsigned long long *)&s->step.flushed, (unsigned long long)c.flushed);
-    if (c.nonfinite) atomicAdd((unsigned long long *)&s->step.nonfinite, (unsigned long long)c.nonfinite);
+    if (c.nonfinite)
+        atomicAdd((unsigned long long *)&s->step.nonfinite, (unsigned long long)c.nonfinite);
     if (count) atomicAdd((unsigned long long *)&s->step.count, (unsigned long long)count);
 }
 
-// bytes = encode(v * scale) of eight stored values, with their counts; SCALES: one scale for each. What is seldom, values that
-// were cut or became 0, is only counted where there is some.
-template <bool SCALES> INLINE uint2 quantise8(const float *v, const float *scale, Dtype format, Counts *c) {
+// bytes = encode(v * scale) of eight stored values, with their counts; SCALES: one scale for each.
+// What is seldom, values that were cut or became 0, is only counted where there is some.
+template <bool SCALES>
+INLINE uint2 quantise8(const float *v, const float *scale, Dtype format, Counts *c) {
     const uint32_t above = fp8_format(format).saturated_above;
     uint32_t code[2] = {0, 0}, amax = 0, top = 0, nonzero = 0;
     UNROLL for (int i = 0; i < 8; i += 2) {
         const float x[2] = {v[i] * scale[SCALES ? i : 0], v[i + 1] * scale[SCALES ? i + 1 : 0]};
         code[i / 4] |= fp8_encode2(x[0], x[1], format) << i % 4 * 8;
         amax = MAX(amax, MAX(float_bits(v[i]) & 0x7fffffff, float_bits(v[i + 1]) & 0x7fffffff));
-        if (SCALES) top = MAX(top, MAX(float_bits(x[0]) & 0x7fffffff, float_bits(x[1]) & 0x7fffffff));
+        if (SCALES)
+            top = MAX(top, MAX(float_bits(x[0]) & 0x7fffffff, float_bits(x[1]) & 0x7fffffff));
     }
     if (!SCALES) top = float_bits(bits_float(amax) * *scale); // rounding is monotone
     c->amax = MAX(c->amax, amax);
-    UNROLL for (int i = 0; i < 2; i++) nonzero |= (((code[i] & 0x7f7f7f7f) + 0x7f7f7f7f) & 0x80808080) >> (7 - i); // a bit a byte
+    UNROLL for (int i = 0; i < 2; i++) nonzero |=
+        (((code[i] & 0x7f7f7f7f) + 0x7f7f7f7f) & 0x80808080) >> (7 - i); // a bit a byte
     if (nonzero != 0x03030303)
         UNROLL for (int i = 0; i < 8; i++) if (!(code[i / 4] >> i % 4 * 8 & 0x7f)) c->flushed +=
             SCALES ? v[i] != 0 : (float_bits(v[i]) & 0x7fffffff) != 0;
     if (top > above || amax >= 0x7f800000) UNROLL for (int i = 0; i < 8; i++) {
-            const uint32_t a = float_bits(v[i]) & 0x7fffffff, b = float_bits(v[i] * scale[SCALES ? i : 0]) & 0x7fffffff;
+            const uint32_t a = float_bits(v[i]) & 0x7fffffff,
+                           b = float_bits(v[i] * scale[SCALES ? i : 0]) & 0x7fffffff;
             c->saturated += b > above && b <= 0x7f800000;
             c->nonfinite += (SCALES ? b : a) >= 0x7f800000;
         }
     return make_uint2(code[0], code[1]);
 }
 
-// Where a tile's elements come from: rounded to the stored type, so that a fused and an unfused path make the same bytes.
-// Section 5 adds GELU and its backward.
+// Where a tile's elements come from: rounded to the stored type, so that a fused and an unfused
+// path make the same bytes. Section 5 adds GELU and its backward.
 template <class T> struct TensorSource {
     static constexpr bool IS_STORED = false;
     static constexpr int RAW = 2 * sizeof(T); // words that eight elements fill as they are fetched
     const T *x;
     size_t stride;
-    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const { load_words<RAW>(raw, x + row * stride + column); }
+    __device__ void fetch(uint32_t *raw, size_t row, size_t column) const {
+        load_words<RAW>(raw, x + row * stride + column);
+    }
 };
 struct StoredSource : TensorSource<stored_t> {
     static constexpr bool IS_STORED = true;
@@ -780,7 +744,8 @@ struct MasterSource : TensorSource<float> {
         UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(denormal_flush(bits_float(raw[i])));
     }
 };
-// Scales of blocks: that of element (row, column) is 1 / inv[row / tall * row_stride + column / wide * column_stride].
+// Scales of blocks: that of element (row, column) is 1 / inv[row / tall * row_stride + column /
+// wide * column_stride].
 typedef struct {
     float *inv; // NULL: one scale for the tensor
     size_t tall, wide, row_stride, column_stride, count;
@@ -789,15 +754,19 @@ INLINE float *blocks_at(const Blocks *b, size_t row, size_t column) {
     return b->inv + row / b->tall * b->row_stride + column / b->wide * b->column_stride;
 }
 
-INLINE float power2_inverse(float f) { return bits_float(0x7f000000 - float_bits(f)); } // 1 / f of a power of two, as these are
+INLINE float power2_inverse(float f) {
+    return bits_float(0x7f000000 - float_bits(f));
+} // 1 / f of a power of two, as these are
 
 // What tiles_kernel writes; any may be NULL.
 typedef struct {
-    size_t rows, columns, pitch; // columns a multiple of 16; pitch: rows rounded up to 16, since rows are wgrad's K
-    stored_t *out;               // [rows, columns] the tensor itself
-    uint8_t *q;                  // [pitch, columns] its bytes,
-    uint8_t *q_t;                // [columns, pitch] and turned. Rows beyond `rows` are zeros
-    float *partial;              // [ceil(rows / TILE_ROWS)][columns] sums of its columns by tile, for a bias gradient
+    size_t rows, columns,
+        pitch; // columns a multiple of 16; pitch: rows rounded up to 16, since rows are wgrad's K
+    stored_t *out;  // [rows, columns] the tensor itself
+    uint8_t *q;     // [pitch, columns] its bytes,
+    uint8_t *q_t;   // [columns, pitch] and turned. Rows beyond `rows` are zeros
+    float *partial; // [ceil(rows / TILE_ROWS)][columns] sums of its columns by tile, for a bias
+                    // gradient
     Quantiser quantiser;
     Blocks blocks;
 } Tiles;
@@ -806,8 +775,8 @@ typedef struct {
 
 typedef uint32_t TurnedTile[TILE_COLUMNS][TILE_ROWS / 4 + 1];
 
-// A thread has four rows of eight columns: 4 x 4 bytes are turned in registers, the rest in shared memory, so that either direction
-// is written in whole sectors.
+// A thread has four rows of eight columns: 4 x 4 bytes are turned in registers, the rest in shared
+// memory, so that either direction is written in whole sectors.
 DEVICE void tile_turn(TurnedTile turned, const uint2 *bytes) {
     const unsigned group = threadIdx.x / 8, first = threadIdx.x % 8 * 8;
     UNROLL for (int half = 0; half < 2; half++) { // columns 0-3, 4-7
@@ -830,20 +799,23 @@ DEVICE void tile_turned_store(uint8_t *q_t, const TurnedTile turned, size_t colu
     }
 }
 
-// One pass over a tensor [rows, columns]: what has to be read once is, and all that its readers want is written: the tensor, its
-// bytes in both directions, the sums of its columns.
+// One pass over a tensor [rows, columns]: what has to be read once is, and all that its readers
+// want is written: the tensor, its bytes in both directions, the sums of its columns.
 template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source source, Tiles t) {
     SHARED TurnedTile turned;
     SHARED float sums[TILE_ROWS / 4][TILE_COLUMNS + 4];
-    const unsigned group = threadIdx.x / 8, first = threadIdx.x % 8 * 8; // of rows; the column in the tile
-    const size_t row0 = (size_t)blockIdx.x * TILE_ROWS + group * 4, column = (size_t)blockIdx.y * TILE_COLUMNS + first;
+    const unsigned group = threadIdx.x / 8,
+                   first = threadIdx.x % 8 * 8; // of rows; the column in the tile
+    const size_t row0 = (size_t)blockIdx.x * TILE_ROWS + group * 4,
+                 column = (size_t)blockIdx.y * TILE_COLUMNS + first;
     const int quantises = t.q || t.q_t;
     const float scale = !BLOCKS && quantises ? t.quantiser.use->scale : 1;
     Counts counts = {0, 0, 0, 0};
     uint2 bytes[4];
     uint32_t raw[4][Source::RAW];
     float column_sums[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    UNROLL for (int r = 0; r < 4; r++) // all under way before the first is written: no compiler may do that by itself
+    UNROLL for (int r = 0; r < 4;
+                r++) // all under way before the first is written: no compiler may do that by itself
         if (column < t.columns && row0 + r < t.rows) source.fetch(raw[r], row0 + r, column);
     UNROLL for (int r = 0; r < 4; r++) {
         const size_t row = row0 + r;
@@ -855,11 +827,15 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
             if (quantises && BLOCKS) {
                 float scales[8];
                 UNROLL for (int i = 0; i < 8; i++) scales[i] =
-                    t.blocks.wide >= 8 && i > 0 ? scales[0] : power2_inverse(*blocks_at(&t.blocks, row, column + i));
+                    t.blocks.wide >= 8 && i > 0
+                        ? scales[0]
+                        : power2_inverse(*blocks_at(&t.blocks, row, column + i));
                 bytes[r] = quantise8<true>(v, scales, t.quantiser.format, &counts);
-            } else if (quantises) bytes[r] = quantise8<false>(v, &scale, t.quantiser.format, &counts);
+            } else if (quantises)
+                bytes[r] = quantise8<false>(v, &scale, t.quantiser.format, &counts);
         }
-        if (t.q && column < t.columns && row < t.pitch) put(t.q + row * t.columns + column, bytes[r]);
+        if (t.q && column < t.columns && row < t.pitch)
+            put(t.q + row * t.columns + column, bytes[r]);
         UNROLL for (int i = 0; i < 8; i++) column_sums[i] += v[i];
     }
     if (t.q_t) tile_turn(turned, bytes);
@@ -874,7 +850,8 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
     }
     if (quantises && t.quantiser.s) {
         if (BLOCKS) counts.amax = 0; // blocks_amax_kernel() found it
-        counts_commit(t.quantiser.s, counts, blockIdx.x == 0 && blockIdx.y == 0 ? t.rows * t.columns : 0);
+        counts_commit(t.quantiser.s, counts,
+                      blockIdx.x == 0 && blockIdx.y == 0 ? t.rows * t.columns : 0);
     }
 }
 template <bool BLOCKS = false, class Source> static void tiles_run(Source source, Tiles t) {
@@ -882,12 +859,15 @@ template <bool BLOCKS = false, class Source> static void tiles_run(Source source
     const dim3 grid(ceil_div(t.pitch, TILE_ROWS), ceil_div(t.columns, TILE_COLUMNS));
     RUN((tiles_kernel<Source, BLOCKS>), grid, source, t);
 }
-static Tiles tiles(size_t rows, size_t columns) { return {rows, columns, 0, NULL, NULL, NULL, NULL, {}, {}}; }
+static Tiles tiles(size_t rows, size_t columns) {
+    return {rows, columns, 0, NULL, NULL, NULL, NULL, {}, {}};
+}
 
 // The bits of the largest |x| of n elements, n a multiple of 8, into *top.
 KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
     uint32_t amax = 0;
-    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < n; i += (size_t)gridDim.x * blockDim.x * 8) {
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < n;
+         i += (size_t)gridDim.x * blockDim.x * 8) {
         float v[8];
         load8(v, x + i);
         UNROLL for (int k = 0; k < 8; k++) amax = MAX(amax, float_bits(v[k]) & 0x7fffffff);
@@ -895,8 +875,9 @@ KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
     amax = __reduce_max_sync(0xffffffff, amax);
     if (threadIdx.x % 32 == 0 && amax) atomicMax(top, amax);
 }
-// An operand with no history yet (first step, or a model evaluated without a state file) is scaled by its own amax, and so is
-// every one under `current`. The decision is made here, on the device: the host's copies may be old.
+// An operand with no history yet (first step, or a model evaluated without a state file) is scaled
+// by its own amax, and so is every one under `current`. The decision is made here, on the device:
+// the host's copies may be old.
 KERNEL scale_choose_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = s->scale;
@@ -914,12 +895,15 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
     LAUNCH(scale_choose_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
 }
 
-// Signal and noise for the SQNR: of each chunk sums of squares of x, and of what encoding changed of x; where all have one scale,
-// in the numbers that codes stand for, else in x's own. In 16 striped lanes and a tree, the C file's order for one scale. A warp
-// has a chunk, half of it a sum. Element (row, column) of the bytes q is at q[row * q_row + column * q_column].
-KERNEL sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x, size_t stride, size_t columns,
-                   size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
-    const size_t chunk = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, begin = chunk * CHUNK;
+// Signal and noise for the SQNR: of each chunk sums of squares of x, and of what encoding changed
+// of x; where all have one scale, in the numbers that codes stand for, else in x's own. In 16
+// striped lanes and a tree, the C file's order for one scale. A warp has a chunk, half of it a sum.
+// Element (row, column) of the bytes q is at q[row * q_row + column * q_column].
+KERNEL sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
+                   size_t stride, size_t columns, size_t n, const ScaleInUse *use, Dtype format,
+                   Blocks blocks) {
+    const size_t chunk = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32,
+                 begin = chunk * CHUNK;
     const int lane = threadIdx.x % 16, noise = threadIdx.x % 32 / 16;
     const float scale = use->scale; // 1 of blocks
     float sum = 0;
@@ -927,7 +911,8 @@ KERNEL sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column,
         const size_t row = i / columns, column = i % columns;
         float v = float_from_stored(x[row * stride + column]) * scale;
         if (noise)
-            v -= fp8_decode(q[row * q_row + column * q_column], format) * (blocks.inv ? *blocks_at(&blocks, row, column) : 1);
+            v -= fp8_decode(q[row * q_row + column * q_column], format) *
+                 (blocks.inv ? *blocks_at(&blocks, row, column) : 1);
         sum += v * v;
     }
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
@@ -940,35 +925,43 @@ KERNEL sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const S
     *(threadIdx.x ? &s->step.noise : &s->step.signal) += total;
 }
 // sums: [ceil(n / CHUNK)][2]. After the bytes q were made of x.
-static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x, size_t stride, size_t rows,
-                        size_t columns, const Operand *o, Blocks blocks, float *sums) {
+static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
+                        size_t stride, size_t rows, size_t columns, const Operand *o, Blocks blocks,
+                        float *sums) {
     const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
-    LAUNCH(sqnr_kernel, ceil_div(chunks, 8), 256, 0, STREAM, sums, q, q_row, q_column, x, stride, columns, n, o->use,
-           o->recipe.format, blocks);
+    LAUNCH(sqnr_kernel, ceil_div(chunks, 8), 256, 0, STREAM, sums, q, q_row, q_column, x, stride,
+           columns, n, o->use, o->recipe.format, blocks);
     LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
-static long quantise_passes; // so far: tensors that were read again to be quantised, and not by the kernel that made them
-// FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned (may be NULL); partial: column
-// sums or NULL. record: whether the statistics count for this step, and the sums for SQNR with them (sqnr_sums: their room).
-static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows, size_t columns, const Operand *o,
-                     Record record, float *partial, float *sqnr_sums) {
+static long quantise_passes; // so far: tensors that were read again to be quantized, and not by the
+                             // kernel that made them
+// FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned
+// (may be NULL); partial: column sums or NULL. record: whether the statistics count for this step,
+// and the sums for SQNR with them (sqnr_sums: their room).
+static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows,
+                     size_t columns, const Operand *o, Record record, float *partial,
+                     float *sqnr_sums) {
     Tiles t = tiles(rows, columns);
     quantise_passes++;
     t.q = q, t.q_t = q_t, t.partial = partial, t.quantiser = quantiser(o, record);
     scale_choose(x, rows * columns, o, record);
     tiles_run(StoredSource{x, stride}, t);
-    if (record == RECORD_SQNR) sqnr_record(q, columns, 1, x, stride, rows, columns, o, t.blocks, sqnr_sums);
+    if (record == RECORD_SQNR)
+        sqnr_record(q, columns, 1, x, stride, rows, columns, o, t.blocks, sqnr_sums);
 }
 
-// Bytes that were made before, turned: q_t [columns, pitch] of q [rows, columns]. A wgrad's x, in the backward pass.
-KERNEL_OF(THREADS) turn_kernel(uint8_t *q_t, const uint8_t *q, size_t rows, size_t columns, size_t pitch) {
+// Bytes that were made before, turned: q_t [columns, pitch] of q [rows, columns]. A wgrad's x, in
+// the backward pass.
+KERNEL_OF(THREADS)
+turn_kernel(uint8_t *q_t, const uint8_t *q, size_t rows, size_t columns, size_t pitch) {
     SHARED TurnedTile turned;
     const size_t row0 = (size_t)blockIdx.x * TILE_ROWS + threadIdx.x / 8 * 4;
     const size_t column = (size_t)blockIdx.y * TILE_COLUMNS + threadIdx.x % 8 * 8;
     uint2 bytes[4];
     UNROLL for (int r = 0; r < 4; r++) bytes[r] =
-        column < columns && row0 + r < rows ? get<uint2>(q + (row0 + r) * columns + column) : make_uint2(0, 0);
+        column < columns && row0 + r < rows ? get<uint2>(q + (row0 + r) * columns + column)
+                                            : make_uint2(0, 0);
     tile_turn(turned, bytes);
     __syncthreads();
     tile_turned_store(q_t, turned, columns, pitch);
@@ -979,10 +972,12 @@ static void bytes_turn(uint8_t *q_t, const uint8_t *q, size_t rows, size_t colum
     RUN(turn_kernel, grid, q_t, q, rows, columns, pitch);
 }
 
-// ---- blocks with scales of their own: two passes, amax of every block (which lies where its scale_inv will), then bytes.
-// A thread has eight columns of 32 rows; no block has fewer rows than that, unless it has one.
+// ---- blocks with scales of their own: two passes, amax of every block (which lies where its
+// scale_inv will), then bytes. A thread has eight columns of 32 rows; no block has fewer rows than
+// that, unless it has one.
 KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t columns) {
-    const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = columns / 8, column = chunk % chunks * 8;
+    const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = columns / 8,
+                 column = chunk % chunks * 8;
     const size_t begin = chunk / chunks * 32, end = MIN(rows, begin + 32);
     uint32_t top[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     for (size_t row = begin; row < end; row++) {
@@ -1001,7 +996,8 @@ KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t colum
 }
 KERNEL blocks_scale_kernel(float *inv, size_t n, ScalingRecipe r, ScaleInUse *use) {
     uint32_t top = 0;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
         const uint32_t amax = float_bits(inv[i]);
         inv[i] = 1 / scale_from_amax(bits_float(amax), 1, &r);
         top = MAX(top, amax);
@@ -1018,53 +1014,69 @@ KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
 }
 // Whether cuBLASLt multiplies blocks of 128 itself; it wants their scales in an order of its own.
 static int blocks_native(const ScalingRecipe *r) {
-    return r->along == 128 && (r->across == 1 || r->across == 128) && machine.sm == 90 && !machine.emulates;
+    return r->along == 128 && (r->across == 1 || r->across == 128) && machine.sm == 90 &&
+           !machine.emulates;
 }
-// The blocks of x [rows, columns]; its K runs along the columns or, for products that read x across, along the rows. In memory inv
-// is [blocks across K][blocks along it]; where it is native, rows of that are a multiple of 4, and of 1 x 128 blocks it is turned.
-static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows, const ScalingRecipe *r, int native) {
+// The blocks of x [rows, columns]; its K runs along the columns or, for products that read x
+// across, along the rows. In memory inv is [blocks across K][blocks along it]; where it is native,
+// rows of that are a multiple of 4, and of 1 x 128 blocks it is turned.
+static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
+                        const ScalingRecipe *r, int native) {
     const int turned = native && r->across == 1;
-    const size_t by_row = along_rows ? r->along : r->across, by_column = along_rows ? r->across : r->along;
+    const size_t by_row = along_rows ? r->along : r->across,
+                 by_column = along_rows ? r->across : r->along;
     const size_t tall = MIN(rows, by_row), wide = MIN(columns, by_column);
     const size_t down = ceil_div(rows, tall), right = ceil_div(columns, wide);
     const size_t along = along_rows ? down : right, across = along_rows ? right : down;
-    const size_t per_across = turned ? 1 : native ? round_up(along, 4) : along, per_along = turned ? round_up(across, 16) : 1;
+    const size_t per_across = turned   ? 1
+                              : native ? round_up(along, 4)
+                                       : along,
+                 per_along = turned ? round_up(across, 16) : 1;
     const size_t count = turned ? per_along * along : per_across * across;
     if (along_rows) return {inv, tall, wide, per_along, per_across, count};
     return {inv, tall, wide, per_across, per_along, count};
 }
-// Bytes of x in blocks, into q as x lies, or, where K runs along the rows, turned: K is contiguous in both.
-static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns, int along_rows,
-                            const Operand *o, Record record, float *sqnr_sums) {
-    const Blocks b = blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
+// Bytes of x in blocks, into q as x lies, or, where K runs along the rows, turned: K is contiguous
+// in both.
+static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
+                            int along_rows, const Operand *o, Record record, float *sqnr_sums) {
+    const Blocks b =
+        blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
     quantise_passes++;
     device_zero(inv, b.count * sizeof(float));
-    RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 32) * (columns / 8), THREADS), b, x, rows, columns);
-    RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe, o->use);
+    RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 32) * (columns / 8), THREADS), b, x, rows,
+        columns);
+    RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
+        o->use);
     (along_rows ? t.q_t : t.q) = q, t.quantiser = quantiser(o, record), t.blocks = b;
     tiles_run<true>(StoredSource{x, columns}, t);
     LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
     if (record == RECORD_SQNR)
-        sqnr_record(q, along_rows ? 1 : columns, along_rows ? t.pitch : 1, x, columns, rows, columns, o, b, sqnr_sums);
+        sqnr_record(q, along_rows ? 1 : columns, along_rows ? t.pitch : 1, x, columns, rows,
+                    columns, o, b, sqnr_sums);
 }
 
-// ==== 4. matrix product ==============================================================================================
-// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt: its first algorithm for a shape, so that bits stay from run
-// to run (--tune times its candidates instead), sums in fp32, no split of K into 16-bit partial sums. FP8 products take K-major
-// operands only, all sizes multiples of 16: rows are padded, and what lies beyond them in an output is not read.
-// cuBLASLt counts columns first: its A is our b, its B our a, and "transposed A, plain B" is what K-major means.
+// ==== 5. matrix product ==========================================================================
+// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt: its first algorithm for a
+// shape, so that bits stay from run to run (--tune times its candidates instead), sums in fp32, no
+// split of K into 16-bit partial sums. FP8 products take K-major operands only, all sizes multiples
+// of 16: rows are padded, and what lies beyond them in an output is not read. cuBLASLt counts
+// columns first: its A is our b, its B our a, and "transposed A, plain B" is what K-major means.
 //
-// An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX, two rules of which one has blocks; rows and blocks of 128 but on
-// sm_90; all without FP8 units), or under --emulate, is computed from the same bytes: decoded to bf16, which holds them exactly
-// (times their block's power of two), multiplied as bf16, then scaled.
+// An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX, two rules of which one has blocks;
+// rows and blocks of 128 but on sm_90; all without FP8 units), or under --emulate, is computed from
+// the same bytes: decoded to bf16, which holds them exactly (times their block's power of two),
+// multiplied as bf16, then scaled.
 
-// A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of the strides is 1.
+// A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of
+// the strides is 1.
 typedef struct {
     const void *data;
     Dtype dtype;
     size_t row_stride, k_stride;
-    const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it], multiply; on the device
+    const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it],
+                      // multiply; on the device
     size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
 } Matrix;
 static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
@@ -1081,260 +1093,189 @@ typedef struct {
     int fast;             // FP8: Hopper's shorter accumulator for the whole sum; fprop only
 } Output;
 
-// A product's descriptors and algorithm, made when its shape is first seen.
-typedef struct {
-    size_t M, N, K, a_stride, b_stride, out_stride, a_align, b_align, out_align, bias_align;
-    int a_dtype, b_dtype, out_dtype, a_across, b_across; // strides run across K
-    int bias, accumulate, fast, a_mode, b_mode;
-} ProductKey;
-typedef struct {
-    ProductKey key;
-    cublasLtMatmulDesc_t desc;
-    cublasLtMatrixLayout_t a, b, out;
-    cublasLtMatmulAlgo_t algorithm;
-    int found, chosen, candidates; // cuBLASLt has one; which of how many --tune took
-} Product;
-#define PRODUCTS_MAX 512
-static Product products[PRODUCTS_MAX];
-static int product_count;
-
 // The emulated path's scratch, sized by the plan: operands as bf16, sums in fp32.
 static struct {
     stored_t *a, *b;
     float *sums;
 } emulation;
+#define PRODUCTS_MAX 512
+static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N,
+                   size_t K); // section 15
+// Whether cuBLASLt computes products of these formats and blocks on this device.
+static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int across_b, int along_b);
 
-static cudaDataType_t cuda_type(Dtype d) {
-    static const cudaDataType_t types[DTYPE_COUNT] = {CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F, CUDA_R_8F_E4M3, CUDA_R_8F_E5M2};
-    return types[d];
+// ==== 6. linear layers ===========================================================================
+static void column_sums_finish(float *out, float *out2, const float *partial, size_t blocks,
+                               size_t width); // section 7
+#define ROWS 32
+
+// One linear layer of the model, y = x w^T + bias, with all that its three products need.
+enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
+enum { FPROP, DGRAD, WGRAD, NPRODUCT };
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] =
+                                                                        {"fprop", "dgrad", "wgrad"};
+typedef struct {
+    const void *w;        // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
+    const uint8_t *w_t;   // [in, out] FP8 bytes for dgrad, whose K is `out`
+    const stored_t *bias; // [out] rounded to the stored type, or NULL
+    float *dw, *dbias;    // [out, in], [out] or NULL
+    size_t in, out;
+    int fp8; // in the FP8 build, but for the head
+    Operand operands[NOPERAND];
+    int bf16;              // bit p: product p of an FP8 layer stays in bf16, and reads these:
+    stored_t *w16, *x16;   // [out, in] and, kept for wgrad, [rows, in]
+    uint8_t *x_q, *x_kept; // room for x's bytes: [rows, in] for fprop; [in, rows] for wgrad (NULL:
+                           // turned in the backward pass)
+    uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
+    float *partial,
+        *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
+    // scales of operands in blocks, which are rounded once for each direction of K; else NULL
+    float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
+} Linear;
+static int linear_in_fp8(const Linear *f, int product) {
+    return f->fp8 && !(f->bf16 >> product & 1);
 }
-static size_t alignment(const void *p, size_t stride_bytes) { // largest power of two, up to 256, that divides address and stride
-    const uintptr_t bits = (uintptr_t)p | stride_bytes | 256;
-    return bits & -bits;
+static int linear_blocks(const Linear *f, int operand) {
+    return f->fp8 && recipe_blocks(&f->operands[operand].recipe);
+}
+// Whether the kernel that writes an operand also makes its bytes: not when it has to be whole in
+// memory for its amax or SQNR.
+static int linear_fuses(const Linear *f, int operand, Record record) {
+    return f->fp8 && !linear_blocks(f, operand) && !f->operands[operand].own_amax &&
+           record != RECORD_SQNR;
 }
 
-#define DESC_SET(what, value) LT(cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_##what, &(value), sizeof(value)))
-static cublasStatus_t product_launch(const Product *p, const Output *out, const Matrix *a, const Matrix *b) {
-    const float one = 1, zero = 0;
-    return cublasLtMatmul(machine.lt, p->desc, &one, b->data, p->a, a->data, p->b, out->accumulate ? &one : &zero, out->data,
-                          p->out, out->data, p->out, &p->algorithm, machine.lt_workspace, LT_WORKSPACE, STREAM);
+// The bytes q [rows, K] of an operand as a product reads them, K-major.
+static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t stride, size_t rows,
+                            size_t K) {
+    Matrix m = matrix(q, o->recipe.format, stride, 1);
+    m.inv = inv ? inv : &o->use->inv;
+    if (!inv) return m;
+    const Blocks b = blocks_of(inv, rows, K, 0, &o->recipe, blocks_native(&o->recipe));
+    m.across = o->recipe.across, m.along = o->recipe.along, m.inv_across = b.row_stride,
+    m.inv_along = b.column_stride;
+    return m;
 }
 
-// Takes the fastest of the candidates, by the best of four runs after a first. What the output held is put back where it counts.
-static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *candidates, const Output *out, const Matrix *a,
-                         const Matrix *b) {
-    enum { RUNS = 5 };
-    const size_t bytes = ((p->key.M - 1) * out->row_stride + p->key.N) * dtype_size[out->dtype];
-    void *old = out->accumulate ? device_allocate(bytes) : NULL;
-    float best = 1e30f, ms;
-    cudaEvent_t begin, end;
-    CUDA(cudaEventCreate(&begin));
-    CUDA(cudaEventCreate(&end));
-    if (old) CUDA(cudaMemcpyAsync(old, out->data, bytes, cudaMemcpyDeviceToDevice, STREAM));
-    for (int i = 0; i < RUNS * p->candidates; i++) {
-        p->algorithm = candidates[i / RUNS].algo;
-        if (candidates[i / RUNS].state != CUBLAS_STATUS_SUCCESS) continue;
-        CUDA(cudaEventRecord(begin, STREAM));
-        if (product_launch(p, out, a, b) != CUBLAS_STATUS_SUCCESS) continue;
-        CUDA(cudaEventRecord(end, STREAM));
-        CUDA(cudaEventSynchronize(end));
-        CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (i % RUNS && ms < best) best = ms, p->chosen = i / RUNS;
+// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; made: its bytes are there
+// already (then x may be NULL).
+static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, int made,
+                           size_t rows, Record record) {
+    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
+    const size_t in = f->in;
+    const Operand *o = f->operands;
+    Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
+    const int in_blocks = linear_blocks(f, OPERAND_X);
+    if (in_blocks) {
+        if (fprop8) quantise_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record, f->sqnr);
+        if (wgrad8 && f->x_kept)
+            quantise_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X,
+                            fprop8 ? RECORD_NONE : record, f->sqnr);
+    } else if ((fprop8 || wgrad8) && !made)
+        quantise(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL,
+                 f->sqnr);
+    if (fprop8) {
+        a = operand_bytes(o + OPERAND_X, f->x_q, in_blocks ? f->inv : NULL, in, rows, in);
+        b = operand_bytes(o + OPERAND_W, f->w, f->w_inv, in, f->out, in);
     }
-    p->algorithm = candidates[p->chosen].algo;
-    if (old) CUDA(cudaMemcpyAsync(out->data, old, bytes, cudaMemcpyDeviceToDevice, STREAM));
-    device_wait();
-    CUDA(cudaFree(old));
-    CUDA(cudaEventDestroy(begin));
-    CUDA(cudaEventDestroy(end));
+    matmul({y, y_dtype, f->out, f->bias, 0, 1}, a, b, fprop8 ? round_up(rows, 16) : rows, f->out,
+           in);
 }
 
-static void product_missing(Product *p, cublasStatus_t status) {
-    const ProductKey *k = &p->key;
-    fprintf(stderr, "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s%s (status %d)\n", machine.name,
-            dtype_size[k->a_dtype] == 1 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K, k->bias ? " with a bias" : "",
-            k->fast ? ", fast sums" : "", (int)status);
-    p->found = 0;
-}
-static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
-    enum { CANDIDATES = 16 };
-    const ProductKey *k = &p->key;
-    const int32_t op_a = k->b_across ? CUBLAS_OP_N : CUBLAS_OP_T, op_b = k->a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const int fp8 = dtype_size[k->a_dtype] == 1;
-    const size_t workspace = LT_WORKSPACE;
-    // a K that is split is summed in fp32 and in a fixed order: in the workspace, or one after the other in an fp32 output
-    const uint32_t reductions =
-        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
-    const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
-    cublasLtMatmulPreference_t preference;
-    cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
-    LT(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    DESC_SET(TRANSA, op_a);
-    DESC_SET(TRANSB, op_b);
-    if (fp8) {
-        const int8_t fast = (int8_t)k->fast;
-        const int32_t mode_a = k->b_mode, mode_b = k->a_mode;
-        DESC_SET(FAST_ACCUM, fast);
-        if (mode_a || mode_b) {
-            DESC_SET(A_SCALE_MODE, mode_a);
-            DESC_SET(B_SCALE_MODE, mode_b);
-        }
-        DESC_SET(A_SCALE_POINTER, b->inv);
-        DESC_SET(B_SCALE_POINTER, a->inv);
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns
+// Inf into its largest number, a non-finite dy is seen in dbias. One kernel reads dy's source and
+// writes dy, its bytes in both directions and its column sums, whatever of these is wanted. dy:
+// [rows, out] with that row stride; a source other than dy itself is written there when something
+// reads it in 16 bits. x: what wgrad reads, FP8 bytes [in, rows] or the stored [rows, in].
+template <class Source>
+static void linear_backward(const Linear *f, stored_t *dx, Source source, stored_t *dy,
+                            size_t dy_stride, const void *x, size_t rows, Record record) {
+    const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD),
+              any8 = dgrad8 || wgrad8;
+    const int in_blocks = linear_blocks(f, OPERAND_DY);
+    const int fuses = any8 && linear_fuses(f, OPERAND_DY, record),
+              later = any8 && !fuses && !in_blocks;
+    const size_t in = f->in, out = f->out, pitch = round_up(rows, 16);
+    const Operand *o = f->operands;
+    Tiles t = tiles(rows, out);
+    t.partial = f->dbias && !(later && Source::IS_STORED) ? f->partial : NULL;
+    if (!Source::IS_STORED && !(fuses && dgrad8 && wgrad8)) t.out = dy;
+    if (fuses)
+        t.q = dgrad8 ? f->dy_q : NULL, t.q_t = wgrad8 ? f->dy_t : NULL,
+        t.quantiser = quantiser(o + OPERAND_DY, record);
+    if (t.partial || t.out || fuses) tiles_run(source, t);
+    if (later)
+        quantise(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record,
+                 f->dbias && !t.partial ? f->partial : NULL, f->sqnr);
+    if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), out);
+
+    Matrix a = matrix(dy, STORED, dy_stride, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
+    if (dgrad8) {
+        if (in_blocks)
+            quantise_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record, f->sqnr);
+        a = operand_bytes(o + OPERAND_DY, f->dy_q, in_blocks ? f->inv : NULL, out, rows, out);
+        b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
     }
-    if (k->bias) {
-        const int32_t epilogue = CUBLASLT_EPILOGUE_BIAS, type = cuda_type(STORED);
-        DESC_SET(EPILOGUE, epilogue);
-        DESC_SET(BIAS_DATA_TYPE, type);
-        DESC_SET(BIAS_POINTER, out->bias);
+    matmul({dx, STORED, in, NULL, 0, 0}, a, b, dgrad8 ? pitch : rows, in, out);
+    a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
+    if (wgrad8) {
+        if (in_blocks)
+            quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY,
+                            dgrad8 ? RECORD_NONE : record, f->sqnr);
+        a = operand_bytes(o + OPERAND_DY, f->dy_t, in_blocks ? f->inv : NULL, pitch, out, rows);
+        b = operand_bytes(o + OPERAND_X, x, f->kept_inv, pitch, in, rows);
     }
-    const size_t ka = k->b_across ? k->N : k->K, na = k->b_across ? k->K : k->N; // rows and columns as they count them
-    const size_t kb = k->a_across ? k->M : k->K, nb = k->a_across ? k->K : k->M;
-    LT(cublasLtMatrixLayoutCreate(&p->a, cuda_type((Dtype)k->b_dtype), ka, na, k->b_stride));
-    LT(cublasLtMatrixLayoutCreate(&p->b, cuda_type((Dtype)k->a_dtype), kb, nb, k->a_stride));
-    LT(cublasLtMatrixLayoutCreate(&p->out, cuda_type((Dtype)k->out_dtype), k->N, k->M, k->out_stride));
-    LT(cublasLtMatmulPreferenceCreate(&preference));
-#define PREFER(what, value)                                                                                                        \
-    LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##what, &(value), sizeof(value)))
-    PREFER(MAX_WORKSPACE_BYTES, workspace);
-    PREFER(REDUCTION_SCHEME_MASK, reductions);
-    PREFER(MIN_ALIGNMENT_A_BYTES, align[0]);
-    PREFER(MIN_ALIGNMENT_B_BYTES, align[1]);
-    PREFER(MIN_ALIGNMENT_C_BYTES, align[2]);
-    PREFER(MIN_ALIGNMENT_D_BYTES, align[2]);
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
-                                                                 machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
-    cublasLtMatmulPreferenceDestroy(preference);
-    // whatever the status: for FP8 it is INVALID_VALUE now and then, of combinations that do not exist
-    p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0 && candidates[0].state == CUBLAS_STATUS_SUCCESS;
-    if (!p->found) return product_missing(p, status);
-    p->algorithm = candidates[0].algo;
-    if (machine.tunes && p->candidates > 1) product_tune(p, candidates, out, a, b);
+    matmul({f->dw, DTYPE_FP32, in, NULL, 1, 0}, a, b, out, in, wgrad8 ? pitch : rows);
 }
 
-static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
-    return !m->across            ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
-           : m->along == INT_MAX ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
-           : m->across == 1      ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
-                                 : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
-}
-// The product of a shape, made if it is new; NULL if cuBLASLt has none.
-static Product *product_find(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
-    ProductKey k;
-    memset(&k, 0, sizeof(k)); // keys are compared as bytes
-    k.M = M, k.N = N, k.K = K, k.a_across = a->k_stride != 1, k.b_across = b->k_stride != 1;
-    k.a_stride = MAX(a->row_stride, a->k_stride), k.b_stride = MAX(b->row_stride, b->k_stride), k.out_stride = out->row_stride;
-    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]),
-    k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype]);
-    k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
-    k.bias_align = out->bias ? alignment(out->bias, 0) : 0; // which the choice may depend on, too
-    k.a_dtype = a->dtype, k.b_dtype = b->dtype, k.out_dtype = out->dtype;
-    k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast, k.a_mode = scale_mode(a),
-    k.b_mode = scale_mode(b);
-    for (int i = 0; i < product_count; i++)
-        if (!memcmp(&products[i].key, &k, sizeof(k))) return products[i].found ? &products[i] : NULL;
-    EXPECT(product_count < PRODUCTS_MAX, "%s:%d: more than %d shapes of products", __FILE__, __LINE__, PRODUCTS_MAX);
-    EXPECT(!machine.captures, "%s:%d: a product's shape was first seen in a graph", __FILE__, __LINE__);
-    Product *p = &products[product_count++];
-    p->key = k;
-    product_make(p, out, a, b);
-    return p->found ? p : NULL;
+// ==== 7. other layers ============================================================================
+// e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny
+// results flush to 0. Above 88.3 it saturates near 2.2e38. A NaN stays one.
+#define ROUNDER                                                                                    \
+    12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of
+                // the sum
+INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
+INLINE float exp_fixed_order(float x) {
+    x = 88.3f < x ? 88.3f : x;
+    x = -104.0f > x ? -104.0f : x;
+    const float n = (x * 1.44269504f + ROUNDER) - ROUNDER, half = (n * 0.5f + ROUNDER) - ROUNDER;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = (1.0f / 5040) * r + 1.0f / 720;
+    p = ((p * r + 1.0f / 120) * r + 1.0f / 24) * r + 1.0f / 6;
+    p = ((p * r + 0.5f) * r + 1) * r + 1;
+    return p * pow2_whole(half) * pow2_whole(n - half);
 }
 
-// ---- the emulated path
-// out[i, k] = the value of a K-major matrix's byte, times its block's scale_inv, as bf16. A thread has eight.
-KERNEL decode_kernel(stored_t *out, Matrix m, size_t rows, size_t K) {
-    const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, i = chunk / (K / 8), k = chunk % (K / 8) * 8;
-    if (i >= rows) return;
-    const uint2 u = get<uint2>((const uint8_t *)m.data + i * m.row_stride + k);
-    float v[8];
-    UNROLL for (int j = 0; j < 8; j++) {
-        v[j] = fp8_decode((j < 4 ? u.x : u.y) >> 8 * (j % 4) & 0xff, m.dtype);
-        if (m.across) v[j] *= m.inv[i / m.across * m.inv_across + (k + j) / m.along * m.inv_along];
-    }
-    store8(out + i * K + k, v);
-}
-// value = fma(sum, scale_inv of a times that of b, bias or the old value), rounded once.
-KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const float *inv_b, size_t M, size_t N) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, m = i / N, n = i % N;
-    if (m >= M) return;
-    const float scale = (inv_a ? *inv_a : 1) * (inv_b ? *inv_b : 1);
-    if (out.dtype == DTYPE_FP32) {
-        float *to = (float *)out.data + m * out.row_stride + n;
-        *to = fmaf(sums[i], scale, out.accumulate ? *to : 0);
-    } else
-        ((stored_t *)out.data)[m * out.row_stride + n] =
-            stored_from_float(fmaf(sums[i], scale, out.bias ? float_from_stored(out.bias[n]) : 0));
-}
-KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread has eight
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, m = i / N, n = i % N;
-    float v[8], bias[8];
-    if (m >= M) return;
-    stored_t *to = (stored_t *)out.data + m * out.row_stride + n;
-    load8(v, to), load8(bias, out.bias + n);
-    UNROLL for (int k = 0; k < 8; k++) v[k] += bias[k];
-    store8(to, v);
+// ln x for normal x > 0, in double: x = 2^e m, m in [sqrt 1/2, sqrt 2), 2 atanh((m - 1) / (m + 1))
+// as a series.
+INLINE double log_fixed_order(double x) {
+    const uint64_t u = bits_as<uint64_t>(x);
+    int e = (int)(u >> 52) - 1023;
+    double m = bits_as<double>((u & 0xfffffffffffffull) | 0x3ff0000000000000ull);
+    if (m > 1.4142135623730951) m *= 0.5, e++;
+    double s = (m - 1) / (m + 1), z = s * s, p = 0;
+    for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
+    return 2 * s * p + e * 0.6931471805599453;
 }
 
-// Computes a product; returns whether cuBLASLt has it. Its heuristic may offer what the call then refuses.
-static int product_try(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
-    Product *p = product_find(out, a, b, M, N, K);
-    if (!p) return 0;
-    if (dtype_size[a->dtype] == 1) {
-        DESC_SET(A_SCALE_POINTER, b->inv);
-        DESC_SET(B_SCALE_POINTER, a->inv);
-    }
-    if (out->bias) DESC_SET(BIAS_POINTER, out->bias);
-    const cublasStatus_t status = product_launch(p, out, a, b);
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED) product_missing(p, status);
-    else LT(status);
-    return p->found;
-}
-
-// Whether cuBLASLt computes products of these formats and scales on this device: one scale a tensor, or, on sm_90, a scale for each
-// row or for each block of 128.
-static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int across_b, int along_b) {
-    const int rows = along_a == INT_MAX && across_a == 1 && across_b == 1;
-    const int blocks = along_a == 128 && (across_a == 1 || across_a == 128) && (across_b == 1 || across_b == 128);
-    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || along_a != along_b ||
-           (along_a && !(machine.sm == 90 && (rows || blocks)));
-}
-static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N, size_t K) {
-    EXPECT(emulation.a, "an FP8 product that the run needs does not exist on %s (above); use --emulate", machine.name);
-    Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
-    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
-    RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
-    RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
-    EXPECT(product_try(&sums, &a16, &b16, M, N, K), "a product that the run needs does not exist on %s (above)", machine.name);
-    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv, b->across ? NULL : b->inv, M,
-        N);
-}
-// FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows, and behind out's.
-static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
-    const int fast = out.fast && a.along != 128; // blocks of 128 have their sums promoted anyway
-    if (dtype_size[a.dtype] == 1 && product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along))
-        return matmul_emulated(&out, &a, &b, M, N, K);
-    for (int i = 0; i < (a.across ? 4 : 1); i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then
-        if ((i & 1 && !fast) || (i & 2 && !out.bias)) continue;
-        Output o = out;
-        o.fast = fast && !(i & 1), o.bias = i & 2 ? NULL : out.bias;
-        if (!product_try(&o, &a, &b, M, N, K)) continue;
-        if (out.bias && !o.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
-        return;
-    }
-    EXPECT(dtype_size[a.dtype] == 1, "a product that the run needs does not exist on %s (above)", machine.name);
-    matmul_emulated(&out, &a, &b, M, N, K);
-}
-
-// ==== 5. layers ======================================================================================================
-// Shapes are row-major. B sequences of n positions are B * n rows. Channels are a multiple of 16. Sums over channels are a warp's
-// striped lanes and a fixed tree; sums over rows go block by block of rows, the blocks then in fixed stripes and a tree.
+// Where the input of a linear layer goes, by the kernel that makes it: the tensor, or its FP8
+// bytes, or both; either may be NULL.
+typedef struct {
+    stored_t *stored;
+    uint8_t *q;
+    Quantiser quantiser;
+} Written;
+// Shapes are row-major. B sequences of n positions are B * n rows. Channels are a multiple of 16.
+// Sums over channels are a warp's striped lanes and a fixed tree; sums over rows go block by block
+// of rows, the blocks then in fixed stripes and a tree.
 #define WARPS        (THREADS / 32)
 #define CHANNELS_MAX 4096 // what a warp holds of a row in registers
 
-// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of rows made `partial`. Two
-// vectors at once (a layernorm's weight and bias): those of the second follow in memory.
-KERNEL_OF(1024) column_sums_kernel(float *out, float *out2, const float *partial, size_t blocks, size_t width) {
+// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of
+// rows made `partial`. Two vectors at once (a layernorm's weight and bias): those of the second
+// follow in memory.
+KERNEL_OF(1024)
+column_sums_kernel(float *out, float *out2, const float *partial, size_t blocks, size_t width) {
     SHARED float sums[32][33];
     const unsigned x = threadIdx.x % 32, y = threadIdx.x / 32;
     const size_t c = (size_t)blockIdx.x * 32 + x;
@@ -1347,13 +1288,16 @@ KERNEL_OF(1024) column_sums_kernel(float *out, float *out2, const float *partial
     const size_t column = (size_t)blockIdx.x * 32 + y;
     if (x == 0 && column < width) (blockIdx.y ? out2 : out)[column] += sum;
 }
-static void column_sums_finish(float *out, float *out2, const float *partial, size_t blocks, size_t width) {
+static void column_sums_finish(float *out, float *out2, const float *partial, size_t blocks,
+                               size_t width) {
     const dim3 grid(ceil_div(width, 32), out2 ? 2 : 1);
     LAUNCH(column_sums_kernel, grid, 1024, 0, STREAM, out, out2, partial, blocks, width);
 }
 
-// x[b, i] = wte[token] + wpe[pos + i], rounded once to the stored type. A thread has eight channels.
-KERNEL encoder_forward_kernel(stored_t *x, const int *tokens, const float *wte, const float *wpe, int rows, int n, int pos, int C) {
+// x[b, i] = wte[token] + wpe[pos + i], rounded once to the stored type. A thread has eight
+// channels.
+KERNEL encoder_forward_kernel(stored_t *x, const int *tokens, const float *wte, const float *wpe,
+                              int rows, int n, int pos, int C) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, row = i / C, c = i % C;
     float e[8], p[8];
     if (row >= (size_t)rows) return;
@@ -1361,14 +1305,17 @@ KERNEL encoder_forward_kernel(stored_t *x, const int *tokens, const float *wte, 
     UNROLL for (int k = 0; k < 8; k++) e[k] += p[k];
     store8(x + i, e);
 }
-static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
-    RUN(encoder_forward_kernel, ceil_div((size_t)B * n * C / 8, THREADS), x, tokens, wte, wpe, B * n, n, pos, C);
+static void encoder_forward(stored_t *x, const int *tokens, const float *wte, const float *wpe,
+                            int B, int n, int pos, int C) {
+    RUN(encoder_forward_kernel, ceil_div((size_t)B * n * C / 8, THREADS), x, tokens, wte, wpe,
+        B * n, n, pos, C);
 }
 
-// dwte[token] += dx, dwpe[position] += dx, without atomics. The host sorts the rows by token (token_buckets()): a bucket's rows
-// are added in ascending order. Buckets [count + 1]: the first of each one's rows in order [rows].
-KERNEL encoder_backward_wte_kernel(float *dwte, const stored_t *dx, const int *tokens, const int *order, const int *buckets,
-                                   const int *count, int C) {
+// dwte[token] += dx, dwpe[position] += dx, without atomics. The host sorts the rows by token
+// (token_buckets()): a bucket's rows are added in ascending order. Buckets [count + 1]: the first
+// of each one's rows in order [rows].
+KERNEL encoder_backward_wte_kernel(float *dwte, const stored_t *dx, const int *tokens,
+                                   const int *order, const int *buckets, const int *count, int C) {
     const size_t c = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * 8;
     if ((int)blockIdx.x >= *count || c >= (size_t)C) return;
     const int begin = buckets[blockIdx.x], end = buckets[blockIdx.x + 1];
@@ -1392,13 +1339,16 @@ KERNEL encoder_backward_wpe_kernel(float *dwpe, const stored_t *dx, int B, int T
     store8(dwpe + i, sum);
 }
 // order, buckets, count: as token_buckets() makes them, on the device; at most most_buckets.
-static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens, const int *order, const int *buckets,
-                             const int *count, int most_buckets, int B, int T, int C) {
+static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens,
+                             const int *order, const int *buckets, const int *count,
+                             int most_buckets, int B, int T, int C) {
     const dim3 grid(most_buckets, ceil_div(C / 8, 64));
-    LAUNCH(encoder_backward_wte_kernel, grid, 64, 0, STREAM, dwte, dx, tokens, order, buckets, count, C);
+    LAUNCH(encoder_backward_wte_kernel, grid, 64, 0, STREAM, dwte, dx, tokens, order, buckets,
+           count, C);
     RUN(encoder_backward_wpe_kernel, ceil_div((size_t)T * C / 8, THREADS), dwpe, dx, B, T, C);
 }
-// Rows sorted by token, each token's ascending: a counting sort. seen: [V] scratch. Returns the number of buckets.
+// Rows sorted by token, each token's ascending: a counting sort. seen: [V] scratch. Returns the
+// number of buckets.
 static int token_buckets(int *order, int *buckets, int *seen, const int *tokens, int rows, int V) {
     int count = 0, at = 0;
     memset(seen, 0, V * sizeof(int));
@@ -1413,20 +1363,15 @@ static int token_buckets(int *order, int *buckets, int *seen, const int *tokens,
     return count;
 }
 
-// Where the input of a linear layer goes, by the kernel that makes it: the tensor, or its FP8 bytes, or both; either may be NULL.
-typedef struct {
-    stored_t *stored;
-    uint8_t *q;
-    Quantiser quantiser;
-} Written;
-
-// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd * weight + bias.
-// residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a. A warp has a row, of which it keeps 8 VECTORS elements
-// a lane in registers: residual, normed and its bytes are written in one pass over memory.
+// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd *
+// weight + bias. residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a. A warp
+// has a row, of which it keeps 8 VECTORS elements a lane in registers: residual, normed and its
+// bytes are written in one pass over memory.
 template <int VECTORS>
 KERNEL_OF(THREADS)
-layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float *mean, float *rstd, const stored_t *__restrict__ a,
-                         const stored_t *__restrict__ b, const float *__restrict__ weight, const float *__restrict__ bias,
+layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float *mean, float *rstd,
+                         const stored_t *__restrict__ a, const stored_t *__restrict__ b,
+                         const float *__restrict__ weight, const float *__restrict__ bias,
                          size_t rows, size_t C) {
     const size_t row = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
@@ -1440,7 +1385,8 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             load8(x, a + at);
             if (b) {
                 load8(v, b + at);
-                UNROLL for (int k = 0; k < 8; k++) x[k] = stored_round(x[k] + v[k]); // what is normalised is the stored value
+                UNROLL for (int k = 0; k < 8; k++) x[k] =
+                    stored_round(x[k] + v[k]); // what is normalised is the stored value
             }
             if (b || residual != a) store8(residual + at, x);
             pack8(kept[i], x);
@@ -1452,7 +1398,8 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             unpack8(x, kept[i]);
             UNROLL for (int k = 0; k < 8; k++) squares += (x[k] - m) * (x[k] - m);
         }
-        const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + 1e-5f), scale = normed.q ? normed.quantiser.use->scale : 1;
+        const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + 1e-5f),
+                    scale = normed.q ? normed.quantiser.use->scale : 1;
         if (lane == 0) mean[row] = m, rstd[row] = r;
         UNROLL for (int i = 0; i < VECTORS; i++) {
             const size_t c = (i * 32 + lane) * 8, at = row * C + c;
@@ -1460,15 +1407,20 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             load8(w, weight + c), load8(v, bias + c), unpack8(x, kept[i]);
             UNROLL for (int k = 0; k < 8; k++) v[k] = stored_round((x[k] - m) * r * w[k] + v[k]);
             if (normed.stored) store8(normed.stored + at, v);
-            if (normed.q) put(normed.q + at, quantise8<false>(v, &scale, normed.quantiser.format, &counts));
+            if (normed.q)
+                put(normed.q + at, quantise8<false>(v, &scale, normed.quantiser.format, &counts));
         }
     }
-    if (normed.q && normed.quantiser.s) counts_commit(normed.quantiser.s, counts, blockIdx.x == 0 ? rows * C : 0);
+    if (normed.q && normed.quantiser.s)
+        counts_commit(normed.quantiser.s, counts, blockIdx.x == 0 ? rows * C : 0);
 }
-static void residual_layernorm_forward(stored_t *residual, Written normed, float *mean, float *rstd, const stored_t *a,
-                                       const stored_t *b, const float *weight, const float *bias, size_t rows, size_t C) {
+static void residual_layernorm_forward(stored_t *residual, Written normed, float *mean, float *rstd,
+                                       const stored_t *a, const stored_t *b, const float *weight,
+                                       const float *bias, size_t rows, size_t C) {
     const size_t grid = ceil_div(rows, WARPS);
-#define LAYERNORM(vectors) RUN((layernorm_forward_kernel<vectors>), grid, residual, normed, mean, rstd, a, b, weight, bias, rows, C)
+#define LAYERNORM(vectors)                                                                         \
+    RUN((layernorm_forward_kernel<vectors>), grid, residual, normed, mean, rstd, a, b, weight,     \
+        bias, rows, C)
     if (C <= 256) LAYERNORM(1);
     else if (C <= 768) LAYERNORM(3);
     else if (C <= 1024) LAYERNORM(4);
@@ -1477,14 +1429,15 @@ static void residual_layernorm_forward(stored_t *residual, Written normed, float
 }
 
 // norm = (x - mean) rstd, dnorm = dout * weight
-//   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;  dbias += sum dout
-// partial: [2][ceil(rows / ROWS)][C], of dweight and of dbias. A block has ROWS rows: first a warp a row for dresidual, then a
-// thread two columns for the sums, whose reads of the same rows are in cache by then.
-#define ROWS 32
+//   dresidual += rstd (dnorm - mean(dnorm) - norm mean(dnorm norm));  dweight += sum dout norm;
+//   dbias += sum dout
+// partial: [2][ceil(rows / ROWS)][C], of dweight and of dbias. A block has ROWS rows: first a warp
+// a row for dresidual, then a thread two columns for the sums, whose reads of the same rows are in
+// cache by then.
 KERNEL_OF(THREADS)
-layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__restrict__ dout, const stored_t *__restrict__ x,
-                          const float *mean, const float *rstd, const float *__restrict__ weight, float *partial, size_t rows,
-                          size_t C) {
+layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__restrict__ dout,
+                          const stored_t *__restrict__ x, const float *mean, const float *rstd,
+                          const float *__restrict__ weight, float *partial, size_t rows, size_t C) {
     const size_t first = (size_t)blockIdx.x * ROWS, end = MIN(rows, first + ROWS);
     const int lane = threadIdx.x % 32;
     for (size_t row = first + threadIdx.x / 32; row < end; row += WARPS) {
@@ -1492,12 +1445,15 @@ layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__re
         float sum = 0, sum_norm = 0, d[8], in[8], w[8], dx[8];
         for (size_t c = lane * 8; c < C; c += 256) {
             load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c);
-            UNROLL for (int k = 0; k < 8; k++) sum += d[k] * w[k], sum_norm += d[k] * w[k] * ((in[k] - m) * r);
+            UNROLL for (int k = 0; k < 8; k++) sum += d[k] * w[k],
+                sum_norm += d[k] * w[k] * ((in[k] - m) * r);
         }
         const float mean_dn = warp_sum(sum) / (float)C, mean_dnn = warp_sum(sum_norm) / (float)C;
         for (size_t c = lane * 8; c < C; c += 256) {
-            load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c), load8(dx, dresidual + row * C + c);
-            UNROLL for (int k = 0; k < 8; k++) dx[k] += ((d[k] * w[k] - mean_dn) - (in[k] - m) * r * mean_dnn) * r;
+            load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c),
+                load8(dx, dresidual + row * C + c);
+            UNROLL for (int k = 0; k < 8; k++) dx[k] +=
+                ((d[k] * w[k] - mean_dn) - (in[k] - m) * r * mean_dnn) * r;
             store8(dresidual + row * C + c, dx);
         }
     }
@@ -1513,22 +1469,26 @@ layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__re
         to[0] = dw[0], to[1] = dw[1], to += gridDim.x * C, to[0] = db[0], to[1] = db[1];
     }
 }
-static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias, const stored_t *dout, const stored_t *x,
-                               const float *mean, const float *rstd, const float *weight, float *partial, size_t rows, size_t C) {
+static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias,
+                               const stored_t *dout, const stored_t *x, const float *mean,
+                               const float *rstd, const float *weight, float *partial, size_t rows,
+                               size_t C) {
     const size_t blocks = ceil_div(rows, ROWS);
-    RUN(layernorm_backward_kernel, blocks, dresidual, dout, x, mean, rstd, weight, partial, rows, C);
+    RUN(layernorm_backward_kernel, blocks, dresidual, dout, x, mean, rstd, weight, partial, rows,
+        C);
     column_sums_finish(dweight, dbias, partial, blocks, C);
 }
 
-// tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no tanh is needed.
-// dx = dout (s + x s (1 - s) 2 u'). Both are sources of tiles_kernel (section 3), which writes the bytes that the next product
-// reads and, backwards, the bias gradient.
+// tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no
+// tanh is needed. dx = dout (s + x s (1 - s) 2 u'). Both are sources of tiles_kernel (section 3),
+// which writes the bytes that the next product reads and, backwards, the bias gradient.
 #define LOG2E       1.4426950408889634f
 #define GELU_LINEAR 0.7978845608f
 #define GELU_CUBIC  (0.044715f * 0.7978845608f)
 // By the special function unit: the C file's own exp would take longer than memory does.
 DEVICE float gelu_sigmoid(float x) {
-    return __fdividef(1.0f, 1.0f + exp2f(x * fmaf(x * x, -2 * LOG2E * GELU_CUBIC, -2 * LOG2E * GELU_LINEAR)));
+    return __fdividef(
+        1.0f, 1.0f + exp2f(x * fmaf(x * x, -2 * LOG2E * GELU_CUBIC, -2 * LOG2E * GELU_LINEAR)));
 }
 struct GeluSource : TensorSource<stored_t> {
     __device__ void values(float *v, const uint32_t *raw) const {
@@ -1542,685 +1502,48 @@ struct GeluBackwardSource {
     const stored_t *dout, *x;
     size_t stride;
     __device__ void fetch(uint32_t *raw, size_t row, size_t column) const {
-        load_words<WORDS>(raw, dout + row * stride + column), load_words<WORDS>(raw + WORDS, x + row * stride + column);
+        load_words<WORDS>(raw, dout + row * stride + column),
+            load_words<WORDS>(raw + WORDS, x + row * stride + column);
     }
     __device__ void values(float *v, const uint32_t *raw) const {
         float in[8];
         unpack8(v, raw), unpack8(in, raw + WORDS);
         UNROLL for (int i = 0; i < 8; i++) {
-            const float s = gelu_sigmoid(in[i]), two_du = fmaf(in[i] * in[i], 6 * GELU_CUBIC, 2 * GELU_LINEAR);
+            const float s = gelu_sigmoid(in[i]),
+                        two_du = fmaf(in[i] * in[i], 6 * GELU_CUBIC, 2 * GELU_LINEAR);
             v[i] = stored_round(v[i] * fmaf(in[i] * two_du, s * (1 - s), s));
         }
     }
 };
 
-// ---- attention: out[b, i] = softmax(q k^T / sqrt(hs)) v, causal; never whole in memory (flash attention, Dao et al. 2022). A
-// block has TILE queries, or backwards TILE keys, of one head of one sequence; a warp has 16 of them, and walks the other side in
-// tiles of 64. Kept for the backward pass: lse[b, h, i] = log2 of the sum of 2^(score log2 e), so that p = 2^(score log2 e - lse).
-// Forward, e^(s - max) is rounded to the stored type, multiplied by v and then divided by the sum of unrounded terms. Backward, p
-// and ds are rounded before they are multiplied. Nothing is added by atomics: dq, and dk with dv, are kernels of their own, each of
-// which makes the scores again; that costs two products of seven, and gives the same bits from run to run.
-typedef struct {
-    int n, pos, T, C, NH, hs; // queries at positions pos .. pos+n, of T = pos + n keys
-    float scale;              // 1 / sqrt(hs)
-} Attention;
-enum { ATT_TILE = 64, ATT_WARPS = 4, ATT_THREADS = 32 * ATT_WARPS };
-
-#if PRECISION != PRECISION_FP32
-#ifndef CUDA_ON_CPU
-// d += a b: a 16 x 16 (rows of a warp), b 16 x 8, sums in fp32. Lane l = 4 g + t has of a rows g, g + 8 and columns 2t, 2t + 1, +
-// 8; of b the same of its columns' K; of d rows g, g + 8 and columns 2t, 2t + 1.
-DEVICE void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." PTX_STORED "." PTX_STORED ".f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane l gives the address of row l % 8 of matrix l / 8; each register
-// gets elements (g, 2t), (g, 2t + 1) of its matrix, or, turned, (2t, g), (2t + 1, g).
-#define LDMATRIX_X4(trans)                                                                                                         \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"                                       \
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                                                  \
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))                                                                    \
-                 : "memory")
-DEVICE void ldmatrix_x4(uint32_t r[4], const void *row) { LDMATRIX_X4(""); }
-DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row) { LDMATRIX_X4(".trans"); }
-// 16 bytes from global to shared memory, past the registers; done after the wait for its group and a barrier.
-DEVICE void cp_async16(void *shared, const void *global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-                 :
-                 : "r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global)
-                 : "memory");
-}
-DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
-template <int GROUPS> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(GROUPS) : "memory"); }
-#endif
-
-// Rows of HS numbers in shared memory, 16 bytes longer, so that eight rows lie in all banks. A head of hs < HS is filled with
-// zeros.
-template <int HS> struct AttTile { stored_t row[ATT_TILE][HS + 8]; };
-// Begins to fetch `rows` rows of hs numbers; the others are zeros.
-template <int HS> DEVICE void att_fetch(AttTile<HS> *to, const stored_t *from, size_t stride, int rows, int hs) {
-    for (int i = threadIdx.x; i < ATT_TILE * HS / 8; i += ATT_THREADS) {
-        const int r = i / (HS / 8), c = i % (HS / 8) * 8;
-        if (r < rows && c < hs) cp_async16(&to->row[r][c], from + r * stride + c);
-        else put(&to->row[r][c], make_uint4(0, 0, 0, 0));
-    }
-}
-// Fragments of 16 rows from r0 on and 16 columns from c0 on: as a left operand (its K along the rows of memory) ...
-template <int HS> DEVICE void att_left(uint32_t a[4], const AttTile<HS> *s, int r0, int c0) {
-    const int l = threadIdx.x % 32;
-    ldmatrix_x4(a, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
-}
-// ... as two right operands of 8 rows each, K along the rows ...
-template <int HS> DEVICE void att_right(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
-    const int l = threadIdx.x % 32;
-    ldmatrix_x4(b, &s->row[r0 + l / 16 * 8 + l % 8][c0 + l / 8 % 2 * 8]);
-}
-// ... and as two right operands of 8 columns each, K across the rows.
-template <int HS> DEVICE void att_right_turned(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
-    const int l = threadIdx.x % 32;
-    ldmatrix_x4_trans(b, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
-}
-// Sums of 16 rows and 16 columns, two fragments wide, as the left operand of the next product.
-DEVICE void att_as_left(uint32_t a[4], float s[2][4]) {
-    a[0] = pack2(s[0][0], s[0][1]), a[1] = pack2(s[0][2], s[0][3]), a[2] = pack2(s[1][0], s[1][1]), a[3] = pack2(s[1][2], s[1][3]);
-}
-// s[16 rows, 8 N columns] = left [16, HS] right [8 N, HS]^T, of rows r0 on and r1 on.
-template <int HS, int N> DEVICE void att_scores(float s[N][4], const AttTile<HS> *left, int r0, const AttTile<HS> *right, int r1) {
-    UNROLL for (int j = 0; j < N; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
-    UNROLL for (int k = 0; k < HS; k += 16) {
-        uint32_t a[4], b[4];
-        att_left(a, left, r0, k);
-        UNROLL for (int j = 0; j < N; j += 2) {
-            att_right(b, right, r1 + j * 8, k);
-            mma_m16n8k16(s[j], a, b), mma_m16n8k16(s[j + 1], a, b + 2);
-        }
-    }
-}
-// out[16, HS] += p [16, 8 N] right [8 N, HS], whose rows begin at r1.
-template <int HS, int N> DEVICE void att_add(float out[HS / 8][4], float p[N][4], const AttTile<HS> *right, int r1) {
-    UNROLL for (int j = 0; j < N; j += 2) {
-        uint32_t a[4], b[4];
-        att_as_left(a, p + j);
-        UNROLL for (int d = 0; d < HS; d += 16) {
-            att_right_turned(b, right, r1 + j * 8, d);
-            mma_m16n8k16(out[d / 8], a, b), mma_m16n8k16(out[d / 8 + 1], a, b + 2);
-        }
-    }
-}
-// A warp's sums, times scale of their row, to its 16 rows of a tile, which are then written to memory eight numbers at a time.
-template <int HS> DEVICE void att_round(AttTile<HS> *to, float s[HS / 8][4], float scale_g, float scale_g8) {
-    const int l = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + l / 4;
-    UNROLL for (int d = 0; d < HS / 8; d++) {
-        const float x[4] = {s[d][0] * scale_g, s[d][1] * scale_g, s[d][2] * scale_g8,
-                            s[d][3] * scale_g8}; // a scale of 1 flushes nothing
-        put(&to->row[row][d * 8 + l % 4 * 2], pack2(denormal_flush(x[0]), denormal_flush(x[1])));
-        put(&to->row[row + 8][d * 8 + l % 4 * 2], pack2(denormal_flush(x[2]), denormal_flush(x[3])));
-    }
-}
-template <int HS> DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int rows, int hs) {
-    for (int i = threadIdx.x; i < rows * (hs / 8); i += ATT_THREADS) {
-        const int r = i / (hs / 8), c = i % (hs / 8) * 8;
-        put(to + r * stride + c, get<uint4>(&from->row[r][c]));
-    }
-}
-
-// A block of queries, the last ones first, since they take longest.
-template <int HS> KERNEL_OF(ATT_THREADS) attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention at) {
-    DYNAMIC_SHARED(AttTile<HS>, tile); // q; k and v twice: while one is worked on, the next is fetched
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16;
-    const int i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.n - i0, ATT_TILE), keys = at.pos + i0 + rows;
-    const int blocks = (keys + ATT_TILE - 1) / ATT_TILE;
-    const size_t stride = 3 * (size_t)at.C;
-    const stored_t *base = qkv + (size_t)b * at.T * stride + h * at.hs;
-    const float to_log2 = at.scale * LOG2E;
-    float o[HS / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-    att_fetch(tile, base + (at.pos + i0) * stride, stride, rows, at.hs);
-    att_fetch(tile + 1, base + at.C, stride, MIN(keys, ATT_TILE), at.hs);
-    att_fetch(tile + 2, base + 2 * at.C, stride, MIN(keys, ATT_TILE), at.hs);
-    cp_async_commit();
-    for (int j = 0; j < blocks; j++) {
-        const AttTile<HS> *k = tile + 1 + j % 2 * 2, *v = k + 1;
-        if (j + 1 < blocks) {
-            const stored_t *next = base + (size_t)(j + 1) * ATT_TILE * stride;
-            const int left = MIN(keys - (j + 1) * ATT_TILE, ATT_TILE);
-            att_fetch(tile + 1 + (j + 1) % 2 * 2, next + at.C, stride, left, at.hs);
-            att_fetch(tile + 2 + (j + 1) % 2 * 2, next + 2 * at.C, stride, left, at.hs);
-        }
-        cp_async_commit();
-        cp_async_wait<1>();
-        __syncthreads();
-        float s[8][4];
-        att_scores<HS, 8>(s, tile, r0, k, 0);
-        const int first = at.pos + i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
-        float alpha[2];
-        UNROLL for (int i = 0; i < 2; i++) { // rows g and g + 8
-            float m = top[i];
-            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) {
-                float *x = &s[c][2 * i + e];
-                *x = c * 8 + l % 4 * 2 + e <= first + 8 * i ? *x * to_log2 : -INFINITY;
-                m = fmaxf(m, *x);
-            }
-            m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1)), m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
-            alpha[i] = exp2f(top[i] - m), top[i] = m, sum[i] *= alpha[i];
-            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++) sum[i] += s[c][e] =
-                exp2f(s[c][e] - m);
-        }
-        UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0], o[d][2] *= alpha[1], o[d][3] *= alpha[1];
-        att_add<HS, 8>(o, s, v, 0);
-        __syncthreads();
-    }
-    UNROLL for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1), sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
-        const int row = i0 + r0 + l / 4 + 8 * i;
-        if (l % 4 == 0 && row < at.n) lse[(size_t)blockIdx.y * at.n + row] = top[i] + log2f(sum[i]);
-    }
-    att_round(tile, o, 1.0f / sum[0], 1.0f / sum[1]); // a warp's own rows of q, which it is done with
-    __syncthreads();
-    const size_t to = (size_t)(b * at.n + i0) * at.C + h * at.hs;
-    att_store(out.stored + to, at.C, tile, rows, at.hs);
-    if (!out.q) return;
-    const float scale = out.quantiser.use->scale;
-    Counts counts = {0, 0, 0, 0};
-    for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
-        const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
-        float x[8];
-        load8(x, &tile->row[r][c]);
-        put(out.q + to + (size_t)r * at.C + c, quantise8<false>(x, &scale, out.quantiser.format, &counts));
-    }
-    if (out.quantiser.s) counts_commit(out.quantiser.s, counts, (size_t)rows * at.hs);
-}
-
-// delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a first query's ds, 0 in the C
-// file, is noise here, and its dq may be flushed to zero. Eight lanes have a row of a head.
-KERNEL attention_delta_kernel(float *delta, const stored_t *dout, const stored_t *out, int B, Attention at) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = i / at.NH, h = i % at.NH;
-    const int lane = threadIdx.x % 8;
-    float sum = 0;
-    if (row < (size_t)B * at.T)
-        for (int c = lane * 8; c < at.hs; c += 64) {
-            float x[8], y[8];
-            load8(x, dout + row * at.C + h * at.hs + c), load8(y, out + row * at.C + h * at.hs + c);
-            UNROLL for (int k = 0; k < 8; k++) sum += x[k] * y[k];
-        }
-    UNROLL for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
-    if (lane == 0 && row < (size_t)B * at.T) delta[(row / at.T * at.NH + h) * at.T + row % at.T] = sum;
-}
-
-// Backwards, tiles are fetched one step ahead where there is room: 99 KB a block on the smaller GPUs.
-#define ATT_AHEAD(HS) ((HS) <= 64)
-
-// dk = ds^T q / sqrt(hs);  dv = p^T dout. A block has 64 keys and walks the queries that see them, 32 scores of a key at a time.
-template <int HS>
-KERNEL_OF(ATT_THREADS)
-attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse, const float *delta,
-                      Attention at) {
-    constexpr int AHEAD = ATT_AHEAD(HS);
-    DYNAMIC_SHARED(AttTile<HS>, tile); // k, v; q and dout 1 + AHEAD times
-    SHARED float rows_lse[2][ATT_TILE], rows_delta[2][ATT_TILE];
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j0 = blockIdx.x * ATT_TILE, keys = MIN(at.T - j0, ATT_TILE);
-    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, blocks = (at.T + ATT_TILE - 1) / ATT_TILE, begin = blockIdx.x;
-    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
-                 dbase = (size_t)b * at.T * at.C + h * at.hs;
-    const float to_log2 = at.scale * LOG2E;
-    float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
-    att_fetch(tile, qkv + base + at.C + j0 * stride, stride, keys, at.hs);
-    att_fetch(tile + 1, qkv + base + 2 * at.C + j0 * stride, stride, keys, at.hs);
-    for (int i = begin - AHEAD; i < blocks; i++) {
-        if (i + AHEAD < blocks) {
-            const int next = (i + AHEAD) * ATT_TILE, rows = MIN(at.T - next, ATT_TILE), side = (i + AHEAD) % (1 + AHEAD);
-            att_fetch(tile + 2 + side * 2, qkv + base + next * stride, stride, rows, at.hs);
-            att_fetch(tile + 3 + side * 2, dout + dbase + (size_t)next * at.C, at.C, rows, at.hs);
-            if (threadIdx.x < ATT_TILE) {
-                const size_t row = (size_t)blockIdx.y * at.T + next + threadIdx.x;
-                const int there = (int)threadIdx.x < rows; // beyond, p must be 0
-                rows_lse[side][threadIdx.x] = there ? lse[row] : INFINITY, rows_delta[side][threadIdx.x] = there ? delta[row] : 0;
-            }
-        }
-        cp_async_commit();
-        if (i < begin) continue;
-        cp_async_wait<AHEAD>();
-        __syncthreads();
-        const int here = i % (1 + AHEAD);
-        const AttTile<HS> *q = tile + 2 + here * 2, *dO = q + 1;
-        const int seen = j0 + r0 + l / 4 - i * ATT_TILE; // the first query of this tile that sees key g
-        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
-            float p[4][4], ds[4][4];
-            att_scores<HS, 4>(p, tile, r0, q, c0);
-            att_scores<HS, 4>(ds, tile + 1, r0, dO, c0); // dp
-            UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
-                const int query = c0 + c * 8 + l % 4 * 2 + e % 2;
-                p[c][e] = query >= seen + e / 2 * 8 ? exp2f(p[c][e] * to_log2 - rows_lse[here][query]) : 0;
-                ds[c][e] = p[c][e] * (ds[c][e] - rows_delta[here][query]);
-            }
-            att_add<HS, 4>(dv, p, dO, c0);
-            att_add<HS, 4>(dk, ds, q, c0);
-        }
-        __syncthreads();
-    }
-    att_round(tile, dk, at.scale, at.scale), att_round(tile + 1, dv, 1, 1); // a warp's own rows
-    __syncthreads();
-    att_store(dqkv + base + at.C + j0 * stride, stride, tile, keys, at.hs);
-    att_store(dqkv + base + 2 * at.C + j0 * stride, stride, tile + 1, keys, at.hs);
-}
-
-// dp = dout v^T;  ds = p (dp - delta);  dq = ds k / sqrt(hs). A block has 64 queries and walks the keys that they see.
-template <int HS>
-KERNEL_OF(ATT_THREADS)
-attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse, const float *delta, Attention at) {
-    constexpr int AHEAD = ATT_AHEAD(HS);
-    DYNAMIC_SHARED(AttTile<HS>, tile); // q, dout; k and v 1 + AHEAD times
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE,
-              rows = MIN(at.T - i0, ATT_TILE);
-    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = i0 + rows, blocks = (keys + ATT_TILE - 1) / ATT_TILE;
-    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs;
-    const float to_log2 = at.scale * LOG2E;
-    float dq[HS / 8][4] = {}, row_lse[2], row_delta[2];
-    UNROLL for (int i = 0; i < 2; i++) {
-        const int row = r0 + l / 4 + 8 * i;
-        const size_t at_row = (size_t)blockIdx.y * at.T + i0 + row;
-        row_lse[i] = row < rows ? lse[at_row] : INFINITY, row_delta[i] = row < rows ? delta[at_row] : 0;
-    }
-    att_fetch(tile, qkv + base + i0 * stride, stride, rows, at.hs);
-    att_fetch(tile + 1, dout + (size_t)(b * at.T + i0) * at.C + h * at.hs, at.C, rows, at.hs);
-    for (int j = -AHEAD; j < blocks; j++) {
-        if (j + AHEAD < blocks) {
-            const stored_t *next = qkv + base + (size_t)(j + AHEAD) * ATT_TILE * stride;
-            const int left = MIN(keys - (j + AHEAD) * ATT_TILE, ATT_TILE), side = (j + AHEAD) % (1 + AHEAD);
-            att_fetch(tile + 2 + side * 2, next + at.C, stride, left, at.hs);
-            att_fetch(tile + 3 + side * 2, next + 2 * at.C, stride, left, at.hs);
-        }
-        cp_async_commit();
-        if (j < 0) continue;
-        cp_async_wait<AHEAD>();
-        __syncthreads();
-        const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2, *v = k + 1;
-        const int first = i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
-        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
-            float s[4][4], ds[4][4];
-            att_scores<HS, 4>(s, tile, r0, k, c0);
-            att_scores<HS, 4>(ds, tile + 1, r0, v, c0);
-            UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
-                const int key = c0 + c * 8 + l % 4 * 2 + e % 2;
-                const float p = key <= first + e / 2 * 8 ? exp2f(s[c][e] * to_log2 - row_lse[e / 2]) : 0;
-                ds[c][e] = p * (ds[c][e] - row_delta[e / 2]);
-            }
-            att_add<HS, 4>(dq, ds, k, c0);
-        }
-        __syncthreads();
-    }
-    att_round(tile, dq, at.scale, at.scale);
-    __syncthreads();
-    att_store(dqkv + base + i0 * stride, stride, tile, rows, at.hs);
-}
-#define ATT_FORWARD_BYTES(HS)    (5 * sizeof(AttTile<HS>)) // of shared memory
-#define ATT_BACKWARD_BYTES(HS)   ((4 + 2 * ATT_AHEAD(HS)) * sizeof(AttTile<HS>))
-#define ATT_ALLOW(kernel, bytes) CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
-#else
-// fp32 has no tensor cores that keep it: plain kernels. A warp has a query (backwards, a key), and walks the other side 32 at a
-// time: a lane makes one's score, then all lanes add its row, each to its own channels of the head.
-enum { HEAD_LANES = 4 }; // channels a lane has: 128 / 32
-INLINE float dot_rows(const float *a, const float *b, int n) {
-    float sum = 0;
-    for (int c = 0; c < n; c++) sum += a[c] * b[c];
-    return sum;
-}
-DEVICE void row_add(float *sum, float factor, const float *row, int hs) {
-    UNROLL for (int k = 0; k < HEAD_LANES; k++) if ((int)threadIdx.x + 32 * k < hs) sum[k] += factor * row[threadIdx.x + 32 * k];
-}
-DEVICE void row_store(float *to, const float *sum, float scale, int hs) {
-    UNROLL for (int k = 0; k < HEAD_LANES; k++) if ((int)threadIdx.x + 32 * k < hs) to[threadIdx.x + 32 * k] = sum[k] * scale;
-}
-KERNEL attention_forward_kernel(Written out, float *lse, const float *qkv, Attention at) {
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x, keys = at.pos + i + 1;
-    const size_t stride = 3 * (size_t)at.C;
-    const float *base = qkv + (size_t)b * at.T * stride + h * at.hs, *q = base + (at.pos + i) * stride;
-    float o[HEAD_LANES] = {0, 0, 0, 0}, top = -INFINITY, sum = 0;
-    for (int j0 = 0; j0 < keys; j0 += 32) {
-        const int j = j0 + threadIdx.x;
-        const float s = j < keys ? dot_rows(q, base + at.C + j * stride, at.hs) * at.scale * LOG2E : -INFINITY;
-        float m = fmaxf(top, s);
-        for (int d = 16; d > 0; d /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, d));
-        const float p = exp2f(s - m), alpha = exp2f(top - m);
-        sum = sum * alpha + warp_sum(p), top = m;
-        for (int k = 0; k < HEAD_LANES; k++) o[k] *= alpha;
-        for (int k = 0; k < MIN(keys - j0, 32); k++)
-            row_add(o, __shfl_sync(0xffffffff, p, k), base + 2 * at.C + (j0 + k) * stride, at.hs);
-    }
-    if (threadIdx.x == 0) lse[(size_t)blockIdx.y * at.n + i] = top + log2f(sum);
-    row_store(out.stored + (size_t)(b * at.n + i) * at.C + h * at.hs, o, 1 / sum, at.hs);
-}
-KERNEL attention_delta_kernel(float *delta, const float *dout, const float *out, int B, Attention at) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / at.NH, h = i % at.NH, from = row * at.C + h * at.hs;
-    if (row < (size_t)B * at.T) delta[(row / at.T * at.NH + h) * at.T + row % at.T] = dot_rows(dout + from, out + from, at.hs);
-}
-// p and ds = p (dp - delta) of a query and a key
-DEVICE float2 score_backward(const float *q, const float *k, const float *v, const float *dout, float lse, float delta,
-                             const Attention &at) {
-    const float p = exp2f(dot_rows(q, k, at.hs) * at.scale * LOG2E - lse);
-    return make_float2(p, p * (dot_rows(dout, v, at.hs) - delta));
-}
-KERNEL attention_dq_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse, const float *delta, Attention at) {
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x;
-    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs, row = (size_t)blockIdx.y * at.T + i;
-    const float *k = qkv + base + at.C, *v = k + at.C, *dO = dout + (size_t)(b * at.T + i) * at.C + h * at.hs;
-    float dq[HEAD_LANES] = {0, 0, 0, 0};
-    for (int j0 = 0; j0 <= i; j0 += 32) {
-        const int j = j0 + threadIdx.x;
-        const float ds =
-            j <= i ? score_backward(qkv + base + i * stride, k + j * stride, v + j * stride, dO, lse[row], delta[row], at).y : 0;
-        for (int n = 0; n < MIN(i + 1 - j0, 32); n++) row_add(dq, __shfl_sync(0xffffffff, ds, n), k + (j0 + n) * stride, at.hs);
-    }
-    row_store(dqkv + base + i * stride, dq, at.scale, at.hs);
-}
-KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse, const float *delta, Attention at) {
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j = blockIdx.x;
-    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs, row = (size_t)blockIdx.y * at.T;
-    const float *k = qkv + base + at.C + j * stride, *dO = dout + (size_t)b * at.T * at.C + h * at.hs;
-    float dk[HEAD_LANES] = {0, 0, 0, 0}, dv[HEAD_LANES] = {0, 0, 0, 0};
-    for (int i0 = j; i0 < at.T; i0 += 32) {
-        const int i = i0 + threadIdx.x;
-        const float2 s =
-            i < at.T ? score_backward(qkv + base + i * stride, k, k + at.C, dO + (size_t)i * at.C, lse[row + i], delta[row + i], at)
-                     : make_float2(0, 0);
-        for (int n = 0; n < MIN(at.T - i0, 32); n++) {
-            row_add(dv, __shfl_sync(0xffffffff, s.x, n), dO + (size_t)(i0 + n) * at.C, at.hs);
-            row_add(dk, __shfl_sync(0xffffffff, s.y, n), qkv + base + (i0 + n) * stride, at.hs);
-        }
-    }
-    row_store(dqkv + base + at.C + j * stride, dk, at.scale, at.hs), row_store(dqkv + base + 2 * at.C + j * stride, dv, 1, at.hs);
-}
-#endif
-
-// ---- cuDNN's attention instead, for the shape of a run's micro-batches, where `make cuda` found its headers, this machine has its
-// library, and cuDNN takes the shape. All other shapes (a sample, a last batch of validation) take the kernels above. Its lse is in
-// nats; only its own backward pass reads it.
-enum { ATTENTION_AUTO, ATTENTION_OWN, ATTENTION_CUDNN }; // --attention's words
-#ifdef USES_CUDNN
-#define CUDNN_LIBRARY "libcudnn.so.9"
-namespace fe = cudnn_frontend;
-void *cudnn_frontend::cudnn_dlhandle = NULL; // where the frontend looks for cuDNN's functions
-enum { CUDNN_Q = 1, CUDNN_K, CUDNN_V, CUDNN_OUT, CUDNN_LSE, CUDNN_DOUT, CUDNN_DQ, CUDNN_DK, CUDNN_DV };
-static struct {
-    cudnnHandle_t handle;
-    fe::graph::Graph *forward, *backward; // backward: NULL without training
-    int B, T, C, NH;                      // B is 0 while no shape is planned
-    size_t workspace_bytes;
-    void *workspace;
-} cudnn;
-static void fe_check(fe::error_t e) {
-    if (!e.is_good()) throw std::runtime_error(e.get_message());
-}
-typedef std::shared_ptr<fe::graph::Tensor_attributes> CudnnTensor;
-// [B, NH, T, width] within rows of `row` numbers
-static void cudnn_shape(CudnnTensor t, int id, int B, int T, int NH, int64_t row, int64_t width) {
-    t->set_uid(id).set_dim({B, NH, T, width});
-    if (id == CUDNN_LSE) t->set_stride({(int64_t)NH * T, T, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
-    else t->set_stride({T * row, width, row, 1});
-}
-// The graph of a pass, and its workspace's bytes.
-static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, size_t *workspace) {
-    fe::graph::Graph *g = new fe::graph::Graph(); // stays: at the program's end its library may be gone
-    const int64_t hs = C / NH;
-    const float scale = 1.0f / sqrtf((float)hs);
-    const auto input = [&](int id, int64_t row, int64_t width) {
-        CudnnTensor t = g->tensor(fe::graph::Tensor_attributes().set_name(std::to_string(id)));
-        return cudnn_shape(t, id, B, T, NH, row, width), t;
-    };
-    const auto output = [&](CudnnTensor t, int id, int64_t row, int64_t width) {
-        cudnn_shape(t, id, B, T, NH, row, width), t->set_output(true);
-    };
-    g->set_io_data_type(PRECISION == PRECISION_FP16 ? fe::DataType_t::HALF : fe::DataType_t::BFLOAT16);
-    g->set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT);
-    const CudnnTensor q = input(CUDNN_Q, 3 * C, hs), k = input(CUDNN_K, 3 * C, hs), v = input(CUDNN_V, 3 * C, hs);
-    if (!backward) {
-        auto options = fe::graph::SDPA_attributes().set_generate_stats(true).set_causal_mask(true).set_attn_scale(scale);
-        auto [out, lse] = g->sdpa(q, k, v, options);
-        output(out, CUDNN_OUT, C, hs), output(lse, CUDNN_LSE, 0, 1);
-    } else {
-        const CudnnTensor out = input(CUDNN_OUT, C, hs), dout = input(CUDNN_DOUT, C, hs), lse = input(CUDNN_LSE, 0, 1);
-        auto options =
-            fe::graph::SDPA_backward_attributes().set_causal_mask(true).set_attn_scale(scale).set_deterministic_algorithm(true);
-        auto [dq, dk, dv] = g->sdpa_backward(q, k, v, out, dout, lse, options);
-        output(dq, CUDNN_DQ, 3 * C, hs), output(dk, CUDNN_DK, 3 * C, hs), output(dv, CUDNN_DV, 3 * C, hs);
-    }
-    int64_t bytes = 0;
-    fe_check(g->validate());
-    fe_check(g->build_operation_graph(cudnn.handle));
-    fe_check(g->create_execution_plans({fe::HeurMode_t::A}));
-    fe_check(g->check_support(cudnn.handle));
-    fe_check(g->build_plans(cudnn.handle));
-    fe_check(g->get_workspace_size(bytes));
-    *workspace = MAX(*workspace, (size_t)MAX(bytes, 16));
-    return g;
-}
-// Plans the passes of a shape and writes cuDNN's name and version to by[64]; or returns why cuDNN does not take it.
-static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *by) {
-    static std::string why;
-    try {
-        setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
-        dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12", RTLD_NOW); // which cuDNN looks for; our path finds it
-        if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW))) throw std::runtime_error(dlerror());
-        const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
-        // the frontend then copies from the host within a graph, and before 1.32 from memory that it has freed by then
-        if (training && T % 128 && version <= 91500) throw std::runtime_error("up to 9.15.0 it needs -t a multiple of 128");
-        if (fe::detail::create_handle(&cudnn.handle) != CUDNN_STATUS_SUCCESS) throw std::runtime_error("cuDNN does not start");
-        cudnn.forward = cudnn_graph(0, B, T, C, NH, &cudnn.workspace_bytes);
-        if (training) cudnn.backward = cudnn_graph(1, B, T, C, NH, &cudnn.workspace_bytes);
-        // the headers choose among its kernels, too
-        snprintf(by, 64, "cuDNN %zu.%zu.%zu, headers %d, frontend %d", version / 10000, version / 100 % 100, version % 100,
-                 (int)CUDNN_VERSION, (int)CUDNN_FRONTEND_VERSION);
-    } catch (const std::exception &e) {
-        why = e.what();
-        for (char &c : why) c = c == '\n' || c == '\t' ? ' ' : c;
-        return why.c_str();
-    }
-    cudnn.B = B, cudnn.T = T, cudnn.C = C, cudnn.NH = NH;
-    return NULL;
-}
-static size_t cudnn_bytes(void) { return cudnn.B ? cudnn.workspace_bytes : 0; }
-static void cudnn_begin(void) {
-    if (!cudnn.B) return;
-    cudnn.workspace = device_allocate(cudnn.workspace_bytes);
-    EXPECT(fe::detail::set_stream(cudnn.handle, STREAM) == CUDNN_STATUS_SUCCESS, "cuDNN refuses a stream; use --attention own");
-}
-static int cudnn_takes(int B, int T, int C, int NH) { return cudnn.B == B && cudnn.T == T && cudnn.C == C && cudnn.NH == NH; }
-static void cudnn_run(fe::graph::Graph *g, std::unordered_map<int64_t, void *> pointers) {
-    try {
-        fe_check(g->execute(cudnn.handle, pointers, cudnn.workspace));
-    } catch (const std::exception &e) { fatal(EXIT_BAD_INPUT, "cuDNN's attention failed: %s; use --attention own", e.what()); }
-}
-static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
-    stored_t *q = (stored_t *)qkv;
-    cudnn_run(cudnn.forward,
-              {{CUDNN_Q, q}, {CUDNN_K, q + cudnn.C}, {CUDNN_V, q + 2 * cudnn.C}, {CUDNN_OUT, out.stored}, {CUDNN_LSE, lse}});
-    Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
-    t.q = out.q, t.quantiser = out.quantiser;
-    if (out.q) quantise_passes++, tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t); // cuDNN's kernel cannot make the bytes
-}
-static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out, const float *lse, const stored_t *qkv) {
-    stored_t *q = (stored_t *)qkv;
-    const int C = cudnn.C;
-    cudnn_run(cudnn.backward, {{CUDNN_Q, q},
-                               {CUDNN_K, q + C},
-                               {CUDNN_V, q + 2 * C},
-                               {CUDNN_OUT, (void *)out},
-                               {CUDNN_DOUT, (void *)dout},
-                               {CUDNN_LSE, (void *)lse},
-                               {CUDNN_DQ, dqkv},
-                               {CUDNN_DK, dqkv + C},
-                               {CUDNN_DV, dqkv + 2 * C}});
-}
-#else
-static const char *cudnn_plan(int, int, int, int, int, char *) {
-    return PRECISION == PRECISION_FP32 ? "it has none in fp32" : "make cuda did not find its headers";
-}
-static size_t cudnn_bytes(void) { return 0; }
-static void cudnn_begin(void) {}
-static int cudnn_takes(int, int, int, int) { return 0; }
-static void cudnn_forward(const Written &, float *, const stored_t *) {}
-static void cudnn_backward(stored_t *, const stored_t *, const stored_t *, const float *, const stored_t *) {}
-#endif
-
-static Attention attention_shape(int n, int pos, int C, int NH) {
-    return {n, pos, pos + n, C, NH, C / NH, 1.0f / sqrtf((float)(C / NH))};
-}
-
+// ---- attention (section 15): its own kernels, which never hold the scores whole, or cuDNN's
 // out: [B, n, C] of qkv [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1); lse: [B, NH, n].
-static void attention_forward(Written out, float *lse, const stored_t *qkv, int B, int n, int pos, int C, int NH) {
-    const Attention at = attention_shape(n, pos, C, NH);
-    if (pos == 0 && cudnn_takes(B, n, C, NH)) return cudnn_forward(out, lse, qkv);
-#if PRECISION == PRECISION_FP32
-    LAUNCH(attention_forward_kernel, dim3(n, B * NH), 32, 0, STREAM, out, lse, qkv, at);
-#else
-    const dim3 grid(ceil_div(n, ATT_TILE), B * NH);
-    const auto forward_kernel = at.hs <= 64 ? attention_forward_kernel<64> : attention_forward_kernel<128>;
-    const size_t bytes = at.hs <= 64 ? ATT_FORWARD_BYTES(64) : ATT_FORWARD_BYTES(128);
-    LAUNCH(forward_kernel, grid, ATT_THREADS, bytes, STREAM, out, lse, qkv, at);
-#endif
-}
-
+static void attention_forward(Written out, float *lse, const stored_t *qkv, int B, int n, int pos,
+                              int C, int NH);
 // dqkv: [B, T, 3C]; dout, out: [B, T, C]; lse, and delta as scratch: [B, NH, T].
-static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dout, const stored_t *out, const float *lse,
-                               const stored_t *qkv, int B, int T, int C, int NH) {
-    const Attention at = attention_shape(T, 0, C, NH);
-    if (cudnn_takes(B, T, C, NH)) return cudnn_backward(dqkv, dout, out, lse, qkv);
-#if PRECISION == PRECISION_FP32
-    const dim3 grid(T, B * NH);
-    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH, THREADS), delta, dout, out, B, at);
-    LAUNCH(attention_dq_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
-    LAUNCH(attention_dkdv_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
-#else
-    const dim3 grid(ceil_div(T, ATT_TILE), B * NH);
-    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH * 8, THREADS), delta, dout, out, B, at);
-    const auto dq_kernel = at.hs <= 64 ? attention_dq_kernel<64> : attention_dq_kernel<128>;
-    const auto dkdv_kernel = at.hs <= 64 ? attention_dkdv_kernel<64> : attention_dkdv_kernel<128>;
-    const size_t bytes = at.hs <= 64 ? ATT_BACKWARD_BYTES(64) : ATT_BACKWARD_BYTES(128);
-    LAUNCH(dq_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
-    LAUNCH(dkdv_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
-#endif
-}
-// What blocks may take of shared memory has to be said once, before anything is captured.
-static void attention_init(void) {
-    cudnn_begin();
-#if PRECISION != PRECISION_FP32
-    ATT_ALLOW(attention_forward_kernel<64>, ATT_FORWARD_BYTES(64));
-    ATT_ALLOW(attention_forward_kernel<128>, ATT_FORWARD_BYTES(128));
-    ATT_ALLOW(attention_dq_kernel<64>, ATT_BACKWARD_BYTES(64));
-    ATT_ALLOW(attention_dkdv_kernel<64>, ATT_BACKWARD_BYTES(64));
-    ATT_ALLOW(attention_dq_kernel<128>, ATT_BACKWARD_BYTES(128));
-    ATT_ALLOW(attention_dkdv_kernel<128>, ATT_BACKWARD_BYTES(128));
-#endif
-}
+static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dout,
+                               const stored_t *out, const float *lse, const stored_t *qkv, int B,
+                               int T, int C, int NH);
+static void attention_init(void);
+static size_t cudnn_bytes(void); // device memory that cuDNN's attention takes
 
-// ---- linear layers
-// One linear layer of the model, y = x w^T + bias, with all that its three products need.
-enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
-enum { FPROP, DGRAD, WGRAD, NPRODUCT };
-static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
-typedef struct {
-    const void *w;        // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
-    const uint8_t *w_t;   // [in, out] FP8 bytes for dgrad, whose K is `out`
-    const stored_t *bias; // [out] rounded to the stored type, or NULL
-    float *dw, *dbias;    // [out, in], [out] or NULL
-    size_t in, out;
-    int fp8; // in the FP8 build, but for the head
-    Operand operands[NOPERAND];
-    int bf16;              // bit p: product p of an FP8 layer stays in bf16, and reads these:
-    stored_t *w16, *x16;   // [out, in] and, kept for wgrad, [rows, in]
-    uint8_t *x_q, *x_kept; // room for x's bytes: [rows, in] for fprop; [in, rows] for wgrad (NULL: turned in the backward pass)
-    uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
-    float *partial, *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
-    // scales of operands in blocks, which are rounded once for each direction of K; else NULL
-    float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
-} Linear;
-static int linear_in_fp8(const Linear *f, int product) { return f->fp8 && !(f->bf16 >> product & 1); }
-static int linear_blocks(const Linear *f, int operand) { return f->fp8 && recipe_blocks(&f->operands[operand].recipe); }
-// Whether the kernel that writes an operand also makes its bytes: not when it has to be whole in memory for its amax or SQNR.
-static int linear_fuses(const Linear *f, int operand, Record record) {
-    return f->fp8 && !linear_blocks(f, operand) && !f->operands[operand].own_amax && record != RECORD_SQNR;
-}
-
-// The bytes q [rows, K] of an operand as a product reads them, K-major.
-static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t stride, size_t rows, size_t K) {
-    Matrix m = matrix(q, o->recipe.format, stride, 1);
-    m.inv = inv ? inv : &o->use->inv;
-    if (!inv) return m;
-    const Blocks b = blocks_of(inv, rows, K, 0, &o->recipe, blocks_native(&o->recipe));
-    m.across = o->recipe.across, m.along = o->recipe.along, m.inv_across = b.row_stride, m.inv_along = b.column_stride;
-    return m;
-}
-
-// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; made: its bytes are there already (then x may be NULL).
-static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, int made, size_t rows, Record record) {
-    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
-    const size_t in = f->in;
-    const Operand *o = f->operands;
-    Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
-    const int in_blocks = linear_blocks(f, OPERAND_X);
-    if (in_blocks) {
-        if (fprop8) quantise_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record, f->sqnr);
-        if (wgrad8 && f->x_kept)
-            quantise_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X, fprop8 ? RECORD_NONE : record, f->sqnr);
-    } else if ((fprop8 || wgrad8) && !made)
-        quantise(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL, f->sqnr);
-    if (fprop8) {
-        a = operand_bytes(o + OPERAND_X, f->x_q, in_blocks ? f->inv : NULL, in, rows, in);
-        b = operand_bytes(o + OPERAND_W, f->w, f->w_inv, in, f->out, in);
-    }
-    matmul({y, y_dtype, f->out, f->bias, 0, 1}, a, b, fprop8 ? round_up(rows, 16) : rows, f->out, in);
-}
-
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns Inf into
-// its largest number, a non-finite dy is seen in dbias. One kernel reads dy's source and writes dy, its bytes in both directions
-// and its column sums, whatever of these is wanted. dy: [rows, out] with that row stride; a source other than dy itself is written
-// there when something reads it in 16 bits. x: what wgrad reads, FP8 bytes [in, rows] or the stored [rows, in].
-template <class Source>
-static void linear_backward(const Linear *f, stored_t *dx, Source source, stored_t *dy, size_t dy_stride, const void *x,
-                            size_t rows, Record record) {
-    const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD), any8 = dgrad8 || wgrad8;
-    const int in_blocks = linear_blocks(f, OPERAND_DY);
-    const int fuses = any8 && linear_fuses(f, OPERAND_DY, record), later = any8 && !fuses && !in_blocks;
-    const size_t in = f->in, out = f->out, pitch = round_up(rows, 16);
-    const Operand *o = f->operands;
-    Tiles t = tiles(rows, out);
-    t.partial = f->dbias && !(later && Source::IS_STORED) ? f->partial : NULL;
-    if (!Source::IS_STORED && !(fuses && dgrad8 && wgrad8)) t.out = dy;
-    if (fuses) t.q = dgrad8 ? f->dy_q : NULL, t.q_t = wgrad8 ? f->dy_t : NULL, t.quantiser = quantiser(o + OPERAND_DY, record);
-    if (t.partial || t.out || fuses) tiles_run(source, t);
-    if (later)
-        quantise(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record, f->dbias && !t.partial ? f->partial : NULL,
-                 f->sqnr);
-    if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), out);
-
-    Matrix a = matrix(dy, STORED, dy_stride, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
-    if (dgrad8) {
-        if (in_blocks) quantise_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record, f->sqnr);
-        a = operand_bytes(o + OPERAND_DY, f->dy_q, in_blocks ? f->inv : NULL, out, rows, out);
-        b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
-    }
-    matmul({dx, STORED, in, NULL, 0, 0}, a, b, dgrad8 ? pitch : rows, in, out);
-    a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
-    if (wgrad8) {
-        if (in_blocks) quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY, dgrad8 ? RECORD_NONE : record, f->sqnr);
-        a = operand_bytes(o + OPERAND_DY, f->dy_t, in_blocks ? f->inv : NULL, pitch, out, rows);
-        b = operand_bytes(o + OPERAND_X, x, f->kept_inv, pitch, in, rows);
-    }
-    matmul({f->dw, DTYPE_FP32, in, NULL, 1, 0}, a, b, out, in, wgrad8 ? pitch : rows);
-}
-
-// Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln p[target], 0 where target is -1. A block
-// has a row. dlogits (wanted where dscale is not NULL) = (p - onehot) * *dscale, rounded to the stored type, padding exactly 0,
-// take the place of the row's first half (DLOGITS_STRIDE): what a step of the loop writes, it and those before it have read.
+// Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln
+// p[target], 0 where target is -1. A block has a row. dlogits (wanted where dscale is not NULL) =
+// (p - onehot) * *dscale, rounded to the stored type, padding exactly 0, take the place of the
+// row's first half (DLOGITS_STRIDE): what a step of the loop writes, it and those before it have
+// read.
 #define DLOGITS_STRIDE(Vp) ((Vp) * (sizeof(float) / sizeof(stored_t)))
-#define CLASSIFIER_THREADS 1024 // from sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is read again
+#define CLASSIFIER_THREADS                                                                         \
+    1024 // from sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is
+         // read again
 KERNEL_OF(CLASSIFIER_THREADS)
-classifier_kernel(float *losses, float *logits, const int *targets, int V, int Vp, const float *dscale) {
+classifier_kernel(float *losses, float *logits, const int *targets, int V, int Vp,
+                  const float *dscale) {
     SHARED float tops[CLASSIFIER_THREADS / 32];
     float *z = logits + (size_t)blockIdx.x * Vp, v[8], top = -INFINITY, sum = 0;
     stored_t *d = (stored_t *)z;
-    const int target = targets[blockIdx.x], steps = (Vp + CLASSIFIER_THREADS * 8 - 1) / (CLASSIFIER_THREADS * 8);
+    const int target = targets[blockIdx.x],
+              steps = (Vp + CLASSIFIER_THREADS * 8 - 1) / (CLASSIFIER_THREADS * 8);
     const float at_target = target < 0 ? 0 : z[target];
     if (target < 0) { // the whole block
         for (int i = threadIdx.x * 8; dscale && i < Vp; i += CLASSIFIER_THREADS * 8) {
@@ -2243,8 +1566,11 @@ classifier_kernel(float *losses, float *logits, const int *targets, int V, int V
     if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = max;
     __syncthreads();
     for (int w = 0; w < CLASSIFIER_THREADS / 32; w++) max = fmaxf(max, tops[w]);
-    sum = block_sum(sum != 0 ? sum * exp2f((top - max) * LOG2E) : 0); // a thread may have had no column
-    if (threadIdx.x == 0) losses[blockIdx.x] = sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
+    sum = block_sum(sum != 0 ? sum * exp2f((top - max) * LOG2E)
+                             : 0); // a thread may have had no column
+    if (threadIdx.x == 0)
+        losses[blockIdx.x] =
+            sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
     if (!dscale) return;
     const float inverse = 1.0f / sum, factor = *dscale;
     for (int step = 0; step < steps; step++) {
@@ -2252,15 +1578,20 @@ classifier_kernel(float *losses, float *logits, const int *targets, int V, int V
         if (i < Vp) {
             load8(v, z + i);
             UNROLL for (int k = 0; k < 8; k++) v[k] =
-                i + k < V ? (exp2f((v[k] - max) * LOG2E) * inverse - (i + k == target ? 1.0f : 0.0f)) * factor : 0;
+                i + k < V
+                    ? (exp2f((v[k] - max) * LOG2E) * inverse - (i + k == target ? 1.0f : 0.0f)) *
+                          factor
+                    : 0;
         }
         __syncthreads();
         if (i < Vp) store8(d + i, v);
         __syncthreads();
     }
 }
-static void classifier(float *losses, float *logits, const int *targets, int rows, int V, int Vp, const float *dscale) {
-    LAUNCH(classifier_kernel, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, targets, V, Vp, dscale);
+static void classifier(float *losses, float *logits, const int *targets, int rows, int V, int Vp,
+                       const float *dscale) {
+    LAUNCH(classifier_kernel, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, targets, V, Vp,
+           dscale);
 }
 
 // *total += the losses, each stripe in ascending order, then a tree.
@@ -2270,17 +1601,60 @@ KERNEL_OF(1024) loss_kernel(double *total, const float *losses, int rows) {
     sum = block_sum(sum);
     if (threadIdx.x == 0) *total += sum;
 }
-static void loss_add(double *total, const float *losses, int rows) { LAUNCH(loss_kernel, 1, 1024, 0, STREAM, total, losses, rows); }
+static void loss_add(double *total, const float *losses, int rows) {
+    LAUNCH(loss_kernel, 1, 1024, 0, STREAM, total, losses, rows);
+}
 
-// ==== 6. model =======================================================================================================
+// ==== 8. model ===================================================================================
+// cos and sin of 2 pi u for u in [0, 1]: to the nearest quarter turn, then Taylor.
+INLINE void sincos_turns(double u, double *sine, double *cosine) {
+    int q = (int)(4 * u + 0.5);
+    double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
+    for (int k = 17; k >= 1; k -= 2)
+        s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
+    s *= x;
+    const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
+    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
+}
+// ---- random numbers: counter based, so that any thread may draw any element. mix64 is
+// splitmix64's finaliser (Steele, Lea, Flood 2014).
+INLINE uint64_t mix64(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
+}
+INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
 
 #define LAYERS_MAX 1024
 typedef struct {
-    int T, V, Vp, L, NH, C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
+    int T, V, Vp, L, NH,
+        C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
 } Config;
 
 // Parameters in the order of llm.c's model file, each for all layers together.
-enum { WTE, WPE, LN1W, LN1B, QKVW, QKVB, ATTPROJW, ATTPROJB, LN2W, LN2B, FCW, FCB, FCPROJW, FCPROJB, LNFW, LNFB, NPARAM };
+enum {
+    WTE,
+    WPE,
+    LN1W,
+    LN1B,
+    QKVW,
+    QKVB,
+    ATTPROJW,
+    ATTPROJB,
+    LN2W,
+    LN2B,
+    FCW,
+    FCB,
+    FCPROJW,
+    FCPROJB,
+    LNFW,
+    LNFB,
+    NPARAM
+};
 typedef struct {
     const char *name;
     size_t layers, rows, cols; // cols is 1 for a vector
@@ -2292,7 +1666,9 @@ typedef struct {
 // Fills specs[NPARAM]; returns the number of parameters.
 static size_t param_specs(ParamSpec *specs, const Config *c) {
     const size_t C = c->C, L = c->L, Vp = c->Vp, T = c->T;
-    const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
+    const float std = 0.02f,
+                residual_std =
+                    0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
     const ParamSpec table[NPARAM] = {
         {"wte", 1, Vp, C, 1, std, 0, 0},
         {"wpe", 1, T, C, 1, std, 0, 0},
@@ -2322,43 +1698,64 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
-#define HEAD_ROWS 8192 // rows of logits that exist at once. Each slab is a product of its own in dwte, so this is a rule of bits
-typedef enum { STORAGE_fp32, STORAGE_stored, STORAGE_operand, STORAGE_byte, STORAGE_int } Storage; // of a tensor; its type here:
+#define HEAD_ROWS                                                                                  \
+    8192 // rows of logits that exist at once. Each slab is a product of its own in dwte, so this is
+         // a rule of bits
+typedef enum {
+    STORAGE_fp32,
+    STORAGE_stored,
+    STORAGE_operand,
+    STORAGE_byte,
+    STORAGE_int
+} Storage; // of a tensor; its type here:
 typedef float fp32_t;
 typedef uint8_t byte_t;
 typedef int int_t;
-static size_t role_size(Storage role, int precision) { // bytes an element in a build of the given precision
+static size_t role_size(Storage role,
+                        int precision) { // bytes an element in a build of the given precision
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
     return role == STORAGE_fp32 || role == STORAGE_int || precision == PRECISION_FP32 ? 4 : 2;
 }
 
-// Every tensor of the model: the one table for fields, memory plan and allocation. R: rows, B T and up to 16 more, since FP8
-// products write whole multiples of 16; of logits a slab of min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to
-// backward, REUSED ones are overwritten. Those of 0 elements (what only training, t, one build, one recipe or an option needs) are
-// not allocated. Of x the backward pass keeps bytes as they were written, and turns them (2 bytes moved an element; a layernorm
-// that also wrote them turned would need 32 whole rows in shared memory); but GELU's kernel is one of tiles and writes them turned
-// at once, and attention's output is kept in 16 bits, which its own backward pass reads.
+// Every tensor of the model: the one table for fields, memory plan and allocation. R: rows, B T and
+// up to 16 more, since FP8 products write whole multiples of 16; of logits a slab of min(R,
+// HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are
+// overwritten. Those of 0 elements (what only training, t, one build, one recipe or an option
+// needs) are not allocated. Of x the backward pass keeps bytes as they were written, and turns them
+// (2 bytes moved an element; a layernorm that also wrote them turned would need 32 whole rows in
+// shared memory); but GELU's kernel is one of tiles and writes them turned at once, and attention's
+// output is kept in 16 bits, which its own backward pass reads.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
-    X(fp32, master, 1, g->param_count, OPTIMISER)   /* weights, their gradients, AdamW's moments */ \
+    /* weights, their gradients, AdamW's moments */ \
+    X(fp32, master, 1, g->param_count, OPTIMISER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
     X(fp32, m, 1, t * g->param_count, OPTIMISER) \
     X(fp32, v, 1, t * g->param_count, OPTIMISER) \
-    X(operand, weights, L, copies * 12 * C * C, REUSED)  /* made of the master weights once a step by gpt_refresh_weights() */ \
+    /* made of the master weights once a step by gpt_refresh_weights() */ \
+    X(operand, weights, L, copies * 12 * C * C, REUSED) \
     X(byte, weights_t, L, fp8 * t * 12 * C * C, REUSED)  /* turned, for dgrad */ \
-    X(stored, biases, 1, copies * L * 9 * C, REUSED)     /* of the four matrices in turn, each for all layers */ \
-    X(stored, head_w, 1, copies * Vp * C, REUSED)        /* [Vp, C] likewise; the fp32 build reads the master */ \
+    /* of the four matrices in turn, each for all layers */ \
+    X(stored, biases, 1, copies * L * 9 * C, REUSED) \
+    /* [Vp, C] likewise; the fp32 build reads the master */ \
+    X(stored, head_w, 1, copies * Vp * C, REUSED) \
     X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
     X(byte, head_t, 1, head8 * t * Vp * C, REUSED)       /* [C, Vp] turned */ \
-    X(stored, w16, w16_layers, 12 * C * C, REUSED)       /* for products that --bf16 names: weights, */ \
+    /* for products that --bf16 names: weights, */ \
+    X(stored, w16, w16_layers, 12 * C * C, REUSED) \
     X(stored, x16, x16_layers, 6 * R * C, KEPT)          /* and what wgrad keeps */ \
-    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED)     /* of operands in blocks: scales of the weights' two copies, */ \
-    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT)         /* of what wgrad keeps, */ \
-    X(fp32, inv, 1, (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED)      /* of x and of dy as they pass */ \
-    X(stored, residual, 2 * L + 1, R * C, KEPT)        /* [R, C] before attention, before the MLP, and at the end */ \
+    /* of operands in blocks: scales of the weights' two copies, */ \
+    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED) \
+    /* of what wgrad keeps, */ \
+    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
+    /* of x and of dy as they pass */ \
+    X(fp32, inv, 1, (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
+    /* [R, C] before attention, before the MLP, and at the end */ \
+    X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
-    X(operand, ln1, again, R * C, KEPT)                /* ln1, ln2, gelu: inputs of the linear layers, for wgrad; of those that */ \
+    /* ln1, ln2, gelu: inputs of the linear layers, for wgrad; of those that */ \
+    X(operand, ln1, again, R * C, KEPT) \
     X(operand, ln2, again, R * C, KEPT)                /* are made again, one layer's exist */ \
     X(operand, gelu, again, R * 4 * C, KEPT)           /* [R, 4C]; FP8: [4C, R] */ \
     X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
@@ -2368,45 +1765,61 @@ static size_t role_size(Storage role, int precision) { // bytes an element in a 
     X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
     X(byte, lnf_t, 1, head8 * t * slab * C, REUSED)      /* [C, slab] */ \
-    X(stored, x, 1, fp8 * R * 4 * C, REUSED)             /* [R, 4C] a linear layer's input that has to be whole before it is quantised */ \
-    X(byte, x_bytes, 1, fp8 * R * 4 * C, REUSED)         /* [R, 4C] bytes that only a forward product reads */ \
+    /* [R, 4C] a linear layer's input that has to be whole before it is quantised */ \
+    X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
+    /* [R, 4C] bytes that only a forward product reads */ \
+    X(byte, x_bytes, 1, fp8 * R * 4 * C, REUSED) \
     X(byte, x_turned, 1, fp8 * t * R * C, REUSED)        /* [C, R] bytes that a wgrad reads */ \
-    X(stored, rounded, 1, fp8 * 4 * C * C, REUSED)       /* a weight matrix that has to be whole */ \
-    X(stored, y, 1, R * C, REUSED)                       /* [R, C] what is added to the residual stream */ \
-    X(fp32, logits, 1, slab * Vp, REUSED)                /* [slab, Vp], then dlogits in the first half of each row */ \
+    /* a weight matrix that has to be whole */ \
+    X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
+    /* [R, C] what is added to the residual stream */ \
+    X(stored, y, 1, R * C, REUSED) \
+    /* [slab, Vp], then dlogits in the first half of each row */ \
+    X(fp32, logits, 1, slab * Vp, REUSED) \
     X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
     X(byte, dy_turned, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
-    X(stored, dresidual, 1, t * R * C, REUSED)           /* [R, C] the gradient of the residual stream, walked backwards */ \
+    /* [R, C] the gradient of the residual stream, walked backwards */ \
+    X(stored, dresidual, 1, t * R * C, REUSED) \
     X(stored, dwide, 1, t * R * 4 * C, REUSED)           /* [R, 4C] */ \
     X(stored, dnarrow, 1, t * R * C, REUSED)             /* [R, C] */ \
     X(fp32, delta, 1, t * R * NH, REUSED)                /* [B, NH, T] */ \
-    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) /* column sums by blocks of rows */ \
-    X(fp32, sqnr, 1, fp8 * 2 * (MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp) / CHUNK + 1), REUSED) /* by chunks */ \
-    X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED)      /* the emulated path: operands, sums */ \
+    /* column sums by blocks of rows */ \
+    X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) \
+    /* by chunks */ \
+    X(fp32, sqnr, 1, fp8 * 2 * (MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp) / CHUNK + 1), REUSED) \
+    /* the emulated path: operands, sums */ \
+    X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
     X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
     X(fp32, emulate_sums, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp), REUSED) \
-    X(int, inputs, 1, INPUTS(R), REUSED)                 /* tokens, targets, rows by token: see Inputs */ \
-    X(fp32, norm_sums, 1, t * (g->param_count / CHUNK + 1), REUSED) /* squares of the gradient by chunks */ \
+    /* tokens, targets, rows by token: see Inputs */ \
+    X(int, inputs, 1, INPUTS(R), REUSED) \
+    /* squares of the gradient by chunks */ \
+    X(fp32, norm_sums, 1, t * (g->param_count / CHUNK + 1), REUSED) \
     X(fp32, losses, 1, R, REUSED)                        /* [R] */
 // clang-format on
-#define BLOCKS(operand)         (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
-#define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
+#define BLOCKS(operand)                                                                            \
+    (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
+#define SCALE_ROOM(elements, C)                                                                    \
+    ((elements) / 32 +                                                                             \
+     64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 // Each is an allocation of its own, so that compute-sanitizer sees what goes beyond one.
-#define TENSOR_MAKE(role, name, layers, count, life)                                                                               \
-    bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                                                               \
-    if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */                                               \
-    if (part) part[life] += bytes;                                                                                                 \
+#define TENSOR_MAKE(role, name, layers, count, life)                                               \
+    bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                               \
+    if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */               \
+    if (part) part[life] += bytes;                                                                 \
     else g->name = (role##_t *)device_allocate(bytes);
 
-// What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R] and buckets [R + 1]
-// (encoder_backward), and how many buckets there are.
+// What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R]
+// and buckets [R + 1] (encoder_backward), and how many buckets there are.
 #define INPUTS(R) (4 * (R) + 2)
 typedef struct {
     int *tokens, *targets, *order, *buckets, *count;
 } Inputs;
-static Inputs inputs_at(int *p, size_t R) { return {p, p + R, p + 2 * R, p + 3 * R, p + 4 * R + 1}; }
+static Inputs inputs_at(int *p, size_t R) {
+    return {p, p + R, p + 2 * R, p + 3 * R, p + 4 * R + 1};
+}
 
 // What the host writes for a step, and what it reads when the step is done.
 typedef struct {
@@ -2418,11 +1831,13 @@ typedef struct {
 typedef struct {
     double loss, norm;      // the sum of the losses; of the unscaled gradient
     unsigned long long cut; // gradients that FP8 saturated
-    float update_scale;     // what AdamW multiplies gradients by; 0: the step is skipped, since loss or norm is not finite
-    unsigned nonfinite;     // whether the update made a weight that is not finite
+    float update_scale; // what AdamW multiplies gradients by; 0: the step is skipped, since loss or
+                        // norm is not finite
+    unsigned nonfinite; // whether the update made a weight that is not finite
 } StepResults;
 
-// The host's side of a step: two buffers of inputs, taken in turn, and what a step consists of, from the second on.
+// The host's side of a step: two buffers of inputs, taken in turn, and what a step consists of,
+// from the second on.
 enum { PHASE_REFRESH, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES }; // of a step on the device
 typedef struct {
     int *inputs[2], *seen; // [V] scratch
@@ -2431,8 +1846,10 @@ typedef struct {
     StepInputs *inputs_of_step;
     StepResults *results;
     cudaGraphExec_t graphs[PHASES];
-    int warm, graphs_own_amax;      // a step was done, so that all products are made; what the graphs were captured with
-    long graph_steps, graph_passes; // steps that were graphs; quantising passes in each, apart from kernels that make operands
+    int warm, graphs_own_amax; // a step was done, so that all products are made; what the graphs
+                               // were captured with
+    long graph_steps, graph_passes; // steps that were graphs; quantising passes in each, apart from
+                                    // kernels that make operands
 } StepHost;
 
 typedef struct {
@@ -2450,15 +1867,20 @@ typedef struct {
     GPT_TENSORS(TENSOR_FIELD) // all on the device
     int weights_ready;        // what products read is made of the master weights as they are
 
-    // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND. On the host as they were when last read.
+    // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND. On the host as they were when last
+    // read.
     Fp8Scale *scales, *device_scales;
     ScaleInUse *scales_in_use; // on the device
-    int scale_count, own_amax; // how many delayed scales have no history yet, and come from their tensor
+    int scale_count,
+        own_amax; // how many delayed scales have no history yet, and come from their tensor
 
-    float loss_scaling[2];     // the loss scale, a power of two (1 unless the build or recipe needs it), and good steps in a row
-    Record record;             // of x and dy: NONE but in a training step, so that validation and sampling leave no trace
-    Record record_weights;     // of the weights, for the next step: they may be made in a validation before it
-    StepInputs *step_inputs;   // on the device
+    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
+                           // it), and good steps in a row
+    Record record; // of x and dy: NONE but in a training step, so that validation and sampling
+                   // leave no trace
+    Record record_weights;   // of the weights, for the next step: they may be made in a validation
+                             // before it
+    StepInputs *step_inputs; // on the device
     StepResults *step_results; // on the device
     StepHost host;
     char attention[64];        // whose it is: own, or cuDNN and its version
@@ -2470,7 +1892,8 @@ static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.
 #define READ_W (1 << FPROP | 1 << DGRAD)
 static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     size_t n = 0;
-    for (int l = 0; l < end; l++) n += ((g->bf16[l][0] | g->bf16[l][1] | g->bf16[l][2] | g->bf16[l][3]) & products) != 0;
+    for (int l = 0; l < end; l++)
+        n += ((g->bf16[l][0] | g->bf16[l][1] | g->bf16[l][2] | g->bf16[l][3]) & products) != 0;
     return n;
 }
 
@@ -2479,48 +1902,60 @@ static int recipes_emulated(const ScalingRecipe *a, const ScalingRecipe *b) {
 }
 // Whether some product of the recipe takes the emulated path, and so its scratch.
 static int gpt_emulates(const Gpt *g) {
-    const ScalingRecipe *x = &g->recipes[OPERAND_X], *w = &g->recipes[OPERAND_W], *dy = &g->recipes[OPERAND_DY];
+    const ScalingRecipe *x = &g->recipes[OPERAND_X], *w = &g->recipes[OPERAND_W],
+                        *dy = &g->recipes[OPERAND_DY];
     return recipes_emulated(x, w) || recipes_emulated(dy, w) || recipes_emulated(dy, x);
 }
 
-// Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also asks for another's); without it,
-// allocates them.
+// Adds the bytes of every tensor to part[LIVES], in a build of the given precision (the plan also
+// asks for another's); without it, allocates them.
 static void tensors_make(Gpt *g, int precision, size_t *part) {
     const Config *c = &g->config;
-    const size_t R = gpt_rows(g), C = c->C, L = c->L, NH = c->NH, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = g->training != 0;
-    const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head, copies = precision != PRECISION_FP32;
+    const size_t R = gpt_rows(g), C = c->C, L = c->L, NH = c->NH, Vp = c->Vp,
+                 slab = MIN(R, HEAD_ROWS), t = g->training != 0;
+    const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head,
+                 copies = precision != PRECISION_FP32;
     const size_t again = g->recompute ? 1 : L,
-                 emulates = fp8 && (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_W) | BLOCKS(OPERAND_DY) | gpt_emulates(g));
-    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
+                 emulates = fp8 && (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_W) | BLOCKS(OPERAND_DY) |
+                                    gpt_emulates(g));
+    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
+                 x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
     g->scale_count = IS_FP8 ? (c->L * NLIN + 1) * NOPERAND : 0;
     GPT_TENSORS(TENSOR_MAKE)
 }
 
-#define PROGRAM_BYTES ((size_t)96 << 20) // what CUDA loads onto the device with the kernels, at most
+#define PROGRAM_BYTES                                                                              \
+    ((size_t)96 << 20) // what CUDA loads onto the device with the kernels, at most
 typedef struct {
-    size_t part[LIVES], kept_fp16, total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+    size_t part[LIVES], kept_fp16,
+        total; // bytes; kept_fp16: what the FP16 build keeps for the same model
 } MemoryPlan;
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {};
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
-    plan.part[REUSED] += g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
-    if (machine.tunes) plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
+    plan.part[REUSED] +=
+        g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
+    if (machine.tunes)
+        plan.part[REUSED] +=
+            (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
     plan.part[REUSED] += cudnn_bytes();
     plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
 
-// Scales from the device to the host; and, of a new or loaded state, the other way, where they are put to use.
+// Scales from the device to the host; and, of a new or loaded state, the other way, where they are
+// put to use.
 static void gpt_scales_read(Gpt *g) {
     if (g->scale_count) device_read(g->scales, g->device_scales, g->scale_count * sizeof(Fp8Scale));
     g->own_amax = 0;
     for (int i = 0; i < g->scale_count; i++) {
         const int head = i >= g->scale_count - NOPERAND;
-        g->own_amax += recipe_remembers(&g->scales[i].recipe) && g->scales[i].steps == 0 && (!head || g->fp8_head);
+        g->own_amax += recipe_remembers(&g->scales[i].recipe) && g->scales[i].steps == 0 &&
+                       (!head || g->fp8_head);
     }
 }
 static void gpt_scales_write(Gpt *g) {
@@ -2553,7 +1988,8 @@ static void gpt_allocate(Gpt *g) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
-        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1, s->kept_inv = 1;
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1,
+        s->kept_inv = 1;
     }
     g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
     g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
@@ -2568,18 +2004,21 @@ static void gpt_allocate(Gpt *g) {
     if (g->training) step_host_make(g);
 }
 
-// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or v).
+// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or
+// v).
 static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
     return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
 }
 
-// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases 0, layernorm 1.
-// Element pairs come from one Box-Muller draw, addressed by tensor and index: the C file's numbers to the last bit.
+// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases
+// 0, layernorm 1. Element pairs come from one Box-Muller draw, addressed by tensor and index: the C
+// file's numbers to the last bit.
 KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint64_t seed, int id) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 2;
     if (i >= n) return;
-    const double u = 1.0 - random_unit(random_u64(seed, id, i)), turn = random_unit(random_u64(seed, id, i + 1));
+    const double u = 1.0 - random_unit(random_u64(seed, id, i)),
+                 turn = random_unit(random_u64(seed, id, i + 1));
     const double radius = sqrt(-2.0 * log_fixed_order(u)) * std;
     double part[2];
     sincos_turns(turn, &part[1], &part[0]);
@@ -2589,8 +2028,10 @@ KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint
 static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t n = s->layers * s->rows * s->cols, used = id == WTE ? g->config.V * s->cols : n;
-        RUN(init_kernel, ceil_div(n, 2 * THREADS), g->master + s->offset, n, used, s->init_std, s->init_value, seed, id);
+        const size_t n = s->layers * s->rows * s->cols,
+                     used = id == WTE ? g->config.V * s->cols : n;
+        RUN(init_kernel, ceil_div(n, 2 * THREADS), g->master + s->offset, n, used, s->init_std,
+            s->init_value, seed, id);
     }
     g->weights_ready = 0;
 }
@@ -2607,16 +2048,18 @@ static operand_t *gpt_kept(const Gpt *g, int l, int i) {
     const size_t layer = g->recompute ? 0 : l;
     return kept[i] + layer * gpt_rows(g) * g->params[linear_param[i]].cols;
 }
-// One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a layer: qkv 3, attproj 1,
-// fc 4, fcproj 4; the fp32 build reads the master.
+// One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a
+// layer: qkv 3, attproj 1, fc 4, fcproj 4; the fp32 build reads the master.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    // inputs are C wide, the last one 4 C, so that those of a layer start at i C; but x16 has none of attproj
+    // inputs are C wide, the last one 4 C, so that those of a layer start at i C; but x16 has none
+    // of attproj
     static const size_t start[NLIN] = {0, 3, 4, 8}, x16_start[NLIN] = {0, 0, 1, 2};
     const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {};
     f.in = g->params[id].cols, f.out = g->params[id].rows;
-    f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l) : g->weights + (l * 12 + start[i]) * CC;
+    f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l)
+                                      : g->weights + (l * 12 + start[i]) * CC;
     f.bias = PRECISION == PRECISION_FP32 ? (stored_t *)gpt_param(g, g->master, id + 1, l)
                                          : g->biases + start[i] * C * g->config.L + l * f.out;
     f.dw = gpt_param(g, g->grad, id, l);
@@ -2629,12 +2072,17 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.dy_q = g->dy_bytes, f.dy_t = g->dy_turned, f.sqnr = g->sqnr, f.x_q = g->x_bytes;
     if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
     if (g->training && f.bf16 & 1 << WGRAD)
-        f.x16 = i == LIN_ATTPROJ ? g->att + l * RC : g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + x16_start[i]) * RC;
-    if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ)) f.x_kept = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
+        f.x16 = i == LIN_ATTPROJ
+                    ? g->att + l * RC
+                    : g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + x16_start[i]) * RC;
+    if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ))
+        f.x_kept = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
     else if (i != LIN_ATTPROJ) f.x_q = (uint8_t *)gpt_kept(g, l, i);
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.inv = g->inv;
-    if (g->w_inv) f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C, f.w_t_inv = f.w_inv + room;
+    if (g->w_inv)
+        f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C,
+        f.w_t_inv = f.w_inv + room;
     if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
     return f;
 }
@@ -2651,11 +2099,13 @@ static Linear gpt_head(const Gpt *g) {
     return f;
 }
 
-// Copies of a master weight for its products: rounded to the stored type, then bytes in both directions, in one pass where the
-// scale is known.
-static void weight_refresh(const Linear *f, const float *master, stored_t *stored, stored_t *rounded, int training, Record record) {
+// Copies of a master weight for its products: rounded to the stored type, then bytes in both
+// directions, in one pass where the scale is known.
+static void weight_refresh(const Linear *f, const float *master, stored_t *stored,
+                           stored_t *rounded, int training, Record record) {
     const Operand *o = &f->operands[OPERAND_W];
-    const int any8 = linear_in_fp8(f, FPROP) || linear_in_fp8(f, DGRAD), fuses = any8 && linear_fuses(f, OPERAND_W, record);
+    const int any8 = linear_in_fp8(f, FPROP) || linear_in_fp8(f, DGRAD),
+              fuses = any8 && linear_fuses(f, OPERAND_W, record);
     uint8_t *q = (uint8_t *)f->w, *q_t = training ? (uint8_t *)f->w_t : NULL;
     Tiles t = tiles(f->out, f->in);
     t.out = stored ? stored : any8 && !fuses ? rounded : NULL;
@@ -2667,8 +2117,9 @@ static void weight_refresh(const Linear *f, const float *master, stored_t *store
     if (training) quantise_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE, NULL);
 }
 
-// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the stored one, so that a
-// resumed run makes the same bytes. What is quantised is the weight rounded to the stored type.
+// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the
+// stored one, so that a resumed run makes the same bytes. What is quantised is the weight rounded
+// to the stored type.
 static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
@@ -2683,38 +2134,47 @@ static void gpt_refresh_weights(Gpt *g) {
         tiles_run(MasterSource{gpt_param(g, g->master, linear_param[i] + 1, 0), first.out}, t);
         for (int l = 0; l < g->config.L; l++) {
             const Linear f = gpt_linear(g, l, i);
-            weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l), IS_FP8 ? f.w16 : (stored_t *)f.w, g->rounded,
-                           g->training, record);
+            weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l),
+                           IS_FP8 ? f.w16 : (stored_t *)f.w, g->rounded, g->training, record);
         }
     }
 }
 
-// Where the kernel that makes a linear layer's input writes it: bytes where it can, and the tensor where something reads that.
+// Where the kernel that makes a linear layer's input writes it: bytes where it can, and the tensor
+// where something reads that.
 static Written gpt_input(const Gpt *g, const Linear *f, int l, int i) {
     Written w = {};
     if (i == LIN_ATTPROJ) w.stored = g->att + l * gpt_rows(g) * g->config.C;
     else if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
     if (!IS_FP8) return w;
-    const int fprop8 = linear_in_fp8(f, FPROP), any8 = fprop8 || (g->training && linear_in_fp8(f, WGRAD));
-    if (any8 && linear_fuses(f, OPERAND_X, g->record)) w.q = f->x_q, w.quantiser = quantiser(&f->operands[OPERAND_X], g->record);
+    const int fprop8 = linear_in_fp8(f, FPROP),
+              any8 = fprop8 || (g->training && linear_in_fp8(f, WGRAD));
+    if (any8 && linear_fuses(f, OPERAND_X, g->record))
+        w.q = f->x_q, w.quantiser = quantiser(&f->operands[OPERAND_X], g->record);
     if (!w.stored && f->x16) w.stored = f->x16;
     if (!w.stored && !(w.q && fprop8)) w.stored = g->x;
     return w;
 }
-// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention and before the MLP, and
-// 2L at the end. The bias is the parameter after the weight.
-static int layernorm_param(const Gpt *g, int norm) { return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W; }
+// The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention
+// and before the MLP, and 2L at the end. The bias is the parameter after the weight.
+static int layernorm_param(const Gpt *g, int norm) {
+    return norm == 2 * g->config.L ? LNFW : norm % 2 ? LN2W : LN1W;
+}
 
-// residual[norm] = residual[norm - 1] + y, the output of the block between them (NULL: it is there); normed = layernorm of it.
-static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written normed, size_t rows) {
+// residual[norm] = residual[norm - 1] + y, the output of the block between them (NULL: it is
+// there); normed = layernorm of it.
+static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written normed,
+                                  size_t rows) {
     const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
     const size_t R = gpt_rows(g), C = g->config.C;
     stored_t *residual = g->residual + norm * R * C;
-    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R, y ? residual - R * C : residual, y,
-                               gpt_param(g, g->master, id, l), gpt_param(g, g->master, id + 1, l), rows, C);
+    residual_layernorm_forward(residual, normed, g->ln_mean + norm * R, g->ln_rstd + norm * R,
+                               y ? residual - R * C : residual, y, gpt_param(g, g->master, id, l),
+                               gpt_param(g, g->master, id + 1, l), rows, C);
 }
 // GELU of layer l's fc, to where fcproj reads it: the tensor or its bytes, and turned for wgrad.
-static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned, size_t rows) {
+static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned,
+                             size_t rows) {
     Tiles t = tiles(rows, f->in);
     t.out = w.stored, t.q = w.q, t.quantiser = w.quantiser, t.q_t = turned;
     tiles_run(GeluSource{g->fc + l * gpt_rows(g) * f->in, f->in}, t);
@@ -2724,7 +2184,8 @@ static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t 
 static void gpt_linear_forward(Gpt *g, const Linear *f, Written x, stored_t *y, size_t rows) {
     linear_forward(f, y, STORED, x.stored, x.q != NULL, rows, g->record);
 }
-// What the wgrad of linear layer i reads: what was kept, turned if it is bytes; or its input again, of the same bits.
+// What the wgrad of linear layer i reads: what was kept, turned if it is bytes; or its input again,
+// of the same bits.
 static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t rows) {
     const int again = g->recompute && i != LIN_ATTPROJ, wgrad8 = linear_in_fp8(f, WGRAD);
     const Operand *o = &f->operands[OPERAND_X];
@@ -2736,8 +2197,8 @@ static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t
         Tiles t = tiles(rows, f->in);
         t.q_t = g->x_turned, t.quantiser = quantiser(o, RECORD_NONE);
         if (f->kept_inv)
-            quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o, linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record,
-                            f->sqnr);
+            quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o,
+                            linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record, f->sqnr);
         else quantise_passes++, tiles_run(StoredSource{att, f->in}, t);
         return g->x_turned;
     }
@@ -2745,17 +2206,20 @@ static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t
     else if (f->kept_inv) w.stored = g->x;
     else if (i != LIN_FCPROJ) w.q = f->x_q;
     if (IS_FP8) w.quantiser = quantiser(o, RECORD_NONE);
-    if (again && i == LIN_FCPROJ) gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->kept_inv ? f->x_kept : NULL, rows);
+    if (again && i == LIN_FCPROJ)
+        gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->kept_inv ? f->x_kept : NULL, rows);
     else if (again) gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, w, rows);
     if (!IS_FP8) return w.stored;
-    if (again && f->kept_inv) quantise_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE, NULL);
+    if (again && f->kept_inv)
+        quantise_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE, NULL);
     if (f->x_kept) return f->x_kept;
     bytes_turn(g->x_turned, f->x_q, rows, f->in);
     return g->x_turned;
 }
 // dx and the gradients of linear layer i of layer l, from dy.
 template <class Source>
-static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, Source source, stored_t *dy, size_t rows) {
+static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, Source source, stored_t *dy,
+                                size_t rows) {
     const Linear f = gpt_linear(g, l, i);
     linear_backward(&f, dx, source, dy, f.out, gpt_wgrad_input(g, &f, l, i, rows), rows, g->record);
 }
@@ -2764,31 +2228,36 @@ static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, Source sourc
 static void gpt_layernorm_backward(Gpt *g, int norm, size_t rows) {
     const int id = layernorm_param(g, norm), l = norm / 2 % g->config.L;
     const size_t R = gpt_rows(g), C = g->config.C;
-    layernorm_backward(g->dresidual, gpt_param(g, g->grad, id, l), gpt_param(g, g->grad, id + 1, l), g->dnarrow,
-                       g->residual + norm * R * C, g->ln_mean + norm * R, g->ln_rstd + norm * R, gpt_param(g, g->master, id, l),
-                       g->partial_sums, rows, C);
+    layernorm_backward(g->dresidual, gpt_param(g, g->grad, id, l), gpt_param(g, g->grad, id + 1, l),
+                       g->dnarrow, g->residual + norm * R * C, g->ln_mean + norm * R,
+                       g->ln_rstd + norm * R, gpt_param(g, g->master, id, l), g->partial_sums, rows,
+                       C);
 }
 
-// The transformer up to the last layernorm: tokens [B, n] (on the device) at positions pos .. pos+n give lnf [B n, C]. pos > 0
-// (B = 1) continues a sequence whose keys and values lie in qkv.
+// The transformer up to the last layernorm: tokens [B, n] (on the device) at positions pos .. pos+n
+// give lnf [B n, C]. pos > 0 (B = 1) continues a sequence whose keys and values lie in qkv.
 static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos) {
     const Config *c = &g->config;
     const size_t C = c->C, R = gpt_rows(g), rows = (size_t)B * n;
     gpt_refresh_weights(g);
-    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos, c->C);
+    encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos,
+                    c->C);
     for (int l = 0; l < c->L; l++) {
         Linear f[NLIN];
         Written x[NLIN];
         for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i), x[i] = gpt_input(g, &f[i], l, i);
         stored_t *qkv = g->qkv + l * R * 3 * C;
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV], rows); // the encoder wrote the first
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV],
+                              rows); // the encoder wrote the first
         gpt_linear_forward(g, &f[LIN_QKV], x[LIN_QKV], qkv + pos * 3 * C, rows);
         attention_forward(x[LIN_ATTPROJ], g->lse + l * R * c->NH, qkv, B, n, pos, c->C, c->NH);
         gpt_linear_forward(g, &f[LIN_ATTPROJ], x[LIN_ATTPROJ], g->y, rows);
         gpt_layernorm_forward(g, 2 * l + 1, g->y, x[LIN_FC], rows);
         gpt_linear_forward(g, &f[LIN_FC], x[LIN_FC], g->fc + l * R * 4 * C, rows);
-        gpt_gelu_forward(g, &f[LIN_FCPROJ], l, x[LIN_FCPROJ],
-                         x[LIN_FCPROJ].q && linear_in_fp8(&f[LIN_FCPROJ], WGRAD) ? f[LIN_FCPROJ].x_kept : NULL, rows);
+        gpt_gelu_forward(
+            g, &f[LIN_FCPROJ], l, x[LIN_FCPROJ],
+            x[LIN_FCPROJ].q && linear_in_fp8(&f[LIN_FCPROJ], WGRAD) ? f[LIN_FCPROJ].x_kept : NULL,
+            rows);
         gpt_linear_forward(g, &f[LIN_FCPROJ], x[LIN_FCPROJ], g->y, rows);
     }
     Written lnf = {};
@@ -2797,7 +2266,9 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
 }
 
 // What the head's wgrad reads of a slab: its rows of lnf, or their bytes.
-static void *head_kept(const Gpt *g, size_t row) { return g->head_q ? (void *)g->lnf_t : g->lnf + row * g->config.C; }
+static void *head_kept(const Gpt *g, size_t row) {
+    return g->head_q ? (void *)g->lnf_t : g->lnf + row * g->config.C;
+}
 
 // logits [rows, Vp] = lnf wte^T for rows from `row` on.
 static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
@@ -2812,8 +2283,9 @@ KERNEL head_scale_kernel(Fp8Scale *s, ScaleInUse *use, const float *grad_scale) 
     scale_use(s, use, s->scale);
 }
 
-// Adds the losses, in nats, of g->inputs' tokens [B, n] against their targets (-1: not counted) to the step's results. With
-// grads the head's backward pass runs slab by slab, so that logits never exist whole; the step's inputs hold the gradient's scale.
+// Adds the losses, in nats, of g->inputs' tokens [B, n] against their targets (-1: not counted) to
+// the step's results. With grads the head's backward pass runs slab by slab, so that logits never
+// exist whole; the step's inputs hold the gradient's scale.
 static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
     const size_t rows = (size_t)B * n;
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
@@ -2827,8 +2299,11 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, g->logits, in.targets + row, slab, g->config.V, g->config.Vp, grad_scale);
-        if (grads) linear_backward(&f, g->dnarrow + row * f.in, source, dlogits, source.stride, head_kept(g, row), slab, g->record);
+        classifier(g->losses + row, g->logits, in.targets + row, slab, g->config.V, g->config.Vp,
+                   grad_scale);
+        if (grads)
+            linear_backward(&f, g->dnarrow + row * f.in, source, dlogits, source.stride,
+                            head_kept(g, row), slab, g->record);
     }
     loss_add(&g->step_results->loss, g->losses, rows);
 }
@@ -2854,7 +2329,8 @@ static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos)
     device_read(logits, g->logits, g->config.V * sizeof(float));
 }
 
-// Gradients of everything below the head, added to g->grad. Runs after gpt_forward_device() with grads.
+// Gradients of everything below the head, added to g->grad. Runs after gpt_forward_device() with
+// grads.
 static void gpt_backward(Gpt *g, int B, int n) {
     const Config *c = &g->config;
     const size_t C = c->C, R = gpt_rows(g), rows = (size_t)B * n;
@@ -2864,19 +2340,23 @@ static void gpt_backward(Gpt *g, int B, int n) {
     for (int l = c->L - 1; l >= 0; l--) {
         const StoredSource dresidual = {g->dresidual, C};
         gpt_linear_backward(g, l, LIN_FCPROJ, g->dwide, dresidual, g->dresidual, rows);
-        gpt_linear_backward(g, l, LIN_FC, g->dnarrow, GeluBackwardSource{g->dwide, g->fc + l * R * 4 * C, 4 * C}, g->dwide, rows);
+        gpt_linear_backward(g, l, LIN_FC, g->dnarrow,
+                            GeluBackwardSource{g->dwide, g->fc + l * R * 4 * C, 4 * C}, g->dwide,
+                            rows);
         gpt_layernorm_backward(g, 2 * l + 1, rows);
         gpt_linear_backward(g, l, LIN_ATTPROJ, g->dnarrow, dresidual, g->dresidual, rows);
-        attention_backward(g->dwide, g->delta, g->dnarrow, g->att + l * R * C, g->lse + l * R * c->NH, g->qkv + l * R * 3 * C, B, n,
-                           c->C, c->NH);
-        gpt_linear_backward(g, l, LIN_QKV, g->dnarrow, StoredSource{g->dwide, 3 * C}, g->dwide, rows);
+        attention_backward(g->dwide, g->delta, g->dnarrow, g->att + l * R * C,
+                           g->lse + l * R * c->NH, g->qkv + l * R * 3 * C, B, n, c->C, c->NH);
+        gpt_linear_backward(g, l, LIN_QKV, g->dnarrow, StoredSource{g->dwide, 3 * C}, g->dwide,
+                            rows);
         gpt_layernorm_backward(g, 2 * l, rows);
     }
-    encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, in.tokens, in.order, in.buckets, in.count,
-                     MIN((int)R, c->V), B, n, c->C);
+    encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, in.tokens, in.order,
+                     in.buckets, in.count, MIN((int)R, c->V), B, n, c->C);
 }
 
-// Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order; temperature 0 takes the best.
+// Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order;
+// temperature 0 takes the best.
 static int sample_token(const float *logits, int V, float temperature, double u) {
     int best = 0;
     for (int j = 1; j < V; j++)
@@ -2892,11 +2372,19 @@ static int sample_token(const float *logits, int V, float temperature, double u)
     return best;
 }
 
-// ==== 7. optimiser ===================================================================================================
+// ==== 9. optimizer and step ======================================================================
+INLINE double power_int(double x, long n) { // x^n by squaring, n >= 0
+    double r = 1;
+    for (; n > 0; n >>= 1, x *= x)
+        if (n & 1) r *= x;
+    return r;
+}
 
-// Squares of the unscaled gradient, by chunks: 16 striped lanes and a tree, the C file's order. Half a warp has a chunk.
+// Squares of the unscaled gradient, by chunks: 16 striped lanes and a tree, the C file's order.
+// Half a warp has a chunk.
 KERNEL norm_kernel(float *sums, const float *grad, size_t n, const StepInputs *in) {
-    const size_t chunk = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16, begin = chunk * CHUNK, end = MIN(n, begin + CHUNK);
+    const size_t chunk = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16,
+                 begin = chunk * CHUNK, end = MIN(n, begin + CHUNK);
     const float scale = (float)(1 / in->loss_scale);
     float sum = 0;
     UNROLL_BY(8) for (size_t i = begin + threadIdx.x % 16; i < end; i += 16) {
@@ -2906,17 +2394,21 @@ KERNEL norm_kernel(float *sums, const float *grad, size_t n, const StepInputs *i
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
     if (threadIdx.x % 16 == 0 && begin < n) sums[chunk] = sum;
 }
-// The norm, and from it what AdamW multiplies by: clipped, unscaled, or 0 where norm or loss is not finite.
-KERNEL_OF(1024) norm_finish_kernel(StepResults *r, const float *sums, size_t chunks, const StepInputs *in) {
+// The norm, and from it what AdamW multiplies by: clipped, unscaled, or 0 where norm or loss is not
+// finite.
+KERNEL_OF(1024)
+norm_finish_kernel(StepResults *r, const float *sums, size_t chunks, const StepInputs *in) {
     double total = 0;
     for (size_t k = threadIdx.x; k < chunks; k += blockDim.x) total += sums[k];
     total = block_sum(total);
     if (threadIdx.x > 0) return;
     const double norm = r->norm = sqrt(total);
     const double clip = in->grad_clip > 0 && norm > in->grad_clip ? in->grad_clip / norm : 1;
-    r->update_scale = norm - norm != 0 || r->loss - r->loss != 0 ? 0 : (float)(clip / in->loss_scale);
+    r->update_scale =
+        norm - norm != 0 || r->loss - r->loss != 0 ? 0 : (float)(clip / in->loss_scale);
 }
-static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t n, const StepInputs *in) {
+static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t n,
+                          const StepInputs *in) {
     const size_t chunks = ceil_div(n, CHUNK);
     RUN(norm_kernel, ceil_div(chunks * 16, THREADS), sums, grad, n, in);
     LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, r, sums, chunks, in);
@@ -2926,28 +2418,34 @@ typedef struct {
     float lr, beta1, beta2, eps, weight_decay;
 } AdamW;
 
-// Where several GPUs would add their gradients up, and take the maximum of their amax and the sums of their other statistics.
+// Where several GPUs would add their gradients up, and take the maximum of their amax and the sums
+// of their other statistics.
 static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 
-// AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this update's number, from 1.
-//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
+// AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
+// update's number, from 1.
+//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 -
+//   b2^t)) + eps) + decay w)
 // One pass over all parameters; a thread has four.
 typedef struct {
     size_t end[NPARAM];
     int decays[NPARAM];
 } ParamRanges;
 KERNEL_OF(THREADS)
-adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges ranges, const StepInputs *in,
-             StepResults *results) {
+adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges ranges,
+             const StepInputs *in, StepResults *results) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     const float grad_scale = results->update_scale;
     if (grad_scale == 0 || i >= ranges.end[NPARAM - 1]) return;
     int id = 0;
     while (i >= ranges.end[id]) id++; // all tensors have whole fours
-    const float decay = ranges.decays[id] ? in->weight_decay : 0, b1 = in->beta1, b2 = in->beta2, lr = in->lr, eps = in->eps;
-    const float4 g4 = get<float4>(grad + i), m4 = get<float4>(m + i), v4 = get<float4>(v + i), w4 = get<float4>(weights + i);
+    const float decay = ranges.decays[id] ? in->weight_decay : 0, b1 = in->beta1, b2 = in->beta2,
+                lr = in->lr, eps = in->eps;
+    const float4 g4 = get<float4>(grad + i), m4 = get<float4>(m + i), v4 = get<float4>(v + i),
+                 w4 = get<float4>(weights + i);
     const float gs[4] = {g4.x, g4.y, g4.z, g4.w};
-    float ms[4] = {m4.x, m4.y, m4.z, m4.w}, vs[4] = {v4.x, v4.y, v4.z, v4.w}, w[4] = {w4.x, w4.y, w4.z, w4.w};
+    float ms[4] = {m4.x, m4.y, m4.z, m4.w}, vs[4] = {v4.x, v4.y, v4.z, v4.w},
+          w[4] = {w4.x, w4.y, w4.z, w4.w};
     UNROLL for (int k = 0; k < 4; k++) {
         const float d = gs[k] * grad_scale;
         ms[k] = b1 * ms[k] + (1 - b1) * d;
@@ -2956,7 +2454,8 @@ adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges 
         w[k] -= lr * (step + decay * w[k]);
         if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
     }
-    put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3])), put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
+    put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3])),
+        put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
     put(weights + i, make_float4(w[0], w[1], w[2], w[3]));
 }
 static void adamw_update(Gpt *g) {
@@ -2965,42 +2464,48 @@ static void adamw_update(Gpt *g) {
         const ParamSpec *s = &g->params[id];
         ranges.end[id] = s->offset + s->layers * s->rows * s->cols, ranges.decays[id] = s->decays;
     }
-    RUN(adamw_kernel, ceil_div(g->param_count / 4, THREADS), g->master, g->m, g->v, g->grad, ranges, g->step_inputs,
-        g->step_results);
+    RUN(adamw_kernel, ceil_div(g->param_count / 4, THREADS), g->master, g->m, g->v, g->grad, ranges,
+        g->step_inputs, g->step_results);
     g->weights_ready = 0;
 }
 
-// The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last step (constant: lr).
+// The learning rate of a step (from 0): linear warm-up, then a schedule to final * lr at the last
+// step (constant: lr).
 typedef enum { COSINE, LINEAR, CONSTANT, WSD } Schedule; // --schedule's words
 static float schedule_lr(Schedule kind, float lr, float final, long step, long warmup, long steps) {
     if (step < warmup) return (float)(lr * (double)(step + 1) / (double)warmup);
-    const double p = steps > warmup + 1 ? MIN((double)(step - warmup) / (double)(steps - 1 - warmup), 1) : 1;
+    const double p =
+        steps > warmup + 1 ? MIN((double)(step - warmup) / (double)(steps - 1 - warmup), 1) : 1;
     double factor = 1, s, c;
     sincos_turns(0.5 * p, &s, &c);
     if (kind == COSINE) factor = final + (1 - final) * 0.5 * (1 + c);
     if (kind == LINEAR) factor = 1 + (final - 1) * p;
-    if (kind == WSD && p > 0.8) factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
+    if (kind == WSD && p > 0.8)
+        factor = 1 + (final - 1) * (p - 0.8) / 0.2; // warm-up, stable, decay over the last fifth
     return (float)(lr * factor);
 }
 
-// Dynamic loss scaling (Micikevicius et al. 2018): halved at an overflow, doubled after LOSS_SCALE_PATIENCE good steps.
-// Powers of two: scaling and unscaling are exact.
+// Dynamic loss scaling (Micikevicius et al. 2018): halved at an overflow, doubled after
+// LOSS_SCALE_PATIENCE good steps. Powers of two: scaling and unscaling are exact.
 #define LOSS_SCALE_INIT     65536.0f
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    return PRECISION == PRECISION_FP16 || (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
+    return PRECISION == PRECISION_FP16 ||
+           (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
 }
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
     if (overflow) *good = 0, *scale = *scale > 1 ? *scale * 0.5f : 1;
-    else if ((*good += 1) >= LOSS_SCALE_PATIENCE) *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+    else if ((*good += 1) >= LOSS_SCALE_PATIENCE)
+        *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
 }
 
 // ---- a step
-typedef struct Run Run;                                               // what one call of the program works with (section 12)
-static void run_batch(Run *r, long index, int *tokens, int *targets); // micro-batch `index`, counted from the first step on
+typedef struct Run Run; // what one call of the program works with (section 12)
+static void run_batch(Run *r, long index, int *tokens,
+                      int *targets); // micro-batch `index`, counted from the first step on
 typedef struct {
     long index, update;      // of this step, from 0; of AdamW's update in it, from 1
     int micro_batches, last; // last: of the run
@@ -3014,15 +2519,17 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// A step has three phases on the device. From the second step on each is a CUDA graph: what changes from step to step lies in
-// buffers that are written before.
+// A step has three phases on the device. From the second step on each is a CUDA graph: what changes
+// from step to step lies in buffers that are written before.
 static void phase_work(Gpt *g, int phase) {
     if (phase == PHASE_REFRESH) g->weights_ready = 0, gpt_refresh_weights(g);
-    else if (phase == PHASE_MICRO_BATCH) gpt_forward_device(g, g->B, g->config.T, 1), gpt_backward(g, g->B, g->config.T);
+    else if (phase == PHASE_MICRO_BATCH)
+        gpt_forward_device(g, g->B, g->config.T, 1), gpt_backward(g, g->B, g->config.T);
     else {
         gpt_reduce_ranks(g);
         gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
-        scales_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count, NOPERAND);
+        scales_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count,
+                       NOPERAND);
         adamw_update(g);
     }
 }
@@ -3038,7 +2545,8 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
     cudaGraph_t graph;
     if (!as_graph) return phase_work(g, phase);
     if (!h->graphs[phase]) {
-        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed)); // a library may still load a kernel
+        CUDA(cudaStreamBeginCapture(
+            STREAM, cudaStreamCaptureModeRelaxed)); // a library may still load a kernel
         h->graph_passes -= quantise_passes;
         machine.captures = 1, phase_work(g, phase), machine.captures = 0;
         h->graph_passes += quantise_passes;
@@ -3058,26 +2566,33 @@ static void batch_prepare(Gpt *g, Run *run, long index) {
     h->prepared = index;
     CUDA(cudaEventSynchronize(h->sent[index % 2]));
     run_batch(run, index, in.tokens, in.targets);
-    *in.count = token_buckets(in.order, in.buckets, h->seen, in.tokens, g->B * g->config.T, g->config.V);
+    *in.count =
+        token_buckets(in.order, in.buckets, h->seen, in.tokens, g->B * g->config.T, g->config.V);
 }
 static void batch_send(Gpt *g, long index) {
     const size_t bytes = INPUTS(gpt_rows(g)) * sizeof(int);
-    CUDA(cudaMemcpyAsync(g->inputs, g->host.inputs[index % 2], bytes, cudaMemcpyHostToDevice, STREAM));
+    CUDA(cudaMemcpyAsync(g->inputs, g->host.inputs[index % 2], bytes, cudaMemcpyHostToDevice,
+                         STREAM));
     CUDA(cudaEventRecord(g->host.sent[index % 2], STREAM));
 }
 
-// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A non-finite loss or gradient ends it
-// before it can reach a weight; FP16 first tries smaller loss scales and skips the step.
+// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A
+// non-finite loss or gradient ends it before it can reach a weight; FP16 first tries smaller loss
+// scales and skips the step.
 static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     StepHost *h = &g->host;
     StepInputs *in = h->inputs_of_step;
     const AdamW *a = &s->adamw;
     const float loss_scale = g->loss_scaling[0];
     const int as_graph = h->warm && g->record == RECORD_STATS;
-    if (h->graphs_own_amax != g->own_amax) graphs_drop(h), h->graphs_own_amax = g->own_amax; // other kernels than before
-    in->lr = a->lr, in->beta1 = a->beta1, in->beta2 = a->beta2, in->eps = a->eps, in->weight_decay = a->weight_decay;
-    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update)), in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
-    in->grad_scale = loss_scale / (float)s->tokens, in->loss_scale = loss_scale, in->grad_clip = s->grad_clip;
+    if (h->graphs_own_amax != g->own_amax)
+        graphs_drop(h), h->graphs_own_amax = g->own_amax; // other kernels than before
+    in->lr = a->lr, in->beta1 = a->beta1, in->beta2 = a->beta2, in->eps = a->eps,
+    in->weight_decay = a->weight_decay;
+    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update)),
+    in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
+    in->grad_scale = loss_scale / (float)s->tokens, in->loss_scale = loss_scale,
+    in->grad_clip = s->grad_clip;
     CUDA(cudaMemcpyAsync(g->step_inputs, in, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
     device_zero(g->step_results, sizeof(StepResults));
     device_zero(g->grad, g->param_count * sizeof(float));
@@ -3088,13 +2603,17 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
         phase_run(g, PHASE_MICRO_BATCH, as_graph);
     }
     phase_run(g, PHASE_UPDATE, as_graph);
-    CUDA(cudaMemcpyAsync(h->results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost, STREAM));
-    if (!s->last) batch_prepare(g, run, (s->index + 1) * s->micro_batches); // while the device works
+    CUDA(cudaMemcpyAsync(h->results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost,
+                         STREAM));
+    if (!s->last)
+        batch_prepare(g, run, (s->index + 1) * s->micro_batches); // while the device works
     device_wait();
     h->warm = 1, h->graph_steps += as_graph;
-    StepOutcome r = {h->results->loss / s->tokens, h->results->norm, !isfinite(h->results->norm), NULL};
+    StepOutcome r = {h->results->loss / s->tokens, h->results->norm, !isfinite(h->results->norm),
+                     NULL};
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
-    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1)) r.nonfinite = "the gradient is";
+    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
+        r.nonfinite = "the gradient is";
     else if (h->results->nonfinite) r.nonfinite = "weights after the update are";
     if (r.nonfinite) return r;
     if (g->own_amax) gpt_scales_read(g); // which have a history now?
@@ -3103,52 +2622,85 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
 }
 
 // ---- what the program asks for. Options of the GPU, beside those of the C file:
-#define ISA_NAME      "CUDA"
 #define BACKEND       "an NVIDIA GPU"
 #define BACKEND_HELP  "The first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n"
 #define BACKEND_LINES (PRODUCTS_MAX * 64)
 // clang-format off
 #define BACKEND_OPTIONS(X) \
-    X(MAYBE, emulate, 0, "emulate", FP8 | FREE, 0, 1, "0", "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
-    X(CHOICE, attention, 0, "attention", FREE, 0, 0, "auto", "auto own cudnn: whose attention; auto: cuDNN's where it takes the shape") \
+    X(MAYBE, emulate, 0, "emulate", FP8 | FREE, 0, 1, "0", \
+        "FP8 products from the same bytes in bf16, as on GPUs without FP8 units") \
+    X(CHOICE, attention, 0, "attention", FREE, 0, 0, "auto", \
+        "auto own cudnn: whose attention; auto: cuDNN's where it takes the shape") \
     X(MAYBE, tune, 0, "tune", FREE, 0, 1, "0", "time cuBLASLt's algorithms instead of its first choice: other bits from run to run")
 // clang-format on
 
-// ---- program begins
-// The program around the trainer: from here to the line `program ends` train_gpt_fp8.c and train_gpt_fp8.cu have the same text.
-// What differs between a CPU and a GPU goes through these, which each file defines by itself:
-//   device_read, device_write   copy between the host's memory and the model's
-//   gpt_step, gpt_loss, gpt_logits, gpt_scales_read, gpt_scales_write   the model's side of them
-//   BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES, ISA_NAME     names, options of its own and room for their lines
-//   backend_limits    refuses a shape that the kernels do not take
-//   backend_open      finds the device, before anything is allocated
-//   memory_check      refuses a model that does not fit
-//   backend_start     sets the device to work
-//   backend_ready     the model is there: adds lines to the options that the log and the state hold
-//   backend_header    the log's lines about the machine;  backend_note: what the user has to know beside them
-//   backend_resumed   what a log says again after a resume
-//   backend_speed, backend_summary   speed of a step; memory at the end
-static void backend_limits(const Config *c, long batch, int from_options);
-static void backend_open(Run *r);
-static MemoryPlan memory_check(Gpt *g);
-static void backend_start(Run *r);
-static void backend_ready(Run *r);
-static void backend_header(FILE *f, const Run *r);
-static void backend_note(const Run *r);
-static void backend_resumed(Run *r);
-static const char *backend_speed(double gflops, char *out);
-static void backend_summary(const Run *r);
+// #################################################################################################
+// Part two: the program
+// #################################################################################################
 
-// ==== 8. data ========================================================================================================
-// A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the tokens. A window is T inputs
-// and the T tokens one further on. Which windows a step reads is a pure function of the seed and the step.
+// ---- program begins
+// The program around the trainer. From here to the line `program ends`, train_gpt_fp8.c and
+// train_gpt_fp8.cu have the same text, which dev/check/same_program.sh copies and CI compares. What
+// differs between a CPU and a GPU goes through these hooks. Part one defines:
+// - device_read(), device_write(): copies between the host's memory and the model's
+// - gpt_step(), gpt_loss(), gpt_logits(), gpt_scales_read(), gpt_scales_write(): the model's work
+// - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, the options of this file alone,
+// and
+//   room for their lines in a log
+// Part three defines:
+static const char *backend_name(void);                                     // for --version
+static void backend_limits(const Config *c, long batch, int from_options); // refuses a shape
+static void backend_open(Run *r);                  // finds the device, before anything is allocated
+static MemoryPlan memory_check(Gpt *g);            // refuses a model that does not fit
+static void backend_start(Run *r);                 // sets the device to work
+static void backend_ready(Run *r);                 // the model is there; adds lines to the options
+static void backend_header(FILE *f, const Run *r); // the log's lines about the machine
+static void backend_note(const Run *r);            // what the user has to know beside them
+static void backend_resumed(Run *r);               // what a log says again after a resume
+static const char *backend_speed(double gflops, char *out); // of a step
+static void backend_summary(const Run *r);                  // memory, at the end
+
+// ==== 10. data ===================================================================================
+// =================================================================================================
+// Prints a file name into out[PATH_MAX].
+__attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    EXPECT(vsnprintf(out, PATH_MAX, format, args) < PATH_MAX, "a file name is too long: %.64s...",
+           out);
+    va_end(args);
+}
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single
+// changed byte always shows.
+static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
+    const unsigned char *p = (const unsigned char *)data;
+    while (bytes > 0) {
+        const size_t n = bytes < 8 ? 1 : 8; // the last ones singly
+        uint64_t w = *p;
+        if (n == 8) memcpy(&w, p, 8);
+        h = (h ^ w) * 0x9fb21c651e98df25ull;
+        h ^= h >> 32;
+        p += n, bytes -= n;
+    }
+    return h;
+}
+
+// A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the
+// tokens. A window is T inputs and the T tokens one further on. Which windows a step reads is a
+// pure function of the seed and the step.
 #define SHARD_MAGIC     20240520
 #define TOKENIZER_MAGIC 20240328
 #define GPT2_VOCAB      50257
 typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
 
-// ---- reading files. A file counts as absent only if it does not exist; any other failure to read it ends the program. Files are
-// read in parts and never mapped, so a file that shrinks is an error (no SIGBUS), and its pages are not the program's memory.
+// ---- reading files. A file counts as absent only if it does not exist; any other failure to read
+// it ends the program. Files are read in parts and never mapped, so a file that shrinks is an error
+// (no SIGBUS), and its pages are not the program's memory.
 typedef struct {
     const char *path;
     int fd; // -1: there is none
@@ -3161,21 +2713,28 @@ typedef struct {
 static void file_read(const File *f, size_t at, void *to, size_t n) {
     for (ssize_t got = 0; n > 0; at += got, n -= got, to = (char *)to + got) {
         got = pread(f->fd, to, n, at);
-        EXPECT(got > 0, "%s: cannot read byte %zu: %s", f->path, at, got ? strerror(errno) : "it became shorter");
+        EXPECT(got > 0, "%s: cannot read byte %zu: %s", f->path, at,
+               got ? strerror(errno) : "it became shorter");
     }
 }
-static File file_open(const char *path, int optional) { // optional: it need not exist, and may be empty
+static File file_open(const char *path,
+                      int optional) { // optional: it need not exist, and may be empty
     struct stat st;
-    File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}}; // or a pipe would be waited for
+    File f = {path,
+              open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC),
+              0,
+              {0, 0},
+              {0}}; // or a pipe would be waited for
     if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
-    EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size), "%s: is empty, or a directory, pipe or device", path);
+    EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size),
+           "%s: is empty, or a directory, pipe or device", path);
     f.bytes = st.st_size, f.time = st.st_mtim;
     file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
     return f;
 }
-// Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every block but the last is a
-// multiple of 8 bytes, as checksum() needs.
+// Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every
+// block but the last is a multiple of 8 bytes, as checksum() needs.
 static const unsigned char *file_block(const File *f, size_t at, size_t end, size_t *n) {
     static unsigned char block[1 << 16] __attribute__((aligned(8)));
     *n = MIN(end - at, sizeof(block));
@@ -3186,7 +2745,8 @@ static const unsigned char *file_block(const File *f, size_t at, size_t end, siz
 // A number found in a file, or its size, must lie in min .. max.
 static void file_expect(const char *path, const char *what, long found, long min, long max) {
     EXPECT(min < max || found == min, "%s: expected %s %ld, found %ld", path, what, min, found);
-    EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what, min, max, found);
+    EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what,
+           min, max, found);
 }
 
 // ---- tables of text: `# key<TAB>value` lines, then rows of tab-separated columns
@@ -3215,7 +2775,8 @@ static const char *text_value(const char *text, const char *key, char *out) {
     return out;
 }
 
-// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many there are before another.
+// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many
+// there are before another.
 static int text_row(const char **at, double *row, int n) {
     int found = 0;
     for (const char *p = *at; found < n && !isspace((unsigned char)*p); found++) {
@@ -3232,9 +2793,10 @@ static int text_row(const char **at, double *row, int n) {
 // ---- token shards and texts
 typedef struct {
     File file;
-    size_t begin;                 // of this set's first token in it, in bytes
-    int width;                    // bytes a token, 1 or 2
-    size_t count, windows, slack; // tokens, windows of an epoch, and by how many tokens they may shift
+    size_t begin; // of this set's first token in it, in bytes
+    int width;    // bytes a token, 1 or 2
+    size_t count, windows,
+        slack; // tokens, windows of an epoch, and by how many tokens they may shift
 } Shard;
 typedef struct {
     Shard *shards;
@@ -3264,14 +2826,16 @@ static Shard shard_open(const char *path, int *V) {
     s.begin = sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
     *V = header[3] ? header[3] : GPT2_VOCAB;
     const long bytes = sizeof(FileHeader) + 2 * s.count;
-    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC, SHARD_MAGIC);
+    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC,
+                SHARD_MAGIC);
     file_expect(path, "shard version", header[1], 1, 1);
     file_expect(path, "a vocabulary", *V, 2, 65536);
     file_expect(path, "size in bytes, by its token count,", s.file.bytes, bytes, bytes);
     return s;
 }
 
-// The hash of every token, of their order, and of how they are split into files, which windows do not cross.
+// The hash of every token, of their order, and of how they are split into files, which windows do
+// not cross.
 static uint64_t dataset_hash(const Dataset *d) {
     uint64_t hash = 0;
     for (int i = 0; i < d->shard_count; i++) {
@@ -3281,7 +2845,8 @@ static uint64_t dataset_hash(const Dataset *d) {
             const unsigned char *block = file_block(&s->file, at, s->file.bytes, &n);
             hash = checksum(hash, block, n);
             for (size_t k = 0; s->width == 2 && k < n / 2; k++)
-                EXPECT(token_at(block, 2, k) < d->V, "%s: token %zu is %d, beyond its vocabulary of %d", s->file.path,
+                EXPECT(token_at(block, 2, k) < d->V,
+                       "%s: token %zu is %d, beyond its vocabulary of %d", s->file.path,
                        (at - s->begin) / 2 + k, token_at(block, 2, k), d->V);
         }
     }
@@ -3295,13 +2860,15 @@ static Dataset dataset_open(const char *pattern) {
     static glob_t found;
     if (access(pattern, F_OK)) { // else it is the name of a file, whatever characters it has
         EXPECT(errno == ENOENT && !glob(pattern, GLOB_ERR, NULL, &found),
-               "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern, strerror(errno));
+               "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern,
+               strerror(errno));
         paths = (const char *const *)found.gl_pathv, d.shard_count = found.gl_pathc;
     }
     d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         d.shards[i] = shard_open(paths[i], &V);
-        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i], paths[0], d.V, V);
+        EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i],
+               paths[0], d.V, V);
         d.V = V, d.tokens += d.shards[i].count;
     }
     d.hash = dataset_hash(&d);
@@ -3309,7 +2876,8 @@ static Dataset dataset_open(const char *pattern) {
     return d;
 }
 
-// Ends the program if the data changed since they were opened. If only a file's time did, they are hashed again, once.
+// Ends the program if the data changed since they were opened. If only a file's time did, they are
+// hashed again, once.
 static void dataset_check(Dataset *d, const char *name) {
     int same = 1, touched = 0;
     for (int i = 0; i < d->shard_count; i++) {
@@ -3319,7 +2887,8 @@ static void dataset_check(Dataset *d, const char *name) {
         touched |= memcmp(&st.st_mtim, &f->time, sizeof(f->time));
         f->time = st.st_mtim;
     }
-    EXPECT(same && (!touched || dataset_hash(d) == d->hash), "%s: changed during the run; bring it back and resume", name);
+    EXPECT(same && (!touched || dataset_hash(d) == d->hash),
+           "%s: changed during the run; bring it back and resume", name);
 }
 
 // Takes the last tenth of `train` away and returns it.
@@ -3339,7 +2908,8 @@ static Dataset dataset_hold_out(Dataset *train) {
     return val;
 }
 
-// Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the shift of an epoch.
+// Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the
+// shift of an epoch.
 static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
     d->windows = 0, d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
     for (int i = 0; i < d->shard_count; i++) {
@@ -3349,19 +2919,25 @@ static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
         s->slack = s->windows ? s->count - 1 - s->windows * T : 0;
         d->windows += s->windows;
     }
-    EXPECT(d->windows > 0, "%s data: no file fills a window of %d tokens; use more text or a smaller -t", role, T + 1);
+    EXPECT(d->windows > 0,
+           "%s data: no file fills a window of %d tokens; use more text or a smaller -t", role,
+           T + 1);
 }
 
 // Window `index`, moved on by `shift` (taken modulo what the shard allows).
-static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens, int *targets, int T) {
+static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens,
+                           int *targets, int T) {
     const Shard *s = d->shards;
     while (index >= s->windows) index -= s->windows, s++;
     const size_t at = index * T + shift % (s->slack + 1);
     file_read(&s->file, s->begin + at * s->width, d->bytes, (T + 1) * s->width);
-    for (int t = 0; t < T; t++) tokens[t] = token_at(d->bytes, s->width, t), targets[t] = token_at(d->bytes, s->width, t + 1);
+    for (int t = 0; t < T; t++)
+        tokens[t] = token_at(d->bytes, s->width, t),
+        targets[t] = token_at(d->bytes, s->width, t + 1);
 }
 
-// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the value is below n.
+// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the
+// value is below n.
 static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     int half = 1;
     while (half < 31 && (1ull << (2 * half)) < n) half++;
@@ -3378,15 +2954,18 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
 }
 
 // B from `first` on of the endless shuffled windows; from the second epoch on they are shifted.
-static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens, int *targets, int B, int T) {
+static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens,
+                          int *targets, int B, int T) {
     for (int b = 0; b < B; b++) {
         const uint64_t i = first + b, epoch = i / d->windows, key = mix64(seed ^ mix64(epoch));
-        dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0, tokens + b * T, targets + b * T, T);
+        dataset_window(d, permute(i % d->windows, d->windows, key), epoch ? mix64(key) : 0,
+                       tokens + b * T, targets + b * T, T);
     }
 }
 
-// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a sidecar NAME.floor.tsv
-// gives the exact surprisal of every story, whole stories, each at the start of a row, so that the loss has a known floor.
+// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a
+// sidecar NAME.floor.tsv gives the exact surprisal of every story, whole stories, each at the start
+// of a row, so that the loss has a known floor.
 typedef struct {
     int T;
     long rows;
@@ -3400,7 +2979,8 @@ static void validation_allocate(ValidationSet *v, long rows) {
     v->targets = (int *)memory_allocate(rows * v->T * sizeof(int));
 }
 
-// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of them is longer than T.
+// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of
+// them is longer than T.
 static int validation_stories(ValidationSet *v, const Dataset *d, const char *path, long want) {
     const File *f = &d->shards->file;
     char *text = text_read(path), value[PATH_MAX];
@@ -3413,13 +2993,16 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
         for (size_t i = 0; i < n; i++) hash = (hash ^ block[i]) * 1099511628211ull;
     }
     EXPECT(strtoull(text_value(text, "fnv1a64", value), NULL, 16) == hash,
-           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, f->path, (unsigned long long)hash, value);
+           "%s: not the sidecar of %s: expected hash %016llx, found '%s'", path, f->path,
+           (unsigned long long)hash, value);
     for (const char *at = text; *at;) stories += text_row(&at, x, 3) == 3;
-    EXPECT(atol(text_value(text, "stories", value)) == stories, "%s: expected %s stories, found %ld", path, value, stories);
+    EXPECT(atol(text_value(text, "stories", value)) == stories,
+           "%s: expected %s stories, found %ld", path, value, stories);
     validation_allocate(v, stories < want ? stories : want);
     for (const char *at = text; *at && row < v->rows;) {
         if (text_row(&at, x, 3) != 3 || index++ != row * stories / v->rows) continue;
-        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= f->bytes, "%s: story %ld lies beyond %s", path, index - 1, f->path);
+        EXPECT(x[0] >= 0 && x[1] > 0 && x[0] + x[1] <= f->bytes, "%s: story %ld lies beyond %s",
+               path, index - 1, f->path);
         const long bytes = x[1];
         if (bytes > v->T) break;
         file_read(f, x[0], d->bytes, bytes);
@@ -3439,20 +3022,24 @@ static ValidationSet validation_open(Dataset *d, int T, long want) {
     const Shard *s = d->shards;
     if (d->shard_count == 1 && s->width == 1 && s->count == s->file.bytes) {
         char path[PATH_MAX];
-        path_print(path, "%.*s.floor.tsv", (int)(path_dot(s->file.path) - s->file.path), s->file.path);
+        path_print(path, "%.*s.floor.tsv", (int)(path_dot(s->file.path) - s->file.path),
+                   s->file.path);
         if (validation_stories(&v, d, path, want)) return v;
     }
     if (want > (long)d->windows) dataset_windows(d, "validation", T, 0); // every window
     validation_allocate(&v, MIN(want, (long)d->windows));
     v.counted = v.rows * T;
-    for (long i = 0; i < v.rows; i++) dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
+    for (long i = 0; i < v.rows; i++)
+        dataset_window(d, i * d->windows / v.rows, 0, v.tokens + i * T, v.targets + i * T, T);
     return v;
 }
 
-// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's tokenizer file.
+// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's
+// tokenizer file.
 typedef struct {
-    int V, separator;           // the token between documents
-    const unsigned char **text; // [V] a token's bytes; the byte before them is their number. NULL without a file
+    int V, separator; // the token between documents
+    const unsigned char *
+        *text; // [V] a token's bytes; the byte before them is their number. NULL without a file
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
@@ -3463,20 +3050,23 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     file_expect(path, "tokenizer version", header[1], 2, 2);
     file_expect(path, "the model's vocabulary,", header[2], V, V);
     file_expect(path, "an end-of-text token", header[3], 0, V - 1);
-    const Tokenizer t = {V, header[3], (const unsigned char **)memory_allocate(V * sizeof(*t.text))};
+    const Tokenizer t = {V, header[3],
+                         (const unsigned char **)memory_allocate(V * sizeof(*t.text))};
     unsigned char *bytes = (unsigned char *)memory_allocate(f.bytes); // stays
     file_read(&f, 0, bytes, f.bytes);
     close(f.fd);
     for (int i = 0; i < V; i++) {
-        EXPECT(at < f.bytes && at + bytes[at] < f.bytes, "%s: truncated at token %d of %d", path, i, V);
+        EXPECT(at < f.bytes && at + bytes[at] < f.bytes, "%s: truncated at token %d of %d", path, i,
+               V);
         t.text[i] = bytes + at + 1;
         at += 1 + bytes[at];
     }
     return t;
 }
 
-// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for its bytes. GPT-2's own split,
-// by merges, is another one now and then (data/tokenize.py makes that).
+// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for
+// its bytes. GPT-2's own split, by merges, is another one now and then (data/tokenize.py makes
+// that).
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
     for (int length, left = strlen(text); left > 0; text += length, left -= length) {
@@ -3484,14 +3074,18 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         length = t->text ? 0 : 1;
         for (int i = 0; t->text && i < t->V; i++) {
             const int bytes = t->text[i][-1];
-            if (bytes > length && bytes <= left && i != t->separator && !memcmp(t->text[i], text, bytes)) best = i, length = bytes;
+            if (bytes > length && bytes <= left && i != t->separator &&
+                !memcmp(t->text[i], text, bytes))
+                best = i, length = bytes;
         }
-        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d", (unsigned char)*text);
+        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d",
+               (unsigned char)*text);
         out[n++] = best;
     }
     return n;
 }
-// Prints a token's bytes, '?' for those that a terminal obeys; of a vocabulary without a file, its number.
+// Prints a token's bytes, '?' for those that a terminal obeys; of a vocabulary without a file, its
+// number.
 static void token_print(const Tokenizer *t, int token) {
     const unsigned char byte = token, *text = t->text ? t->text[token] : &byte;
     if (!t->text && t->V != 256) printf("<%d>", token);
@@ -3503,19 +3097,31 @@ static void token_print(const Tokenizer *t, int token) {
     fflush(stdout);
 }
 
-// ==== 9. checkpoint ==================================================================================================
+// ==== 11. checkpoint =============================================================================
+// =================================================================================================
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
-// DONE_%08d        written last: the two above are whole. Every file is written to a temporary name, flushed to disk, renamed.
+// DONE_%08d        written last: the two above are whole. Every file is written to a temporary
+// name, flushed to disk, renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 6
-enum { SECTION_OPTIONS, SECTION_PROGRESS, SECTION_M, SECTION_V, SECTION_SCALES, SECTION_LOSS_SCALE, SECTIONS };
+enum {
+    SECTION_OPTIONS,
+    SECTION_PROGRESS,
+    SECTION_M,
+    SECTION_V,
+    SECTION_SCALES,
+    SECTION_LOSS_SCALE,
+    SECTIONS
+};
 
-typedef uint64_t StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
+typedef uint64_t
+    StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
 typedef struct {
     char name[24];
-    uint64_t dtype, rows, cols, bytes, checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
+    uint64_t dtype, rows, cols, bytes,
+        checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
 } SectionHeader;
 typedef struct {
     SectionHeader header;
@@ -3527,51 +3133,60 @@ typedef struct {
     uint64_t model_checksum;
 } Progress;
 static void state_header(uint64_t *h) {
-    const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1, 0, SECTIONS};
+    const uint64_t fields[7] = {STATE_MAGIC, STATE_VERSION, NUMERICS_VERSION, PRECISION, 1,
+                                0,           SECTIONS};
     memcpy(h, fields, sizeof(fields));
     h[7] = checksum(0, fields, sizeof(fields));
 }
 
 // The sections: the one table for writing, checking and reading a state; without their checksums.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
-    const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0, scales = g->scale_count;
+    const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
+                   scales = g->scale_count;
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
         {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m, 1},
         {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v, 1},
-        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0}, g->scales, 0},
+        {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
+         g->scales,
+         0},
         {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
-// A directory that is written to, through its descriptor: a run's files stay together even if the directory is renamed. Reading,
-// and the search for old checkpoints, go by the path.
+// A directory that is written to, through its descriptor: a run's files stay together even if the
+// directory is renamed. Reading, and the search for old checkpoints, go by the path.
 typedef struct {
     int fd;
     char path[PATH_MAX];
 } Directory;
 
-// Begins a new file under a temporary name. Whatever has that name, a link for example, is removed and never followed.
+// Begins a new file under a temporary name. Whatever has that name, a link for example, is removed
+// and never followed.
 static FILE *file_begin(const Directory *d, const char *name) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", name);
     unlinkat(d->fd, temporary, 0);
-    const int fd = openat(d->fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    const int fd =
+        openat(d->fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "wb");
     EXPECT(f, "%s/%s: cannot create: %s", d->path, temporary, strerror(errno));
     return f;
 }
-// Flushes the file to disk, then gives it its name, and flushes the directory where the system can. A failed write shows here.
+// Flushes the file to disk, then gives it its name, and flushes the directory where the system can.
+// A failed write shows here.
 static void file_commit(FILE *f, const Directory *d, const char *name) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", name);
-    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 && renameat(d->fd, temporary, d->fd, name) == 0,
+    EXPECT(!ferror(f) && fflush(f) == 0 && fsync(fileno(f)) == 0 && fclose(f) == 0 &&
+               renameat(d->fd, temporary, d->fd, name) == 0,
            "%s/%s: cannot write: %s; what was there is untouched", d->path, name, strerror(errno));
     fsync(d->fd);
 }
 
-// Continues a checksum over memory of the host or of the device, and writes it to a file unless that is NULL.
+// Continues a checksum over memory of the host or of the device, and writes it to a file unless
+// that is NULL.
 static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t bytes, int on_device) {
     static unsigned char block[1 << 16]; // a multiple of 8 bytes, as checksum() needs
     for (size_t at = 0, n; at < bytes; at += n) {
@@ -3583,7 +3198,8 @@ static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t byte
     }
     return sum;
 }
-// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the device.
+// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the
+// device.
 static int floats_nonfinite(const float *x, size_t n) {
     uint32_t largest = 0; // bits of the largest |x|
     for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
@@ -3597,7 +3213,8 @@ static int tensor_nonfinite(const void *x, Dtype dtype, size_t n) {
         const void *from = (const char *)x + at * dtype_size[dtype];
         if (dtype == DTYPE_FP32) device_read(floats, from, m * sizeof(float));
         else device_read(stored, from, m * sizeof(stored_t));
-        for (size_t i = 0; dtype != DTYPE_FP32 && i < m; i++) floats[i] = float_from_stored(stored[i]);
+        for (size_t i = 0; dtype != DTYPE_FP32 && i < m; i++)
+            floats[i] = float_from_stored(stored[i]);
         if (floats_nonfinite(floats, m)) return 1;
     }
     return 0;
@@ -3609,40 +3226,47 @@ static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
     FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
-    const uint64_t sum = memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
+    const uint64_t sum =
+        memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
     file_commit(f, d, name);
     return sum;
 }
 
 // Checks a model file: its header, its size, and that every weight is finite. sum: its checksum.
 static Config model_check(const File *f, uint64_t *sum) {
-    static const char *const names[6] = {"context", "vocabulary", "layers", "heads", "channels", "padded vocabulary"};
+    static const char *const names[6] = {"context", "vocabulary", "layers",
+                                         "heads",   "channels",   "padded vocabulary"};
     static const int limits[6] = {1 << 20, 65536, LAYERS_MAX, 1024, 65536, 65536};
     ParamSpec specs[NPARAM];
     const int32_t *h = f->header;
     file_expect(f->path, "an llm.c model with magic number", h[0], MODEL_MAGIC, MODEL_MAGIC);
-    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d", f->path, h[1]);
+    EXPECT(h[1] == 3 || h[1] == 5, "%s: expected model version 3 (fp32) or 5 (bf16), found %d",
+           f->path, h[1]);
     for (int i = 0; i < 6; i++) file_expect(f->path, names[i], h[2 + i], 1, limits[i]);
     const Config c = {h[2], h[3], h[7], h[4], h[5], h[6]};
-    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0, "%s: expected a multiple of 128 that holds %d tokens, found %d", f->path, c.V, c.Vp);
+    EXPECT(c.Vp >= c.V && c.Vp % 128 == 0,
+           "%s: expected a multiple of 128 that holds %d tokens, found %d", f->path, c.V, c.Vp);
     EXPECT(c.C % c.NH == 0, "%s: %d channels cannot be split over %d heads", f->path, c.C, c.NH);
-    const size_t width = h[1] == 3 ? 4 : 2, want = sizeof(FileHeader) + param_specs(specs, &c) * width;
+    const size_t width = h[1] == 3 ? 4 : 2,
+                 want = sizeof(FileHeader) + param_specs(specs, &c) * width;
     file_expect(f->path, "size in bytes, by its header,", f->bytes, want, want);
     *sum = checksum(0, h, sizeof(FileHeader));
     for (size_t at = sizeof(FileHeader), n; at < want; at += n) {
         const unsigned char *block = file_block(f, at, want, &n);
         *sum = checksum(*sum, block, n);
         for (size_t i = width; i <= n; i += width)
-            EXPECT((block[i - 1] & 0x7f) != 0x7f || !(block[i - 2] & 0x80), "%s: weight %zu is not finite; this model diverged",
-                   f->path, (at + i - sizeof(FileHeader)) / width - 1);
+            EXPECT((block[i - 1] & 0x7f) != 0x7f || !(block[i - 2] & 0x80),
+                   "%s: weight %zu is not finite; this model diverged", f->path,
+                   (at + i - sizeof(FileHeader)) / width - 1);
     }
     return c;
 }
 
-// Loads a checked model file. Its context may be longer than g's: the first positions are taken. Rows of the padded vocabulary
-// become zeros, whatever the file has there.
+// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
+// Rows of the padded vocabulary become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
-    const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C; // of wte's elements
+    const size_t width = f->header[1] == 3 ? 4 : 2,
+                 real = (size_t)g->config.V * g->config.C; // of wte's elements
     size_t at = sizeof(FileHeader);
     float block[1 << 14];
     for (int id = 0; id < NPARAM; id++) {
@@ -3664,7 +3288,8 @@ static void model_load(Gpt *g, const File *f) {
     g->weights_ready = 0;
 }
 
-static void state_save(Gpt *g, const Directory *d, const char *name, Progress *progress, char *options) {
+static void state_save(Gpt *g, const Directory *d, const char *name, Progress *progress,
+                       char *options) {
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
@@ -3673,14 +3298,16 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *h = &s[i].header;
-        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)), s[i].data, h->bytes, s[i].on_device);
+        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)),
+                                  s[i].data, h->bytes, s[i].on_device);
         fwrite(h, sizeof(*h), 1, f);
         memory_save(f, 0, s[i].data, h->bytes, s[i].on_device);
     }
     file_commit(f, d, name);
 }
 
-// A state file whose header and every section's checksum were found right, before anything is taken from it.
+// A state file whose header and every section's checksum were found right, before anything is taken
+// from it.
 typedef struct {
     char path[PATH_MAX];
     File file;
@@ -3690,8 +3317,9 @@ typedef struct {
     Progress progress;
 } StateFile;
 static void state_check(StateFile *f) {
-    static const char *const names[8] = {"magic number", "version", "numerics version", "build (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
-                                         "ranks",        "rank",    "sections",         "checksum"};
+    static const char *const names[8] = {
+        "magic number", "version", "numerics version", "build (0 fp8, 1 fp16, 2 bf16, 3 fp32)",
+        "ranks",        "rank",    "sections",         "checksum"};
     StateHeader want, found;
     size_t at = sizeof(want), n;
     f->file = file_open(f->path, 0);
@@ -3709,7 +3337,9 @@ static void state_check(StateFile *f) {
             sum = checksum(sum, block, n);
         }
         EXPECT(left && s->bytes <= left && sum == s->checksum,
-               "%s: section %d is damaged; to resume from an older checkpoint, remove this one's DONE file", f->path, i);
+               "%s: section %d is damaged; to resume from an older checkpoint, remove this one's "
+               "DONE file",
+               f->path, i);
     }
     file_expect(f->path, "size in bytes, by its sections,", end, at, at);
     const SectionHeader *h = f->header;
@@ -3719,8 +3349,9 @@ static void state_check(StateFile *f) {
     file_read(&f->file, f->at[1], &f->progress, sizeof(Progress));
 }
 
-// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale. The checksums were right, so what
-// remains to be checked is that training can have made these numbers.
+// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
+// The checksums were right, so what remains to be checked is that training can have made these
+// numbers.
 static void state_load(Gpt *g, const StateFile *f) {
     Section s[SECTIONS];
     Progress progress;
@@ -3728,18 +3359,22 @@ static void state_load(Gpt *g, const StateFile *f) {
     int wild = 0;
     for (int i = SECTION_PROGRESS; i < SECTIONS; i++) {
         const SectionHeader *want = &s[i].header, *h = &f->header[i];
-        EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)), "%s: section %d: expected %s of %d rows, found %.23s of %d",
-               f->path, i, want->name, (int)want->rows, h->name, (int)h->rows);
+        EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)),
+               "%s: section %d: expected %s of %d rows, found %.23s of %d", f->path, i, want->name,
+               (int)want->rows, h->name, (int)h->rows);
         for (size_t at = 0, n; s[i].data && at < h->bytes; at += n) {
-            const unsigned char *block = file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
-            wild |= h->dtype == DTYPE_FP32 && floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
+            const unsigned char *block =
+                file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
+            wild |= h->dtype == DTYPE_FP32 &&
+                    floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
             if (s[i].on_device) device_write((char *)s[i].data + at, block, n);
             else memcpy((char *)s[i].data + at, block, n);
         }
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
-        const ScalingRecipe *r = i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
+        const ScalingRecipe *r =
+            i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
         wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->steps < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
@@ -3748,7 +3383,8 @@ static void state_load(Gpt *g, const StateFile *f) {
     g->weights_ready = 0;
 }
 
-// The newest finished checkpoint in a directory before step `before`; -1: none, but other files of a run; -2: nothing of a run.
+// The newest finished checkpoint in a directory before step `before`; -1: none, but other files of
+// a run; -2: nothing of a run.
 static long checkpoint_newest(const char *dir, long before) {
     DIR *d = opendir(dir);
     long newest = -2, step;
@@ -3757,16 +3393,20 @@ static long checkpoint_newest(const char *dir, long before) {
     errno = d ? 0 : errno;
     for (struct dirent *e; d && (e = readdir(d)) != NULL; errno = 0) {
         const char *s = e->d_name;
-        if (!strcmp(s, "log.tsv") || sscanf(s, "%*5[DONEstamodel]_%8ld", &step) == 1) newest = MAX(newest, -1);
-        if (sscanf(s, "DONE_%8ld%n", &step, &n) == 1 && n == 13 && !s[13] && step < before) newest = MAX(newest, step);
+        if (!strcmp(s, "log.tsv") || sscanf(s, "%*5[DONEstamodel]_%8ld", &step) == 1)
+            newest = MAX(newest, -1);
+        if (sscanf(s, "DONE_%8ld%n", &step, &n) == 1 && n == 13 && !s[13] && step < before)
+            newest = MAX(newest, step);
     }
     EXPECT(!errno, "%s: cannot look into it: %s", dir, strerror(errno));
     closedir(d);
     return newest;
 }
 
-// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then removes all but `keep`.
-static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char *options, int keep) {
+// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then
+// removes all but `keep`.
+static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char *options,
+                            int keep) {
     static const char *const names[3] = {"DONE_%08ld", "state_%08ld.bin", "model_%08ld.bin"};
     char name[32];
     for (int i = 2; i >= 0; i--) {
@@ -3778,14 +3418,19 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     long old = progress->step + 1;
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
-        for (int i = 0; i < 3; i++) snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0); // DONE goes first
+        for (int i = 0; i < 3; i++)
+            snprintf(name, sizeof(name), names[i], old),
+                unlinkat(d->fd, name, 0); // DONE goes first
 }
 
-// ==== 10. log ========================================================================================================
+// ==== 12. log ====================================================================================
+// =================================================================================================
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
-// Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops the rows beyond its checkpoint.
-#define LOG_COLUMNS    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
+// Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops
+// the rows beyond its checkpoint.
+#define LOG_COLUMNS                                                                                \
+    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
 // Prints `# key<TAB>value` lines to the screen, as two columns.
@@ -3796,8 +3441,9 @@ static void lines_print(const char *line) {
     }
 }
 
-// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. The rows must be whole and in order; log.tsv (`every`)
-// must have one for every step, and has one column more. A last line without a newline is what a kill left.
+// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. The rows must be whole
+// and in order; log.tsv (`every`) must have one for every step, and has one column more. A last
+// line without a newline is what a kill left.
 static FILE *log_open(const Directory *d, const char *name, long step, int every) {
     const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
@@ -3807,11 +3453,13 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
     long last = 0;
     for (ssize_t n; (n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n'; keep += n) {
         const long at = atol(line), next = every ? last + 1 : MAX(at, last);
-        if (*line == '#' || *line == 's') continue; // the header; the names of the columns, of which "step" is the first
+        if (*line == '#' || *line == 's')
+            continue; // the header; the names of the columns, of which "step" is the first
         if (at > step) break;
         int tabs = 0;
         for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
-        EXPECT(at == next && tabs == 8 + every, "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
+        EXPECT(at == next && tabs == 8 + every,
+               "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
     }
@@ -3827,14 +3475,15 @@ static void log_begin(FILE *f, const Directory *d, const char *header, const cha
 }
 // Hands rows to the system; on_disk: and waits until they are on disk.
 static void log_flush(FILE *f, const Directory *d, int on_disk) {
-    EXPECT(!ferror(f) && !fflush(f) && (!on_disk || !fsync(fileno(f))), "%s: cannot write the log: %s; make room, go on with -y",
-           d->path, strerror(errno));
+    EXPECT(!ferror(f) && !fflush(f) && (!on_disk || !fsync(fileno(f))),
+           "%s: cannot write the log: %s; make room, go on with -y", d->path, strerror(errno));
 }
 
 // Writes the name of operand i in Gpt.scales, as in "qkv.x", to out[32]; returns its layer.
 static int scale_name(const Gpt *g, int i, char *out) {
     const int linear = i / NOPERAND, layer = linear / NLIN;
-    snprintf(out, 32, "%s.%s", linear_name[layer == g->config.L ? NLIN : linear % NLIN], operand_name[i % NOPERAND]);
+    snprintf(out, 32, "%s.%s", linear_name[layer == g->config.L ? NLIN : linear % NLIN],
+             operand_name[i % NOPERAND]);
     return layer;
 }
 
@@ -3845,15 +3494,18 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         const double count = t->count;
         if (t->count == 0) continue;
         const int layer = scale_name(g, i, name);
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, bits_float(t->amax_bits),
-                g->scales[i].logged_scale, t->saturated / count, t->flushed / count, (unsigned long long)t->nonfinite);
-        if (t->noise > 0) fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name,
+                bits_float(t->amax_bits), g->scales[i].logged_scale, t->saturated / count,
+                t->flushed / count, (unsigned long long)t->nonfinite);
+        if (t->noise > 0)
+            fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
         else fprintf(f, "-\n");
     }
 }
 
-// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss, which is then row[3].
-// Rows ascend, so *at and row serve the next, higher step too; both start as the text and zeros.
+// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss,
+// which is then row[3]. Rows ascend, so *at and row serve the next, higher step too; both start as
+// the text and zeros.
 static int log_validation(const char **at, double *row, double step) {
     double next[4];
     while (**at && row[0] < step)
@@ -3861,65 +3513,90 @@ static int log_validation(const char **at, double *row, double step) {
     return step > 0 && row[0] == step;
 }
 
-// ==== 11. options ====================================================================================================
+// ==== 13. options ================================================================================
+// =================================================================================================
 
-// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison needs the same); FREE (a
-// resume may change it); CALL, of this call of the program alone. FP8: it exists in the FP8 build only.
+// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison
+// needs the same); FREE (a resume may change it); CALL, of this call of the program alone. FP8: it
+// exists in the FP8 build only.
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
-// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or 1, may be left out (1).
-// CHOICE: one of the words that its help begins with, up to a colon; a field holds the word's number.
+// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or
+// 1, may be left out (1). CHOICE: one of the words that its help begins with, up to a colon; a
+// field holds the word's number.
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
-    X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", "a text file, or a quoted glob of token shards") \
+    X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", \
+        "a text file, or a quoted glob of token shards") \
     X(TEXT, val, 'j', "val", FREE, 0, 0, "", "validation data; default: the last 10% of train") \
     X(LONG, batch, 'b', "batch", FIXED, 1, 65536, "4", "sequences in a (micro-)batch") \
     X(LONG, seq_len, 't', "seq-len", FIXED, 1, 1 << 20, "256", "positions in a sequence") \
-    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", "tokens a step, by accumulation; 0: batch x seq-len") \
+    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", \
+        "tokens a step, by accumulation; 0: batch x seq-len") \
     X(LONG, seed, 0, "seed", FIXED, 0, 1e15, "1", "of the initial weights and of sampling") \
     X(LONG, data_seed, 0, "data-seed", FIXED, 0, 1e15, "1", "of the order of the data") \
-    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
-    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", "instead of what dN says; also --heads, --channels") \
+    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", \
+        "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
+    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", \
+        "instead of what dN says; also --heads, --channels") \
     X(LONG, heads, 0, "heads", FIXED, 0, 1024, "0", "") \
     X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
     X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
-    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", "steps between validations; 0: never") \
+    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", \
+        "steps between validations; 0: never") \
     X(LONG, val_rows, 0, "val-rows", FIXED, 1, 1e8, "80", "sequences in the fixed validation set") \
     X(LONG, val_batches, 'm', "val-batches", CALL, 0, 1e6, "0", "as --val-rows, but in batches") \
-    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", "steps between printed samples; 0: never") \
+    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", \
+        "steps between printed samples; 0: never") \
     X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
-    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", "steps between checkpoints; 0: only at Ctrl-C") \
+    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", \
+        "steps between checkpoints; 0: only at Ctrl-C") \
     X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
     X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from the newest checkpoint") \
-    X(TEXT, out, 'o', "out", CALL, 0, 0, "", "directory of log and checkpoints; default log/" PRECISION_NAME ", -2, ..") \
-    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", "continue this text from a model (-e FILE or -y) and stop") \
+    X(TEXT, out, 'o', "out", CALL, 0, 0, "", \
+        "directory of log and checkpoints; default log/" PRECISION_NAME ", -2, ..") \
+    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", \
+        "continue this text from a model (-e FILE or -y) and stop") \
     X(LONG, generate, 0, "generate", CALL, 0, 1e8, "200", "tokens to write after --prompt") \
-    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", "of sampling; 0 takes the likeliest token") \
-    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", "llm.c's gpt2_tokenizer.bin; bytes need none") \
+    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", \
+        "of sampling; 0 takes the likeliest token") \
+    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", \
+        "llm.c's gpt2_tokenizer.bin; bytes need none") \
     X(DOUBLE, lr, 'l', "lr", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
     X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
-    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", "last learning rate, as a fraction of the peak") \
-    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", "decoupled, on matrices only") \
-    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", "cosine linear constant wsd: the last decays over the last fifth") \
-    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", "largest gradient norm; 0: no clipping") \
+    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", \
+        "last learning rate, as a fraction of the peak") \
+    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", \
+        "decoupled, on matrices only") \
+    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", \
+        "cosine linear constant wsd: the last decays over the last fifth") \
+    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", \
+        "largest gradient norm; 0: no clipping") \
     X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
     X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
     X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
+    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", \
+        "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
     BACKEND_OPTIONS(X) \
-    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", "recompute layernorm and GELU: less memory, same bits") \
-    X(RECIPE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "e4m3+delayed=16+dy:e5m2", "formats and scales of the FP8 operands; see --help recipe") \
-    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
+    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", \
+        "recompute layernorm and GELU: less memory, same bits") \
+    X(RECIPE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "e4m3+delayed=16+dy:e5m2", \
+        "formats and scales of the FP8 operands; see --help recipe") \
+    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", \
+        "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
     X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
-    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", "steps between rows of scales.tsv; 0: none") \
-    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", "steps between SQNRs in these rows, which cost a pass; 0: none") \
-    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", "run to measure the gap to (default log/fp16)") \
+    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", \
+        "steps between rows of scales.tsv; 0: none") \
+    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", \
+        "steps between SQNRs in these rows, which cost a pass; 0: none") \
+    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", \
+        "run to measure the gap to (default log/fp16)") \
     X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
     X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
     X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
 // clang-format on
-// ---- the language of --recipe: words joined by plus signs or commas. The table of words is what the parser, --help recipe,
-// the log and build/lab/explain read.
+// ---- the language of --recipe: words joined by plus signs or commas. The table of words is what
+// the parser, --help recipe, the log and build/lab/explain read.
 enum { WORD_FORMAT, WORD_RULE, WORD_BLOCK, WORD_ROUNDING, WORD_MARGIN };
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
@@ -3927,16 +3604,20 @@ typedef struct {
     double initial, least, largest;
     const char *help;
 } RecipeWord;
-#define RULE_WORD(name, word, argument, initial, least, largest, function, help)                                                   \
+#define RULE_WORD(name, word, argument, initial, least, largest, function, help)                   \
     {word, argument, WORD_RULE, SCALING_##name, initial, least, largest, help},
 static const RecipeWord recipe_words[] = {
-    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0, "format: 3 bits of mantissa, largest number 448"},
-    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0, "format: 2 bits of mantissa, largest number 57344"},
+    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0,
+     "format: 3 bits of mantissa, largest number 448"},
+    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
+     "format: 2 bits of mantissa, largest number 57344"},
     SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
                              "from the own amax of each block of A x B elements, B along K"},
     {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
-    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0, "the scale rounded down to a power of two; always so in blocks"},
-    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0, "by amax's exponent alone (OCP MX), which may saturate"},
+    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0,
+     "the scale rounded down to a power of two; always so in blocks"},
+    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
+     "by amax's exponent alone (OCP MX), which may saturate"},
     {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
 };
 static const struct {
@@ -3944,7 +3625,8 @@ static const struct {
 } recipe_names[] = {
     {"te", "e4m3+delayed=1024+exact+dy:e5m2", "Transformer Engine's DelayedScaling, Format.HYBRID"},
     {"rowwise", "e4m3+block=1xall", "torchao's rowwise: a scale for each row"},
-    {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
+    {"deepseek", "e4m3+block=1x128+w:block=128x128",
+     "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
     {"mx", "e4m3+block=1x32", "OCP's MXFP8 shapes; mx+floor also has its rounding"},
     {"none", "e4m3+scale=1", "no scales"},
 };
@@ -3956,42 +3638,52 @@ static void recipe_help(void) {
            "all three operands, or the one that is named before it, as in dy:e5m2.\n"
            "The default, e4m3+delayed=16+dy:e5m2, is what the words change.\n\n");
     for (int i = 0; i < COUNT(recipe_words); i++)
-        printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word), recipe_words[i].argument,
-               recipe_words[i].help);
+        printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word),
+               recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++)
-        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words, recipe_names[i].source);
+        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
+               recipe_names[i].source);
     printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
 }
 
-// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("": nothing).
-static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument, const char *where) {
+// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("":
+// nothing).
+static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument,
+                            const char *where) {
     char *end = NULL;
     const double number = *argument ? strtod(argument, &end) : w->initial;
     if (w->sets == WORD_BLOCK) {
-        const double along = end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
+        const double along =
+            end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
         EXPECT((number == 1 || (number >= 32 && number <= 1024 && fmod(number, 32) == 0)) &&
-                   (along == INT_MAX || (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
-               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of 32 up to 65536, or all; "
+                   (along == INT_MAX ||
+                    (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
+               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a "
+               "multiple of 32 up to 65536, or all; "
                "found 'block=%s'",
                where, argument);
         r->rule = SCALING_CURRENT, r->across = number, r->along = along;
         return;
     }
-    EXPECT(!end || (*w->argument && end != argument && !*end), "%s --recipe: expected %s%s, found '%s=%s'", where, w->word,
-           w->argument, w->word, argument);
+    EXPECT(!end || (*w->argument && end != argument && !*end),
+           "%s --recipe: expected %s%s, found '%s=%s'", where, w->word, w->argument, w->word,
+           argument);
     const int whole = !strcmp(w->argument, "=N");
     EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
-           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest, whole ? ", whole" : "", argument);
+           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest,
+           whole ? ", whole" : "", argument);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
     if (w->sets == WORD_RULE) r->rule = w->value, r->number = number, r->across = r->along = 0;
 }
 // Applies words to the recipes of the operands in `operands`, a bit for each.
-static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands, const char *where) {
+static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
+                         const char *where) {
     char list[256], *words = list;
-    EXPECT(strlen(text) < sizeof(list), "%s --recipe: longer than %zu characters", where, sizeof(list) - 1);
+    EXPECT(strlen(text) < sizeof(list), "%s --recipe: longer than %zu characters", where,
+           sizeof(list) - 1);
     strcpy(list, text);
     for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
         int only = operands, found = 0;
@@ -3999,13 +3691,15 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         for (int i = 0; colon && i < NOPERAND; i++)
             if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word])
                 only = operands & 1 << i, found = 1;
-        EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'", where, word);
+        EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'",
+               where, word);
         if (colon) word = colon + 1;
         char *equals = strchr(word, '=');
         const int length = strcspn(word, "=");
         found = 0;
         for (int n = 0; n < COUNT(recipe_names) && !found; n++)
-            if (!strcmp(word, recipe_names[n].name)) recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
+            if (!strcmp(word, recipe_names[n].name))
+                recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
         for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
             const RecipeWord *w = &recipe_words[n];
             if (strncmp(word, w->word, length) || w->word[length]) continue;
@@ -4013,13 +3707,20 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
             for (int i = 0; i < NOPERAND; i++)
                 if (only >> i & 1) recipe_word_set(&recipes[i], w, equals ? equals + 1 : "", where);
         }
-        EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'", where, word);
+        EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'",
+               where, word);
     }
 }
 // Reads a recipe. `where` is what errors begin with.
 static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3, SCALING_DELAYED, 16, 0, ROUNDING_EXACT, 0, 0};
+        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3,
+                                       SCALING_DELAYED,
+                                       16,
+                                       0,
+                                       ROUNDING_EXACT,
+                                       0,
+                                       0};
         recipes[i] = delayed;
     }
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
@@ -4027,7 +3728,8 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         ScalingRecipe *r = &recipes[i];
         if (recipe_blocks(r) && r->rounding == ROUNDING_EXACT) r->rounding = ROUNDING_POW2;
         EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
-               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change", where, operand_name[i]);
+               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
+               where, operand_name[i]);
     }
 }
 
@@ -4040,30 +3742,44 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
     else
         for (int n = 0; n < COUNT(recipe_words); n++) {
             const RecipeWord *w = &recipe_words[n];
-            const int value = kind == WORD_FORMAT ? (int)r->format : kind == WORD_RULE ? r->rule : r->rounding;
+            const int value = kind == WORD_FORMAT ? (int)r->format
+                              : kind == WORD_RULE ? r->rule
+                                                  : r->rounding;
             if (w->sets != kind || w->value != value) continue;
             if (*w->argument) sprintf(out, "%s=%.9g", w->word, r->number);
             else strcpy(out, w->word);
         }
 }
-// The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy differ. out[256].
+// The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy
+// differ. out[256].
 static char *recipe_text(const ScalingRecipe *recipes, char *out) {
     static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
     char first[64], word[64], *end = out;
     for (int k = 0; k < COUNT(kinds); k++)
         for (int i = 0; i < NOPERAND; i++) {
             const ScalingRecipe *r = &recipes[i];
-            const int implied = kinds[k] == WORD_ROUNDING ? r->rounding == (recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT)
-                                                          : kinds[k] == WORD_MARGIN && !r->margin;
+            const int implied =
+                kinds[k] == WORD_ROUNDING
+                    ? r->rounding == (recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT)
+                    : kinds[k] == WORD_MARGIN && !r->margin;
             recipe_word_text(r, kinds[k], word);
             if (i == 0) strcpy(first, implied ? "" : word);
             if (i == 0 ? !implied : *first ? strcmp(first, word) != 0 : !implied)
-                end += sprintf(end, "%s%s%s%s", end > out ? "+" : "", i ? operand_name[i] : "", i ? ":" : "", word);
+                end += sprintf(end, "%s%s%s%s", end > out ? "+" : "", i ? operand_name[i] : "",
+                               i ? ":" : "", word);
         }
     return out;
 }
 
-typedef enum { OPT_TEXT, OPT_LONG, OPT_DOUBLE, OPT_FLAG, OPT_MAYBE, OPT_CHOICE, OPT_RECIPE } OptionKind;
+typedef enum {
+    OPT_TEXT,
+    OPT_LONG,
+    OPT_DOUBLE,
+    OPT_FLAG,
+    OPT_MAYBE,
+    OPT_CHOICE,
+    OPT_RECIPE
+} OptionKind;
 typedef char *TEXT_t, *RECIPE_t;
 typedef long LONG_t, FLAG_t, MAYBE_t, CHOICE_t;
 typedef double DOUBLE_t;
@@ -4083,7 +3799,9 @@ typedef struct {
 #define OPTION_SPEC(kind, field, ...) {OPT_##kind, offsetof(Options, field), __VA_ARGS__},
 static const OptionSpec option_specs[] = {OPTIONS(OPTION_SPEC)};
 #define OPTION_COUNT ((int)(sizeof(option_specs) / sizeof(option_specs[0])))
-static int option_here(const OptionSpec *s) { return IS_FP8 || !(s->scope & FP8); } // this build has it
+static int option_here(const OptionSpec *s) {
+    return IS_FP8 || !(s->scope & FP8);
+} // this build has it
 static int option_index(const char *name) {
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!strcmp(option_specs[i].name, name)) return i;
@@ -4103,11 +3821,13 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     void *field = (char *)o + s->field;
     char *end = NULL;
     if (s->kind == OPT_TEXT) {
-        EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"), "%s --%s: a log cannot keep a tab or new line", where, s->name);
+        EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"),
+               "%s --%s: a log cannot keep a tab or new line", where, s->name);
         *(char **)field = strdup(text);
         return;
     }
-    if (s->kind == OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
+    if (s->kind ==
+        OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
         ScalingRecipe recipes[NOPERAND];
         char shortest[256];
         recipe_parse(recipes, text, where);
@@ -4116,13 +3836,16 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     }
     if (s->kind == OPT_CHOICE) {
         char word[32];
-        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text); ++*(long *)field) {}
-        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name, (int)strcspn(s->help, ":"), s->help, text);
+        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text);
+             ++*(long *)field) {}
+        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name,
+               (int)strcspn(s->help, ":"), s->help, text);
         return;
     }
     const int real = s->kind == OPT_DOUBLE;
     const double value = real ? strtod(text, &end) : strtol(text, &end, 10);
-    EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name, real ? "real" : "whole", text);
+    EXPECT(end != text && !*end, "%s --%s: expected a %s number, found '%s'", where, s->name,
+           real ? "real" : "whole", text);
     const int fits = value >= s->min && value <= s->max;
     EXPECT(fits, "%s --%s: expected %.8g to %.8g, found %s", where, s->name, s->min, s->max, text);
     if (real) *(double *)field = value;
@@ -4132,9 +3855,11 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) path_print(out, "%s", *(char *const *)field);
     else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
-    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a resume reads it
+    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a
+                                      // resume reads it
         path_print(out, "%.9g", *(const double *)field);
-        if (strtod(out, NULL) != *(const double *)field) path_print(out, "%.17g", *(const double *)field);
+        if (strtod(out, NULL) != *(const double *)field)
+            path_print(out, "%.17g", *(const double *)field);
     } else path_print(out, "%ld", *(const long *)field);
     return out;
 }
@@ -4149,11 +3874,13 @@ static void options_help(void) {
         char name[64];
         snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
         const int letter = s->letter;
-        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ', letter ? letter : ' ', name, s->help);
+        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ',
+               letter ? letter : ' ', name, s->help);
         if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
         printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
     }
-    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted after a checkpoint.\n",
+    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted "
+           "after a checkpoint.\n",
            BACKEND_HELP);
 }
 
@@ -4167,66 +3894,84 @@ static Options options_parse(int argc, char **argv, int *given) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
         longs[i].name = s->name, longs[i].val = s->letter ? s->letter : 1000 + i;
-        longs[i].has_arg = s->kind == OPT_FLAG ? no_argument : s->kind == OPT_MAYBE ? optional_argument : required_argument;
-        if (s->letter) sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
+        longs[i].has_arg = s->kind == OPT_FLAG    ? no_argument
+                           : s->kind == OPT_MAYBE ? optional_argument
+                                                  : required_argument;
+        if (s->letter)
+            sprintf(shorts + strlen(shorts), "%c%s", s->letter, s->kind == OPT_MAYBE ? "" : ":");
     }
     optind = 1;
-    for (int c, at = optind; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1; at = optind) {
+    for (int c, at = optind; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;
+         at = optind) {
         EXPECT(c != '?', "unknown option '%s'; see --help", argv[at]);
         EXPECT(c != ':', "option '%s' needs a value; see --help", argv[at]);
         int i = 0;
         while (longs[i].val != c) i++;
         const OptionSpec *s = &option_specs[i];
         const char *value = optarg ? optarg : "1";
-        if (s->kind == OPT_MAYBE && !optarg && optind < argc && (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
+        if (s->kind == OPT_MAYBE && !optarg && optind < argc &&
+            (!strcmp(argv[optind], "0") || !strcmp(argv[optind], "1")))
             value = argv[optind++];
-        EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME, s->name);
+        EXPECT(option_here(s), "option --%s: only the FP8 build has it; this is " PRECISION_NAME,
+               s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
-        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe")) o.help = 2, optind++;
+        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe"))
+            o.help = 2, optind++;
     }
-    EXPECT(optind >= argc, "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help", argv[optind]);
+    EXPECT(optind >= argc,
+           "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help",
+           argv[optind]);
     return o;
 }
 
 // Options as `# name<TAB>value` lines: what the log, the state and the screen show.
 static char *options_lines(const Options *o) {
-    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + BACKEND_LINES), value[PATH_MAX], *end = text;
+    char *text = (char *)memory_allocate(OPTION_COUNT * (PATH_MAX + 64) + BACKEND_LINES),
+         value[PATH_MAX], *end = text;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!(option_specs[i].scope & CALL) && option_here(&option_specs[i]))
-            end += sprintf(end, "# %s\t%s\n", option_specs[i].name, option_text(o, &option_specs[i], value));
+            end += sprintf(end, "# %s\t%s\n", option_specs[i].name,
+                           option_text(o, &option_specs[i], value));
     return text;
 }
 
-// Takes the options of a checkpoint; what the command line gave stands if a resume may change it, and must agree if not.
+// Takes the options of a checkpoint; what the command line gave stands if a resume may change it,
+// and must agree if not.
 static void options_resume(Options *o, const char *lines, const int *given, const char *path) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
         if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
-        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT) continue; // another backend's state
+        if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
+            continue; // another backend's state
         option_set(&theirs, s, value, path);
         option_text(&theirs, s, theirs_text), option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
-               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name, path, theirs_text, mine);
+               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name,
+               path, theirs_text, mine);
         if (!given[i]) *o = theirs;
     }
 }
 
-// The recipes of the model's operands. The head's gradient has a scale that gpt_forward() sets: dlogits are bounded.
+// The recipes of the model's operands. The head's gradient has a scale that gpt_forward() sets:
+// dlogits are bounded.
 static void options_recipes(const Options *o, Gpt *g) {
     recipe_parse(g->recipes, o->recipe, "option");
-    const int blocks = recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
-    EXPECT(!blocks || !o->fp8_head, "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
+    const int blocks =
+        recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
+    EXPECT(!blocks || !o->fp8_head,
+           "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_CONSTANT;
     g->head_dy_recipe.number = 1;
     g->fp8_head = o->fp8_head;
 }
 
-// --bf16: items parted by commas or plus signs, words within one by dots. An item names the products that agree with all its
-// words: a layer (first, last or a number), a matrix (linear_name) and a product (product_name).
+// --bf16: items parted by commas or plus signs, words within one by dots. An item names the
+// products that agree with all its words: a layer (first, last or a number), a matrix (linear_name)
+// and a product (product_name).
 static void options_bf16(const Options *o, Gpt *g) {
     char list[PATH_MAX], *items = list, *end;
     const int L = g->config.L;
@@ -4236,14 +3981,16 @@ static void options_bf16(const Options *o, Gpt *g) {
         int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
             const long number = strtol(word, &end, 10);
-            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0; // what the word may mean
+            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1},
+                 added = 0; // what the word may mean
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
             for (int k = 0; k < 3; k++)
                 if (part[k] < 0 && is[k] >= 0) part[k] = is[k], added = 1;
             EXPECT(added,
-                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, attproj, fc, fcproj), one product "
+                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
+                   "attproj, fc, fcproj), one product "
                    "(fprop, dgrad, wgrad) with dots between; found '%s'",
                    L - 1, word);
         }
@@ -4257,26 +4004,35 @@ static void options_bf16(const Options *o, Gpt *g) {
 // -e dN: its depth; 0 where -e names a file.
 static int options_depth(const Options *o) {
     char *end;
-    const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1]) ? strtol(o->model + 1, &end, 10) : 0;
+    const long depth = o->model[0] == 'd' && isdigit((unsigned char)o->model[1])
+                           ? strtol(o->model + 1, &end, 10)
+                           : 0;
     if (depth == 0 || *end) return 0;
-    EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'", o->model);
+    EXPECT(depth >= 1 && depth <= 200, "option --model: expected a depth of d1 to d200, found '%s'",
+           o->model);
     return depth;
 }
 static Config options_config(const Options *o, int depth, int V) {
-    const int C = o->channels ? o->channels : depth == 24 ? 1024 : depth == 36 ? 1280 : depth == 48 ? 1600 : 64 * depth;
+    const int C = o->channels   ? o->channels
+                  : depth == 24 ? 1024
+                  : depth == 36 ? 1280
+                  : depth == 48 ? 1600
+                                : 64 * depth;
     const int NH = o->heads ? o->heads : MAX(C / 64, 1), L = o->layers ? o->layers : depth;
     EXPECT(C % NH == 0, "option --heads: %d channels cannot be split over %d heads", C, NH);
     const Config c = {(int)o->seq_len, V, (int)round_up(V, 128), L, NH, C};
     return c;
 }
 
-// ==== 12. training loop ==============================================================================================
+// ==== 14. training loop ==========================================================================
+// =================================================================================================
 
 #ifndef COMMIT
 #define COMMIT "unknown"
 #endif
 static volatile sig_atomic_t interrupted = 0;
-static void on_interrupt(int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
+static void on_interrupt(
+    int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
     interrupted = 1;
     if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);
 }
@@ -4291,16 +4047,19 @@ static void directory_make(char *path) {
     for (char *p = path, end = '/'; end; *p = end) {
         p += 1 + strcspn(p + 1, "/");
         end = *p, *p = 0;
-        EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path, strerror(errno));
+        EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path,
+               strerror(errno));
     }
 }
-// Opens and locks a directory; -1: another program has it. Without locks in the file system there is a warning.
+// Opens and locks a directory; -1: another program has it. Without locks in the file system there
+// is a warning.
 static int directory_lock(const char *path) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
     if (!flock(fd, LOCK_EX | LOCK_NB)) return fd;
     if (errno == EWOULDBLOCK) return close(fd), -1;
-    fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path, strerror(errno));
+    fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path,
+            strerror(errno));
     return fd;
 }
 
@@ -4310,9 +4069,10 @@ static const char *run_name(long n, char *out) {
     return out;
 }
 
-// Finds or makes the directory of a run, and locks it before it looks at what is there (`lock` 0: no lock, to look only). A new run
-// never writes into an old one's directory: without --out it takes the name after the last one's, with --out it refuses. A resume
-// without --out takes the last run; 99 missing numbers end the search. Returns the step of the newest checkpoint.
+// Finds or makes the directory of a run, and locks it before it looks at what is there (`lock` 0:
+// no lock, to look only). A new run never writes into an old one's directory: without --out it
+// takes the name after the last one's, with --out it refuses. A resume without --out takes the last
+// run; 99 missing numbers end the search. Returns the step of the newest checkpoint.
 static long run_directory(Directory *d, const char *out, int resume, int lock) {
     long last = 0;
     for (long n = 1; !out[0] && n < last + 100; n++)
@@ -4328,23 +4088,28 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
             continue;
         }
         EXPECT(d->fd != -1, "%s: another program is training in this directory", d->path);
-        EXPECT(resume || newest == -2, "option --out: %s holds a run already; choose another name, or %s", d->path,
+        EXPECT(resume || newest == -2,
+               "option --out: %s holds a run already; choose another name, or %s", d->path,
                newest < 0 ? "remove it: it has no checkpoint" : "resume it with -y");
-        EXPECT(!resume || newest >= 0, "%s: no finished checkpoint (DONE_*) to resume from%s", d->path,
-               lock && newest > -2 ? "; remove it to begin again" : "");
+        EXPECT(!resume || newest >= 0, "%s: no finished checkpoint (DONE_*) to resume from%s",
+               d->path, lock && newest > -2 ? "; remove it to begin again" : "");
         return newest;
     }
 }
 
-// Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they are made (those that others
-// would show are left out), then gradients from the top down, then losses and weights.
+// Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they
+// are made (those that others would show are left out), then gradients from the top down, then
+// losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
     const int L = g->config.L;
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C; // rows that count, elements that lie there
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C,
+                 RC = gpt_rows(g) * C; // rows that count, elements that lie there
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
-        const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC, g->fc + l * 4 * RC, g->lnf};
-        static const char *const names[] = {"residual before attention", "qkv", "residual before the MLP", "fc", "lnf"};
+        const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC,
+                                      g->fc + l * 4 * RC, g->lnf};
+        static const char *const names[] = {"residual before attention", "qkv",
+                                            "residual before the MLP", "fc", "lnf"};
         static const int wide[] = {1, 3, 1, 4, 1};
         for (int i = 0; i < 5; i++) // after the last layer, residual and lnf
             if ((l == L ? i % 4 == 0 : i < 4) && tensor_nonfinite(at[i], STORED, wide[i] * R * C))
@@ -4354,39 +4119,45 @@ static void nonfinite_find(Gpt *g, char *out) {
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32, s->rows * s->cols))
+            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32,
+                                 s->rows * s->cols))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
-    strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R)                ? "the losses"
-                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count) ? "weights"
-                                                                          : "none; the sum of squares overflowed");
+    strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
+                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count)
+                    ? "weights"
+                    : "none; the sum of squares overflowed");
 }
 
 // "1h05m" or "4m07s", into out[64].
 static const char *duration_text(double seconds, char *out) {
     const long s = seconds + 0.5, hours = s >= 3600, unit = hours ? 60 : 1;
-    snprintf(out, 64, "%ld%c%02ld%c", s / (60 * unit), hours ? 'h' : 'm', s / unit % 60, hours ? 'm' : 's');
+    snprintf(out, 64, "%ld%c%02ld%c", s / (60 * unit), hours ? 'h' : 'm', s / unit % 60,
+             hours ? 'm' : 's');
     return out;
 }
 
 // The operands that were cut or flushed most in the last step.
 static void scale_table_print(const Gpt *g) {
     char *shown = (char *)memory_allocate(g->scale_count), name[32];
-    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     flushed\n");
+    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     "
+           "flushed\n");
     for (int row = 0; row < 8; row++) {
         int best = -1;
         double most = -1;
         for (int i = 0; i < g->scale_count; i++) {
             const Fp8Stats *t = &g->scales[i].logged;
-            const double share = t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
+            const double share =
+                t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
             if (!shown[i] && share > most) most = share, best = i;
         }
         if (best < 0) break;
         shown[best] = 1;
         const Fp8Stats *t = &g->scales[best].logged;
         const int layer = scale_name(g, best, name);
-        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name, bits_float(t->amax_bits),
-               g->scales[best].logged_scale, 100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name,
+               bits_float(t->amax_bits), g->scales[best].logged_scale,
+               100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
                row == 0   ? " <- most saturated"
                : row == 4 ? " <- most flushed to zero"
                           : "");
@@ -4402,8 +4173,9 @@ struct Run {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    const char *baseline_dir, *baseline, *baseline_at; // another run, its log's text ("": none), and how far it was read
-    double baseline_row[4];                            // its row there
+    const char *baseline_dir, *baseline,
+        *baseline_at;       // another run, its log's text ("": none), and how far it was read
+    double baseline_row[4]; // its row there
     MemoryPlan plan;
     Progress progress;
     StateFile state;      // that it resumes from
@@ -4418,14 +4190,16 @@ struct Run {
 __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const char *what) {
     char tensor[256], last[PATH_MAX] = "no checkpoint yet";
     const long newest = r->trains ? checkpoint_newest(r->dir.path, LONG_MAX) : -1;
-    if (newest >= 0) path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
+    if (newest >= 0)
+        path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
     nonfinite_find(&r->g, tensor);
-    fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what, tensor, last);
+    fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
+          tensor, last);
 }
 
-// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text has between documents. Keys and
-// values stay in the KV cache; when the context is full, its last half is read again from the start. Never touches training: own
-// random numbers, no statistics.
+// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text
+// has between documents. Keys and values stay in the KV cache; when the context is full, its last
+// half is read again from the start. Never touches training: own random numbers, no statistics.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     Gpt *g = &r->g;
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
@@ -4433,7 +4207,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
-    int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length; // of a long prompt, its end
+    int pos = 0, length = MIN(n, MAX(T - 1, 1)),
+        *context = all + n - length; // of a long prompt, its end
     fputs(text, stdout);
     for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
@@ -4441,9 +4216,11 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
             length = half, pos = 0;
         }
         gpt_logits(g, logits, context + pos, length - pos, pos);
-        if (floats_nonfinite(logits, V)) run_nonfinite(r, r->progress.step, "the logits of a sample are");
+        if (floats_nonfinite(logits, V))
+            run_nonfinite(r, r->progress.step, "the logits of a sample are");
         pos = length;
-        context[length] = sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
+        context[length] =
+            sample_token(logits, V, r->o.temperature, random_unit(random_u64(seed, 0x5a3b1e, i)));
         token_print(&r->tokenizer, context[length++]);
     }
     printf("\n");
@@ -4455,65 +4232,85 @@ static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
     double sum = 0;
     for (long row = 0; row < v->rows; row += r->g.B)
-        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T, MIN(r->g.B, v->rows - row), v->T);
+        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T,
+                        MIN(r->g.B, v->rows - row), v->T);
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     if (log_validation(&r->baseline_at, r->baseline_row, step))
-        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3], loss - r->baseline_row[3]);
+        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3],
+               loss - r->baseline_row[3]);
     printf("\n");
     return loss;
 }
 
-// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what the screen shows first.
+// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what
+// the screen shows first.
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
     char *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
-    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n", NUMERICS_VERSION);
+    fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n",
+            NUMERICS_VERSION);
     backend_header(f, r);
-    fprintf(f, "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu parameters\n", c->L, c->NH,
-            c->C, c->T, c->V, c->Vp, r->g.param_count);
-    fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n", r->train.tokens, r->train.windows,
-            r->validation.rows, r->validation.counted, r->validation.floor > 0 ? ", whole stories with a known floor" : "");
-    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash, (unsigned long long)r->val.hash);
+    fprintf(f,
+            "# shape\t%d layers, %d heads, %d channels, context %d, vocabulary %d (padded %d), %zu "
+            "parameters\n",
+            c->L, c->NH, c->C, c->T, c->V, c->Vp, r->g.param_count);
+    fprintf(f, "# data\t%zu tokens in %zu windows; validation: %ld rows of %zu tokens%s\n",
+            r->train.tokens, r->train.windows, r->validation.rows, r->validation.counted,
+            r->validation.floor > 0 ? ", whole stories with a known floor" : "");
+    fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
+            (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
     fprintf(f,
-            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward pass %.1f (FP16 keeps %.1f), "
+            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward "
+            "pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16), mib(p->part[REUSED]), r->option_lines);
+            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16),
+            mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
 }
 
-// What makes another log's run, but for its precision, another one than ours: data, shape, seeds, any hyper-parameter.
+// What makes another log's run, but for its precision, another one than ours: data, shape, seeds,
+// any hyper-parameter.
 static const char *run_difference(const Run *r, const char *log) {
     char theirs[PATH_MAX], mine[PATH_MAX];
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        if (s->scope == FIXED && strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine))) return s->name;
+        if (s->scope == FIXED &&
+            strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine)))
+            return s->name;
     }
-    if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash) return "data_hash";
+    if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash)
+        return "data_hash";
     if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
     path_print(mine, "%.9g", r->validation.floor); // whole stories, or windows
     if (strcmp(text_value(log, "floor", theirs), mine)) return "floor (NAME.floor.tsv)";
     return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
 }
 
-// A resume must find the data that the run began with. A baseline must be the same run, but for its precision.
+// A resume must find the data that the run began with. A baseline must be the same run, but for its
+// precision.
 static void run_logs_compare(Run *r) {
     const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
     char path[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir.path);
     if (r->o.resume) {
         char *mine = text_read(path);
-        EXPECT(mine, "%s: the run's log is missing; bring it back, or begin another run with its model (-e)", path);
+        EXPECT(
+            mine,
+            "%s: the run's log is missing; bring it back, or begin another run with its model (-e)",
+            path);
         different = run_difference(r, mine);
         text_free(mine);
-        EXPECT(!different, "%s: the run's %s is another than now; bring the data back that it began with", path, different);
+        EXPECT(!different,
+               "%s: the run's %s is another than now; bring the data back that it began with", path,
+               different);
     }
     r->baseline_dir = asked ? asked : "log/fp16";
     path_print(path, "%s/log.tsv", r->baseline_dir);
@@ -4521,22 +4318,29 @@ static void run_logs_compare(Run *r) {
     EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(ENOENT));
     if (!text) return;
     different = run_difference(r, text);
-    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked, different);
+    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked,
+           different);
     if (different || !strcmp(r->baseline_dir, r->dir.path)) return;
     r->baseline = r->baseline_at = text;
     memory_taken += strlen(text); // of our own log, as long, which run_summary() reads
 }
 
 static void run_batch(Run *r, long index, int *tokens, int *targets) {
-    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B, r->g.config.T);
+    dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B,
+                  r->g.config.T);
 }
-// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the program.
+// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the
+// program.
 static double run_step(Run *r, long step, double *norm, float *lr) {
     const Options *o = &r->o;
     *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
-    const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps, (float)o->weight_decay};
+    const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps,
+                         (float)o->weight_decay};
     const int micro_batches = o->total_batch / (r->g.B * r->g.config.T);
-    const Step in = {step, (long)r->progress.updates + 1, micro_batches, step + 1 == o->steps, o->total_batch, o->grad_clip, adamw};
+    const Step in = {step,           (long)r->progress.updates + 1,
+                     micro_batches,  step + 1 == o->steps,
+                     o->total_batch, o->grad_clip,
+                     adamw};
     const StepOutcome results = gpt_step(&r->g, &in, r);
     if (results.nonfinite) run_nonfinite(r, step + 1, results.nonfinite);
     if (!results.skipped) r->progress.updates++;
@@ -4554,7 +4358,8 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
         const char *ours = text_read(text), *theirs = r->baseline;
         double a[4] = {0}, b[4] = {0};
         text_value(r->baseline, "precision", text);
-        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text, PRECISION_NAME, text, r->baseline_dir);
+        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text,
+               PRECISION_NAME, text, r->baseline_dir);
         for (long i = 1; ours && i <= step; i++)
             if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
                 printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
@@ -4563,14 +4368,19 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     backend_summary(r);
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
-    if (val_loss > 0 && floor > 0) printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
+    if (val_loss > 0 && floor > 0)
+        printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
     printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
-    if (r->o.checkpoint_every && step) printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
+    if (r->o.checkpoint_every && step)
+        printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
 }
 
 // Whether a step, every `every`th or the last, is one of those in question.
-static int step_is_due(const Options *o, long step, long every) { return every && (step % every == 0 || step == o->steps); }
-// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every on, and for the last.
+static int step_is_due(const Options *o, long step, long every) {
+    return every && (step % every == 0 || step == o->steps);
+}
+// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every
+// on, and for the last.
 static Record step_record(const Options *o, long step) {
     const long rows = o->scales_every, every = o->sqnr_every;
     const int asked = every && (step == o->steps || step / every > (step - rows) / every);
@@ -4581,8 +4391,10 @@ static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
     const Config *c = &g->config;
-    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus attention's causal half
-    const double C = c->C, flops = o->total_batch * (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
+    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus
+    // attention's causal half
+    const double C = c->C, flops = o->total_batch *
+                                   (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
     const double begin = seconds_now();
     const long first = r->progress.step;
     double val_loss = 0;
@@ -4599,18 +4411,22 @@ static int run_train(Run *r) {
         r->progress.step = step;
 
         char left[64], speed[64], val_text[64] = "-";
-        const double each = (seconds_now() - begin) / (step - first); // seconds a step, with all that lies between steps
+        const double each = (seconds_now() - begin) /
+                            (step - first); // seconds a step, with all that lies between steps
         const int width = 10 * step / o->steps;
         const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
-        printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n", step, o->steps, width,
-               "##########", 10 - width, "..........", duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
-               backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
+        printf(
+            "%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n",
+            step, o->steps, width, "##########", 10 - width, "..........",
+            duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
+            backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
         if (step_is_due(o, step, o->val_every)) {
             val_loss = run_validate(r, step);
             snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
         }
-        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * o->total_batch, loss, val_text, lr,
-                norm, loss_scale, t * 1e3, tok_s, gflops * 1e-3);
+        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step,
+                step * o->total_batch, loss, val_text, lr, norm, loss_scale, t * 1e3, tok_s,
+                gflops * 1e-3);
         log_flush(r->log, &r->dir, 0);
         if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
             gpt_scales_read(g);
@@ -4622,7 +4438,8 @@ static int run_train(Run *r) {
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
-        // Read once, so that the message below is true. A run also stops when its output cannot be written any more.
+        // Read once, so that the message below is true. A run also stops when its output cannot be
+        // written any more.
         const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
         const int saves = stop || step_is_due(o, step, o->checkpoint_every);
         if (saves || last) dataset_check(&r->train, o->train);
@@ -4632,7 +4449,8 @@ static int run_train(Run *r) {
             checkpoint_save(g, &r->dir, &r->progress, r->option_lines, o->keep);
         }
         if (stop && !last) {
-            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step, PROGRAM, r->dir.path);
+            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step,
+                    PROGRAM, r->dir.path);
             return EXIT_INTERRUPTED;
         }
     }
@@ -4641,8 +4459,8 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
-// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All is checked here, before
-// anything is allocated or a thread started.
+// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All
+// is checked here, before anything is allocated or a thread started.
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
@@ -4656,44 +4474,58 @@ static void run_open(Run *r) {
     options_recipes(o, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
-        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial)) o->val = strdup("data/tales.d/val.txt");
+        if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
+            o->val = strdup("data/tales.d/val.txt");
         r->train = dataset_open(o->train);
         r->val = o->val[0] ? dataset_open(o->val) : dataset_hold_out(&r->train);
         V = r->train.V;
-        EXPECT(r->val.V == V, "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V, r->val.V);
+        EXPECT(r->val.V == V,
+               "%s: expected a vocabulary of %d, as the training data have; found %d", o->val, V,
+               r->val.V);
     }
     const int depth = options_depth(o);
     if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
-    EXPECT(r->model[0] || (depth && !r->prompts), "options --model, --prompt: give a model file with -e, or a run with -y");
+    EXPECT(r->model[0] || (depth && !r->prompts),
+           "options --model, --prompt: give a model file with -e, or a run with -y");
     if (r->model[0]) {
         uint64_t sum;
         r->model_file = file_open(r->model, 0);
         r->g.config = model_check(&r->model_file, &sum);
         const int longest = r->g.config.T;
-        EXPECT(!o->resume || sum == r->progress.model_checksum, "%s: damaged: not what %s was written with", r->model,
-               r->state.path);
-        EXPECT(depth || !(o->layers || o->heads || o->channels), "option --layers, --heads, --channels: %s has a shape", r->model);
-        EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V, r->g.config.V);
-        if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len)) o->seq_len = longest;
-        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model, longest, o->seq_len);
+        EXPECT(!o->resume || sum == r->progress.model_checksum,
+               "%s: damaged: not what %s was written with", r->model, r->state.path);
+        EXPECT(depth || !(o->layers || o->heads || o->channels),
+               "option --layers, --heads, --channels: %s has a shape", r->model);
+        EXPECT(!V || r->g.config.V == V,
+               "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V,
+               r->g.config.V);
+        if (!r->given[option_index("seq-len")] && !o->resume &&
+            (r->prompts || longest < o->seq_len))
+            o->seq_len = longest;
+        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model,
+               longest, o->seq_len);
         r->g.config.T = o->seq_len;
     } else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
     const long micro_batch = o->batch * o->seq_len; // tokens
-    EXPECT(micro_batch <= 1 << 30, "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
+    EXPECT(micro_batch <= 1 << 30,
+           "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
     if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0, "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
+    EXPECT(o->total_batch % micro_batch == 0,
+           "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
     if (o->lr == 0)
-        o->lr = round(3e8 / r->g.config.C) / 1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+        o->lr = round(3e8 / r->g.config.C) /
+                1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
     V = r->g.config.V;
     r->tokenizer.V = V, r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
-    EXPECT(!r->prompts || V == 256 || r->tokenizer.text, "option --prompt: this model's %d tokens need --tokenizer FILE", V);
+    EXPECT(!r->prompts || V == 256 || r->tokenizer.text,
+           "option --prompt: this model's %d tokens need --tokenizer FILE", V);
     const long rows = o->val_batches ? o->val_batches * o->batch : o->val_rows;
-    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]), "option --val-batches: --val-rows is %ld",
-           o->val_rows);
+    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
+           "option --val-batches: --val-rows is %ld", o->val_rows);
     o->val_rows = rows;
     if (!r->prompts) {
         dataset_windows(&r->train, "training", o->seq_len, 1);
@@ -4706,12 +4538,14 @@ static void run_open(Run *r) {
     if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
 }
 
-// Runs at the program's end: was everything that it printed written? (Ctrl-C also ends the reader of a pipe.)
+// Runs at the program's end: was everything that it printed written? (Ctrl-C also ends the reader
+// of a pipe.)
 static void output_check(void) {
-    EXPECT(interrupted || (fflush(stdout) == 0 && !ferror(stdout)), "the standard output cannot be written to");
+    EXPECT(interrupted || (fflush(stdout) == 0 && !ferror(stdout)),
+           "the standard output cannot be written to");
 }
-// Opens descriptors 0 to 2 where they are closed: otherwise a file of ours gets such a number, and what is printed lands in it.
-// Turns signals that would end the program without a word into errors.
+// Opens descriptors 0 to 2 where they are closed: otherwise a file of ours gets such a number, and
+// what is printed lands in it. Turns signals that would end the program without a word into errors.
 static void surroundings_init(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
@@ -4728,7 +4562,8 @@ int main(int argc, char **argv) {
     *o = options_parse(argc, argv, r->given);
     if (o->help == 2) return recipe_help(), EXIT_DONE;
     if (o->help) return options_help(), EXIT_DONE;
-    if (o->version) return printf("train_gpt_" PRECISION_NAME " " COMMIT ", " ISA_NAME "\n"), EXIT_DONE;
+    if (o->version)
+        return printf("train_gpt_" PRECISION_NAME " " COMMIT ", %s\n", backend_name()), EXIT_DONE;
     r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
     r->baseline = r->baseline_at = "";
     run_open(r);
@@ -4745,7 +4580,8 @@ int main(int argc, char **argv) {
     lines_print(header);
     backend_note(r);
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
-    if (o->val[0] && r->val.hash == r->train.hash) printf("note: train and val are the same data\n");
+    if (o->val[0] && r->val.hash == r->train.hash)
+        printf("note: train and val are the same data\n");
     if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
@@ -4761,33 +4597,1057 @@ int main(int argc, char **argv) {
 #endif
 // ---- program ends
 
+// #################################################################################################
+// Part three: speed
+// #################################################################################################
+
+// ==== 15. the fast product =======================================================================
+// A product's descriptors and algorithm, made when its shape is first seen.
+typedef struct {
+    size_t M, N, K, a_stride, b_stride, out_stride, a_align, b_align, out_align, bias_align;
+    int a_dtype, b_dtype, out_dtype, a_across, b_across; // strides run across K
+    int bias, accumulate, fast, a_mode, b_mode;
+} ProductKey;
+typedef struct {
+    ProductKey key;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, out;
+    cublasLtMatmulAlgo_t algorithm;
+    int found, chosen, candidates; // cuBLASLt has one; which of how many --tune took
+} Product;
+static Product products[PRODUCTS_MAX];
+static int product_count;
+
+static cudaDataType_t cuda_type(Dtype d) {
+    static const cudaDataType_t types[DTYPE_COUNT] = {CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F,
+                                                      CUDA_R_8F_E4M3, CUDA_R_8F_E5M2};
+    return types[d];
+}
+static size_t
+alignment(const void *p,
+          size_t stride_bytes) { // largest power of two, up to 256, that divides address and stride
+    const uintptr_t bits = (uintptr_t)p | stride_bytes | 256;
+    return bits & -bits;
+}
+
+#define DESC_SET(what, value)                                                                      \
+    LT(cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_##what, &(value),              \
+                                      sizeof(value)))
+static cublasStatus_t product_launch(const Product *p, const Output *out, const Matrix *a,
+                                     const Matrix *b) {
+    const float one = 1, zero = 0;
+    return cublasLtMatmul(machine.lt, p->desc, &one, b->data, p->a, a->data, p->b,
+                          out->accumulate ? &one : &zero, out->data, p->out, out->data, p->out,
+                          &p->algorithm, machine.lt_workspace, LT_WORKSPACE, STREAM);
+}
+
+// Takes the fastest of the candidates, by the best of four runs after a first. What the output held
+// is put back where it counts.
+static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *candidates,
+                         const Output *out, const Matrix *a, const Matrix *b) {
+    enum { RUNS = 5 };
+    const size_t bytes = ((p->key.M - 1) * out->row_stride + p->key.N) * dtype_size[out->dtype];
+    void *old = out->accumulate ? device_allocate(bytes) : NULL;
+    float best = 1e30f, ms;
+    cudaEvent_t begin, end;
+    CUDA(cudaEventCreate(&begin));
+    CUDA(cudaEventCreate(&end));
+    if (old) CUDA(cudaMemcpyAsync(old, out->data, bytes, cudaMemcpyDeviceToDevice, STREAM));
+    for (int i = 0; i < RUNS * p->candidates; i++) {
+        p->algorithm = candidates[i / RUNS].algo;
+        if (candidates[i / RUNS].state != CUBLAS_STATUS_SUCCESS) continue;
+        CUDA(cudaEventRecord(begin, STREAM));
+        if (product_launch(p, out, a, b) != CUBLAS_STATUS_SUCCESS) continue;
+        CUDA(cudaEventRecord(end, STREAM));
+        CUDA(cudaEventSynchronize(end));
+        CUDA(cudaEventElapsedTime(&ms, begin, end));
+        if (i % RUNS && ms < best) best = ms, p->chosen = i / RUNS;
+    }
+    p->algorithm = candidates[p->chosen].algo;
+    if (old) CUDA(cudaMemcpyAsync(out->data, old, bytes, cudaMemcpyDeviceToDevice, STREAM));
+    device_wait();
+    CUDA(cudaFree(old));
+    CUDA(cudaEventDestroy(begin));
+    CUDA(cudaEventDestroy(end));
+}
+
+static void product_missing(Product *p, cublasStatus_t status) {
+    const ProductKey *k = &p->key;
+    fprintf(stderr, "%s: cuBLASLt has no %s product of %zu x %zu x %zu%s%s (status %d)\n",
+            machine.name, dtype_size[k->a_dtype] == 1 ? "FP8" : "16-bit or fp32", k->M, k->N, k->K,
+            k->bias ? " with a bias" : "", k->fast ? ", fast sums" : "", (int)status);
+    p->found = 0;
+}
+static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
+    enum { CANDIDATES = 16 };
+    const ProductKey *k = &p->key;
+    const int32_t op_a = k->b_across ? CUBLAS_OP_N : CUBLAS_OP_T,
+                  op_b = k->a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const int fp8 = dtype_size[k->a_dtype] == 1;
+    const size_t workspace = LT_WORKSPACE;
+    // a K that is split is summed in fp32 and in a fixed order: in the workspace, or one after the
+    // other in an fp32 output
+    const uint32_t reductions =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
+        (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
+    const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
+    LT(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    DESC_SET(TRANSA, op_a);
+    DESC_SET(TRANSB, op_b);
+    if (fp8) {
+        const int8_t fast = (int8_t)k->fast;
+        const int32_t mode_a = k->b_mode, mode_b = k->a_mode;
+        DESC_SET(FAST_ACCUM, fast);
+        if (mode_a || mode_b) {
+            DESC_SET(A_SCALE_MODE, mode_a);
+            DESC_SET(B_SCALE_MODE, mode_b);
+        }
+        DESC_SET(A_SCALE_POINTER, b->inv);
+        DESC_SET(B_SCALE_POINTER, a->inv);
+    }
+    if (k->bias) {
+        const int32_t epilogue = CUBLASLT_EPILOGUE_BIAS, type = cuda_type(STORED);
+        DESC_SET(EPILOGUE, epilogue);
+        DESC_SET(BIAS_DATA_TYPE, type);
+        DESC_SET(BIAS_POINTER, out->bias);
+    }
+    const size_t ka = k->b_across ? k->N : k->K,
+                 na = k->b_across ? k->K : k->N; // rows and columns as they count them
+    const size_t kb = k->a_across ? k->M : k->K, nb = k->a_across ? k->K : k->M;
+    LT(cublasLtMatrixLayoutCreate(&p->a, cuda_type((Dtype)k->b_dtype), ka, na, k->b_stride));
+    LT(cublasLtMatrixLayoutCreate(&p->b, cuda_type((Dtype)k->a_dtype), kb, nb, k->a_stride));
+    LT(cublasLtMatrixLayoutCreate(&p->out, cuda_type((Dtype)k->out_dtype), k->N, k->M,
+                                  k->out_stride));
+    LT(cublasLtMatmulPreferenceCreate(&preference));
+#define PREFER(what, value)                                                                        \
+    LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##what, &(value),     \
+                                            sizeof(value)))
+    PREFER(MAX_WORKSPACE_BYTES, workspace);
+    PREFER(REDUCTION_SCHEME_MASK, reductions);
+    PREFER(MIN_ALIGNMENT_A_BYTES, align[0]);
+    PREFER(MIN_ALIGNMENT_B_BYTES, align[1]);
+    PREFER(MIN_ALIGNMENT_C_BYTES, align[2]);
+    PREFER(MIN_ALIGNMENT_D_BYTES, align[2]);
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
+                                       machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
+    cublasLtMatmulPreferenceDestroy(preference);
+    // whatever the status: for FP8 it is INVALID_VALUE now and then, of combinations that do not
+    // exist
+    p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0 &&
+               candidates[0].state == CUBLAS_STATUS_SUCCESS;
+    if (!p->found) return product_missing(p, status);
+    p->algorithm = candidates[0].algo;
+    if (machine.tunes && p->candidates > 1) product_tune(p, candidates, out, a, b);
+}
+
+static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
+    return !m->across            ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
+           : m->along == INT_MAX ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+           : m->across == 1      ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
+                                 : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+}
+// The product of a shape, made if it is new; NULL if cuBLASLt has none.
+static Product *product_find(const Output *out, const Matrix *a, const Matrix *b, size_t M,
+                             size_t N, size_t K) {
+    ProductKey k;
+    memset(&k, 0, sizeof(k)); // keys are compared as bytes
+    k.M = M, k.N = N, k.K = K, k.a_across = a->k_stride != 1, k.b_across = b->k_stride != 1;
+    k.a_stride = MAX(a->row_stride, a->k_stride), k.b_stride = MAX(b->row_stride, b->k_stride),
+    k.out_stride = out->row_stride;
+    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]),
+    k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype]);
+    k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
+    k.bias_align = out->bias ? alignment(out->bias, 0) : 0; // which the choice may depend on, too
+    k.a_dtype = a->dtype, k.b_dtype = b->dtype, k.out_dtype = out->dtype;
+    k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast,
+    k.a_mode = scale_mode(a), k.b_mode = scale_mode(b);
+    for (int i = 0; i < product_count; i++)
+        if (!memcmp(&products[i].key, &k, sizeof(k)))
+            return products[i].found ? &products[i] : NULL;
+    EXPECT(product_count < PRODUCTS_MAX, "%s:%d: more than %d shapes of products", __FILE__,
+           __LINE__, PRODUCTS_MAX);
+    EXPECT(!machine.captures, "%s:%d: a product's shape was first seen in a graph", __FILE__,
+           __LINE__);
+    Product *p = &products[product_count++];
+    p->key = k;
+    product_make(p, out, a, b);
+    return p->found ? p : NULL;
+}
+
+// ---- the emulated path
+// out[i, k] = the value of a K-major matrix's byte, times its block's scale_inv, as bf16. A thread
+// has eight.
+KERNEL decode_kernel(stored_t *out, Matrix m, size_t rows, size_t K) {
+    const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, i = chunk / (K / 8),
+                 k = chunk % (K / 8) * 8;
+    if (i >= rows) return;
+    const uint2 u = get<uint2>((const uint8_t *)m.data + i * m.row_stride + k);
+    float v[8];
+    UNROLL for (int j = 0; j < 8; j++) {
+        v[j] = fp8_decode((j < 4 ? u.x : u.y) >> 8 * (j % 4) & 0xff, m.dtype);
+        if (m.across) v[j] *= m.inv[i / m.across * m.inv_across + (k + j) / m.along * m.inv_along];
+    }
+    store8(out + i * K + k, v);
+}
+// value = fma(sum, scale_inv of a times that of b, bias or the old value), rounded once.
+KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const float *inv_b,
+                       size_t M, size_t N) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, m = i / N, n = i % N;
+    if (m >= M) return;
+    const float scale = (inv_a ? *inv_a : 1) * (inv_b ? *inv_b : 1);
+    if (out.dtype == DTYPE_FP32) {
+        float *to = (float *)out.data + m * out.row_stride + n;
+        *to = fmaf(sums[i], scale, out.accumulate ? *to : 0);
+    } else
+        ((stored_t *)out.data)[m * out.row_stride + n] =
+            stored_from_float(fmaf(sums[i], scale, out.bias ? float_from_stored(out.bias[n]) : 0));
+}
+KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread has eight
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, m = i / N, n = i % N;
+    float v[8], bias[8];
+    if (m >= M) return;
+    stored_t *to = (stored_t *)out.data + m * out.row_stride + n;
+    load8(v, to), load8(bias, out.bias + n);
+    UNROLL for (int k = 0; k < 8; k++) v[k] += bias[k];
+    store8(to, v);
+}
+
+// Computes a product; returns whether cuBLASLt has it. Its heuristic may offer what the call then
+// refuses.
+static int product_try(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N,
+                       size_t K) {
+    Product *p = product_find(out, a, b, M, N, K);
+    if (!p) return 0;
+    if (dtype_size[a->dtype] == 1) {
+        DESC_SET(A_SCALE_POINTER, b->inv);
+        DESC_SET(B_SCALE_POINTER, a->inv);
+    }
+    if (out->bias) DESC_SET(BIAS_POINTER, out->bias);
+    const cublasStatus_t status = product_launch(p, out, a, b);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) product_missing(p, status);
+    else LT(status);
+    return p->found;
+}
+
+// Whether cuBLASLt computes products of these formats and scales on this device: one scale a
+// tensor, or, on sm_90, a scale for each row or for each block of 128.
+static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int across_b,
+                            int along_b) {
+    const int rows = along_a == INT_MAX && across_a == 1 && across_b == 1;
+    const int blocks =
+        along_a == 128 && (across_a == 1 || across_a == 128) && (across_b == 1 || across_b == 128);
+    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || along_a != along_b ||
+           (along_a && !(machine.sm == 90 && (rows || blocks)));
+}
+static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N,
+                            size_t K) {
+    EXPECT(emulation.a,
+           "an FP8 product that the run needs does not exist on %s (above); use --emulate",
+           machine.name);
+    Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
+    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
+    RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
+    RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
+    EXPECT(product_try(&sums, &a16, &b16, M, N, K),
+           "a product that the run needs does not exist on %s (above)", machine.name);
+    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv,
+        b->across ? NULL : b->inv, M, N);
+}
+// FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows,
+// and behind out's.
+static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
+    const int fast = out.fast && a.along != 128; // blocks of 128 have their sums promoted anyway
+    if (dtype_size[a.dtype] == 1 &&
+        product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along))
+        return matmul_emulated(&out, &a, &b, M, N, K);
+    for (int i = 0; i < (a.across ? 4 : 1);
+         i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then
+        if ((i & 1 && !fast) || (i & 2 && !out.bias)) continue;
+        Output o = out;
+        o.fast = fast && !(i & 1), o.bias = i & 2 ? NULL : out.bias;
+        if (!product_try(&o, &a, &b, M, N, K)) continue;
+        if (out.bias && !o.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
+        return;
+    }
+    EXPECT(dtype_size[a.dtype] == 1, "a product that the run needs does not exist on %s (above)",
+           machine.name);
+    matmul_emulated(&out, &a, &b, M, N, K);
+}
+
+// ---- attention: out[b, i] = softmax(q k^T / sqrt(hs)) v, causal; never whole in memory (flash
+// attention, Dao et al. 2022). A block has TILE queries, or backwards TILE keys, of one head of one
+// sequence; a warp has 16 of them, and walks the other side in tiles of 64. Kept for the backward
+// pass: lse[b, h, i] = log2 of the sum of 2^(score log2 e), so that p = 2^(score log2 e - lse).
+// Forward, e^(s - max) is rounded to the stored type, multiplied by v and then divided by the sum
+// of unrounded terms. Backward, p and ds are rounded before they are multiplied. Nothing is added
+// by atomics: dq, and dk with dv, are kernels of their own, each of which makes the scores again;
+// that costs two products of seven, and gives the same bits from run to run.
+typedef struct {
+    int n, pos, T, C, NH, hs; // queries at positions pos .. pos+n, of T = pos + n keys
+    float scale;              // 1 / sqrt(hs)
+} Attention;
+enum { ATT_TILE = 64, ATT_WARPS = 4, ATT_THREADS = 32 * ATT_WARPS };
+
+#if PRECISION != PRECISION_FP32
+#ifndef CUDA_ON_CPU
+// d += a b: a 16 x 16 (rows of a warp), b 16 x 8, sums in fp32. Lane l = 4 g + t has of a rows g, g
+// + 8 and columns 2t, 2t + 1, + 8; of b the same of its columns' K; of d rows g, g + 8 and columns
+// 2t, 2t + 1.
+DEVICE void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." PTX_STORED "." PTX_STORED ".f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane l gives the address of row l % 8
+// of matrix l / 8; each register gets elements (g, 2t), (g, 2t + 1) of its matrix, or, turned, (2t,
+// g), (2t + 1, g).
+#define LDMATRIX_X4(trans)                                                                         \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"       \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                  \
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))                                    \
+                 : "memory")
+DEVICE void ldmatrix_x4(uint32_t r[4], const void *row) { LDMATRIX_X4(""); }
+DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row) { LDMATRIX_X4(".trans"); }
+// 16 bytes from global to shared memory, past the registers; done after the wait for its group and
+// a barrier.
+DEVICE void cp_async16(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global)
+                 : "memory");
+}
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int GROUPS> DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" : : "n"(GROUPS) : "memory");
+}
+#endif
+
+// Rows of HS numbers in shared memory, 16 bytes longer, so that eight rows lie in all banks. A head
+// of hs < HS is filled with zeros.
+template <int HS> struct AttTile { stored_t row[ATT_TILE][HS + 8]; };
+// Begins to fetch `rows` rows of hs numbers; the others are zeros.
+template <int HS>
+DEVICE void att_fetch(AttTile<HS> *to, const stored_t *from, size_t stride, int rows, int hs) {
+    for (int i = threadIdx.x; i < ATT_TILE * HS / 8; i += ATT_THREADS) {
+        const int r = i / (HS / 8), c = i % (HS / 8) * 8;
+        if (r < rows && c < hs) cp_async16(&to->row[r][c], from + r * stride + c);
+        else put(&to->row[r][c], make_uint4(0, 0, 0, 0));
+    }
+}
+// Fragments of 16 rows from r0 on and 16 columns from c0 on: as a left operand (its K along the
+// rows of memory) ...
+template <int HS> DEVICE void att_left(uint32_t a[4], const AttTile<HS> *s, int r0, int c0) {
+    const int l = threadIdx.x % 32;
+    ldmatrix_x4(a, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
+}
+// ... as two right operands of 8 rows each, K along the rows ...
+template <int HS> DEVICE void att_right(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
+    const int l = threadIdx.x % 32;
+    ldmatrix_x4(b, &s->row[r0 + l / 16 * 8 + l % 8][c0 + l / 8 % 2 * 8]);
+}
+// ... and as two right operands of 8 columns each, K across the rows.
+template <int HS>
+DEVICE void att_right_turned(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
+    const int l = threadIdx.x % 32;
+    ldmatrix_x4_trans(b, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
+}
+// Sums of 16 rows and 16 columns, two fragments wide, as the left operand of the next product.
+DEVICE void att_as_left(uint32_t a[4], float s[2][4]) {
+    a[0] = pack2(s[0][0], s[0][1]), a[1] = pack2(s[0][2], s[0][3]), a[2] = pack2(s[1][0], s[1][1]),
+    a[3] = pack2(s[1][2], s[1][3]);
+}
+// s[16 rows, 8 N columns] = left [16, HS] right [8 N, HS]^T, of rows r0 on and r1 on.
+template <int HS, int N>
+DEVICE void att_scores(float s[N][4], const AttTile<HS> *left, int r0, const AttTile<HS> *right,
+                       int r1) {
+    UNROLL for (int j = 0; j < N; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+    UNROLL for (int k = 0; k < HS; k += 16) {
+        uint32_t a[4], b[4];
+        att_left(a, left, r0, k);
+        UNROLL for (int j = 0; j < N; j += 2) {
+            att_right(b, right, r1 + j * 8, k);
+            mma_m16n8k16(s[j], a, b), mma_m16n8k16(s[j + 1], a, b + 2);
+        }
+    }
+}
+// out[16, HS] += p [16, 8 N] right [8 N, HS], whose rows begin at r1.
+template <int HS, int N>
+DEVICE void att_add(float out[HS / 8][4], float p[N][4], const AttTile<HS> *right, int r1) {
+    UNROLL for (int j = 0; j < N; j += 2) {
+        uint32_t a[4], b[4];
+        att_as_left(a, p + j);
+        UNROLL for (int d = 0; d < HS; d += 16) {
+            att_right_turned(b, right, r1 + j * 8, d);
+            mma_m16n8k16(out[d / 8], a, b), mma_m16n8k16(out[d / 8 + 1], a, b + 2);
+        }
+    }
+}
+// A warp's sums, times scale of their row, to its 16 rows of a tile, which are then written to
+// memory eight numbers at a time.
+template <int HS>
+DEVICE void att_round(AttTile<HS> *to, float s[HS / 8][4], float scale_g, float scale_g8) {
+    const int l = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + l / 4;
+    UNROLL for (int d = 0; d < HS / 8; d++) {
+        const float x[4] = {s[d][0] * scale_g, s[d][1] * scale_g, s[d][2] * scale_g8,
+                            s[d][3] * scale_g8}; // a scale of 1 flushes nothing
+        put(&to->row[row][d * 8 + l % 4 * 2], pack2(denormal_flush(x[0]), denormal_flush(x[1])));
+        put(&to->row[row + 8][d * 8 + l % 4 * 2],
+            pack2(denormal_flush(x[2]), denormal_flush(x[3])));
+    }
+}
+template <int HS>
+DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int rows, int hs) {
+    for (int i = threadIdx.x; i < rows * (hs / 8); i += ATT_THREADS) {
+        const int r = i / (hs / 8), c = i % (hs / 8) * 8;
+        put(to + r * stride + c, get<uint4>(&from->row[r][c]));
+    }
+}
+
+// A block of queries, the last ones first, since they take longest.
+template <int HS>
+KERNEL_OF(ATT_THREADS)
+attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention at) {
+    DYNAMIC_SHARED(AttTile<HS>,
+                   tile); // q; k and v twice: while one is worked on, the next is fetched
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, l = threadIdx.x % 32,
+              r0 = threadIdx.x / 32 * 16;
+    const int i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.n - i0, ATT_TILE),
+              keys = at.pos + i0 + rows;
+    const int blocks = (keys + ATT_TILE - 1) / ATT_TILE;
+    const size_t stride = 3 * (size_t)at.C;
+    const stored_t *base = qkv + (size_t)b * at.T * stride + h * at.hs;
+    const float to_log2 = at.scale * LOG2E;
+    float o[HS / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    att_fetch(tile, base + (at.pos + i0) * stride, stride, rows, at.hs);
+    att_fetch(tile + 1, base + at.C, stride, MIN(keys, ATT_TILE), at.hs);
+    att_fetch(tile + 2, base + 2 * at.C, stride, MIN(keys, ATT_TILE), at.hs);
+    cp_async_commit();
+    for (int j = 0; j < blocks; j++) {
+        const AttTile<HS> *k = tile + 1 + j % 2 * 2, *v = k + 1;
+        if (j + 1 < blocks) {
+            const stored_t *next = base + (size_t)(j + 1) * ATT_TILE * stride;
+            const int left = MIN(keys - (j + 1) * ATT_TILE, ATT_TILE);
+            att_fetch(tile + 1 + (j + 1) % 2 * 2, next + at.C, stride, left, at.hs);
+            att_fetch(tile + 2 + (j + 1) % 2 * 2, next + 2 * at.C, stride, left, at.hs);
+        }
+        cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        float s[8][4];
+        att_scores<HS, 8>(s, tile, r0, k, 0);
+        const int first =
+            at.pos + i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
+        float alpha[2];
+        UNROLL for (int i = 0; i < 2; i++) { // rows g and g + 8
+            float m = top[i];
+            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) {
+                float *x = &s[c][2 * i + e];
+                *x = c * 8 + l % 4 * 2 + e <= first + 8 * i ? *x * to_log2 : -INFINITY;
+                m = fmaxf(m, *x);
+            }
+            m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1)),
+            m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
+            alpha[i] = exp2f(top[i] - m), top[i] = m, sum[i] *= alpha[i];
+            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++)
+                sum[i] += s[c][e] = exp2f(s[c][e] - m);
+        }
+        UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0],
+            o[d][2] *= alpha[1], o[d][3] *= alpha[1];
+        att_add<HS, 8>(o, s, v, 0);
+        __syncthreads();
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1),
+            sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
+        const int row = i0 + r0 + l / 4 + 8 * i;
+        if (l % 4 == 0 && row < at.n) lse[(size_t)blockIdx.y * at.n + row] = top[i] + log2f(sum[i]);
+    }
+    att_round(tile, o, 1.0f / sum[0],
+              1.0f / sum[1]); // a warp's own rows of q, which it is done with
+    __syncthreads();
+    const size_t to = (size_t)(b * at.n + i0) * at.C + h * at.hs;
+    att_store(out.stored + to, at.C, tile, rows, at.hs);
+    if (!out.q) return;
+    const float scale = out.quantiser.use->scale;
+    Counts counts = {0, 0, 0, 0};
+    for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
+        const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
+        float x[8];
+        load8(x, &tile->row[r][c]);
+        put(out.q + to + (size_t)r * at.C + c,
+            quantise8<false>(x, &scale, out.quantiser.format, &counts));
+    }
+    if (out.quantiser.s) counts_commit(out.quantiser.s, counts, (size_t)rows * at.hs);
+}
+
+// delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a
+// first query's ds, 0 in the C file, is noise here, and its dq may be flushed to zero. Eight lanes
+// have a row of a head.
+KERNEL attention_delta_kernel(float *delta, const stored_t *dout, const stored_t *out, int B,
+                              Attention at) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = i / at.NH,
+                 h = i % at.NH;
+    const int lane = threadIdx.x % 8;
+    float sum = 0;
+    if (row < (size_t)B * at.T)
+        for (int c = lane * 8; c < at.hs; c += 64) {
+            float x[8], y[8];
+            load8(x, dout + row * at.C + h * at.hs + c), load8(y, out + row * at.C + h * at.hs + c);
+            UNROLL for (int k = 0; k < 8; k++) sum += x[k] * y[k];
+        }
+    UNROLL for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
+    if (lane == 0 && row < (size_t)B * at.T)
+        delta[(row / at.T * at.NH + h) * at.T + row % at.T] = sum;
+}
+
+// Backwards, tiles are fetched one step ahead where there is room: 99 KB a block on the smaller
+// GPUs.
+#define ATT_AHEAD(HS) ((HS) <= 64)
+
+// dk = ds^T q / sqrt(hs);  dv = p^T dout. A block has 64 keys and walks the queries that see them,
+// 32 scores of a key at a time.
+template <int HS>
+KERNEL_OF(ATT_THREADS)
+attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse,
+                      const float *delta, Attention at) {
+    constexpr int AHEAD = ATT_AHEAD(HS);
+    DYNAMIC_SHARED(AttTile<HS>, tile); // k, v; q and dout 1 + AHEAD times
+    SHARED float rows_lse[2][ATT_TILE], rows_delta[2][ATT_TILE];
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j0 = blockIdx.x * ATT_TILE,
+              keys = MIN(at.T - j0, ATT_TILE);
+    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16,
+              blocks = (at.T + ATT_TILE - 1) / ATT_TILE, begin = blockIdx.x;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
+                 dbase = (size_t)b * at.T * at.C + h * at.hs;
+    const float to_log2 = at.scale * LOG2E;
+    float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
+    att_fetch(tile, qkv + base + at.C + j0 * stride, stride, keys, at.hs);
+    att_fetch(tile + 1, qkv + base + 2 * at.C + j0 * stride, stride, keys, at.hs);
+    for (int i = begin - AHEAD; i < blocks; i++) {
+        if (i + AHEAD < blocks) {
+            const int next = (i + AHEAD) * ATT_TILE, rows = MIN(at.T - next, ATT_TILE),
+                      side = (i + AHEAD) % (1 + AHEAD);
+            att_fetch(tile + 2 + side * 2, qkv + base + next * stride, stride, rows, at.hs);
+            att_fetch(tile + 3 + side * 2, dout + dbase + (size_t)next * at.C, at.C, rows, at.hs);
+            if (threadIdx.x < ATT_TILE) {
+                const size_t row = (size_t)blockIdx.y * at.T + next + threadIdx.x;
+                const int there = (int)threadIdx.x < rows; // beyond, p must be 0
+                rows_lse[side][threadIdx.x] = there ? lse[row] : INFINITY,
+                rows_delta[side][threadIdx.x] = there ? delta[row] : 0;
+            }
+        }
+        cp_async_commit();
+        if (i < begin) continue;
+        cp_async_wait<AHEAD>();
+        __syncthreads();
+        const int here = i % (1 + AHEAD);
+        const AttTile<HS> *q = tile + 2 + here * 2, *dO = q + 1;
+        const int seen =
+            j0 + r0 + l / 4 - i * ATT_TILE; // the first query of this tile that sees key g
+        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
+            float p[4][4], ds[4][4];
+            att_scores<HS, 4>(p, tile, r0, q, c0);
+            att_scores<HS, 4>(ds, tile + 1, r0, dO, c0); // dp
+            UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
+                const int query = c0 + c * 8 + l % 4 * 2 + e % 2;
+                p[c][e] = query >= seen + e / 2 * 8
+                              ? exp2f(p[c][e] * to_log2 - rows_lse[here][query])
+                              : 0;
+                ds[c][e] = p[c][e] * (ds[c][e] - rows_delta[here][query]);
+            }
+            att_add<HS, 4>(dv, p, dO, c0);
+            att_add<HS, 4>(dk, ds, q, c0);
+        }
+        __syncthreads();
+    }
+    att_round(tile, dk, at.scale, at.scale), att_round(tile + 1, dv, 1, 1); // a warp's own rows
+    __syncthreads();
+    att_store(dqkv + base + at.C + j0 * stride, stride, tile, keys, at.hs);
+    att_store(dqkv + base + 2 * at.C + j0 * stride, stride, tile + 1, keys, at.hs);
+}
+
+// dp = dout v^T;  ds = p (dp - delta);  dq = ds k / sqrt(hs). A block has 64 queries and walks the
+// keys that they see.
+template <int HS>
+KERNEL_OF(ATT_THREADS)
+attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse,
+                    const float *delta, Attention at) {
+    constexpr int AHEAD = ATT_AHEAD(HS);
+    DYNAMIC_SHARED(AttTile<HS>, tile); // q, dout; k and v 1 + AHEAD times
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH,
+              i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.T - i0, ATT_TILE);
+    const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = i0 + rows,
+              blocks = (keys + ATT_TILE - 1) / ATT_TILE;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs;
+    const float to_log2 = at.scale * LOG2E;
+    float dq[HS / 8][4] = {}, row_lse[2], row_delta[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        const int row = r0 + l / 4 + 8 * i;
+        const size_t at_row = (size_t)blockIdx.y * at.T + i0 + row;
+        row_lse[i] = row < rows ? lse[at_row] : INFINITY,
+        row_delta[i] = row < rows ? delta[at_row] : 0;
+    }
+    att_fetch(tile, qkv + base + i0 * stride, stride, rows, at.hs);
+    att_fetch(tile + 1, dout + (size_t)(b * at.T + i0) * at.C + h * at.hs, at.C, rows, at.hs);
+    for (int j = -AHEAD; j < blocks; j++) {
+        if (j + AHEAD < blocks) {
+            const stored_t *next = qkv + base + (size_t)(j + AHEAD) * ATT_TILE * stride;
+            const int left = MIN(keys - (j + AHEAD) * ATT_TILE, ATT_TILE),
+                      side = (j + AHEAD) % (1 + AHEAD);
+            att_fetch(tile + 2 + side * 2, next + at.C, stride, left, at.hs);
+            att_fetch(tile + 3 + side * 2, next + 2 * at.C, stride, left, at.hs);
+        }
+        cp_async_commit();
+        if (j < 0) continue;
+        cp_async_wait<AHEAD>();
+        __syncthreads();
+        const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2, *v = k + 1;
+        const int first =
+            i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
+        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
+            float s[4][4], ds[4][4];
+            att_scores<HS, 4>(s, tile, r0, k, c0);
+            att_scores<HS, 4>(ds, tile + 1, r0, v, c0);
+            UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
+                const int key = c0 + c * 8 + l % 4 * 2 + e % 2;
+                const float p =
+                    key <= first + e / 2 * 8 ? exp2f(s[c][e] * to_log2 - row_lse[e / 2]) : 0;
+                ds[c][e] = p * (ds[c][e] - row_delta[e / 2]);
+            }
+            att_add<HS, 4>(dq, ds, k, c0);
+        }
+        __syncthreads();
+    }
+    att_round(tile, dq, at.scale, at.scale);
+    __syncthreads();
+    att_store(dqkv + base + i0 * stride, stride, tile, rows, at.hs);
+}
+#define ATT_FORWARD_BYTES(HS)  (5 * sizeof(AttTile<HS>)) // of shared memory
+#define ATT_BACKWARD_BYTES(HS) ((4 + 2 * ATT_AHEAD(HS)) * sizeof(AttTile<HS>))
+#define ATT_ALLOW(kernel, bytes)                                                                   \
+    CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
+#else
+// fp32 has no tensor cores that keep it: plain kernels. A warp has a query (backwards, a key), and
+// walks the other side 32 at a time: a lane makes one's score, then all lanes add its row, each to
+// its own channels of the head.
+enum { HEAD_LANES = 4 }; // channels a lane has: 128 / 32
+INLINE float dot_rows(const float *a, const float *b, int n) {
+    float sum = 0;
+    for (int c = 0; c < n; c++) sum += a[c] * b[c];
+    return sum;
+}
+DEVICE void row_add(float *sum, float factor, const float *row, int hs) {
+    UNROLL for (int k = 0; k < HEAD_LANES; k++) if ((int)threadIdx.x + 32 * k < hs) sum[k] +=
+        factor * row[threadIdx.x + 32 * k];
+}
+DEVICE void row_store(float *to, const float *sum, float scale, int hs) {
+    UNROLL for (int k = 0; k < HEAD_LANES; k++) if ((int)threadIdx.x + 32 * k < hs)
+        to[threadIdx.x + 32 * k] = sum[k] * scale;
+}
+KERNEL attention_forward_kernel(Written out, float *lse, const float *qkv, Attention at) {
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x, keys = at.pos + i + 1;
+    const size_t stride = 3 * (size_t)at.C;
+    const float *base = qkv + (size_t)b * at.T * stride + h * at.hs,
+                *q = base + (at.pos + i) * stride;
+    float o[HEAD_LANES] = {0, 0, 0, 0}, top = -INFINITY, sum = 0;
+    for (int j0 = 0; j0 < keys; j0 += 32) {
+        const int j = j0 + threadIdx.x;
+        const float s =
+            j < keys ? dot_rows(q, base + at.C + j * stride, at.hs) * at.scale * LOG2E : -INFINITY;
+        float m = fmaxf(top, s);
+        for (int d = 16; d > 0; d /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, d));
+        const float p = exp2f(s - m), alpha = exp2f(top - m);
+        sum = sum * alpha + warp_sum(p), top = m;
+        for (int k = 0; k < HEAD_LANES; k++) o[k] *= alpha;
+        for (int k = 0; k < MIN(keys - j0, 32); k++)
+            row_add(o, __shfl_sync(0xffffffff, p, k), base + 2 * at.C + (j0 + k) * stride, at.hs);
+    }
+    if (threadIdx.x == 0) lse[(size_t)blockIdx.y * at.n + i] = top + log2f(sum);
+    row_store(out.stored + (size_t)(b * at.n + i) * at.C + h * at.hs, o, 1 / sum, at.hs);
+}
+KERNEL attention_delta_kernel(float *delta, const float *dout, const float *out, int B,
+                              Attention at) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / at.NH, h = i % at.NH,
+                 from = row * at.C + h * at.hs;
+    if (row < (size_t)B * at.T)
+        delta[(row / at.T * at.NH + h) * at.T + row % at.T] =
+            dot_rows(dout + from, out + from, at.hs);
+}
+// p and ds = p (dp - delta) of a query and a key
+DEVICE float2 score_backward(const float *q, const float *k, const float *v, const float *dout,
+                             float lse, float delta, const Attention &at) {
+    const float p = exp2f(dot_rows(q, k, at.hs) * at.scale * LOG2E - lse);
+    return make_float2(p, p * (dot_rows(dout, v, at.hs) - delta));
+}
+KERNEL attention_dq_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse,
+                           const float *delta, Attention at) {
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
+                 row = (size_t)blockIdx.y * at.T + i;
+    const float *k = qkv + base + at.C, *v = k + at.C,
+                *dO = dout + (size_t)(b * at.T + i) * at.C + h * at.hs;
+    float dq[HEAD_LANES] = {0, 0, 0, 0};
+    for (int j0 = 0; j0 <= i; j0 += 32) {
+        const int j = j0 + threadIdx.x;
+        const float ds = j <= i ? score_backward(qkv + base + i * stride, k + j * stride,
+                                                 v + j * stride, dO, lse[row], delta[row], at)
+                                      .y
+                                : 0;
+        for (int n = 0; n < MIN(i + 1 - j0, 32); n++)
+            row_add(dq, __shfl_sync(0xffffffff, ds, n), k + (j0 + n) * stride, at.hs);
+    }
+    row_store(dqkv + base + i * stride, dq, at.scale, at.hs);
+}
+KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse,
+                             const float *delta, Attention at) {
+    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j = blockIdx.x;
+    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
+                 row = (size_t)blockIdx.y * at.T;
+    const float *k = qkv + base + at.C + j * stride,
+                *dO = dout + (size_t)b * at.T * at.C + h * at.hs;
+    float dk[HEAD_LANES] = {0, 0, 0, 0}, dv[HEAD_LANES] = {0, 0, 0, 0};
+    for (int i0 = j; i0 < at.T; i0 += 32) {
+        const int i = i0 + threadIdx.x;
+        const float2 s =
+            i < at.T ? score_backward(qkv + base + i * stride, k, k + at.C, dO + (size_t)i * at.C,
+                                      lse[row + i], delta[row + i], at)
+                     : make_float2(0, 0);
+        for (int n = 0; n < MIN(at.T - i0, 32); n++) {
+            row_add(dv, __shfl_sync(0xffffffff, s.x, n), dO + (size_t)(i0 + n) * at.C, at.hs);
+            row_add(dk, __shfl_sync(0xffffffff, s.y, n), qkv + base + (i0 + n) * stride, at.hs);
+        }
+    }
+    row_store(dqkv + base + at.C + j * stride, dk, at.scale, at.hs),
+        row_store(dqkv + base + 2 * at.C + j * stride, dv, 1, at.hs);
+}
+#endif
+
+// ---- cuDNN's attention instead, for the shape of a run's micro-batches, where `make cuda` found
+// its headers, this machine has its library, and cuDNN takes the shape. All other shapes (a sample,
+// a last batch of validation) take the kernels above. Its lse is in nats; only its own backward
+// pass reads it.
+enum { ATTENTION_AUTO, ATTENTION_OWN, ATTENTION_CUDNN }; // --attention's words
+#ifdef USES_CUDNN
+#define CUDNN_LIBRARY "libcudnn.so.9"
+namespace fe = cudnn_frontend;
+void *cudnn_frontend::cudnn_dlhandle = NULL; // where the frontend looks for cuDNN's functions
+enum {
+    CUDNN_Q = 1,
+    CUDNN_K,
+    CUDNN_V,
+    CUDNN_OUT,
+    CUDNN_LSE,
+    CUDNN_DOUT,
+    CUDNN_DQ,
+    CUDNN_DK,
+    CUDNN_DV
+};
+static struct {
+    cudnnHandle_t handle;
+    fe::graph::Graph *forward, *backward; // backward: NULL without training
+    int B, T, C, NH;                      // B is 0 while no shape is planned
+    size_t workspace_bytes;
+    void *workspace;
+} cudnn;
+static void fe_check(fe::error_t e) {
+    if (!e.is_good()) throw std::runtime_error(e.get_message());
+}
+typedef std::shared_ptr<fe::graph::Tensor_attributes> CudnnTensor;
+// [B, NH, T, width] within rows of `row` numbers
+static void cudnn_shape(CudnnTensor t, int id, int B, int T, int NH, int64_t row, int64_t width) {
+    t->set_uid(id).set_dim({B, NH, T, width});
+    if (id == CUDNN_LSE)
+        t->set_stride({(int64_t)NH * T, T, 1, 1}).set_data_type(fe::DataType_t::FLOAT);
+    else t->set_stride({T * row, width, row, 1});
+}
+// The graph of a pass, and its workspace's bytes.
+static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, size_t *workspace) {
+    fe::graph::Graph *g =
+        new fe::graph::Graph(); // stays: at the program's end its library may be gone
+    const int64_t hs = C / NH;
+    const float scale = 1.0f / sqrtf((float)hs);
+    const auto input = [&](int id, int64_t row, int64_t width) {
+        CudnnTensor t = g->tensor(fe::graph::Tensor_attributes().set_name(std::to_string(id)));
+        return cudnn_shape(t, id, B, T, NH, row, width), t;
+    };
+    const auto output = [&](CudnnTensor t, int id, int64_t row, int64_t width) {
+        cudnn_shape(t, id, B, T, NH, row, width), t->set_output(true);
+    };
+    g->set_io_data_type(PRECISION == PRECISION_FP16 ? fe::DataType_t::HALF
+                                                    : fe::DataType_t::BFLOAT16);
+    g->set_intermediate_data_type(fe::DataType_t::FLOAT)
+        .set_compute_data_type(fe::DataType_t::FLOAT);
+    const CudnnTensor q = input(CUDNN_Q, 3 * C, hs), k = input(CUDNN_K, 3 * C, hs),
+                      v = input(CUDNN_V, 3 * C, hs);
+    if (!backward) {
+        auto options = fe::graph::SDPA_attributes()
+                           .set_generate_stats(true)
+                           .set_causal_mask(true)
+                           .set_attn_scale(scale);
+        auto [out, lse] = g->sdpa(q, k, v, options);
+        output(out, CUDNN_OUT, C, hs), output(lse, CUDNN_LSE, 0, 1);
+    } else {
+        const CudnnTensor out = input(CUDNN_OUT, C, hs), dout = input(CUDNN_DOUT, C, hs),
+                          lse = input(CUDNN_LSE, 0, 1);
+        auto options = fe::graph::SDPA_backward_attributes()
+                           .set_causal_mask(true)
+                           .set_attn_scale(scale)
+                           .set_deterministic_algorithm(true);
+        auto [dq, dk, dv] = g->sdpa_backward(q, k, v, out, dout, lse, options);
+        output(dq, CUDNN_DQ, 3 * C, hs), output(dk, CUDNN_DK, 3 * C, hs),
+            output(dv, CUDNN_DV, 3 * C, hs);
+    }
+    int64_t bytes = 0;
+    fe_check(g->validate());
+    fe_check(g->build_operation_graph(cudnn.handle));
+    fe_check(g->create_execution_plans({fe::HeurMode_t::A}));
+    fe_check(g->check_support(cudnn.handle));
+    fe_check(g->build_plans(cudnn.handle));
+    fe_check(g->get_workspace_size(bytes));
+    *workspace = MAX(*workspace, (size_t)MAX(bytes, 16));
+    return g;
+}
+// Plans the passes of a shape and writes cuDNN's name and version to by[64]; or returns why cuDNN
+// does not take it.
+static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *by) {
+    static std::string why;
+    try {
+        setenv("CUDNN_FRONTEND_CUDART_LIB_NAME",
+               CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
+        dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12",
+               RTLD_NOW); // which cuDNN looks for; our path finds it
+        if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW)))
+            throw std::runtime_error(dlerror());
+        const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
+        // the frontend then copies from the host within a graph, and before 1.32 from memory that
+        // it has freed by then
+        if (training && T % 128 && version <= 91500)
+            throw std::runtime_error("up to 9.15.0 it needs -t a multiple of 128");
+        if (fe::detail::create_handle(&cudnn.handle) != CUDNN_STATUS_SUCCESS)
+            throw std::runtime_error("cuDNN does not start");
+        cudnn.forward = cudnn_graph(0, B, T, C, NH, &cudnn.workspace_bytes);
+        if (training) cudnn.backward = cudnn_graph(1, B, T, C, NH, &cudnn.workspace_bytes);
+        // the headers choose among its kernels, too
+        snprintf(by, 64, "cuDNN %zu.%zu.%zu, headers %d, frontend %d", version / 10000,
+                 version / 100 % 100, version % 100, (int)CUDNN_VERSION,
+                 (int)CUDNN_FRONTEND_VERSION);
+    } catch (const std::exception &e) {
+        why = e.what();
+        for (char &c : why) c = c == '\n' || c == '\t' ? ' ' : c;
+        return why.c_str();
+    }
+    cudnn.B = B, cudnn.T = T, cudnn.C = C, cudnn.NH = NH;
+    return NULL;
+}
+static size_t cudnn_bytes(void) { return cudnn.B ? cudnn.workspace_bytes : 0; }
+static void cudnn_begin(void) {
+    if (!cudnn.B) return;
+    cudnn.workspace = device_allocate(cudnn.workspace_bytes);
+    EXPECT(fe::detail::set_stream(cudnn.handle, STREAM) == CUDNN_STATUS_SUCCESS,
+           "cuDNN refuses a stream; use --attention own");
+}
+static int cudnn_takes(int B, int T, int C, int NH) {
+    return cudnn.B == B && cudnn.T == T && cudnn.C == C && cudnn.NH == NH;
+}
+static void cudnn_run(fe::graph::Graph *g, std::unordered_map<int64_t, void *> pointers) {
+    try {
+        fe_check(g->execute(cudnn.handle, pointers, cudnn.workspace));
+    } catch (const std::exception &e) {
+        fatal(EXIT_BAD_INPUT, "cuDNN's attention failed: %s; use --attention own", e.what());
+    }
+}
+static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
+    stored_t *q = (stored_t *)qkv;
+    cudnn_run(cudnn.forward, {{CUDNN_Q, q},
+                              {CUDNN_K, q + cudnn.C},
+                              {CUDNN_V, q + 2 * cudnn.C},
+                              {CUDNN_OUT, out.stored},
+                              {CUDNN_LSE, lse}});
+    Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
+    t.q = out.q, t.quantiser = out.quantiser;
+    if (out.q)
+        quantise_passes++, tiles_run(StoredSource{out.stored, (size_t)cudnn.C},
+                                     t); // cuDNN's kernel cannot make the bytes
+}
+static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out,
+                           const float *lse, const stored_t *qkv) {
+    stored_t *q = (stored_t *)qkv;
+    const int C = cudnn.C;
+    cudnn_run(cudnn.backward, {{CUDNN_Q, q},
+                               {CUDNN_K, q + C},
+                               {CUDNN_V, q + 2 * C},
+                               {CUDNN_OUT, (void *)out},
+                               {CUDNN_DOUT, (void *)dout},
+                               {CUDNN_LSE, (void *)lse},
+                               {CUDNN_DQ, dqkv},
+                               {CUDNN_DK, dqkv + C},
+                               {CUDNN_DV, dqkv + 2 * C}});
+}
+#else
+static const char *cudnn_plan(int, int, int, int, int, char *) {
+    return PRECISION == PRECISION_FP32 ? "it has none in fp32"
+                                       : "make cuda did not find its headers";
+}
+static size_t cudnn_bytes(void) { return 0; }
+static void cudnn_begin(void) {}
+static int cudnn_takes(int, int, int, int) { return 0; }
+static void cudnn_forward(const Written &, float *, const stored_t *) {}
+static void cudnn_backward(stored_t *, const stored_t *, const stored_t *, const float *,
+                           const stored_t *) {}
+#endif
+
+static Attention attention_shape(int n, int pos, int C, int NH) {
+    return {n, pos, pos + n, C, NH, C / NH, 1.0f / sqrtf((float)(C / NH))};
+}
+
+// out: [B, n, C] of qkv [B, pos + n, 3C] (a KV cache where pos > 0; then B is 1); lse: [B, NH, n].
+static void attention_forward(Written out, float *lse, const stored_t *qkv, int B, int n, int pos,
+                              int C, int NH) {
+    const Attention at = attention_shape(n, pos, C, NH);
+    if (pos == 0 && cudnn_takes(B, n, C, NH)) return cudnn_forward(out, lse, qkv);
+#if PRECISION == PRECISION_FP32
+    LAUNCH(attention_forward_kernel, dim3(n, B * NH), 32, 0, STREAM, out, lse, qkv, at);
+#else
+    const dim3 grid(ceil_div(n, ATT_TILE), B * NH);
+    const auto forward_kernel =
+        at.hs <= 64 ? attention_forward_kernel<64> : attention_forward_kernel<128>;
+    const size_t bytes = at.hs <= 64 ? ATT_FORWARD_BYTES(64) : ATT_FORWARD_BYTES(128);
+    LAUNCH(forward_kernel, grid, ATT_THREADS, bytes, STREAM, out, lse, qkv, at);
+#endif
+}
+
+// dqkv: [B, T, 3C]; dout, out: [B, T, C]; lse, and delta as scratch: [B, NH, T].
+static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dout,
+                               const stored_t *out, const float *lse, const stored_t *qkv, int B,
+                               int T, int C, int NH) {
+    const Attention at = attention_shape(T, 0, C, NH);
+    if (cudnn_takes(B, T, C, NH)) return cudnn_backward(dqkv, dout, out, lse, qkv);
+#if PRECISION == PRECISION_FP32
+    const dim3 grid(T, B * NH);
+    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH, THREADS), delta, dout, out, B, at);
+    LAUNCH(attention_dq_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
+    LAUNCH(attention_dkdv_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
+#else
+    const dim3 grid(ceil_div(T, ATT_TILE), B * NH);
+    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH * 8, THREADS), delta, dout, out, B, at);
+    const auto dq_kernel = at.hs <= 64 ? attention_dq_kernel<64> : attention_dq_kernel<128>;
+    const auto dkdv_kernel = at.hs <= 64 ? attention_dkdv_kernel<64> : attention_dkdv_kernel<128>;
+    const size_t bytes = at.hs <= 64 ? ATT_BACKWARD_BYTES(64) : ATT_BACKWARD_BYTES(128);
+    LAUNCH(dq_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
+    LAUNCH(dkdv_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
+#endif
+}
+// What blocks may take of shared memory has to be said once, before anything is captured.
+static void attention_init(void) {
+    cudnn_begin();
+#if PRECISION != PRECISION_FP32
+    ATT_ALLOW(attention_forward_kernel<64>, ATT_FORWARD_BYTES(64));
+    ATT_ALLOW(attention_forward_kernel<128>, ATT_FORWARD_BYTES(128));
+    ATT_ALLOW(attention_dq_kernel<64>, ATT_BACKWARD_BYTES(64));
+    ATT_ALLOW(attention_dkdv_kernel<64>, ATT_BACKWARD_BYTES(64));
+    ATT_ALLOW(attention_dq_kernel<128>, ATT_BACKWARD_BYTES(128));
+    ATT_ALLOW(attention_dkdv_kernel<128>, ATT_BACKWARD_BYTES(128));
+#endif
+}
+
+// ==== 16. the machine ============================================================================
+// Flushes denormal results (FTZ) and inputs (DAZ) on the host, as kernels do (-ftz=true).
+static void fp_mode_set(void) {
+#if defined(__x86_64__) && !defined(__CUDA_ARCH__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | (1u << 24)));
+#endif
+}
+
+static __global__ void any_kernel(void) {} // asked whether this program holds code for the device
+// Finds the device; makes nothing on it yet, so that a plan that does not fit ends before.
+static void machine_find(int emulate, int tune) {
+    int count = 0;
+    cudaDeviceProp p;
+    size_t total;
+    if (cudaDriverGetVersion(&machine.driver) != cudaSuccess) machine.driver = 0;
+    CUDA(cudaRuntimeGetVersion(&machine.runtime));
+    EXPECT(machine.driver, "no NVIDIA driver was found; without a GPU use the CPU's trainer, "
+                           "./train_gpt_" PRECISION_NAME);
+    EXPECT(machine.driver / 1000 >= machine.runtime / 1000,
+           "the driver supports CUDA %d.%d, this program was built with CUDA %d.%d; update the "
+           "driver, or build with an older toolkit",
+           machine.driver / 1000, machine.driver % 1000 / 10, machine.runtime / 1000,
+           machine.runtime % 1000 / 10);
+    const cudaError_t found = cudaGetDeviceCount(&count);
+    EXPECT(found == cudaSuccess && count > 0,
+           "no CUDA device was found (%s); the CPU's trainer is ./train_gpt_" PRECISION_NAME,
+           found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
+    CUDA(cudaSetDevice(0));
+    CUDA(cudaGetDeviceProperties(&p, 0));
+    machine.sm = 10 * p.major + p.minor, machine.processors = p.multiProcessorCount;
+    snprintf(machine.name, sizeof(machine.name), "%s", p.name);
+    EXPECT(machine.sm >= 80,
+           "%s has compute capability %d.%d; this program needs 8.0 (Ampere) or newer", p.name,
+           p.major, p.minor);
+    cudaFuncAttributes attributes;
+    const cudaError_t code = cudaFuncGetAttributes(&attributes, any_kernel);
+    EXPECT(
+        code == cudaSuccess,
+        "%s is sm_%d, for which this program holds no code (%s); make cuda GPU_ARCH=sm_%d, or all",
+        p.name, machine.sm, cudaGetErrorString(code), machine.sm);
+    machine.emulates = IS_FP8 && (emulate || machine.sm < 89), machine.tunes = tune;
+    CUDA(cudaMemGetInfo(&machine.available, &total));
+}
+static void machine_init(void) {
+    fp_mode_set();
+    CUDA(cudaStreamCreateWithFlags(&machine.stream, cudaStreamNonBlocking));
+    LT(cublasLtCreate(&machine.lt));
+    CUDA(cudaMalloc(&machine.lt_workspace, LT_WORKSPACE));
+    if (machine.emulates) printf("FP8 products are emulated: the same bytes, multiplied as bf16\n");
+}
+
+static const char *backend_name(void) { return "CUDA"; }
+
 // What the kernels ask of a shape; named: it comes from options, which then are told what would do.
 static void backend_limits(const Config *c, long batch, int named) {
     const int C = c->C, NH = c->NH, hs = C / NH;
     char hint[256] = "";
-    int low = 0, high = 0, heads = 0; // the nearest channels for these heads, heads for these channels
+    int low = 0, high = 0,
+        heads = 0; // the nearest channels for these heads, heads for these channels
     for (int n = 16 * NH; n <= MIN(128 * NH, CHANNELS_MAX); n += 16 * NH) {
         if (n <= C) low = n;
         else if (!high) high = n;
     }
     for (int n = 1; n <= C; n++)
-        if (C % (16 * n) == 0 && C <= 128 * n && (!heads || abs(n - NH) < abs(heads - NH))) heads = n;
+        if (C % (16 * n) == 0 && C <= 128 * n && (!heads || abs(n - NH) < abs(heads - NH)))
+            heads = n;
     if (named && heads) snprintf(hint, sizeof(hint), "; --heads %d would do", heads);
     if (named && (low || high))
-        snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), "; for %d head%s the nearest: --channels %d", NH,
-                 NH > 1 ? "s" : "", low ? low : high);
-    if (named && low && high) snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), " or %d", high);
-    EXPECT(hs % 16 == 0 && hs <= 128, "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d head%s are %d%s",
+        snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint),
+                 "; for %d head%s the nearest: --channels %d", NH, NH > 1 ? "s" : "",
+                 low ? low : high);
+    if (named && low && high)
+        snprintf(hint + strlen(hint), sizeof(hint) - strlen(hint), " or %d", high);
+    EXPECT(hs % 16 == 0 && hs <= 128,
+           "the GPU's trainer has heads of 16, 32, .. 128 channels; %d channels over %d head%s are "
+           "%d%s",
            C, NH, NH > 1 ? "s" : "", hs, hint);
-    EXPECT(C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d", CHANNELS_MAX, C);
-    EXPECT(batch * NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld", batch * NH);
+    EXPECT(C <= CHANNELS_MAX, "option --channels: the GPU's trainer has at most %d, found %d",
+           CHANNELS_MAX, C);
+    EXPECT(batch * NH <= 65535, "option --batch: batch x heads may be 65535 at most, found %ld",
+           batch * NH);
 }
 
-// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A resume takes what the run had
-// (own if its state names none, as those of the C file), unless --attention own or cudnn is given.
+// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A
+// resume takes what the run had (own if its state names none, as those of the C file), unless
+// --attention own or cudnn is given.
 static void attention_choose(Run *r) {
     Gpt *g = &r->g;
-    const int asked = r->o.attention, decides = r->given[option_index("attention")] && asked != ATTENTION_AUTO;
+    const int asked = r->o.attention,
+              decides = r->given[option_index("attention")] && asked != ATTENTION_AUTO;
     const int keeps = r->o.resume && !decides, done = r->progress.step >= r->o.steps;
     char before[PATH_MAX] = "";
     size_t total;
@@ -4795,11 +5655,16 @@ static void attention_choose(Run *r) {
     if (r->o.resume && !*before) strcpy(before, "own");
     const int own = r->prompts || (keeps ? !strcmp(before, "own") : asked == ATTENTION_OWN);
     strcpy(g->attention, "own");
-    const char *why = own ? "" : cudnn_plan(g->B, g->config.T, g->config.C, g->config.NH, g->training, g->attention);
-    EXPECT(keeps || asked != ATTENTION_CUDNN || !why || own, "option --attention: cuDNN does not take this run: %s", why);
+    const char *why =
+        own ? ""
+            : cudnn_plan(g->B, g->config.T, g->config.C, g->config.NH, g->training, g->attention);
+    EXPECT(keeps || asked != ATTENTION_CUDNN || !why || own,
+           "option --attention: cuDNN does not take this run: %s", why);
     EXPECT(!keeps || !r->trains || done || !strcmp(before, g->attention),
-           "%s: the run's attention was by %s; here it would be by %s, with other bits%s%s; to go on so, add --attention %s",
-           r->state.path, before, g->attention, why && *why ? ": " : "", why ? why : "", why ? "own" : "cudnn");
+           "%s: the run's attention was by %s; here it would be by %s, with other bits%s%s; to go "
+           "on so, add --attention %s",
+           r->state.path, before, g->attention, why && *why ? ": " : "", why ? why : "",
+           why ? "own" : "cudnn");
     if (!own) CUDA(cudaMemGetInfo(&machine.available, &total)); // what cuDNN's kernels left
     g->attention_why = why ? why : "";
 }
@@ -4811,13 +5676,16 @@ static void backend_open(Run *r) {
 }
 static MemoryPlan memory_check(Gpt *g) {
     const MemoryPlan plan = memory_plan(g);
-    EXPECT(plan.total <= machine.available, "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e%s",
-           mib(plan.total), machine.name, mib(machine.available), cudnn_bytes() ? ", or --attention own" : "");
+    EXPECT(plan.total <= machine.available,
+           "this run needs %.0f MiB on %s, %.0f are free; choose a smaller -b, -t or -e%s",
+           mib(plan.total), machine.name, mib(machine.available),
+           cudnn_bytes() ? ", or --attention own" : "");
     return plan;
 }
 static void backend_start(Run *r) { (void)r, machine_init(); }
 
-// --tune: one micro-batch whose results are dropped makes all products; what was chosen joins the lines that log and state hold.
+// --tune: one micro-batch whose results are dropped makes all products; what was chosen joins the
+// lines that log and state hold.
 static void run_tune(Run *r) {
     Gpt *g = &r->g;
     const StepInputs in = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1};
@@ -4831,8 +5699,8 @@ static void run_tune(Run *r) {
     char *end = r->option_lines + strlen(r->option_lines);
     for (int i = 0; i < product_count; i++) { // of how many algorithms which was chosen, by shape
         const Product *p = &products[i];
-        end +=
-            sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "# tuned\t", p->key.M, p->key.N, p->key.K, p->chosen + 1, p->candidates);
+        end += sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "# tuned\t", p->key.M, p->key.N,
+                       p->key.K, p->chosen + 1, p->candidates);
     }
     sprintf(end, "\n");
 }
@@ -4841,14 +5709,17 @@ static void backend_ready(Run *r) {
     if (r->trains && r->o.tune) run_tune(r);
 }
 static void backend_header(FILE *f, const Run *r) {
-    fprintf(f, "# threads\t1\n# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n", machine.name, machine.sm,
-            machine.driver / 1000, machine.driver % 1000 / 10, machine.runtime / 1000, machine.runtime % 1000 / 10,
-            cublasLtGetVersion(), IS_FP8 && gpt_emulates(&r->g) ? ", FP8 products emulated" : "");
+    fprintf(f, "# threads\t1\n# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n",
+            machine.name, machine.sm, machine.driver / 1000, machine.driver % 1000 / 10,
+            machine.runtime / 1000, machine.runtime % 1000 / 10, cublasLtGetVersion(),
+            IS_FP8 && gpt_emulates(&r->g) ? ", FP8 products emulated" : "");
 }
 static void backend_note(const Run *r) {
-    if (r->g.attention_why[0] && PRECISION != PRECISION_FP32) printf("note: attention is not cuDNN's: %s\n", r->g.attention_why);
+    if (r->g.attention_why[0] && PRECISION != PRECISION_FP32)
+        printf("note: attention is not cuDNN's: %s\n", r->g.attention_why);
 }
-// A log names attention in its header; where a resume has another than the rows before it, that is said again, from there on.
+// A log names attention in its header; where a resume has another than the rows before it, that is
+// said again, from there on.
 static void backend_resumed(Run *r) {
     char path[PATH_MAX], line[128];
     path_print(path, "%s/log.tsv", r->dir.path);
@@ -4870,8 +5741,10 @@ static void backend_summary(const Run *r) {
     getrusage(RUSAGE_SELF, &usage);
     CUDA(cudaMemGetInfo(&free_now, &total));
     printf("device memory %.1f MiB (planned %.1f), the host's peak %.1f MiB\n",
-           mib(machine.available > free_now ? machine.available - free_now : 0), mib(r->plan.total), usage.ru_maxrss / 1024.0);
+           mib(machine.available > free_now ? machine.available - free_now : 0), mib(r->plan.total),
+           usage.ru_maxrss / 1024.0);
     printf("%ld of these steps were CUDA graphs", h->graph_steps);
-    if (IS_FP8 && h->graph_steps) printf(", each with %ld separate quantising passes", h->graph_passes);
+    if (IS_FP8 && h->graph_steps)
+        printf(", each with %ld separate quantising passes", h->graph_passes);
     printf("\n");
 }
