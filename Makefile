@@ -93,7 +93,7 @@ ladder: build/ladder
 	build/ladder
 
 # Arms with the same seeds and data, and whether their losses differ; dev/compare.c says what ARMS, SEEDS, RUN and OUT may be.
-ARMS = fp16,bf16,fp8,fp8 --scaling none
+ARMS = fp16,bf16,fp8,fp8 --recipe scale=1
 SEEDS = 5
 RUN = -e d3 -x 400 -v 50
 OUT = log/compare

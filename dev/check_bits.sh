@@ -22,7 +22,7 @@ check() { # name, directory, reference directory
 runs_here() { echo 'int main(void) { return 0; }' | gcc -x c -march="$1" - -o "$work/probe" 2> /dev/null; grep -qw "$2" /proc/cpuinfo; }
 
 given=("${arguments[@]}")
-for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --scaling-x rowwise --scaling-w block --scaling-dy mx"; do
+for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --recipe x:rowwise+w:deepseek+dy:mx"; do
   read -r p order more <<< "$case" # precision, order of the products' sums, other options
   name=$(echo fp8 fp16 bf16 fp32 | cut -d' ' -f$((p + 1)))
   read -ra words <<< "$more"

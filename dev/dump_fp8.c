@@ -66,7 +66,7 @@ int main(int argc, char **argv) {
                                             {DTYPE_E5M2, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
                                             {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 128, 128},
                                             {DTYPE_E4M3, SCALING_ROWWISE, 1, 1, 0, 1, 0, 1, INT_MAX},
-                                            {DTYPE_E5M2, SCALING_ROWWISE, 1, 1, 2, 1, 0, 1, INT_MAX}}; // with --margin 2
+                                            {DTYPE_E5M2, SCALING_ROWWISE, 1, 1, 2, 1, 0, 1, INT_MAX}}; // with margin=2
     size_t matrix_count;
     float *numbers = floats_read(argv[3], &matrix_count);
     if (matrix_count != MATRIX) fatal(EXIT_BAD_INPUT, "%s: expected %d numbers, found %zu", argv[3], MATRIX, matrix_count);

@@ -279,7 +279,9 @@ stage_steps() {
   spawn "fp8 head" steps_run fp8 3 --fp8-head $here
   spawn "fp8 recompute" steps_run fp8 2 --recompute 1 $here
   spawn "fp8 accumulated" steps_run fp8 2 -d 512 $here
-  for r in current none rowwise block mx; do spawn "fp8 scaling $r" steps_run fp8 "$([ $r = none ] && echo 2 || echo -)" --scaling $r $here; done
+  for r in current scale=1 rowwise deepseek mx; do
+    spawn "fp8 recipe $r" steps_run fp8 "$([ $r = scale=1 ] && echo 2 || echo -)" --recipe $r $here
+  done
   spawn "fp8 emulated" steps_run fp8 2 --emulate 1 $here
   spawn "fp8 some in bf16" steps_run fp8 - --bf16 first+fc.wgrad $here
   items_end
@@ -373,7 +375,7 @@ stage_memcheck() { # fused steps from graphs, unfused ones with SQNR, scales in 
   items_begin
   spawn "fp8 fused" sanitized_steps 4 --scales-every 0
   spawn "fp8 with SQNR" sanitized_steps 2 --scales-every 1 --sqnr-every 1
-  spawn "fp8 in blocks" sanitized_steps 2 --scaling block
+  spawn "fp8 in blocks" sanitized_steps 2 --recipe deepseek
   BUILD=bf16 spawn "bf16" sanitized_steps 3
   items_end
 }

@@ -1138,33 +1138,33 @@ static void test_model() {
         "--recompute 1",
         "--schedule linear --seed 5 --data-seed 9",
 #if IS_FP8
-        "--scaling current",
-        "--scaling none",
-        "--scaling static --static-scale 16",
-        "--scaling rowwise",
-        "--scaling block",
-        "--scaling mx",
-        "--scaling mx --mx-round floor",
-        "--formats e4m3",
-        "--formats e5m2",
-        "--format-x e5m2",
-        "--pow2 1",
-        "--margin 1",
-        "--amax-history 2 --amax-algo recent",
+        "--recipe current",
+        "--recipe scale=1",
+        "--recipe scale=16",
+        "--recipe rowwise",
+        "--recipe deepseek",
+        "--recipe mx",
+        "--recipe mx+floor",
+        "--recipe e4m3",
+        "--recipe e5m2",
+        "--recipe x:e5m2",
+        "--recipe pow2",
+        "--recipe margin=1",
+        "--recipe delayed=1",
+        "--recipe delayed=2",
         "--fp8-head",
-        "--scaling current --fp8-head",
+        "--recipe current --fp8-head",
         "--bf16 first+last.fc",
         "--bf16 dgrad",
         "--bf16 wgrad",
         "--bf16 fprop",
         "--bf16 1.qkv.wgrad+0.attproj",
-        "--scaling block --recompute 1",
-        "--scaling mx --bf16 wgrad",
-        "--scaling-w mx --scaling-dy block --formats e4m3",
-        "--scaling-x rowwise --scaling-dy current --recompute 1",
-        "--scaling block --scaling-w delayed --bf16 fc.wgrad+fprop",
+        "--recipe deepseek --recompute 1",
+        "--recipe mx --bf16 wgrad",
+        "--recipe w:mx+dy:deepseek+e4m3",
+        "--recipe x:rowwise+dy:current --recompute 1",
+        "--recipe deepseek+w:delayed --bf16 fc.wgrad+fprop",
         "--emulate 1",
-        "--recipe deepseek",
         "--recipe te"
 #endif
     };
@@ -1239,8 +1239,8 @@ static void test_bits() {
     static const char *const all[] = {
         "-d 96",
 #if IS_FP8
-        "--scaling current --fp8-head",
-        "--scaling block",
+        "--recipe current --fp8-head",
+        "--recipe deepseek",
         "--emulate 1"
 #endif
     };
@@ -1537,9 +1537,9 @@ static void test_errors() {
         {"CUDA_ON_CPU_NO_CODE=1", "", "holds no code", EXIT_BAD_INPUT},
 #if IS_FP8
         {"CUDA_ON_CPU_LT_REFUSES=fp8", "", "use --emulate", EXIT_BAD_INPUT},
-        {"CUDA_ON_CPU_LT_REFUSES=fp8", "--scaling block", "has no FP8 product", EXIT_DONE},
-        {"CUDA_ON_CPU_LT_REFUSES=bias", "--scaling rowwise", "with a bias", EXIT_DONE},
-        {"CUDA_ON_CPU_LT_REFUSES=fast", "--scaling rowwise", "fast sums", EXIT_DONE},
+        {"CUDA_ON_CPU_LT_REFUSES=fp8", "--recipe deepseek", "has no FP8 product", EXIT_DONE},
+        {"CUDA_ON_CPU_LT_REFUSES=bias", "--recipe rowwise", "with a bias", EXIT_DONE},
+        {"CUDA_ON_CPU_LT_REFUSES=fast", "--recipe rowwise", "fast sums", EXIT_DONE},
 #endif
         {"", "--attention cudnn", "cuDNN does not take this run", EXIT_BAD_INPUT},
 #if PRECISION != PRECISION_FP32

@@ -3,7 +3,7 @@ What a recipe does when something goes wrong: trains as the trainer does, breaks
 beside an unbroken run of the same seed.
 
     make build/lab/inject && build/lab/inject FAULT STEP LAYER OPERAND [trainer's options]
-    build/lab/inject spike 60 1 fc.w -x 90 --scaling delayed
+    build/lab/inject spike 60 1 fc.w -x 90 --recipe delayed
 
 FAULT                    what is done before step STEP (counted from 1)                    OPERAND
 zero                     the tensor becomes all zeros, for one step                        x of qkv or fc, w of any linear layer
@@ -99,7 +99,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     EXPECT((fault != STALE && fault != FLIP) || readers[which] & ~r->g.bf16[layer][linear],
            "FAULT %s: no product reads this operand in FP8", fault_name[fault]);
     EXPECT(fault != STALE || r->g.recipes[which].rule == SCALING_DELAYED,
-           "FAULT stale: only --scaling delayed keeps a scale from earlier steps");
+           "FAULT stale: only --recipe delayed keeps a scale from earlier steps");
     machine_init(o->sum_order);
     gpt_allocate(&r->g);
     gpt_init(&r->g, o->seed);

@@ -5,7 +5,7 @@
 # flushed shares of the operand in and after the step, in percent, where they exceed 0.05%; or that the run stopped, or refused.
 cd "$(dirname "$0")/../.." || exit 1
 make -s build/lab/inject || exit 1
-recipes="paper te torchao deepseek mx naive"
+recipes="delayed te current deepseek mx none"
 echo "| fault | ${recipes// / | } |"
 echo "|---$(printf "|---%.0s" $recipes)|"
 for fault in "zero fc.x" "zero fc.w" "spike fc.x" "spike fc.w" "nan fc.x" "nan fc.w" "flip fc.w" "stale fc.x" "stale fc.w" "stale fc.dy"; do
@@ -13,7 +13,7 @@ for fault in "zero fc.x" "zero fc.w" "spike fc.x" "spike fc.w" "nan fc.x" "nan f
   for recipe in $recipes; do
     read -r name operand <<< "$fault"
     build/lab/inject "$name" 40 1 "$operand" -e d2 -x 60 -t 128 -b 2 --recipe "$recipe" "$@" 2>&1 | awk -F '\t' '
-      /only --scaling delayed/ { text = "refused" }
+      /only --recipe delayed/ { text = "refused" }
       /^stopped/ { text = "stopped, weights unharmed" }
       /^losses apart/ { split($0, word, " "); text = word[8] }
       /^nothing/ { text = "0" }
