@@ -828,7 +828,7 @@ static void formats_read(const TrainedRun *r, Dtype *formats) {
         if (s->scope != (FP8 | FIXED) || !*text_value(r->log, s->name, value)) continue;
         option_set(&o, s, value, r->dir);
     }
-    options_recipes(&o, given, &g);
+    options_recipes(&o, &g);
     for (int i = 0; i < NOPERAND; i++) formats[i] = g.recipes[i].format;
 }
 
@@ -1285,7 +1285,7 @@ static Options arm_options(const Arm *arm, Gpt *g) {
         EXPECT(!word_in(s->name, own, 8),
                "option --%s: the comparison sets it, or it does not train", s->name);
     }
-    if (is_fp8) options_recipes(&o, given, g);
+    if (is_fp8) options_recipes(&o, g);
     const int depth = options_depth(&o);
     if (depth) {
         g->config = options_config(&o, depth, 256);

@@ -11,9 +11,11 @@ int main(int argc, char **argv);
 #include "reference.h"
 
 size_t ref_size(RefSize what) {
-    const size_t sizes[] = {
-        sizeof(Fp8Scale), sizeof(ScalingRecipe), sizeof(Fp8Stats), sizeof(Options), sizeof(Config), CHUNK, HEAD_ROWS, ROWS,
-        NUMERICS_VERSION};
+    const size_t sizes[] = {sizeof(Fp8Scale), sizeof(ScalingRecipe),
+                            sizeof(Fp8Stats), sizeof(Options),
+                            sizeof(Config),   CHUNK,
+                            HEAD_ROWS,        ROWS,
+                            NUMERICS_VERSION};
     return sizes[what];
 }
 void ref_begin(int T, int hs) {
@@ -44,25 +46,31 @@ float ref_gelu_sigmoid(float x) { return gelu_sigmoid(x); }
 float ref_quantise(uint8_t *q, const void *x, size_t n, void *scale, int record) {
     return quantise(q, x, n, scale, (Record)record);
 }
-void ref_quantise_blocks(uint8_t *q, float *inv, const void *x, size_t rows, size_t columns, int along_rows, void *scale,
-                         int record) {
+void ref_quantise_blocks(uint8_t *q, float *inv, const void *x, size_t rows, size_t columns,
+                         int along_rows, void *scale, int record) {
     quantise_blocks(q, inv, x, rows, columns, along_rows, scale, (Record)record);
 }
 void ref_scale_advance(void *scale) { scale_advance(scale); }
-float ref_scale_from_amax(float amax, float keep, const void *recipe) { return scale_from_amax(amax, keep, recipe); }
+float ref_scale_from_amax(float amax, float keep, const void *recipe) {
+    return scale_from_amax(amax, keep, recipe);
+}
 
-void ref_encoder_forward(void *x, const int *tokens, const float *wte, const float *wpe, int B, int n, int pos, int C) {
+void ref_encoder_forward(void *x, const int *tokens, const float *wte, const float *wpe, int B,
+                         int n, int pos, int C) {
     encoder_forward(x, tokens, wte, wpe, B, n, pos, C);
 }
-void ref_encoder_backward(float *dwte, float *dwpe, const void *dx, const int *tokens, int B, int T, int C) {
+void ref_encoder_backward(float *dwte, float *dwpe, const void *dx, const int *tokens, int B, int T,
+                          int C) {
     encoder_backward(dwte, dwpe, dx, tokens, B, T, C);
 }
-void ref_residual_layernorm_forward(void *residual, void *normed, float *mean, float *rstd, const void *a, const void *b,
-                                    const float *weight, const float *bias, size_t rows, size_t C) {
+void ref_residual_layernorm_forward(void *residual, void *normed, float *mean, float *rstd,
+                                    const void *a, const void *b, const float *weight,
+                                    const float *bias, size_t rows, size_t C) {
     residual_layernorm_forward(residual, normed, mean, rstd, a, b, weight, bias, rows, C);
 }
-void ref_layernorm_backward(void *dresidual, float *dweight, float *dbias, const void *dout, const void *x, const float *mean,
-                            const float *rstd, const float *weight, size_t rows, size_t C) {
+void ref_layernorm_backward(void *dresidual, float *dweight, float *dbias, const void *dout,
+                            const void *x, const float *mean, const float *rstd,
+                            const float *weight, size_t rows, size_t C) {
     float *partial = memory_allocate(2 * ceil_div(rows, ROWS) * C * sizeof(float));
     layernorm_backward(dresidual, dweight, dbias, dout, x, mean, rstd, weight, partial, rows, C);
     free(partial);
@@ -72,25 +80,39 @@ void ref_gelu_backward(void *d, const void *x, size_t n) { gelu_backward(d, x, n
 void ref_attention_forward(void *out, const void *qkv, int B, int n, int pos, int C, int NH) {
     attention_forward(out, qkv, B, n, pos, C, NH);
 }
-void ref_attention_backward(void *dqkv, const void *dout, const void *qkv, int B, int T, int C, int NH) {
+void ref_attention_backward(void *dqkv, const void *dout, const void *qkv, int B, int T, int C,
+                            int NH) {
     attention_backward(dqkv, dout, qkv, B, T, C, NH);
 }
-// The bias gradient of linear_backward(): with one input channel of zeros, it is all that is left of it.
+// The bias gradient of linear_backward(): with one input channel of zeros, it is all that is left
+// of it.
 void ref_bias_backward(float *dbias, const void *dy, size_t rows, size_t out) {
     const size_t blocks = ceil_div(rows, ROWS);
-    stored_t *x = memory_allocate(rows * sizeof(stored_t)), *dx = memory_allocate(rows * sizeof(stored_t));
+    stored_t *x = memory_allocate(rows * sizeof(stored_t)),
+             *dx = memory_allocate(rows * sizeof(stored_t));
     stored_t *w = memory_allocate(out * sizeof(stored_t));
-    float *dw = memory_allocate(out * sizeof(float)), *partial = memory_allocate(blocks * out * sizeof(float));
-    const Linear f = {.w = w, .dw = dw, .dbias = dbias, .in = 1, .out = out};
-    linear_backward(&f, dx, dy, x, NULL, partial, rows, RECORD_NONE);
+    float *dw = memory_allocate(out * sizeof(float)),
+          *partial = memory_allocate(blocks * out * sizeof(float));
+    Linear f = {.dw = dw, .dbias = dbias, .in = 1, .out = out};
+    f.operand[OPERAND_X].columns = f.operand[OPERAND_W].columns = 1;
+    f.operand[OPERAND_DY].columns = out;
+    operand_is(&f, OPERAND_X, x);
+    operand_is(&f, OPERAND_W, w);
+    operand_is(&f, OPERAND_DY, dy);
+    linear_backward(&f, dx, partial, rows, RECORD_NONE);
     free(x), free(dx), free(w), free(dw), free(partial);
 }
-void ref_classifier(float *losses, void *dlogits, float *logits, const int *targets, int rows, int V, int Vp, float dscale) {
+void ref_classifier(float *losses, void *dlogits, float *logits, const int *targets, int rows,
+                    int V, int Vp, float dscale) {
     classifier(losses, dlogits, logits, targets, rows, V, Vp, dscale);
 }
-double ref_gradient_norm(const float *grad, size_t n, float scale) { return gradient_norm(grad, n, scale); }
-// All parameters but one matrix are empty: adamw_update() on w alone. hyper: lr, beta1, beta2, eps, weight decay.
-void ref_adamw(float *w, float *m, float *v, const float *grad, size_t n, const float hyper[5], float grad_scale, long t) {
+double ref_gradient_norm(const float *grad, size_t n, float scale) {
+    return gradient_norm(grad, n, scale);
+}
+// All parameters but one matrix are empty: adamw_update() on w alone. hyper: lr, beta1, beta2, eps,
+// weight decay.
+void ref_adamw(float *w, float *m, float *v, const float *grad, size_t n, const float hyper[5],
+               float grad_scale, long t) {
     static Gpt g;
     const AdamW o = {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]};
     memset(&g, 0, sizeof(g));
@@ -101,13 +123,15 @@ void ref_adamw(float *w, float *m, float *v, const float *grad, size_t n, const 
 float ref_schedule_lr(int kind, float lr, float final, long step, long warmup, long steps) {
     return schedule_lr((Schedule)kind, lr, final, step, warmup, steps);
 }
-void ref_batch(const char *pattern, int T, uint64_t seed, uint64_t first, int *tokens, int *targets, int B) {
+void ref_batch(const char *pattern, int T, uint64_t seed, uint64_t first, int *tokens, int *targets,
+               int B) {
     Dataset d = dataset_open(pattern);
     dataset_windows(&d, "test", T, 1);
     dataset_batch(&d, seed, first, tokens, targets, B, T);
 }
 size_t ref_option(int index, const char **name, int *scope) {
-    if (index >= 0 && index < OPTION_COUNT) *name = option_specs[index].name, *scope = option_specs[index].scope;
+    if (index >= 0 && index < OPTION_COUNT)
+        *name = option_specs[index].name, *scope = option_specs[index].scope;
     return OPTION_COUNT;
 }
 char *ref_options_lines(int argc, char **argv) {
@@ -120,7 +144,7 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     int given[OPTION_COUNT] = {0};
     Gpt *g = memory_allocate(sizeof(Gpt));
     const Options o = options_parse(argc, argv, given);
-    options_recipes(&o, given, g);
+    options_recipes(&o, g);
     g->config = options_config(&o, options_depth(&o), V);
     options_bf16(&o, g);
     g->B = o.batch, g->training = 1, g->recompute = o.recompute;
@@ -130,7 +154,8 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     return g;
 }
 void ref_gpt_free(void *g) { gpt_free(g), free(g); }
-double ref_gpt_forward(void *g, const int *tokens, const int *targets, int B, int n, float grad_scale) {
+double ref_gpt_forward(void *g, const int *tokens, const int *targets, int B, int n,
+                       float grad_scale) {
     return gpt_forward(g, tokens, targets, B, n, grad_scale);
 }
 void ref_gpt_backward(void *g, const int *tokens, int B, int n) { gpt_backward(g, tokens, B, n); }
@@ -142,18 +167,20 @@ void ref_gpt_adamw(void *g, const float hyper[5], float grad_scale, long t) {
     const AdamW o = {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]};
     adamw_update(g, &o, grad_scale, t);
 }
-#define TENSOR_FIND(role, field, layers, count, life)                                                                              \
-    if (!strcmp(name, #field)) {                                                                                                   \
-        *bytes = (layers) * (count)*role_size(STORAGE_##role, PRECISION);                                                          \
-        return g->field;                                                                                                           \
+#define TENSOR_FIND(role, field, layers, count, life)                                              \
+    if (!strcmp(name, #field)) {                                                                   \
+        *bytes = (layers) * (count)*role_size(STORAGE_##role, PRECISION);                          \
+        return g->field;                                                                           \
     }
 void *ref_gpt_tensor(void *p, const char *name, size_t *bytes) {
     const Gpt *g = p;
     const Config *c = &g->config;
-    const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS), t = 1;
+    const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS),
+                 t = 1;
     const size_t fp8 = IS_FP8, head8 = fp8 && g->fp8_head, copies = PRECISION != PRECISION_FP32;
     const size_t again = g->recompute ? 1 : L;
-    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W), x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
+    const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
+                 x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     GPT_TENSORS(TENSOR_FIND)
     return NULL;
 }

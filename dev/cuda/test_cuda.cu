@@ -1,16 +1,17 @@
 /*
-Tests of train_gpt_fp8.cu against train_gpt_fp8.c: bytes, scales and statistics bit for bit, layers within what the format's
-rounding explains, whole runs from the command line. On a CPU by on_cpu.h, or on a GPU:
+Tests of train_gpt_fp8.cu against train_gpt_fp8.c: bytes, scales and statistics bit for bit, layers
+within what the format's rounding explains, whole runs from the command line. On a CPU by on_cpu.h,
+or on a GPU:
 
     dev/cuda/test.sh fp8            # or fp16, bf16, fp32; builds in build/cuda, on a CPU, and runs
     dev/cuda/test.sh --gpu fp8      # the same by nvcc
 
-Every kind of check is also made once on a planted fault, which it must find. Prints what failed, `ok` lines with the figures
-found, then `N passed, M failed`; exit status 0 if nothing failed.
+Every kind of check is also made once on a planted fault, which it must find. Prints what failed,
+`ok` lines with the figures found, then `N passed, M failed`; exit status 0 if nothing failed.
 
-reference.c makes the C file's functions reachable from here, under a prefix, since both files use the same names. The program
-calls itself for whole runs: `--as-cuda ARGS` is the CUDA file's main(), `--as-ref ARGS` the C file's, `--as-bf16` and so on the
-C file's in another precision.
+reference.c makes the C file's functions reachable from here, under a prefix, since both files use
+the same names. The program calls itself for whole runs: `--as-cuda ARGS` is the CUDA file's main(),
+`--as-ref ARGS` the C file's, `--as-bf16` and so on the C file's in another precision.
 */
 #include <algorithm>
 #include <functional>
@@ -34,11 +35,13 @@ static void order_set(int) {}
 #endif
 
 static int passed, failed;
-#define CHECK(condition, ...) /* prints the first three failures of each */                                                        \
-    do {                                                                                                                           \
-        static int shown;                                                                                                          \
-        if (condition) passed++;                                                                                                   \
-        else if (failed++, shown++ < 3) printf("failed: line %d: %s: ", __LINE__, #condition), printf(__VA_ARGS__), printf("\n");  \
+#define CHECK(condition, ...) /* prints the first three failures of each */                        \
+    do {                                                                                           \
+        static int shown;                                                                          \
+        if (condition) passed++;                                                                   \
+        else if (failed++, shown++ < 3)                                                            \
+            printf("failed: line %d: %s: ", __LINE__, #condition), printf(__VA_ARGS__),            \
+                printf("\n");                                                                      \
     } while (0)
 
 // ---- memory and numbers
@@ -49,7 +52,9 @@ template <class T> struct Device { // an array on the device
     explicit Device(const std::vector<T> &host) : Device(host.size()) { write(host); }
     Device(const Device &) = delete;
     ~Device() { cudaFree(p); }
-    void write(const std::vector<T> &host) { device_write(p, host.data(), host.size() * sizeof(T)); }
+    void write(const std::vector<T> &host) {
+        device_write(p, host.data(), host.size() * sizeof(T));
+    }
     std::vector<T> read() const {
         std::vector<T> host(n);
         device_read(host.data(), p, n * sizeof(T));
@@ -58,7 +63,10 @@ template <class T> struct Device { // an array on the device
 };
 static uint64_t draws;
 static double uniform() { return random_unit(random_u64(7, 7, draws++)); } // 0 .. 1
-static float normal() { return (float)((uniform() + uniform() + uniform() + uniform() + uniform() + uniform() - 3) * 1.41421356); }
+static float normal() {
+    return (float)((uniform() + uniform() + uniform() + uniform() + uniform() + uniform() - 3) *
+                   1.41421356);
+}
 static std::vector<float> normals(size_t n, float std, float mean = 0) {
     std::vector<float> x(n);
     for (float &f : x) f = mean + std * normal();
@@ -78,7 +86,9 @@ static std::vector<float> floats(const std::vector<stored_t> &x) {
 static std::vector<float> floats(const std::vector<float> &x) { return x; }
 #endif
 // The relative error of one rounding to the stored type.
-static const double EPSILON = PRECISION == PRECISION_FP32 ? 0x1p-24 : PRECISION == PRECISION_FP16 ? 0x1p-11 : 0x1p-9;
+static const double EPSILON = PRECISION == PRECISION_FP32   ? 0x1p-24
+                              : PRECISION == PRECISION_FP16 ? 0x1p-11
+                                                            : 0x1p-9;
 
 // |found - reference| / |reference|, as norms; huge where one of them is not finite.
 template <class A, class B> static double error_of(const A &reference, const B &found) {
@@ -91,7 +101,8 @@ template <class A, class B> static double error_of(const A &reference, const B &
     const double e = sqrt(difference) / (sqrt(norm) + 1e-300);
     return e == e ? e : 1e30;
 }
-static void check_error(const char *name, const std::vector<float> &reference, const std::vector<float> &found, double tolerance) {
+static void check_error(const char *name, const std::vector<float> &reference,
+                        const std::vector<float> &found, double tolerance) {
     const double e = error_of(reference, found);
     CHECK(e <= tolerance, "%s: relative error %.3g, allowed %.3g", name, e, tolerance);
     printf("ok   %-44s error %.2e (allowed %.2e)\n", name, e, tolerance);
@@ -99,16 +110,22 @@ static void check_error(const char *name, const std::vector<float> &reference, c
 template <class T> static bool same(const std::vector<T> &a, const std::vector<T> &b) {
     return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
 }
-template <class T> static void check_same(const char *name, const std::vector<T> &reference, const std::vector<T> &found) {
+template <class T>
+static void check_same(const char *name, const std::vector<T> &reference,
+                       const std::vector<T> &found) {
     size_t i = 0;
-    while (i < reference.size() && i < found.size() && !memcmp(&reference[i], &found[i], sizeof(T))) i++;
+    while (i < reference.size() && i < found.size() && !memcmp(&reference[i], &found[i], sizeof(T)))
+        i++;
     uint64_t r = 0, f = 0;
     if (!same(reference, found))
-        memcpy(&r, &reference[i], MIN(sizeof(T), sizeof(r))), memcpy(&f, &found[i], MIN(sizeof(T), sizeof(f)));
-    CHECK(same(reference, found), "%s: element %zu of %zu: %llx, expected %llx", name, i, reference.size(), (unsigned long long)f,
-          (unsigned long long)r);
+        memcpy(&r, &reference[i], MIN(sizeof(T), sizeof(r))),
+            memcpy(&f, &found[i], MIN(sizeof(T), sizeof(f)));
+    CHECK(same(reference, found), "%s: element %zu of %zu: %llx, expected %llx", name, i,
+          reference.size(), (unsigned long long)f, (unsigned long long)r);
 }
-template <class T> static std::vector<T> transposed(const std::vector<T> &x, size_t rows, size_t columns, size_t pitch) {
+template <class T>
+static std::vector<T> transposed(const std::vector<T> &x, size_t rows, size_t columns,
+                                 size_t pitch) {
     std::vector<T> t(columns * pitch);
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < columns; c++) t[c * pitch + r] = x[r * columns + c];
@@ -154,22 +171,30 @@ static void test_numbers() {
                                   float_bits(ref_exp(x[i])),
                                   float_bits(ref_gelu_sigmoid(x[i])),
                                   ref_encode(x[i], DTYPE_E4M3) | ref_encode(-x[i], DTYPE_E4M3) << 8,
-                                  ref_encode(x[i], DTYPE_E5M2) | ref_encode(-x[i], DTYPE_E5M2) << 8};
+                                  ref_encode(x[i], DTYPE_E5M2) | ref_encode(-x[i], DTYPE_E5M2)
+                                                                     << 8};
         for (int k = 0; k < 6; k++) {
             const float a = bits_float(want[k]), b = bits_float(got[6 * i + k]);
-            if (k == 3 && a == a) wrong[k] += !(fabsf(a - b) <= 1e-5f * a + 0x1p-120f); // the GPU's own exponential
+            if (k == 3 && a == a)
+                wrong[k] += !(fabsf(a - b) <= 1e-5f * a + 0x1p-120f); // the GPU's own exponential
             else if (k == 0) wrong[0] += !same_stored(want[0], got[6 * i]);
-            else wrong[k] += k <= 3 ? !same_number(want[k], got[6 * i + k]) : want[k] != got[6 * i + k];
+            else
+                wrong[k] +=
+                    k <= 3 ? !same_number(want[k], got[6 * i + k]) : want[k] != got[6 * i + k];
         }
     }
-    CHECK(wrong[0] == 0 && wrong[1] == 0, "stored type: %zu wrong there, %zu back", wrong[0], wrong[1]);
-    CHECK(wrong[2] == 0 && wrong[3] == 0, "exp: %zu wrong, GELU's sigmoid: %zu off by more than 1e-5", wrong[2], wrong[3]);
-    CHECK(wrong[4] == 0 && wrong[5] == 0, "encode: %zu wrong in E4M3, %zu in E5M2", wrong[4], wrong[5]);
+    CHECK(wrong[0] == 0 && wrong[1] == 0, "stored type: %zu wrong there, %zu back", wrong[0],
+          wrong[1]);
+    CHECK(wrong[2] == 0 && wrong[3] == 0,
+          "exp: %zu wrong, GELU's sigmoid: %zu off by more than 1e-5", wrong[2], wrong[3]);
+    CHECK(wrong[4] == 0 && wrong[5] == 0, "encode: %zu wrong in E4M3, %zu in E5M2", wrong[4],
+          wrong[5]);
     LAUNCH(codes_kernel, 1, 256, 0, machine.stream, decoded.p);
     const std::vector<uint32_t> codes = decoded.read();
     size_t bad = 0;
     for (int c = 0; c < 512; c++)
-        bad += !same_number(float_bits(ref_decode((uint8_t)c, c < 256 ? DTYPE_E4M3 : DTYPE_E5M2)), codes[c]);
+        bad += !same_number(float_bits(ref_decode((uint8_t)c, c < 256 ? DTYPE_E4M3 : DTYPE_E5M2)),
+                            codes[c]);
     CHECK(bad == 0, "decode: %zu codes wrong", bad);
     printf("ok   conversions, exp, GELU's sigmoid: %zu numbers\n", x.size());
 }
@@ -180,61 +205,48 @@ struct NamedRecipe {
     const char *name;
     ScalingRecipe r;
 };
+static ScalingRecipe recipe_of(const char *words, Dtype format) {
+    ScalingRecipe r[NOPERAND];
+    recipe_parse(r, words, "test");
+    r[OPERAND_X].format = format;
+    return r[OPERAND_X];
+}
 static std::vector<NamedRecipe> recipes_all() {
     std::vector<NamedRecipe> all;
-    const auto add = [&](const char *name, int rule, int history, int use_max, int margin, int power2, float fixed, int across,
-                         int along) {
-        for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) {
-            ScalingRecipe r;
-            memset(&r, 0, sizeof(r));
-            r.format = d, r.rule = rule, r.history_len = history, r.use_max = use_max, r.margin = margin, r.power2 = power2,
-            r.fixed = fixed;
-            r.across = across, r.along = along;
-            all.push_back({name, r});
-        }
-    };
-    add("delayed", SCALING_DELAYED, 16, 1, 0, 0, 1, 1, 0);
-    add("delayed, history 2, margin 2", SCALING_DELAYED, 2, 1, 2, 0, 1, 1, 0);
-    add("delayed, recent, powers of two", SCALING_DELAYED, 4, 0, 0, 1, 1, 1, 0);
-    add("current", SCALING_CURRENT, 16, 1, 0, 0, 1, 1, 0);
-    add("current, margin 1, powers of two", SCALING_CURRENT, 16, 1, 1, 1, 1, 1, 0);
-    add("none", SCALING_NONE, 16, 1, 0, 0, 1, 1, 0);
-    add("static", SCALING_STATIC, 16, 1, 0, 0, 24, 1, 0);
-    add("rowwise", SCALING_ROWWISE, 16, 1, 0, 1, 1, 1, INT_MAX);
-    add("block 1 x 128", SCALING_BLOCK, 16, 1, 0, 1, 1, 1, 128);
-    add("block 128 x 128", SCALING_BLOCK, 16, 1, 0, 1, 1, 128, 128);
-    add("block, margin 1", SCALING_BLOCK, 16, 1, 1, 1, 1, 1, 128);
-    add("mx", SCALING_MX, 16, 1, 0, 1, 1, 1, 32);
-    add("mx, OCP's rounding", SCALING_MX, 16, 1, 0, 2, 1, 1, 32);
+    for (const char *words :
+         {"delayed", "delayed=2+margin=2", "delayed=1+pow2", "current", "current+margin=1+pow2",
+          "scale=1", "scale=24", "rowwise", "block=1x128", "block=128x128", "block=32x64",
+          "block=1x128+margin=1", "mx", "mx+floor"})
+        for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) all.push_back({words, recipe_of(words, d)});
     return all;
 }
 static Fp8Scale scale_new(const ScalingRecipe &r) {
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
-    s.recipe = r, s.scale = s.logged_scale = r.rule == SCALING_STATIC ? r.fixed : 1, s.kept_inv = 1;
+    s.recipe = r, s.scale = s.logged_scale = r.rule == SCALING_CONSTANT ? r.number : 1,
+    s.kept_inv = 1;
     return s;
 }
 // The first field in which two scales differ, or NULL.
 static const char *scale_difference(const Fp8Scale &a, const Fp8Scale &b) {
-#define FIELD(name)                                                                                                                \
+#define FIELD(name)                                                                                \
     if (memcmp(&a.name, &b.name, sizeof(a.name))) return #name
-#define SUM(name) /* one NaN is as good as another; of blocks in another order */                                                  \
-    if (a.name != b.name && (a.name == a.name || b.name == b.name) &&                                                              \
-        !(recipe_blocks(&a.recipe) && fabs(a.name - b.name) <= 1e-5 * fabs(b.name)))                                               \
+#define SUM(name) /* one NaN is as good as another; of blocks in another order */                  \
+    if (a.name != b.name && (a.name == a.name || b.name == b.name) &&                              \
+        !(recipe_blocks(&a.recipe) && fabs(a.name - b.name) <= 1e-5 * fabs(b.name)))               \
     return #name
     FIELD(recipe);
     FIELD(scale);
-    FIELD(history_count);
-    FIELD(history_next);
+    FIELD(steps);
     FIELD(amax_history);
     FIELD(logged_scale);
-#define STATS(which)                                                                                                               \
-    FIELD(which.amax_bits);                                                                                                        \
-    FIELD(which.saturated);                                                                                                        \
-    FIELD(which.flushed);                                                                                                          \
-    FIELD(which.nonfinite);                                                                                                        \
-    FIELD(which.count);                                                                                                            \
-    SUM(which.signal);                                                                                                             \
+#define STATS(which)                                                                               \
+    FIELD(which.amax_bits);                                                                        \
+    FIELD(which.saturated);                                                                        \
+    FIELD(which.flushed);                                                                          \
+    FIELD(which.nonfinite);                                                                        \
+    FIELD(which.count);                                                                            \
+    SUM(which.signal);                                                                             \
     SUM(which.noise)
     STATS(step);
     STATS(logged);
@@ -246,27 +258,29 @@ struct Pair {
     Device<Fp8Scale> scale;
     Device<ScaleInUse> use;
     Device<unsigned long long> cut;
-    explicit Pair(const Fp8Scale &s) : host(s), scale(std::vector<Fp8Scale>{s}), use(1), cut(std::vector<unsigned long long>{0}) {
+    explicit Pair(const Fp8Scale &s)
+        : host(s), scale(std::vector<Fp8Scale>{s}), use(1),
+          cut(std::vector<unsigned long long>{0}) {
         Fp8Scale copy = s;
         ScaleInUse in_use = {};
-        scale_use(&copy, &in_use, scale_stored(&copy));
+        scale_use(&copy, &in_use, copy.scale);
         scale.write({copy}), use.write({in_use});
     }
-    Operand operand() const {
-        const int rule = host.recipe.rule;
-        return {host.recipe, scale.p, use.p, rule == SCALING_CURRENT || (rule == SCALING_DELAYED && host.history_count == 0)};
-    }
+    Operand operand() const { return {host.recipe, scale.p, use.p, scale_is_own(&host)}; }
     void advance() {
         ref_scale_advance(&host);
-        scale_advance(scale.p, use.p, cut.p, 1, 1);
+        scales_advance(scale.p, use.p, cut.p, 1, 1);
     }
-    // kept_inv of the bytes: the device has it in use, and in the scale itself once the step has ended.
+    // kept_inv of the bytes: the device has it in use, and in the scale itself once the step has
+    // ended.
     void check(const char *name, const char *when, bool step_ended) {
         const Fp8Scale found = scale.read()[0];
         const char *field = scale_difference(host, found);
-        CHECK(!field, "%s, %s: %s differs (scale %.9g, expected %.9g)", name, when, field, found.scale, host.scale);
+        CHECK(!field, "%s, %s: %s differs (scale %.9g, expected %.9g)", name, when, field,
+              found.scale, host.scale);
         const float inv = step_ended ? found.kept_inv : use.read()[0].inv;
-        CHECK(inv == host.kept_inv, "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name, when, inv, host.kept_inv);
+        CHECK(inv == host.kept_inv, "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name,
+              when, inv, host.kept_inv);
     }
 };
 
@@ -277,7 +291,8 @@ static std::vector<stored_t> tensor_of_kind(int kind, size_t n) {
     for (size_t i = 0; i < n; i++) {
         if (kind == 1 && i % 3 == 0) x[i] = stored_from_float(i % 2 ? 0.0f : -0.0f);
         if (kind == 2) x[i] = stored_from_float(0);
-        if (kind == 3 && i % 5) x[i] = (stored_t)(random_u64(3, 1, i) & 0x80ff); // denormals and the smallest normals
+        if (kind == 3 && i % 5)
+            x[i] = (stored_t)(random_u64(3, 1, i) & 0x80ff); // denormals and the smallest normals
         if (kind == 4 && i % 97 == 3) x[i] = stored_from_float(i % 2 ? INFINITY : -INFINITY);
         if (kind == 5 && i % 89 == 5) x[i] = stored_from_float(i % 2 ? NAN : -NAN);
         if (kind == 7) { // ties, at scale 1: half way between two codes of either format
@@ -296,37 +311,50 @@ static void test_quantise() {
     size_t tensors = 0;
     for (const NamedRecipe &named : recipes_all())
         for (auto &shape : shapes) {
-            const size_t rows = shape[0], columns = shape[1], n = rows * columns, pitch = round_up(rows, 16);
+            const size_t rows = shape[0], columns = shape[1], n = rows * columns,
+                         pitch = round_up(rows, 16);
             const bool blocks = recipe_blocks(&named.r);
             Pair pair(scale_new(named.r));
             Device<uint8_t> q(pitch * columns), q_t(columns * pitch);
             Device<stored_t> x(n);
-            Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns), sqnr(2 * (n / CHUNK + 1));
+            Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns),
+                sqnr(2 * (n / CHUNK + 1));
             for (int i = 0; i < 2 * KINDS; i++, tensors++) {
-                const std::vector<stored_t> host = tensor_of_kind(i * 4 % KINDS, n); // all of them, in another order
-                const Record record = i % 5 == 4 ? RECORD_NONE : i % 3 == 2 ? RECORD_SQNR : RECORD_STATS;
+                const std::vector<stored_t> host =
+                    tensor_of_kind(i * 4 % KINDS, n); // all of them, in another order
+                const Record record = i % 5 == 4   ? RECORD_NONE
+                                      : i % 3 == 2 ? RECORD_SQNR
+                                                   : RECORD_STATS;
                 std::vector<uint8_t> want(n);
                 x.write(host);
                 if (blocks) {
                     const int along_rows = i % 2;
                     std::vector<float> want_inv(n + 64);
-                    ref_quantise_blocks(want.data(), want_inv.data(), host.data(), rows, columns, along_rows, &pair.host, record);
+                    ref_quantise_blocks(want.data(), want_inv.data(), host.data(), rows, columns,
+                                        along_rows, &pair.host, record);
                     const Operand o = pair.operand();
-                    quantise_blocks(along_rows ? q_t.p : q.p, inv.p, x.p, rows, columns, along_rows, &o, record, sqnr.p);
-                    const Blocks b = blocks_of(NULL, rows, columns, along_rows, &named.r, blocks_native(&named.r));
+                    quantise_blocks(along_rows ? q_t.p : q.p, inv.p, x.p, rows, columns, along_rows,
+                                    &o, record, sqnr.p);
+                    const Blocks b = blocks_of(NULL, rows, columns, along_rows, &named.r,
+                                               blocks_native(&named.r));
                     const size_t down = ceil_div(rows, b.tall), right = ceil_div(columns, b.wide);
                     const std::vector<float> all = inv.read();
-                    std::vector<float> found_inv(down * right); // in the C file's order: [across K][along it]
+                    std::vector<float> found_inv(
+                        down * right); // in the C file's order: [across K][along it]
                     want_inv.resize(down * right);
                     for (size_t r = 0; r < down; r++)
                         for (size_t c = 0; c < right; c++)
-                            found_inv[along_rows ? c * down + r : r * right + c] = all[r * b.row_stride + c * b.column_stride];
+                            found_inv[along_rows ? c * down + r : r * right + c] =
+                                all[r * b.row_stride + c * b.column_stride];
                     check_same(named.name, want_inv, found_inv);
-                    if (along_rows) check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
+                    if (along_rows)
+                        check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
                 } else {
-                    pair.host.kept_inv = ref_quantise(want.data(), host.data(), n, &pair.host, record);
+                    pair.host.kept_inv =
+                        ref_quantise(want.data(), host.data(), n, &pair.host, record);
                     const Operand o = pair.operand();
-                    quantise(q.p, q_t.p, x.p, columns, rows, columns, &o, record, partial.p, sqnr.p);
+                    quantise(q.p, q_t.p, x.p, columns, rows, columns, &o, record, partial.p,
+                             sqnr.p);
                     check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
                 }
                 if (!blocks || i % 2 == 0) {
@@ -360,24 +388,27 @@ static void test_quantise() {
 }
 
 static void test_scale_update() {
-    const float amaxes[] = {1, 0, 3, NAN, INFINITY, 1e-39f, 0x1p-126f, 1e30f, 448, 0.001f, 3e38f, 7, 0, 0.5f, 0x1p-100f, 2};
+    const float amaxes[] = {1,   0,      3,     NAN, INFINITY, 1e-39f, 0x1p-126f, 1e30f,
+                            448, 0.001f, 3e38f, 7,   0,        0.5f,   0x1p-100f, 2};
     size_t steps = 0;
     for (NamedRecipe named : recipes_all())
         for (int history : {1, 3, 16, 1024}) {
             if (named.r.rule != SCALING_DELAYED && history > 1) continue;
-            named.r.history_len = history;
+            if (named.r.rule == SCALING_DELAYED) named.r.number = history;
             Pair pair(scale_new(named.r));
             for (int i = 0; i < (history == 1024 ? 40 : 24); i++, steps++) {
                 Fp8Scale s = pair.scale.read()[0];
                 s.step.amax_bits = pair.host.step.amax_bits = float_bits(amaxes[(i * 7) % 16]);
-                s.kept_inv = pair.host.kept_inv = 1.0f / s.scale, s.step.count = pair.host.step.count = 100 + i,
+                s.kept_inv = pair.host.kept_inv = 1.0f / s.scale,
+                s.step.count = pair.host.step.count = 100 + i,
                 s.step.saturated = pair.host.step.saturated = i;
                 pair.scale.write({s});
                 pair.advance();
                 pair.check(named.name, "scale update", true);
                 const ScaleInUse use = pair.use.read()[0];
-                const bool right = use.scale == (named.r.rule == SCALING_NONE ? 1 : pair.host.scale) && use.inv == 1.0f / use.scale;
-                CHECK(right || named.r.rule == SCALING_CURRENT, "%s: the scale in use is %g, expected %g", named.name, use.scale,
+                const bool right = use.scale == pair.host.scale && use.inv == 1.0f / use.scale;
+                CHECK(right || named.r.rule == SCALING_CURRENT,
+                      "%s: the scale in use is %g, expected %g", named.name, use.scale,
                       pair.host.scale);
             }
         }
@@ -403,13 +434,16 @@ static void test_fused() {
         for (size_t rows : {1, 37, 130})
             for (size_t C : {16, 96, 256, 272, 784}) {
                 Fp8Scale s = scale_new(recipes_all()[format == DTYPE_E5M2].r);
-                s.scale = format == DTYPE_E5M2 ? 9000 : 150, s.history_count = 1; // saturates a few
+                s.scale = format == DTYPE_E5M2 ? 9000 : 150, s.steps = 1; // saturates a few
                 const size_t n = rows * C, pitch = round_up(rows, 16);
-                Device<stored_t> a(stored(normals(n, 1))), b(stored(normals(n, 1))), residual(n), plain(n), other(n);
-                Device<float> mean(rows), rstd(rows), weight(normals(C, 0.2f, 1)), bias(normals(C, 0.2f));
+                Device<stored_t> a(stored(normals(n, 1))), b(stored(normals(n, 1))), residual(n),
+                    plain(n), other(n);
+                Device<float> mean(rows), rstd(rows), weight(normals(C, 0.2f, 1)),
+                    bias(normals(C, 0.2f));
                 Device<uint8_t> q(pitch * C), q_t(C * pitch);
                 char name[64];
-                const auto compare = [&](const char *what, const Unfused &want, Pair &pair, bool turned) {
+                const auto compare = [&](const char *what, const Unfused &want, Pair &pair,
+                                         bool turned) {
                     std::vector<uint8_t> found = q.read();
                     found.resize(n);
                     snprintf(name, sizeof(name), "%s, %zu x %zu", what, rows, C);
@@ -422,11 +456,13 @@ static void test_fused() {
                     Pair pair(s);
                     Written w = {};
                     w.stored = plain.p;
-                    residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p, bias.p, rows, C);
+                    residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p,
+                                               bias.p, rows, C);
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
                     w = {}, w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
-                    residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p, bias.p, rows, C);
+                    residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p,
+                                               bias.p, rows, C);
                     compare("layernorm", want, pair, false);
                     bytes_turn(q_t.p, q.p, rows, C);
                     check_same("bytes turned", want.q_t, q_t.read());
@@ -438,7 +474,8 @@ static void test_fused() {
                     tiles_run(GeluSource{a.p, C}, t);
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
-                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.quantiser = quantiser(&o, RECORD_STATS);
+                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p,
+                    t.quantiser = quantiser(&o, RECORD_STATS);
                     tiles_run(GeluSource{a.p, C}, t);
                     compare("GELU", want, pair, true);
                 }
@@ -450,9 +487,10 @@ static void test_fused() {
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
                     const size_t tall = ceil_div(rows, TILE_ROWS);
-                    Device<float> partial(tall * C), sums(std::vector<float>(C, 1)), unfused(tall * C),
-                        sums2(std::vector<float>(C, 1));
-                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.partial = partial.p, t.quantiser = quantiser(&o, RECORD_STATS);
+                    Device<float> partial(tall * C), sums(std::vector<float>(C, 1)),
+                        unfused(tall * C), sums2(std::vector<float>(C, 1));
+                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.partial = partial.p,
+                    t.quantiser = quantiser(&o, RECORD_STATS);
                     tiles_run(GeluBackwardSource{a.p, b.p, C}, t);
                     compare("GELU backward", want, pair, true);
                     column_sums_finish(sums.p, NULL, partial.p, tall, C);
@@ -464,7 +502,9 @@ static void test_fused() {
                 { // a master weight, rounded and quantised
                     Pair pair(s);
                     std::vector<float> weights = normals(n, 1);
-                    for (size_t i = 3; i < n; i += 7) weights[i] = bits_float((uint32_t)i << 8 | i << 31); // denormals: they are 0
+                    for (size_t i = 3; i < n; i += 7)
+                        weights[i] =
+                            bits_float((uint32_t)i << 8 | i << 31); // denormals: they are 0
                     Device<float> master(weights);
                     Tiles t = tiles(rows, C);
                     t.out = plain.p;
@@ -472,7 +512,8 @@ static void test_fused() {
                     check_same("a weight, rounded", stored(master.read()), plain.read());
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
-                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.out = other.p, t.quantiser = quantiser(&o, RECORD_STATS);
+                    t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.out = other.p,
+                    t.quantiser = quantiser(&o, RECORD_STATS);
                     tiles_run(MasterSource{master.p, C}, t);
                     compare("a weight", want, pair, true);
                     check_same("a weight, rounded beside its bytes", plain.read(), other.read());
@@ -483,7 +524,7 @@ static void test_fused() {
             const int B = 2, NH = 2, C = NH * hs;
             const size_t rows = (size_t)B * T, n = rows * C;
             Fp8Scale s = scale_new(recipes_all()[0].r);
-            s.scale = 300, s.history_count = 1;
+            s.scale = 300, s.steps = 1;
             Pair pair(s);
             Device<stored_t> qkv(stored(normals(3 * n, 1))), out(n), again(n);
             Device<float> lse(rows * NH);
@@ -506,8 +547,9 @@ static void test_fused() {
 }
 #endif
 
-// ---- layers against the C file. What both compute in the same order has the same bits; sums in another order differ in the last
-// bits of fp32, and now and then in how a result then rounds to the stored type.
+// ---- layers against the C file. What both compute in the same order has the same bits; sums in
+// another order differ in the last bits of fp32, and now and then in how a result then rounds to
+// the stored type.
 static const double ROUNDED = EPSILON + 1e-6, SUMS = 1e-5; // what these explain
 #ifdef CUDA_ON_CPU
 static const double SUMS8 = 1e-5; // of an FP8 product
@@ -520,23 +562,28 @@ static void test_encoder() {
     const size_t rows = B * T;
     std::vector<int> tokens(rows);
     for (int &t : tokens) t = (int)(uniform() * V * 0.5) * 2; // some often, some never
-    const std::vector<float> wte = normals(V * C, 1), wpe = normals(T * C, 1), dwte = normals(V * C, 1), dwpe = normals(T * C, 1);
+    const std::vector<float> wte = normals(V * C, 1), wpe = normals(T * C, 1),
+                             dwte = normals(V * C, 1), dwpe = normals(T * C, 1);
     const std::vector<stored_t> dx = stored(normals(rows * C, 1));
     std::vector<stored_t> want(rows * C);
     std::vector<float> want_dwte = dwte, want_dwpe = dwpe;
     ref_encoder_forward(want.data(), tokens.data(), wte.data(), wpe.data(), B, T, 0, C);
     ref_encoder_backward(want_dwte.data(), want_dwpe.data(), dx.data(), tokens.data(), B, T, C);
     std::vector<int> order(rows), buckets(rows + 1), seen(V);
-    const int count = token_buckets(order.data(), buckets.data(), seen.data(), tokens.data(), (int)rows, V);
-    Device<int> d_tokens(tokens), d_order(order), d_buckets(buckets), d_count(std::vector<int>{count});
+    const int count =
+        token_buckets(order.data(), buckets.data(), seen.data(), tokens.data(), (int)rows, V);
+    Device<int> d_tokens(tokens), d_order(order), d_buckets(buckets),
+        d_count(std::vector<int>{count});
     Device<float> d_wte(wte), d_wpe(wpe), d_dwte(dwte), d_dwpe(dwpe);
     Device<stored_t> x(rows * C), d_dx(dx);
     encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, B, T, 0, C);
     check_same("encoder forward", want, x.read());
-    encoder_backward(d_dwte.p, d_dwpe.p, d_dx.p, d_tokens.p, d_order.p, d_buckets.p, d_count.p, MIN((int)rows, V), B, T, C);
+    encoder_backward(d_dwte.p, d_dwpe.p, d_dx.p, d_tokens.p, d_order.p, d_buckets.p, d_count.p,
+                     MIN((int)rows, V), B, T, C);
     check_same("encoder backward, tokens", want_dwte, d_dwte.read());
     check_same("encoder backward, positions", want_dwpe, d_dwpe.read());
-    encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, 1, 5, 7, C); // one sequence that goes on at position 7
+    encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, 1, 5, 7,
+                    C); // one sequence that goes on at position 7
     ref_encoder_forward(want.data(), tokens.data(), wte.data(), wpe.data(), 1, 5, 7, C);
     check_same("encoder forward from a position on", want, x.read());
     printf("ok   encoder: same bits\n");
@@ -545,21 +592,23 @@ static void test_encoder() {
 static void test_layernorm() {
     for (size_t C : {16, 80, 256, 784, 1040, 2064}) {
         const size_t rows = C > 1000 ? 9 : 70, n = rows * C;
-        const std::vector<stored_t> a = stored(normals(n, 1, 0.3f)), b = stored(normals(n, 1)), dout = stored(normals(n, 1)),
-                                    dres = stored(normals(n, 1));
-        const std::vector<float> weight = normals(C, 0.3f, 1), bias = normals(C, 0.3f), dw0 = normals(C, 1), db0 = normals(C, 1);
+        const std::vector<stored_t> a = stored(normals(n, 1, 0.3f)), b = stored(normals(n, 1)),
+                                    dout = stored(normals(n, 1)), dres = stored(normals(n, 1));
+        const std::vector<float> weight = normals(C, 0.3f, 1), bias = normals(C, 0.3f),
+                                 dw0 = normals(C, 1), db0 = normals(C, 1);
         for (int alone = 0; alone < 2; alone++) { // without b
             std::vector<stored_t> residual(n), normed(n), want_dres = dres;
             std::vector<float> mean(rows), rstd(rows), dw = dw0, db = db0;
             Device<stored_t> d_a(a), d_b(b), d_residual(n), d_normed(n), d_dout(dout), d_dres(dres);
-            Device<float> d_mean(rows), d_rstd(rows), d_weight(weight), d_bias(bias), d_dw(dw0), d_db(db0),
-                partial(2 * ceil_div(rows, ROWS) * C);
-            ref_residual_layernorm_forward(residual.data(), normed.data(), mean.data(), rstd.data(), a.data(),
-                                           alone ? NULL : b.data(), weight.data(), bias.data(), rows, C);
+            Device<float> d_mean(rows), d_rstd(rows), d_weight(weight), d_bias(bias), d_dw(dw0),
+                d_db(db0), partial(2 * ceil_div(rows, ROWS) * C);
+            ref_residual_layernorm_forward(residual.data(), normed.data(), mean.data(), rstd.data(),
+                                           a.data(), alone ? NULL : b.data(), weight.data(),
+                                           bias.data(), rows, C);
             Written w = {};
             w.stored = d_normed.p;
-            residual_layernorm_forward(d_residual.p, w, d_mean.p, d_rstd.p, d_a.p, alone ? NULL : d_b.p, d_weight.p, d_bias.p, rows,
-                                       C);
+            residual_layernorm_forward(d_residual.p, w, d_mean.p, d_rstd.p, d_a.p,
+                                       alone ? NULL : d_b.p, d_weight.p, d_bias.p, rows, C);
             char name[64];
             snprintf(name, sizeof(name), "layernorm of %zu%s", C, alone ? ", no second input" : "");
             check_same(name, residual, d_residual.read());
@@ -567,25 +616,29 @@ static void test_layernorm() {
             const double em = error_of(mean, d_mean.read()), er = error_of(rstd, d_rstd.read());
             CHECK(em < SUMS && er < SUMS, "%s: mean off by %g, rstd by %g", name, em, er);
             if (alone) continue;
-            ref_layernorm_backward(want_dres.data(), dw.data(), db.data(), dout.data(), residual.data(), mean.data(), rstd.data(),
-                                   weight.data(), rows, C);
+            ref_layernorm_backward(want_dres.data(), dw.data(), db.data(), dout.data(),
+                                   residual.data(), mean.data(), rstd.data(), weight.data(), rows,
+                                   C);
             d_residual.write(residual), d_mean.write(mean), d_rstd.write(rstd);
-            layernorm_backward(d_dres.p, d_dw.p, d_db.p, d_dout.p, d_residual.p, d_mean.p, d_rstd.p, d_weight.p, partial.p, rows,
-                               C);
+            layernorm_backward(d_dres.p, d_dw.p, d_db.p, d_dout.p, d_residual.p, d_mean.p, d_rstd.p,
+                               d_weight.p, partial.p, rows, C);
             snprintf(name, sizeof(name), "layernorm of %zu, backward", C);
             check_error(name, floats(want_dres), floats(d_dres.read()), ROUNDED);
             const double ew = error_of(dw, d_dw.read()), eb = error_of(db, d_db.read());
             CHECK(ew < SUMS && eb < SUMS, "%s: dweight off by %g, dbias by %g", name, ew, eb);
             db[C / 2] *= 1.01f;
-            CHECK(!(error_of(db, d_db.read()) < SUMS), "a fault that must show: one element of a gradient");
+            CHECK(!(error_of(db, d_db.read()) < SUMS),
+                  "a fault that must show: one element of a gradient");
         }
     }
 }
 
-// How many elements lie further off than a rounding of the stored type to either side, and the sums' last bits.
+// How many elements lie further off than a rounding of the stored type to either side, and the
+// sums' last bits.
 static size_t elements_off(const std::vector<float> &a, const std::vector<float> &b) {
     size_t off = 0;
-    for (size_t i = 0; i < a.size(); i++) off += !(fabs((double)a[i] - b[i]) <= 2 * EPSILON * fabs(a[i]) + 1e-6 * (1 + fabs(a[i])));
+    for (size_t i = 0; i < a.size(); i++)
+        off += !(fabs((double)a[i] - b[i]) <= 2 * EPSILON * fabs(a[i]) + 1e-6 * (1 + fabs(a[i])));
     return off;
 }
 static void test_gelu() {
@@ -617,7 +670,8 @@ static void test_gelu() {
     t = tiles(rows, C), t.partial = partial.p;
     tiles_run(StoredSource{d_dy.p, C}, t);
     column_sums_finish(bias.p, NULL, partial.p, ceil_div(rows, TILE_ROWS), C);
-    CHECK(error_of(want_bias, bias.read()) < SUMS, "bias gradient: off by %g", error_of(want_bias, bias.read()));
+    CHECK(error_of(want_bias, bias.read()) < SUMS, "bias gradient: off by %g",
+          error_of(want_bias, bias.read()));
 }
 
 static void test_attention() {
@@ -626,7 +680,8 @@ static void test_attention() {
     for (auto &s : shapes) {
         const int B = s[0], T = s[1], hs = s[2], NH = 3, C = NH * hs;
         const size_t rows = (size_t)B * T, n = rows * C;
-        const std::vector<stored_t> qkv = stored(normals(3 * n, 1.5f)), dout = stored(normals(n, 1));
+        const std::vector<stored_t> qkv = stored(normals(3 * n, 1.5f)),
+                                    dout = stored(normals(n, 1));
         std::vector<stored_t> want(n), want_d(3 * n);
         ref_begin(T, hs);
         ref_attention_forward(want.data(), qkv.data(), B, T, 0, C, NH);
@@ -659,7 +714,8 @@ static void test_attention() {
         snprintf(name, sizeof(name), "attention from position %d of %d on", pos, T);
         check_error(name, floats(want), floats(tail), 2 * ROUNDED);
         tail[tail.size() - 1] = stored_from_float(float_from_stored(tail[tail.size() - 1]) + 1);
-        CHECK(error_of(floats(want), floats(tail)) > 2 * ROUNDED, "a fault that must show: one element of attention");
+        CHECK(error_of(floats(want), floats(tail)) > 2 * ROUNDED,
+              "a fault that must show: one element of attention");
     }
 }
 
@@ -676,39 +732,47 @@ static void test_classifier() {
         Device<float> d_logits(logits), d_losses(rows), d_scale(std::vector<float>{dscale});
         Device<int> d_targets(targets);
         std::vector<float> theirs = logits;
-        ref_classifier(losses.data(), want.data(), theirs.data(), targets.data(), rows, V, Vp, dscale);
+        ref_classifier(losses.data(), want.data(), theirs.data(), targets.data(), rows, V, Vp,
+                       dscale);
         classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, NULL);
-        CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g", error_of(losses, d_losses.read()));
+        CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g",
+              error_of(losses, d_losses.read()));
         check_same("classifier leaves the logits", logits, d_logits.read());
         classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, d_scale.p);
-        CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g", error_of(losses, d_losses.read()));
+        CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g",
+              error_of(losses, d_losses.read()));
         const std::vector<float> raw = d_logits.read();
         std::vector<stored_t> found((size_t)rows * Vp);
-        for (int r = 0; r < rows; r++) memcpy(&found[(size_t)r * Vp], &raw[(size_t)r * Vp], Vp * sizeof(stored_t));
+        for (int r = 0; r < rows; r++)
+            memcpy(&found[(size_t)r * Vp], &raw[(size_t)r * Vp], Vp * sizeof(stored_t));
         char name[64];
         snprintf(name, sizeof(name), "classifier, %d columns", V);
         check_error(name, floats(want), floats(found), ROUNDED);
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < Vp; c++)
                 if (c >= V || r == 3)
-                    CHECK(float_from_stored(found[(size_t)r * Vp + c]) == 0, "classifier: padding at %d, %d", r, c);
+                    CHECK(float_from_stored(found[(size_t)r * Vp + c]) == 0,
+                          "classifier: padding at %d, %d", r, c);
         Device<double> total(std::vector<double>{1});
         loss_add(total.p, d_losses.p, rows);
         double sum = 1;
         for (float l : losses) sum += l;
-        CHECK(fabs(total.read()[0] - sum) < 1e-4 * sum, "the losses' sum: %g, expected %g", total.read()[0], sum);
+        CHECK(fabs(total.read()[0] - sum) < 1e-4 * sum, "the losses' sum: %g, expected %g",
+              total.read()[0], sum);
         logits[2 * Vp + 4] = NAN;
         d_logits.write(logits);
         classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, NULL);
-        CHECK(isnan(d_losses.read()[2]) && !isnan(d_losses.read()[1]), "classifier: a NaN among the logits gives %g",
-              d_losses.read()[2]);
+        CHECK(isnan(d_losses.read()[2]) && !isnan(d_losses.read()[1]),
+              "classifier: a NaN among the logits gives %g", d_losses.read()[2]);
     }
 }
 
-// ---- linear layers: all three products, in the build's own type (the FP8 products are tested with the model)
+// ---- linear layers: all three products, in the build's own type (the FP8 products are tested with
+// the model)
 static void test_linear() {
     const size_t rows = 48, in = 80, out = 112; // what FP8 asks for, too
-    const std::vector<stored_t> x = stored(normals(rows * in, 1)), w = stored(normals(out * in, 0.1f)),
+    const std::vector<stored_t> x = stored(normals(rows * in, 1)),
+                                w = stored(normals(out * in, 0.1f)),
                                 dy = stored(normals(rows * out, 1)), b = stored(normals(out, 1));
     const std::vector<float> dw0 = normals(out * in, 1), db0 = normals(out, 1);
     std::vector<float> y(rows * out), dx(rows * in), dw = dw0, db = db0;
@@ -738,7 +802,8 @@ static void test_linear() {
     Device<stored_t> d_x(x), d_w(w), d_dy(dy), d_b(b), d_y(rows * out), d_dx(rows * in);
     Device<float> d_dw(dw0), d_db(db0), partial(ceil_div(rows, TILE_ROWS) * out);
     Linear f = {};
-    f.w = d_w.p, f.bias = d_b.p, f.dw = d_dw.p, f.dbias = d_db.p, f.in = in, f.out = out, f.partial = partial.p;
+    f.w = d_w.p, f.bias = d_b.p, f.dw = d_dw.p, f.dbias = d_db.p, f.in = in, f.out = out,
+    f.partial = partial.p;
     linear_forward(&f, d_y.p, STORED, d_x.p, 0, rows, RECORD_STATS);
     linear_backward(&f, d_dx.p, StoredSource{d_dy.p, out}, d_dy.p, out, d_x.p, rows, RECORD_STATS);
     const double fp32 = PRECISION == PRECISION_FP32 ? 1e-6 : 0; // sums in another order
@@ -748,33 +813,131 @@ static void test_linear() {
     check_error("linear layer, bias", db, d_db.read(), 1e-6);
 }
 
-// ---- every kind of product that the trainer asks for, by itself: the values that its bytes and scales stand for, multiplied in
-// doubles. FP8 sums on a GPU have about 14 bits.
+// ---- every kind of product that the trainer asks for, by itself: the values that its bytes and
+// scales stand for, multiplied in doubles. FP8 sums on a GPU have about 14 bits.
 #if IS_FP8
 static void test_products() {
     const size_t M = 256, N = 384, K = 512;
     struct {
         const char *name;
         Dtype a, b, out;
-        int rule, bias, accumulate, fast, emulate;
+        const char *words[2];
+        int bias, accumulate, fast, emulate;
     } kinds[] = {
-        {"fprop: E4M3 x E4M3 to bf16, bias, fast sums", DTYPE_E4M3, DTYPE_E4M3, DTYPE_BF16, SCALING_DELAYED, 1, 0, 1, 0},
-        {"head: E4M3 x E4M3 to fp32, fast sums", DTYPE_E4M3, DTYPE_E4M3, DTYPE_FP32, SCALING_DELAYED, 0, 0, 1, 0},
-        {"dgrad: E5M2 x E4M3 to bf16", DTYPE_E5M2, DTYPE_E4M3, DTYPE_BF16, SCALING_DELAYED, 0, 0, 0, 0},
-        {"wgrad: E5M2 x E4M3 added to fp32", DTYPE_E5M2, DTYPE_E4M3, DTYPE_FP32, SCALING_DELAYED, 0, 1, 0, 0},
-        {"E4M3 x E5M2 to bf16, bias", DTYPE_E4M3, DTYPE_E5M2, DTYPE_BF16, SCALING_DELAYED, 1, 0, 1, 0},
-        {"E5M2 x E5M2 added to fp32, emulated", DTYPE_E5M2, DTYPE_E5M2, DTYPE_FP32, SCALING_DELAYED, 0, 1, 0, 0},
-        {"E4M3 x E4M3 to bf16, bias, emulated", DTYPE_E4M3, DTYPE_E4M3, DTYPE_BF16, SCALING_DELAYED, 1, 0, 1, 1},
-        {"rows: E4M3 x E4M3 to bf16, bias, fast sums", DTYPE_E4M3, DTYPE_E4M3, DTYPE_BF16, SCALING_ROWWISE, 1, 0, 1, 0},
-        {"rows: E4M3 x E4M3 added to fp32", DTYPE_E4M3, DTYPE_E4M3, DTYPE_FP32, SCALING_ROWWISE, 0, 1, 0, 0},
-        {"blocks: 1 x 128 by 128 x 128 to bf16, bias", DTYPE_E4M3, DTYPE_E4M3, DTYPE_BF16, SCALING_BLOCK, 2, 0, 1, 0},
-        {"blocks: 1 x 128 by 1 x 128 added to fp32", DTYPE_E4M3, DTYPE_E4M3, DTYPE_FP32, SCALING_BLOCK, 0, 1, 0, 0},
-        {"MX: 1 x 32 to bf16, bias, emulated", DTYPE_E4M3, DTYPE_E4M3, DTYPE_BF16, SCALING_MX, 1, 0, 1, 0},
+        {"fprop: E4M3 x E4M3 to bf16, bias, fast sums",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_BF16,
+         {"delayed", "delayed"},
+         1,
+         0,
+         1,
+         0},
+        {"head: E4M3 x E4M3 to fp32, fast sums",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_FP32,
+         {"delayed", "delayed"},
+         0,
+         0,
+         1,
+         0},
+        {"dgrad: E5M2 x E4M3 to bf16",
+         DTYPE_E5M2,
+         DTYPE_E4M3,
+         DTYPE_BF16,
+         {"delayed", "delayed"},
+         0,
+         0,
+         0,
+         0},
+        {"wgrad: E5M2 x E4M3 added to fp32",
+         DTYPE_E5M2,
+         DTYPE_E4M3,
+         DTYPE_FP32,
+         {"delayed", "delayed"},
+         0,
+         1,
+         0,
+         0},
+        {"E4M3 x E5M2 to bf16, bias",
+         DTYPE_E4M3,
+         DTYPE_E5M2,
+         DTYPE_BF16,
+         {"delayed", "delayed"},
+         1,
+         0,
+         1,
+         0},
+        {"E5M2 x E5M2 added to fp32, emulated",
+         DTYPE_E5M2,
+         DTYPE_E5M2,
+         DTYPE_FP32,
+         {"delayed", "delayed"},
+         0,
+         1,
+         0,
+         0},
+        {"E4M3 x E4M3 to bf16, bias, emulated",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_BF16,
+         {"delayed", "delayed"},
+         1,
+         0,
+         1,
+         1},
+        {"rows: E4M3 x E4M3 to bf16, bias, fast sums",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_BF16,
+         {"rowwise", "rowwise"},
+         1,
+         0,
+         1,
+         0},
+        {"rows: E4M3 x E4M3 added to fp32",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_FP32,
+         {"rowwise", "rowwise"},
+         0,
+         1,
+         0,
+         0},
+        {"blocks: 1 x 128 by 128 x 128 to bf16, bias",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_BF16,
+         {"block=1x128", "block=128x128"},
+         1,
+         0,
+         1,
+         0},
+        {"blocks: 1 x 128 by 1 x 128 added to fp32",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_FP32,
+         {"block=1x128", "block=1x128"},
+         0,
+         1,
+         0,
+         0},
+        {"MX: 1 x 32 to bf16, bias, emulated",
+         DTYPE_E4M3,
+         DTYPE_E4M3,
+         DTYPE_BF16,
+         {"mx", "mx"},
+         1,
+         0,
+         1,
+         0},
     };
     Device<stored_t> a16(M * K), b16(N * K);
     Device<float> sums(M * N);
     emulation.a = a16.p, emulation.b = b16.p, emulation.sums = sums.p;
-    const std::vector<stored_t> host[2] = {stored(normals(M * K, 1)), stored(normals(N * K, 0.1f))}, bias = stored(normals(N, 1));
+    const std::vector<stored_t> host[2] = {stored(normals(M * K, 1)), stored(normals(N * K, 0.1f))},
+                                bias = stored(normals(N, 1));
     const std::vector<float> old = normals(M * N, 1);
     for (auto &k : kinds) {
         const size_t rows[2] = {M, N};
@@ -784,12 +947,7 @@ static void test_products() {
         std::vector<std::function<void()>> drop;
         machine.emulates = k.emulate || machine.sm < 89;
         for (int i = 0; i < 2; i++) {
-            ScalingRecipe r;
-            memset(&r, 0, sizeof(r));
-            r.format = formats[i], r.rule = k.rule, r.history_len = 16, r.use_max = 1, r.power2 = k.rule >= SCALING_ROWWISE;
-            r.across = k.bias == 2 && i == 1 ? 128 : 1, r.along = k.rule == SCALING_ROWWISE ? INT_MAX
-                                                                  : k.rule == SCALING_MX    ? 32
-                                                                                            : 128;
+            const ScalingRecipe r = recipe_of(k.words[i], formats[i]);
             Pair *pair = new Pair(scale_new(r));
             Device<stored_t> x(host[i]);
             Device<uint8_t> *q = new Device<uint8_t>(rows[i] * K);
@@ -801,13 +959,16 @@ static void test_products() {
             const bool blocks = recipe_blocks(&r);
             if (blocks) {
                 quantise_blocks(q->p, inv->p, x.p, rows[i], K, 0, &o, RECORD_NONE, NULL);
-                ref_quantise_blocks(bytes.data(), scales.data(), host[i].data(), rows[i], K, 0, &pair->host, RECORD_NONE);
+                ref_quantise_blocks(bytes.data(), scales.data(), host[i].data(), rows[i], K, 0,
+                                    &pair->host, RECORD_NONE);
             } else {
                 quantise(q->p, NULL, x.p, K, rows[i], K, &o, RECORD_NONE, NULL, NULL);
-                scales[0] = ref_quantise(bytes.data(), host[i].data(), rows[i] * K, &pair->host, RECORD_NONE);
+                scales[0] = ref_quantise(bytes.data(), host[i].data(), rows[i] * K, &pair->host,
+                                         RECORD_NONE);
             }
             m.push_back(operand_bytes(&o, q->p, blocks ? inv->p : NULL, K, rows[i], K));
-            const size_t along = blocks ? MIN((size_t)r.along, K) : K, across = blocks ? (size_t)r.across : rows[i];
+            const size_t along = blocks ? MIN((size_t)r.along, K) : K,
+                         across = blocks ? (size_t)r.across : rows[i];
             for (size_t row = 0; row < rows[i]; row++)
                 for (size_t c = 0; c < K; c++)
                     values[i].push_back(ref_decode(bytes[row * K + c], formats[i]) *
@@ -816,29 +977,37 @@ static void test_products() {
         Device<stored_t> d_bias(bias);
         Device<float> out(old); // of either type
         product_count = 0;      // those of earlier kinds
-        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast}, m[0], m[1], M, N, K);
+        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast}, m[0], m[1], M, N,
+               K);
         bool native = false;
-        for (int i = 0; i < product_count; i++) native = native || (products[i].found && dtype_size[products[i].key.a_dtype] == 1);
-        CHECK(native == !product_emulated(k.a, k.b, k.rule, k.rule), "%s: cuBLASLt %s it", k.name,
-              native ? "computed" : "did not compute");
+        for (int i = 0; i < product_count; i++)
+            native = native || (products[i].found && dtype_size[products[i].key.a_dtype] == 1);
+        CHECK(native == !product_emulated(m[0].dtype, m[1].dtype, m[0].across, m[0].along,
+                                          m[1].across, m[1].along),
+              "%s: cuBLASLt %s it", k.name, native ? "computed" : "did not compute");
         const std::vector<float> raw = out.read();
         std::vector<stored_t> small(M * N);
         memcpy(small.data(), raw.data(), M * N * sizeof(stored_t));
         std::vector<float> want(M * N);
         for (size_t i = 0; i < M; i++)
             for (size_t j = 0; j < N; j++) {
-                double sum = k.accumulate ? old[i * N + j] : k.bias ? float_from_stored(bias[j]) : 0;
-                for (size_t c = 0; c < K; c++) sum += (double)values[0][i * K + c] * values[1][j * K + c];
+                double sum = k.accumulate ? old[i * N + j]
+                             : k.bias     ? float_from_stored(bias[j])
+                                          : 0;
+                for (size_t c = 0; c < K; c++)
+                    sum += (double)values[0][i * K + c] * values[1][j * K + c];
                 want[i * N + j] = (float)sum;
             }
-        check_error(k.name, want, k.out == DTYPE_FP32 ? raw : floats(small), k.out == DTYPE_FP32 ? SUMS8 : 2 * EPSILON);
+        check_error(k.name, want, k.out == DTYPE_FP32 ? raw : floats(small),
+                    k.out == DTYPE_FP32 ? SUMS8 : 2 * EPSILON);
         for (auto &f : drop) f();
     }
     machine.emulates = machine.sm < 89, emulation = {};
 }
 #endif
 
-// ---- cuDNN's attention, of the shapes that it takes, against the C file; and whose attention a resume has
+// ---- cuDNN's attention, of the shapes that it takes, against the C file; and whose attention a
+// resume has
 #ifdef USES_CUDNN
 static void test_cudnn() {
     char by[64];
@@ -851,7 +1020,8 @@ static void test_cudnn() {
 #else
     const int large = 1024; // differences from run to run show in large shapes
 #endif
-    const int shapes[][4] = {{2, 128, 64, 3}, {large / 128, large, 64, 6}, {2, 256, 128, 2}, {3, 80, 32, 3}};
+    const int shapes[][4] = {
+        {2, 128, 64, 3}, {large / 128, large, 64, 6}, {2, 256, 128, 2}, {3, 80, 32, 3}};
     for (auto &s : shapes) {
         const int B = s[0], T = s[1], hs = s[2], NH = s[3], C = NH * hs;
         const size_t n = (size_t)B * T * C;
@@ -862,7 +1032,8 @@ static void test_cudnn() {
             continue;
         }
         taken++, cudnn_begin();
-        const std::vector<stored_t> qkv = stored(normals(3 * n, 1.5f)), dout = stored(normals(n, 1));
+        const std::vector<stored_t> qkv = stored(normals(3 * n, 1.5f)),
+                                    dout = stored(normals(n, 1));
         std::vector<stored_t> want(n), want_d(3 * n);
         ref_begin(T, hs);
         ref_attention_forward(want.data(), qkv.data(), B, T, 0, C, NH);
@@ -880,8 +1051,9 @@ static void test_cudnn() {
         check_error(name, floats(want_d), floats(d_dqkv.read()), 3 * ROUNDED);
         check_same("cuDNN's gradients, twice", d_dqkv.read(), again.read());
 #if IS_FP8
-        Fp8Scale scale = scale_new(recipes_all()[0].r); // from a graph, with the bytes of its output
-        scale.scale = 300, scale.history_count = 1;
+        Fp8Scale scale =
+            scale_new(recipes_all()[0].r); // from a graph, with the bytes of its output
+        scale.scale = 300, scale.steps = 1;
         Pair pair(scale);
         Device<uint8_t> q(round_up((size_t)B * T, 16) * C);
         const Operand o = pair.operand();
@@ -912,42 +1084,52 @@ static void test_cudnn() {
 #ifdef CUDA_ON_CPU
     unsetenv("CUDA_ON_CPU_CUDNN");
 #endif
-    CHECK(taken == (version > 91500 ? 4 : 3) || !fe::cudnn_dlhandle, "cuDNN is here, and took %d of 4 shapes", taken);
+    CHECK(taken == (version > 91500 ? 4 : 3) || !fe::cudnn_dlhandle,
+          "cuDNN is here, and took %d of 4 shapes", taken);
     printf("ok   cuDNN took %d of 4 shapes\n", taken);
 }
 #endif
 
 static void test_optimiser() {
     const size_t n = 3 * CHUNK + 1000;
-    std::vector<float> w = normals(n, 1), m = normals(n, 0.01f), v = normals(n, 0.01f), grad = normals(n, 1);
+    std::vector<float> w = normals(n, 1), m = normals(n, 0.01f), v = normals(n, 0.01f),
+                       grad = normals(n, 1);
     for (float &x : v) x *= x;
     grad[7] = 0, grad[8] = 1e-30f, v[8] = 0, m[9] = 0, v[9] = 0;
     Device<float> d_w(w), d_m(m), d_v(v), d_grad(grad), sums(n / CHUNK + 1);
     StepInputs in = {};
-    in.lr = 1e-3f, in.beta1 = 0.9f, in.beta2 = 0.95f, in.eps = 1e-8f, in.weight_decay = 0.1f, in.grad_clip = 1, in.loss_scale = 4;
-    in.correct1 = (float)(1.0 / (1.0 - power_int(in.beta1, 3))), in.correct2 = (float)(1.0 / (1.0 - power_int(in.beta2, 3)));
+    in.lr = 1e-3f, in.beta1 = 0.9f, in.beta2 = 0.95f, in.eps = 1e-8f, in.weight_decay = 0.1f,
+    in.grad_clip = 1, in.loss_scale = 4;
+    in.correct1 = (float)(1.0 / (1.0 - power_int(in.beta1, 3))),
+    in.correct2 = (float)(1.0 / (1.0 - power_int(in.beta2, 3)));
     Device<StepInputs> d_in(std::vector<StepInputs>{in});
     Device<StepResults> results(std::vector<StepResults>{StepResults()});
     gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
     const StepResults found = results.read()[0];
     const double norm = ref_gradient_norm(grad.data(), n, 0.25f);
-    CHECK(fabs(found.norm / norm - 1) < 1e-12, "gradient norm %.17g, expected %.17g", found.norm, norm);
-    CHECK(found.update_scale == (float)(1 / norm / 4), "clipping: the gradient is multiplied by %.9g, expected %.9g",
-          found.update_scale, 1 / norm / 4);
-    for (double clip : {0.7 * norm, 1.4 * norm, 0.0}) { // above the norm it changes nothing, 0 is off
+    CHECK(fabs(found.norm / norm - 1) < 1e-12, "gradient norm %.17g, expected %.17g", found.norm,
+          norm);
+    CHECK(found.update_scale == (float)(1 / norm / 4),
+          "clipping: the gradient is multiplied by %.9g, expected %.9g", found.update_scale,
+          1 / norm / 4);
+    for (double clip :
+         {0.7 * norm, 1.4 * norm, 0.0}) { // above the norm it changes nothing, 0 is off
         in.grad_clip = clip, d_in.write({in});
         gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
-        const float want = (float)((clip > 0 && clip < norm ? clip / norm : 1) / 4), got = results.read()[0].update_scale;
-        CHECK(fabsf(got / want - 1) < 1e-6f, "clipping to %g of %g: the gradient is multiplied by %.9g, expected %.9g", clip, norm,
+        const float want = (float)((clip > 0 && clip < norm ? clip / norm : 1) / 4),
+                    got = results.read()[0].update_scale;
+        CHECK(fabsf(got / want - 1) < 1e-6f,
+              "clipping to %g of %g: the gradient is multiplied by %.9g, expected %.9g", clip, norm,
               got, want);
     }
     in.grad_clip = 1, d_in.write({in});
     gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
     Gpt g;
     memset(&g, 0, sizeof(g));
-    for (int id = 0; id < NPARAM; id++) g.params[id] = {"w", id == 0 ? (size_t)1 : 0, n, 1, 1, 0, 0, id == 0 ? 0 : n};
-    g.param_count = n, g.master = d_w.p, g.m = d_m.p, g.v = d_v.p, g.grad = d_grad.p, g.step_inputs = d_in.p,
-    g.step_results = results.p;
+    for (int id = 0; id < NPARAM; id++)
+        g.params[id] = {"w", id == 0 ? (size_t)1 : 0, n, 1, 1, 0, 0, id == 0 ? 0 : n};
+    g.param_count = n, g.master = d_w.p, g.m = d_m.p, g.v = d_v.p, g.grad = d_grad.p,
+    g.step_inputs = d_in.p, g.step_results = results.p;
     adamw_update(&g);
     const float hyper[5] = {in.lr, in.beta1, in.beta2, in.eps, in.weight_decay};
     ref_adamw(w.data(), m.data(), v.data(), grad.data(), n, hyper, found.update_scale, 3);
@@ -957,7 +1139,8 @@ static void test_optimiser() {
     for (float bad : {NAN, INFINITY}) { // a gradient that is not finite reaches no weight
         grad[n - 3] = bad, d_grad.write(grad);
         gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
-        CHECK(results.read()[0].update_scale == 0, "a gradient of %g: multiplied by %g", bad, results.read()[0].update_scale);
+        CHECK(results.read()[0].update_scale == 0, "a gradient of %g: multiplied by %g", bad,
+              results.read()[0].update_scale);
         adamw_update(&g);
         check_same("AdamW skips", w, d_w.read());
     }
@@ -965,7 +1148,8 @@ static void test_optimiser() {
         for (long step = 0; step < 40; step++) {
             const float a = ref_schedule_lr(kind, 0.01f, 0.1f, step, 5, 40),
                         b = schedule_lr((Schedule)kind, 0.01f, 0.1f, step, 5, 40);
-            CHECK(float_bits(a) == float_bits(b), "learning rate of step %ld, schedule %d: %g, expected %g", step, kind, b, a);
+            CHECK(float_bits(a) == float_bits(b),
+                  "learning rate of step %ld, schedule %d: %g, expected %g", step, kind, b, a);
         }
     printf("ok   gradient norm, clipping, AdamW, schedules: same bits\n");
 }
@@ -998,7 +1182,8 @@ static void gpt_free(Gpt *g) { // and the products, whose shapes were this model
     memset(g, 0, sizeof(*g));
     for (int i = 0; i < product_count; i++) {
         cublasLtMatmulDescDestroy(products[i].desc);
-        for (cublasLtMatrixLayout_t m : {products[i].a, products[i].b, products[i].out}) cublasLtMatrixLayoutDestroy(m);
+        for (cublasLtMatrixLayout_t m : {products[i].a, products[i].b, products[i].out})
+            cublasLtMatrixLayoutDestroy(m);
     }
     product_count = 0;
 }
@@ -1008,12 +1193,12 @@ struct Both {
     std::vector<int> tokens, targets;
     explicit Both(const std::string &options) {
         memset(&r, 0, sizeof(r));
-        std::vector<std::string> words =
-            words_of("test -i " + text_path() + " --layers 2 --heads 2 --channels 64 -t 24 -b 2 " + options);
+        std::vector<std::string> words = words_of(
+            "test -i " + text_path() + " --layers 2 --heads 2 --channels 64 -t 24 -b 2 " + options);
         std::vector<char *> argv = argv_of(words);
         ref = ref_gpt_new((int)words.size(), argv.data(), 256);
         r.o = options_parse((int)words.size(), argv.data(), r.given);
-        options_recipes(&r.o, r.given, &r.g);
+        options_recipes(&r.o, &r.g);
         r.g.config = options_config(&r.o, options_depth(&r.o), 256);
         options_bf16(&r.o, &r.g);
         r.g.B = (int)r.o.batch, r.g.training = 1, r.g.recompute = (int)r.o.recompute;
@@ -1029,7 +1214,8 @@ struct Both {
     ~Both() {
         device_wait();
         graphs_drop(&r.g.host), gpt_free(&r.g), ref_gpt_free(ref);
-        for (int i = 0; i < 2; i++) cudaFreeHost(r.g.host.inputs[i]), cudaEventDestroy(r.g.host.sent[i]);
+        for (int i = 0; i < 2; i++)
+            cudaFreeHost(r.g.host.inputs[i]), cudaEventDestroy(r.g.host.sent[i]);
         cudaFreeHost(r.g.host.inputs_of_step), cudaFreeHost(r.g.host.results), free(r.g.host.seen);
     }
     double step_cuda(long step) {
@@ -1045,16 +1231,19 @@ struct Both {
         double loss = 0;
         memset(grad, 0, bytes);
         for (int micro = 0; micro < micro_steps; micro++) {
-            ref_batch(r.o.train, T, (uint64_t)r.o.data_seed, (uint64_t)(step * micro_steps + micro) * B, tokens.data(),
-                      targets.data(), B);
-            loss +=
-                ref_gpt_forward(ref, tokens.data(), targets.data(), B, T, scale / (float)r.o.total_batch) / (double)r.o.total_batch;
+            ref_batch(r.o.train, T, (uint64_t)r.o.data_seed,
+                      (uint64_t)(step * micro_steps + micro) * B, tokens.data(), targets.data(), B);
+            loss += ref_gpt_forward(ref, tokens.data(), targets.data(), B, T,
+                                    scale / (float)r.o.total_batch) /
+                    (double)r.o.total_batch;
             ref_gpt_backward(ref, tokens.data(), B, T);
         }
         *norm = ref_gradient_norm(grad, bytes / 4, 1 / scale);
         ref_gpt_advance(ref);
-        const float lr = ref_schedule_lr((int)r.o.schedule, (float)r.o.lr, (float)r.o.final_lr, step, r.o.warmup, r.o.steps);
-        const float hyper[5] = {lr, (float)r.o.beta1, (float)r.o.beta2, (float)r.o.eps, (float)r.o.weight_decay};
+        const float lr = ref_schedule_lr((int)r.o.schedule, (float)r.o.lr, (float)r.o.final_lr,
+                                         step, r.o.warmup, r.o.steps);
+        const float hyper[5] = {lr, (float)r.o.beta1, (float)r.o.beta2, (float)r.o.eps,
+                                (float)r.o.weight_decay};
         const double clip = r.o.grad_clip > 0 && *norm > r.o.grad_clip ? r.o.grad_clip / *norm : 1;
         ref_gpt_adamw(ref, hyper, (float)(clip / scale), step + 1);
         return loss;
@@ -1071,8 +1260,9 @@ struct Both {
     }
 };
 #if IS_FP8
-// Whether steps run as they should: from the second on as graphs, in which one tensor a layer (attention's output, turned) and the
-// head's input are quantised apart from the kernels that make them; those that record SQNR neither.
+// Whether steps run as they should: from the second on as graphs, in which one tensor a layer
+// (attention's output, turned) and the head's input are quantised apart from the kernels that make
+// them; those that record SQNR neither.
 static void test_steps() {
     struct {
         const char *options;
@@ -1081,11 +1271,14 @@ static void test_steps() {
     for (auto &c : all) {
         Both b(c.options);
         for (int step = 0; step < 5; step++)
-            b.r.g.record = b.r.g.record_weights = step == 3 ? RECORD_SQNR : RECORD_STATS, b.step_cuda(step);
+            b.r.g.record = b.r.g.record_weights = step == 3 ? RECORD_SQNR : RECORD_STATS,
+            b.step_cuda(step);
         CHECK(b.r.g.host.graph_steps == 3 && b.r.g.host.graph_passes == c.passes,
-              "'%s': %ld of 5 steps are graphs, expected 3; with %ld separate quantising passes, expected %ld", c.options,
-              b.r.g.host.graph_steps, b.r.g.host.graph_passes, c.passes);
-        for (long step = 1; step <= 400; step++) { // the default options: SQNR at every 100th step and the last, nowhere else
+              "'%s': %ld of 5 steps are graphs, expected 3; with %ld separate quantising passes, "
+              "expected %ld",
+              c.options, b.r.g.host.graph_steps, b.r.g.host.graph_passes, c.passes);
+        for (long step = 1; step <= 400;
+             step++) { // the default options: SQNR at every 100th step and the last, nowhere else
             b.r.o.steps = 399;
             CHECK((step_record(&b.r.o, step) == RECORD_SQNR) == (step % 100 == 0 || step == 399),
                   "step %ld records SQNR, or does not", step);
@@ -1095,11 +1288,13 @@ static void test_steps() {
 }
 #endif
 
-// How far the gradient of each tensor may lie from the C file's. In FP8 an amax that rounds the other way gives a tensor another
-// scale, and all its bytes other roundings, whose noise is spacing / sqrt 12 each: 2^-3 in E4M3, 2^-2 in E5M2, as dy is. Mostly
-// they are the same bytes, so that half of all command lines have to be much nearer.
+// How far the gradient of each tensor may lie from the C file's. In FP8 an amax that rounds the
+// other way gives a tensor another scale, and all its bytes other roundings, whose noise is spacing
+// / sqrt 12 each: 2^-3 in E4M3, 2^-2 in E5M2, as dy is. Mostly they are the same bytes, so that
+// half of all command lines have to be much nearer.
 static double gradient_tolerance(const Run &r) {
-    const bool wide = IS_FP8 && (r.g.recipes[0].format == DTYPE_E5M2 || r.g.recipes[1].format == DTYPE_E5M2);
+    const bool wide =
+        IS_FP8 && (r.g.recipes[0].format == DTYPE_E5M2 || r.g.recipes[1].format == DTYPE_E5M2);
     if (IS_FP8) return wide ? 0.12 : 0.06;
     return PRECISION == PRECISION_FP32 ? 2e-5 : 4 * EPSILON;
 }
@@ -1124,12 +1319,16 @@ static void compare_gradients(Both &b, const char *options, bool must_differ) {
     }
     const double allowed = gradient_tolerance(b.r);
     if (must_differ) {
-        CHECK(worst > allowed, "a fault that must show: gradients of another batch (error %.3g, allowed %.3g)", worst, allowed);
+        CHECK(worst > allowed,
+              "a fault that must show: gradients of another batch (error %.3g, allowed %.3g)",
+              worst, allowed);
         return;
     }
     gradient_errors.push_back(worst);
-    CHECK(worst <= allowed, "gradients of '%s': error %.3g in %s, allowed %.3g", options, worst, where, allowed);
-    printf("ok   gradients: %-34s error %.2e in %s (allowed %.2e)\n", *options ? options : "(no option)", worst, where, allowed);
+    CHECK(worst <= allowed, "gradients of '%s': error %.3g in %s, allowed %.3g", options, worst,
+          where, allowed);
+    printf("ok   gradients: %-34s error %.2e in %s (allowed %.2e)\n",
+           *options ? options : "(no option)", worst, where, allowed);
 }
 static void test_model() {
     static const char *const all[] = {
@@ -1181,27 +1380,35 @@ static void test_model() {
             double norm;
             const float scale = b.r.g.loss_scaling[0];
             const double ours = b.step_cuda(step), want = b.step_ref(step, scale, &norm);
-            const double allowed = PRECISION == PRECISION_FP32 ? 1e-5 : IS_FP8 ? 0.2 * NEAR : 1e-3; // of the loss, in nats
-            CHECK(fabs(ours - want) <= allowed, "'%s': loss %.7f, expected %.7f", options, ours, want);
+            const double allowed = PRECISION == PRECISION_FP32 ? 1e-5
+                                   : IS_FP8                    ? 0.2 * NEAR
+                                                               : 1e-3; // of the loss, in nats
+            CHECK(fabs(ours - want) <= allowed, "'%s': loss %.7f, expected %.7f", options, ours,
+                  want);
             if (step == 0) compare_gradients(b, options, false);
 #if IS_FP8
             gpt_scales_read(&b.r.g);
             int count;
             const Fp8Scale *s = (const Fp8Scale *)ref_gpt_scales(b.ref, &count);
-            CHECK(count == b.r.g.scale_count, "'%s': %d scales, expected %d", options, b.r.g.scale_count, count);
+            CHECK(count == b.r.g.scale_count, "'%s': %d scales, expected %d", options,
+                  b.r.g.scale_count, count);
             for (int i = 0; i < count; i++) {
                 const Fp8Scale *o = &b.r.g.scales[i];
                 char name[32];
                 const int layer = scale_name(&b.r.g, i, name);
-                CHECK(o->logged.count == s[i].logged.count, "'%s', step %d: %d %s counts %llu elements, expected %llu", options,
-                      step, layer, name, (unsigned long long)o->logged.count, (unsigned long long)s[i].logged.count);
-                CHECK(o->history_count == s[i].history_count && o->history_next == s[i].history_next,
-                      "'%s': %d %s: history %d, expected %d", options, layer, name, o->history_count, s[i].history_count);
+                CHECK(o->logged.count == s[i].logged.count,
+                      "'%s', step %d: %d %s counts %llu elements, expected %llu", options, step,
+                      layer, name, (unsigned long long)o->logged.count,
+                      (unsigned long long)s[i].logged.count);
+                CHECK(o->steps == s[i].steps, "'%s': %d %s: %ld steps, expected %ld", options,
+                      layer, name, (long)o->steps, (long)s[i].steps);
                 if (step > 0 || s[i].logged.count == 0) continue;
                 const float a = bits_float(o->logged.amax_bits),
                             c = bits_float(s[i].logged.amax_bits); // weights and data are the same
-                CHECK(fabs(a / c - 1) < 0.06, "'%s': %d %s: amax %g, expected %g", options, layer, name, a, c);
-                CHECK(i % NOPERAND != OPERAND_W || (a == c && o->scale == s[i].scale && o->logged.flushed == s[i].logged.flushed),
+                CHECK(fabs(a / c - 1) < 0.06, "'%s': %d %s: amax %g, expected %g", options, layer,
+                      name, a, c);
+                CHECK(i % NOPERAND != OPERAND_W || (a == c && o->scale == s[i].scale &&
+                                                    o->logged.flushed == s[i].logged.flushed),
                       "'%s': %d %s: a weight's scale or statistics differ", options, layer, name);
             }
 #endif
@@ -1213,7 +1420,8 @@ static void test_model() {
     }
     std::sort(gradient_errors.begin(), gradient_errors.end());
     const double median = gradient_errors[gradient_errors.size() / 2];
-    CHECK(!IS_FP8 || median < NEAR, "gradients: the median of the errors is %g, expected less than %g", median, NEAR);
+    CHECK(!IS_FP8 || median < NEAR,
+          "gradients: the median of the errors is %g, expected less than %g", median, NEAR);
 #if IS_FP8
     machine.emulates = 0;
 #endif
@@ -1224,13 +1432,14 @@ static uint64_t fingerprint_of(const std::string &options) {
     for (int step = 0; step < 3; step++) b.step_cuda(step);
     const Gpt *g = &b.r.g;
     uint64_t h = 0;
-    for (const float *p : {g->master, g->m, g->v}) h = checksum(h, b.cuda_floats(p).data(), g->param_count * 4);
+    for (const float *p : {g->master, g->m, g->v})
+        h = checksum(h, b.cuda_floats(p).data(), g->param_count * 4);
     gpt_scales_read(&b.r.g);
     for (int i = 0; i < g->scale_count; i++) {
         const Fp8Scale *s = &g->scales[i];
         h = checksum(h, &s->scale, 4), h = checksum(h, s->amax_history, sizeof(s->amax_history));
-        for (uint64_t n :
-             {(uint64_t)s->logged.amax_bits, s->logged.saturated, s->logged.flushed, s->logged.nonfinite, s->logged.count})
+        for (uint64_t n : {(uint64_t)s->logged.amax_bits, s->logged.saturated, s->logged.flushed,
+                           s->logged.nonfinite, s->logged.count})
             h = checksum(h, &n, 8);
     }
     return h;
@@ -1254,13 +1463,17 @@ static void test_bits() {
             order_set(i);
             const uint64_t h = fingerprint_of(emulates ? "" : options);
             if (i == 0) first = h;
-            CHECK(h == first, "'%s': other bits in another order of blocks and threads (%d)", options, i);
+            CHECK(h == first, "'%s': other bits in another order of blocks and threads (%d)",
+                  options, i);
         }
         order_set(0);
         if (options == all[0]) {
-            CHECK(fingerprint_of(std::string(options) + " --recompute 1") == first, "other bits with --recompute");
-            CHECK(fingerprint_of(std::string(options) + " --seed 2") != first, "a fault that must show: another seed");
-            CHECK(fingerprint_of(std::string(options) + " --data-seed 2") != first, "a fault that must show: other data");
+            CHECK(fingerprint_of(std::string(options) + " --recompute 1") == first,
+                  "other bits with --recompute");
+            CHECK(fingerprint_of(std::string(options) + " --seed 2") != first,
+                  "a fault that must show: another seed");
+            CHECK(fingerprint_of(std::string(options) + " --data-seed 2") != first,
+                  "a fault that must show: other data");
         }
         printf("ok   same bits in %d orders: '%s'\n", ORDERS, options);
     }
@@ -1269,16 +1482,19 @@ static void test_bits() {
 #endif
 }
 
-// What run_write() writes with its cache, and the loss without gradients. Here a token's text is its number in hexadecimal.
+// What run_write() writes with its cache, and the loss without gradients. Here a token's text is
+// its number in hexadecimal.
 static void test_generate() {
     Both b("--temperature 0");
-    const std::string path = scratch + "/written.txt", prompt = "6161"; // two tokens behind the separator
+    const std::string path = scratch + "/written.txt",
+                      prompt = "6161"; // two tokens behind the separator
     std::vector<std::string> texts(b.r.g.config.V);
     std::vector<const unsigned char *> text(texts.size());
     for (size_t i = 0; i < texts.size(); i++) {
         char hex[3];
         snprintf(hex, sizeof(hex), "%02x", (unsigned)i);
-        texts[i] = std::string(1, '\2') + hex, text[i] = (const unsigned char *)texts[i].c_str() + 1;
+        texts[i] = std::string(1, '\2') + hex,
+        text[i] = (const unsigned char *)texts[i].c_str() + 1;
     }
     b.r.tokenizer = {b.r.g.config.V, '\n', text.data()};
     for (int step = 0; step < 2; step++) b.step_cuda(step);
@@ -1291,10 +1507,12 @@ static void test_generate() {
     char *out = text_read(path.c_str());
     std::vector<int> written;
     unsigned token_found;
-    for (const char *at = out + prompt.size(); sscanf(at, "%2x", &token_found) == 1; at += 2) written.push_back((int)token_found);
+    for (const char *at = out + prompt.size(); sscanf(at, "%2x", &token_found) == 1; at += 2)
+        written.push_back((int)token_found);
     free(out);
     CHECK(written.size() == 40, "%zu tokens were written", written.size());
-    // each of the first tokens is the likeliest after the ones before, by a forward pass without a cache
+    // each of the first tokens is the likeliest after the ones before, by a forward pass without a
+    // cache
     std::vector<int> all(b.r.g.config.T, 'a'), targets(all.size(), 0);
     all[0] = '\n';
     size_t agree = 0, asked = 0;
@@ -1304,7 +1522,8 @@ static void test_generate() {
         int token = -1;
         std::vector<float> logits(b.r.g.config.Vp);
         gpt_loss(&b.r.g, all.data(), targets.data(), 1, n);
-        device_read(logits.data(), b.r.g.logits + (size_t)(n - 1) * b.r.g.config.Vp, logits.size() * 4);
+        device_read(logits.data(), b.r.g.logits + (size_t)(n - 1) * b.r.g.config.Vp,
+                    logits.size() * 4);
         for (int t = 0; t < b.r.g.config.V; t++)
             if (-logits[t] < best) best = -logits[t], token = t;
         agree += token == written[n - 3], asked++;
@@ -1318,9 +1537,10 @@ static void test_generate() {
 
 // ---- whole runs, by calling this program again
 static std::string self_path;
-static int run_as(const char *who, const std::string &arguments, const std::string &environment = "") {
-    const std::string command = "cd '" + scratch + "' && OMP_NUM_THREADS=1 " + environment + " '" + self_path + "' --as-" + who +
-                                " " + arguments + " > out.txt 2>&1";
+static int run_as(const char *who, const std::string &arguments,
+                  const std::string &environment = "") {
+    const std::string command = "cd '" + scratch + "' && OMP_NUM_THREADS=1 " + environment + " '" +
+                                self_path + "' --as-" + who + " " + arguments + " > out.txt 2>&1";
     const int status = system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
@@ -1331,11 +1551,14 @@ static std::string output_text() {
     return s;
 }
 static void shell(const std::string &command) {
-    if (system(("cd '" + scratch + "' && " + command).c_str()) != 0) CHECK(0, "%s", command.c_str());
+    if (system(("cd '" + scratch + "' && " + command).c_str()) != 0)
+        CHECK(0, "%s", command.c_str());
 }
-static void run_well(const char *who, const std::string &arguments, const std::string &environment = "") {
+static void run_well(const char *who, const std::string &arguments,
+                     const std::string &environment = "") {
     const int status = run_as(who, arguments, environment);
-    CHECK(status == 0, "%s %s: exit status %d: %s", who, arguments.c_str(), status, output_text().c_str());
+    CHECK(status == 0, "%s %s: exit status %d: %s", who, arguments.c_str(), status,
+          output_text().c_str());
 }
 static bool files_same(const std::string &a, const std::string &b) {
     return system(("cmp -s '" + scratch + "/" + a + "' '" + scratch + "/" + b + "'").c_str()) == 0;
@@ -1353,7 +1576,8 @@ static std::vector<double> log_column(const std::string &dir, int column) {
 }
 #define SHAPE "-i text.txt --layers 2 --heads 2 --channels 64 -t 32 -b 2 -s 0 "
 
-static double log_distance(const std::vector<double> &a, const std::vector<double> &b) { // mean over the steps
+static double log_distance(const std::vector<double> &a,
+                           const std::vector<double> &b) { // mean over the steps
     double sum = 0;
     for (size_t i = 0; i < a.size() && i < b.size(); i++) sum += fabs(a[i] - b[i]);
     return a.size() == b.size() && !a.empty() ? sum / (double)a.size() : 1e30;
@@ -1368,12 +1592,16 @@ static void test_losses() {
     }
     run_well("cuda", run + "-o loss_cuda");
     const std::vector<double> ours = log_column("loss_cuda", 2);
-    double spread = 0; // of the C file's precisions; five times as much is a tenth of what another learning rate makes
-    for (int p = 0; p < 4; p++) spread = MAX(spread, 5 * log_distance(theirs[p], theirs[PRECISION]));
+    double spread = 0; // of the C file's precisions; five times as much is a tenth of what another
+                       // learning rate makes
+    for (int p = 0; p < 4; p++)
+        spread = MAX(spread, 5 * log_distance(theirs[p], theirs[PRECISION]));
     const double distance = log_distance(ours, theirs[PRECISION]);
-    CHECK(distance <= spread && ours.size() == 20, "20 steps: %g nats from the C file, at most %g expected", distance, spread);
-    printf("ok   20 steps: mean distance to the C file %.5f nats (allowed %.5f, five times that of its precisions)\n", distance,
-           spread);
+    CHECK(distance <= spread && ours.size() == 20,
+          "20 steps: %g nats from the C file, at most %g expected", distance, spread);
+    printf("ok   20 steps: mean distance to the C file %.5f nats (allowed %.5f, five times that of "
+           "its precisions)\n",
+           distance, spread);
     run_well("cuda", run + "-o loss_other --lr 0.003");
     const double other = log_distance(log_column("loss_other", 2), theirs[PRECISION]);
     CHECK(other > 5 * spread, "a fault that must show: another learning rate makes %g nats", other);
@@ -1384,23 +1612,29 @@ static void test_runs() {
     const std::string six = "/model_00000006.bin", state = "/state_00000006.bin";
     run_well("cuda", run + "-o straight");
     run_well("cuda", run + "-o again");
-    CHECK(files_same("straight" + six, "again" + six) && files_same("straight" + state, "again" + state), "two runs differ");
+    CHECK(files_same("straight" + six, "again" + six) &&
+              files_same("straight" + state, "again" + state),
+          "two runs differ");
 #ifdef CUDA_ON_CPU
     for (const char *order : orders) {
         const std::string dir = std::string("order_") + order;
         run_well("cuda", run + "-o " + dir, std::string("CUDA_ON_CPU_ORDER=") + order);
-        CHECK(files_same("straight" + six, dir + six) && files_same("straight" + state, dir + state), "order %s differs", order);
+        CHECK(files_same("straight" + six, dir + six) &&
+                  files_same("straight" + state, dir + state),
+              "order %s differs", order);
     }
 #endif
     // stopped after 2 and after 4 steps and resumed: the same bits, and the same log but for times
     for (int stop = 2; stop <= 4; stop += 2) {
-        shell(stop == 2 ? "rm -rf part; cp -r straight part; rm part/DONE_00000004 part/DONE_00000006"
-                        : "rm -rf part; cp -r straight part; rm part/DONE_00000006");
+        shell(stop == 2
+                  ? "rm -rf part; cp -r straight part; rm part/DONE_00000004 part/DONE_00000006"
+                  : "rm -rf part; cp -r straight part; rm part/DONE_00000006");
         run_well("cuda", "-y -o part");
-        CHECK(files_same("straight" + six, "part" + six) && files_same("straight" + state, "part" + state),
+        CHECK(files_same("straight" + six, "part" + six) &&
+                  files_same("straight" + state, "part" + state),
               "a resume after step %d differs", stop);
-        shell(
-            "cut -f 1-7 straight/log.tsv | grep -v '^#' > a.tsv; cut -f 1-7 part/log.tsv | grep -v '^#' > b.tsv; cmp a.tsv b.tsv");
+        shell("cut -f 1-7 straight/log.tsv | grep -v '^#' > a.tsv; cut -f 1-7 part/log.tsv | grep "
+              "-v '^#' > b.tsv; cmp a.tsv b.tsv");
     }
     // GPU -> CPU -> GPU: two steps here, two by the C file, two here
     shell("rm -rf there; cp -r straight there; rm there/DONE_00000004 there/DONE_00000006");
@@ -1408,11 +1642,13 @@ static void test_runs() {
     shell("cmp straight/model_00000002.bin there/model_00000002.bin && rm there/DONE_00000006");
     run_well("cuda", "-y -o there");
     const std::vector<double> a = log_column("straight", 2), b = log_column("there", 2);
-    CHECK(log_distance(a, b) < 0.02 && a.size() == 6, "GPU, CPU, GPU: losses differ by %g", log_distance(a, b));
+    CHECK(log_distance(a, b) < 0.02 && a.size() == 6, "GPU, CPU, GPU: losses differ by %g",
+          log_distance(a, b));
     run_well("ref", run + "-o theirs"); // and one that began there
     shell("rm theirs/DONE_00000004 theirs/DONE_00000006");
     run_well("cuda", "-y -o theirs");
-    CHECK(log_distance(log_column("theirs", 2), a) < 0.02, "a run that the C file began: losses differ by %g",
+    CHECK(log_distance(log_column("theirs", 2), a) < 0.02,
+          "a run that the C file began: losses differ by %g",
           log_distance(log_column("theirs", 2), a));
     // a checkpoint of the C file, loaded and saved: every byte as it was
     {
@@ -1435,7 +1671,8 @@ static void test_runs() {
         directory_make(to.path), to.fd = directory_lock(to.path);
         checkpoint_save(&other.r.g, &to, &progress, f.options, 0);
         CHECK(files_same("whole" + six, "copy" + six), "a model that was loaded and saved differs");
-        // the state: every section, but the statistics of the step under way and kept_inv, which are made again with the weights
+        // the state: every section, but the statistics of the step under way and kept_inv, which
+        // are made again with the weights
         StateFile copy;
         memset(&copy, 0, sizeof(copy));
         snprintf(copy.path, sizeof(copy.path), "%s/copy/state_00000006.bin", scratch.c_str());
@@ -1443,35 +1680,45 @@ static void test_runs() {
         for (int i = 0; i < SECTIONS; i++) {
             const size_t bytes = f.header[i].bytes;
             std::vector<uint8_t> a(bytes), b(copy.header[i].bytes);
-            file_read(&f.file, f.at[i], a.data(), a.size()), file_read(&copy.file, copy.at[i], b.data(), b.size());
-            for (size_t k = 0; i == SECTION_SCALES && k + sizeof(Fp8Scale) <= MIN(a.size(), b.size()); k += sizeof(Fp8Scale)) {
+            file_read(&f.file, f.at[i], a.data(), a.size()),
+                file_read(&copy.file, copy.at[i], b.data(), b.size());
+            for (size_t k = 0;
+                 i == SECTION_SCALES && k + sizeof(Fp8Scale) <= MIN(a.size(), b.size());
+                 k += sizeof(Fp8Scale)) {
                 memset(&a[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
                 memset(&b[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
                 memset(&a[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
                 memset(&b[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
             }
-            CHECK(same(a, b), "section %s of a state that was loaded and saved differs", f.header[i].name);
+            CHECK(same(a, b), "section %s of a state that was loaded and saved differs",
+                  f.header[i].name);
         }
         printf("ok   a checkpoint loaded and saved: the same\n");
     }
     // damage is refused
-    shell("rm -rf broken; cp -r straight broken; printf x | dd of=broken/state_00000006.bin bs=1 seek=3000 conv=notrunc 2> dd.txt");
-    CHECK(run_as("cuda", "-y -o broken") == EXIT_BAD_INPUT && output_text().find("damaged") != std::string::npos,
+    shell("rm -rf broken; cp -r straight broken; printf x | dd of=broken/state_00000006.bin bs=1 "
+          "seek=3000 conv=notrunc 2> dd.txt");
+    CHECK(run_as("cuda", "-y -o broken") == EXIT_BAD_INPUT &&
+              output_text().find("damaged") != std::string::npos,
           "a damaged state: %s", output_text().c_str());
-    printf("ok   runs: same bits again, in every order, across a resume; checkpoints go to the C file and back\n");
+    printf("ok   runs: same bits again, in every order, across a resume; checkpoints go to the C "
+           "file and back\n");
 }
 
 // Whose attention a run has stays with it, unless a resume asks for another.
 #if PRECISION != PRECISION_FP32 && defined(CUDA_ON_CPU)
 #define CUDNN "CUDA_ON_CPU_CUDNN=91600"
 static void test_attention_by() {
-    const std::string run = SHAPE "-x 4 -v 2 -m 2 -n 2 --keep 0 -u 2 ", four = "/model_00000004.bin";
+    const std::string run = SHAPE "-x 4 -v 2 -m 2 -n 2 --keep 0 -u 2 ",
+                      four = "/model_00000004.bin";
     run_well("cuda", run + "-o by_own");
     run_well("cuda", run + "-o by_cudnn", CUDNN);
     run_well("cuda", run + "-o by_again", CUDNN);
-    CHECK(files_same("by_cudnn" + four, "by_again" + four) && !files_same("by_cudnn" + four, "by_own" + four),
+    CHECK(files_same("by_cudnn" + four, "by_again" + four) &&
+              !files_same("by_cudnn" + four, "by_own" + four),
           "two runs with cuDNN differ, or are ours");
-    CHECK(log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)) < 0.02, "losses with cuDNN are %g from those without",
+    CHECK(log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)) < 0.02,
+          "losses with cuDNN are %g from those without",
           log_distance(log_column("by_own", 2), log_column("by_cudnn", 2)));
     run_well("cuda", run + "--attention cudnn -o by_asked", CUDNN);
     run_well("ref", run + "-o by_cpu");
@@ -1481,7 +1728,8 @@ static void test_attention_by() {
         const std::string text = output_text();
         sscanf(text.c_str() + text.find("(planned "), "(planned %lf", &planned[i]);
     }
-    CHECK(fabs(planned[1] - planned[0] - 3) < 0.11, "memory planned with cuDNN: %g MiB, without: %g", planned[1], planned[0]);
+    CHECK(fabs(planned[1] - planned[0] - 3) < 0.11,
+          "memory planned with cuDNN: %g MiB, without: %g", planned[1], planned[0]);
     struct {
         const char *from, *environment, *arguments, *word, *same;
         int status;
@@ -1489,9 +1737,12 @@ static void test_attention_by() {
         {"by_own", CUDNN, "", "", "by_own", EXIT_DONE},
         {"by_own", CUDNN, "--attention cudnn", "", NULL, EXIT_DONE},
         {"by_cudnn", CUDNN, "", "", "by_cudnn", EXIT_DONE},
-        {"by_cudnn", "", "", "the run's attention was by cuDNN 9.16.0, headers 91300, frontend 13200; here it would be by own",
+        {"by_cudnn", "", "",
+         "the run's attention was by cuDNN 9.16.0, headers 91300, frontend 13200; here it would be "
+         "by own",
          NULL, EXIT_BAD_INPUT},
-        {"by_cudnn", "CUDA_ON_CPU_CUDNN=91700", "", "here it would be by cuDNN 9.17.0", NULL, EXIT_BAD_INPUT},
+        {"by_cudnn", "CUDA_ON_CPU_CUDNN=91700", "", "here it would be by cuDNN 9.17.0", NULL,
+         EXIT_BAD_INPUT},
         {"by_cudnn", "CUDA_ON_CPU_CUDNN=91700", "--attention cudnn", "", "by_cudnn", EXIT_DONE},
         {"by_cudnn", "", "--attention own", "", NULL, EXIT_DONE},
         {"by_cudnn", "", "--attention auto", "here it would be by own", NULL, EXIT_BAD_INPUT},
@@ -1504,16 +1755,20 @@ static void test_attention_by() {
         shell(std::string("rm -rf part; cp -r ") + c.from + " part; rm part/DONE_00000004");
         const int status = run_as("cuda", std::string("-y -o part ") + c.arguments, c.environment);
         const std::string text = output_text();
-        CHECK(status == c.status && text.find(c.word) != std::string::npos, "%s, then %s %s: exit status %d: %s", c.from,
-              c.environment, c.arguments, status, text.c_str());
-        if (c.same && !*c.arguments) shell("test $(grep -c '^# attention_by' part/log.tsv) = 1"); // as in its header
-        CHECK(!c.same || files_same(c.same + four, "part" + four), "%s, then %s %s: other bits", c.from, c.environment,
-              c.arguments);
+        CHECK(status == c.status && text.find(c.word) != std::string::npos,
+              "%s, then %s %s: exit status %d: %s", c.from, c.environment, c.arguments, status,
+              text.c_str());
+        if (c.same && !*c.arguments)
+            shell("test $(grep -c '^# attention_by' part/log.tsv) = 1"); // as in its header
+        CHECK(!c.same || files_same(c.same + four, "part" + four), "%s, then %s %s: other bits",
+              c.from, c.environment, c.arguments);
     }
-    // `part` went on from the C file's with cuDNN; its log says so, and what is right again when that is taken back
+    // `part` went on from the C file's with cuDNN; its log says so, and what is right again when
+    // that is taken back
     shell("grep '^# attention_by' part/log.tsv | tail -1 | grep -q cuDNN && rm part/*00000004*");
     run_well("cuda", "-y -o part");
-    shell("grep '^# attention_by' part/log.tsv | tail -1 | grep -q own && test $(grep -c '^# attention_by' part/log.tsv) = 2");
+    shell("grep '^# attention_by' part/log.tsv | tail -1 | grep -q own && test $(grep -c '^# "
+          "attention_by' part/log.tsv) = 2");
     shell("rm -rf by_cudnn/DONE_00000004"); // the C file takes it
     run_well("ref", "-y -o by_cudnn");
     printf("ok   whose attention: a resume keeps it, or refuses, or is told\n");
@@ -1546,25 +1801,33 @@ static void test_errors() {
         {CUDNN, "", "cuDNN 9.16.0", EXIT_DONE},
         {CUDNN, "--attention own", "attention_by     own", EXIT_DONE},
         {CUDNN " CUDA_ON_CPU_CUDNN_REFUSES=backward", "", "attention_by     own", EXIT_DONE},
-        {CUDNN " CUDA_ON_CPU_CUDNN_REFUSES=forward", "--attention cudnn", "no engine supports this graph", EXIT_BAD_INPUT},
-        {CUDNN, "-t 1 -b 32", "attention_by     own", EXIT_DONE}, // its backward pass has no single position
+        {CUDNN " CUDA_ON_CPU_CUDNN_REFUSES=forward", "--attention cudnn",
+         "no engine supports this graph", EXIT_BAD_INPUT},
+        {CUDNN, "-t 1 -b 32", "attention_by     own",
+         EXIT_DONE}, // its backward pass has no single position
         {"CUDA_ON_CPU_CUDNN=91300", "", "multiple of 128", EXIT_DONE},
 #endif
 #endif
         {"", "--tune 1", "", EXIT_DONE},
-        {"", "--heads 8", "are 8; --heads 4 would do; for 8 heads the nearest: --channels 128", EXIT_BAD_INPUT},
-        {"", "--channels 100", "are 50; for 2 heads the nearest: --channels 96 or 128", EXIT_BAD_INPUT},
-        {"", "--channels 160 --heads 1", "are 160; --heads 2 would do; for 1 head the nearest: --channels 128", EXIT_BAD_INPUT},
+        {"", "--heads 8", "are 8; --heads 4 would do; for 8 heads the nearest: --channels 128",
+         EXIT_BAD_INPUT},
+        {"", "--channels 100", "are 50; for 2 heads the nearest: --channels 96 or 128",
+         EXIT_BAD_INPUT},
+        {"", "--channels 160 --heads 1",
+         "are 160; --heads 2 would do; for 1 head the nearest: --channels 128", EXIT_BAD_INPUT},
         {"", "--channels 1000 --heads 500", "500 heads are 2", EXIT_BAD_INPUT},
         {"", "--nonsense", "unknown option", EXIT_BAD_INPUT},
         {"", "--lr 1e30 -x 9 -u 0", "not finite", EXIT_NONFINITE},
         {"", "--help", "--recompute", EXIT_DONE},
     };
     for (auto &c : cases) {
-        const int status = run_as("cuda", std::string(SHAPE "-x 2 -v 0 -n 0 -o errors_tried ") + c.arguments, c.environment);
+        const int status =
+            run_as("cuda", std::string(SHAPE "-x 2 -v 0 -n 0 -o errors_tried ") + c.arguments,
+                   c.environment);
         const std::string text = output_text();
-        CHECK(status == c.status && text.find(c.word) != std::string::npos, "%s %s: exit status %d (expected %d), it said: %s",
-              c.environment, c.arguments, status, c.status, text.substr(text.size() > 600 ? text.size() - 600 : 0).c_str());
+        CHECK(status == c.status && text.find(c.word) != std::string::npos,
+              "%s %s: exit status %d (expected %d), it said: %s", c.environment, c.arguments,
+              status, c.status, text.substr(text.size() > 600 ? text.size() - 600 : 0).c_str());
         shell("rm -rf errors_tried");
     }
     // every option of the C file is here
@@ -1573,7 +1836,8 @@ static void test_errors() {
         int scope;
         ref_option((int)i, &name, &scope);
         const int at = option_index(name);
-        CHECK(at >= 0 && option_specs[at].scope == scope, "option --%s of the C file is missing or of another scope", name);
+        CHECK(at >= 0 && option_specs[at].scope == scope,
+              "option --%s of the C file is missing or of another scope", name);
     }
     printf("ok   errors and options\n");
 }
@@ -1590,8 +1854,10 @@ static void test_data() {
     }
     const size_t sizes[] = {sizeof(Fp8Scale), sizeof(ScalingRecipe), sizeof(Fp8Stats)};
     for (int i = 0; i < 3; i++)
-        CHECK(ref_size((RefSize)i) == sizes[i], "struct %d: %zu bytes, the C file has %zu", i, sizes[i], ref_size((RefSize)i));
-    CHECK(ref_size(REF_CHUNK) == CHUNK && ref_size(REF_NUMERICS) == NUMERICS_VERSION, "CHUNK or NUMERICS_VERSION differ");
+        CHECK(ref_size((RefSize)i) == sizes[i], "struct %d: %zu bytes, the C file has %zu", i,
+              sizes[i], ref_size((RefSize)i));
+    CHECK(ref_size(REF_CHUNK) == CHUNK && ref_size(REF_NUMERICS) == NUMERICS_VERSION,
+          "CHUNK or NUMERICS_VERSION differ");
     printf("ok   data: same order\n");
 }
 
@@ -1602,7 +1868,8 @@ static void text_write() {
     for (std::string &w : words)
         for (int i = (int)(uniform() * 5) + 2; i > 0; i--) w += (char)('a' + (int)(uniform() * 16));
     for (int line = 0; line < 900; line++) {
-        for (int i = 0; i < 9; i++) fprintf(f, "%s ", words[(int)(uniform() * uniform() * 60)].c_str());
+        for (int i = 0; i < 9; i++)
+            fprintf(f, "%s ", words[(int)(uniform() * uniform() * 60)].c_str());
         fprintf(f, ".\n");
     }
     fclose(f);
@@ -1612,8 +1879,9 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*main)(int, char **);
-    } programs[] = {{"--as-cuda", cuda_main},     {"--as-ref", ref_main},       {"--as-fp8", ref_main_fp8},
-                    {"--as-fp16", ref_main_fp16}, {"--as-bf16", ref_main_bf16}, {"--as-fp32", ref_main_fp32}};
+    } programs[] = {{"--as-cuda", cuda_main},     {"--as-ref", ref_main},
+                    {"--as-fp8", ref_main_fp8},   {"--as-fp16", ref_main_fp16},
+                    {"--as-bf16", ref_main_bf16}, {"--as-fp32", ref_main_fp32}};
     for (auto &p : programs)
         if (argc > 1 && !strcmp(argv[1], p.name)) return p.main(argc - 1, argv + 1);
 
@@ -1666,7 +1934,8 @@ int main(int argc, char **argv) {
         for (int i = 1; i < argc; i++) wanted = wanted || !strcmp(argv[i], t.name);
         const double begin = seconds_now();
         draws = 0;
-        if (wanted) t.test(), device_wait(), printf("     %s: %.1f s\n", t.name, seconds_now() - begin);
+        if (wanted)
+            t.test(), device_wait(), printf("     %s: %.1f s\n", t.name, seconds_now() - begin);
     }
     if (failed == 0 && system(("rm -rf '" + scratch + "'").c_str()) != 0) perror("rm");
     printf("%d passed, %d failed\n", passed, failed);
