@@ -104,13 +104,14 @@ static void product_in_fp8(int l, int way, const stored_t *x) {
     const Gpt *g = &lab.g;
     const size_t C = g->config.C, R = (size_t)g->B * g->config.T, wide = 3 * C;
     const Linear f = gpt_linear(g, l, LIN_QKV);
+    const stored_t *weights = f.operand[OPERAND_W].stored[OVER_COLUMNS];
     float inverse = 1;
     if (ways[way].x8) inverse *= bytes_of(lab.xb, x, R * C, ways[way].format);
-    if (ways[way].w8) inverse *= bytes_of(lab.wb, (const stored_t *)f.w, wide * C, DTYPE_E4M3);
+    if (ways[way].w8) inverse *= bytes_of(lab.wb, weights, wide * C, DTYPE_E4M3);
     const Matrix a = ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(x, STORED, C, 1);
-    const Matrix weight = ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(f.w, STORED, C, 1);
+    const Matrix weight = ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(weights, STORED, C, 1);
     matmul(output(lab.qkv8, STORED, wide, inverse, f.bias, 0), a, weight, R, wide, C);
-    EXPECT(!stored_nonfinite(lab.qkv8, R * wide), "qkv of layer %d is not finite", l);
+    EXPECT(!tensor_nonfinite(lab.qkv8, STORED, R * wide), "qkv of layer %d is not finite", l);
 }
 
 static void layer_print(int l) {

@@ -40,14 +40,14 @@ static void fault_apply(Gpt *g, int fault, int layer, int linear, int which, flo
     if (fault == STALE) {
         if (undo) return;
         s->scale *= 1024;
-        for (int i = 0; i < s->history_count; i++) s->amax_history[i] /= 1024;
+        for (int i = 0; i < AMAX_HISTORY_MAX; i++) s->amax_history[i] /= 1024;
         g->weights_ready = 0;
         return;
     }
     if (fault == FLIP) {
         gpt_refresh_weights(g);
         const Linear f = gpt_linear(g, layer, linear);
-        if (!undo) ((uint8_t *)(uintptr_t)f.w)[0] ^= 0x40; // in blocks: of the copy that fprop reads
+        if (!undo) f.operand[OPERAND_W].bytes[OVER_COLUMNS][0] ^= 0x40; // in blocks: of the copy that fprop reads
         return;
     }
     size_t n;
@@ -98,14 +98,12 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     static const int readers[NOPERAND] = {1 << FPROP | 1 << WGRAD, READ_W, 1 << DGRAD | 1 << WGRAD};
     EXPECT((fault != STALE && fault != FLIP) || readers[which] & ~r->g.bf16[layer][linear],
            "FAULT %s: no product reads this operand in FP8", fault_name[fault]);
-    EXPECT(fault != STALE || r->g.recipes[which].rule == SCALING_DELAYED,
+    EXPECT(fault != STALE || recipe_remembers(&r->g.recipes[which]),
            "FAULT stale: only --recipe delayed keeps a scale from earlier steps");
     machine_init(o->sum_order);
     gpt_allocate(&r->g);
     gpt_init(&r->g, o->seed);
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
-    r->tokens = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
-    r->targets = (int *)memory_allocate(o->batch * o->seq_len * sizeof(int));
     float *kept = (float *)memory_allocate(8 * (size_t)r->g.config.C * r->g.config.C * sizeof(float));
     unlink(out);
     FILE *f = fopen(out, "wx");

@@ -109,7 +109,7 @@ static void round_trip(int l, int site, stored_t *x, size_t n) {
 // y [rows, out] = x w^T + bias by the scheme.
 static void lab_linear(int l, int i, stored_t *y, const stored_t *x, size_t rows) {
     const Linear f = gpt_linear(&lab.g, l, i);
-    const stored_t *w = (const stored_t *)f.w;
+    const stored_t *w = f.operand[OPERAND_W].stored[OVER_COLUMNS];
     const size_t in = f.in, out = f.out;
     Site *site = &lab.sites[l * SITES + i];
     const Scheme *s = &lab.scheme;
