@@ -102,8 +102,7 @@ options, 14 training loop. Part three, speed: 15 the fast product, 16 the machin
 #pragma GCC diagnostic ignored "-Wunused-function"
 
 #if __FINITE_MATH_ONLY__
-#error                                                                                             \
-    "every operation must be the one that is written: no -ffast-math, and -ffp-contract=off (see the Makefile)"
+#error "needs -ffp-contract=off and no -ffast-math: every operation is the one that is written"
 #endif
 #if __SIZEOF_POINTER__ < 8
 #error "needs a 64-bit system: x87 gives other bits"
@@ -181,8 +180,9 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
 // Bad input ends the program before anything is lost.
 #define EXPECT(condition, ...) ((condition) ? (void)0 : fatal(EXIT_BAD_INPUT, __VA_ARGS__))
 
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define MIN(a, b)    ((a) < (b) ? (a) : (b))
+#define MAX(a, b)    ((a) > (b) ? (a) : (b))
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 static size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
@@ -2766,78 +2766,80 @@ static int log_validation(const char **at, double *row, double step) {
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
 // The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or
-// 1, may be left out (1). CHOICE: one of the words that its help begins with, up to a colon; a
-// field holds the word's number.
+// 1, may be left out (1). CHOICE: one of the words of its argument; a field holds the word's
+// number.
 // clang-format off
-#define OPTIONS(X) /* kind, field, letter or 0, name, scope, least, largest, default, help */ \
-    X(TEXT, train, 'i', "train", FREE, 0, 0, "data/tales.d/train.txt", \
+#define OPTIONS(X) /* kind, field, letter, name, argument, scope, least, largest, default, help */ \
+    X(TEXT, train, 'i', "train", "GLOB", FREE, 0, 0, "data/tales.d/train.txt", \
         "a text file, or a quoted glob of token shards") \
-    X(TEXT, val, 'j', "val", FREE, 0, 0, "", "validation data; default: the last 10% of train") \
-    X(LONG, batch, 'b', "batch", FIXED, 1, 65536, "4", "sequences in a (micro-)batch") \
-    X(LONG, seq_len, 't', "seq-len", FIXED, 1, 1 << 20, "256", "positions in a sequence") \
-    X(LONG, total_batch, 'd', "total-batch", FIXED, 0, 1 << 30, "0", \
-        "tokens a step, by accumulation; 0: batch x seq-len") \
-    X(LONG, seed, 0, "seed", FIXED, 0, 1e15, "1", "of the initial weights and of sampling") \
-    X(LONG, data_seed, 0, "data-seed", FIXED, 0, 1e15, "1", "of the order of the data") \
-    X(TEXT, model, 'e', "model", FIXED, 0, 0, "d3", \
-        "dN (depth N, 64 N channels; d12 d24 d36 d48: GPT-2's), or a file") \
-    X(LONG, layers, 0, "layers", FIXED, 0, LAYERS_MAX, "0", \
-        "instead of what dN says; also --heads, --channels") \
-    X(LONG, heads, 0, "heads", FIXED, 0, 1024, "0", "") \
-    X(LONG, channels, 0, "channels", FIXED, 0, 65536, "0", "") \
-    X(LONG, steps, 'x', "steps", FIXED, 0, 99999999, "1500", "optimiser steps") \
-    X(LONG, val_every, 'v', "val-every", FREE, 0, 1e8, "100", \
-        "steps between validations; 0: never") \
-    X(LONG, val_rows, 0, "val-rows", FIXED, 1, 1e8, "80", "sequences in the fixed validation set") \
-    X(LONG, val_batches, 'm', "val-batches", CALL, 0, 1e6, "0", "as --val-rows, but in batches") \
-    X(LONG, sample_every, 's', "sample-every", FREE, 0, 1e8, "500", \
-        "steps between printed samples; 0: never") \
-    X(LONG, sample_len, 'g', "sample-len", FREE, 1, 1e6, "200", "tokens in a sample") \
-    X(LONG, checkpoint_every, 'n', "checkpoint-every", FREE, 0, 1e8, "500", \
-        "steps between checkpoints; 0: only at Ctrl-C") \
-    X(LONG, keep, 0, "keep", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
-    X(MAYBE, resume, 'y', "resume", CALL, 0, 1, "0", "go on from the newest checkpoint") \
-    X(TEXT, out, 'o', "out", CALL, 0, 0, "", \
-        "directory of log and checkpoints; default log/" PRECISION_NAME ", -2, ..") \
-    X(TEXT, prompt, 0, "prompt", CALL, 0, 0, "", \
-        "continue this text from a model (-e FILE or -y) and stop") \
-    X(LONG, generate, 0, "generate", CALL, 0, 1e8, "200", "tokens to write after --prompt") \
-    X(DOUBLE, temperature, 0, "temperature", FREE, 0, 100, "1", \
-        "of sampling; 0 takes the likeliest token") \
-    X(TEXT, tokenizer, 0, "tokenizer", FREE, 0, 0, "", \
+    X(TEXT, val, 'j', "val", "GLOB", FREE, 0, 0, "", \
+        "validation data; default: the last 10% of train") \
+    X(LONG, batch, 'b', "batch", "N", FIXED, 1, 65536, "4", "sequences in a micro-batch") \
+    X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", "tokens in a sequence") \
+    X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
+        "tokens a step, by accumulation; 0: one micro-batch") \
+    X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
+    X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
+    X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
+    X(LONG, val_batches, 'm', "val-batches", "N", CALL, 0, 1e6, "0", "the same in micro-batches") \
+    X(TEXT, tokenizer, 0, "tokenizer", "FILE", FREE, 0, 0, "", \
         "llm.c's gpt2_tokenizer.bin; bytes need none") \
-    X(DOUBLE, lr, 'l', "lr", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
-    X(LONG, warmup, 'u', "warmup", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
-    X(DOUBLE, final_lr, 'q', "final-lr", FIXED, 0, 1, "0.1", \
+    X(TEXT, model, 'e', "model", "dN|FILE", FIXED, 0, 0, "d3", \
+        "depth N with 64 N channels, or a model file") \
+    X(LONG, layers, 0, "layers", "N", FIXED, 0, LAYERS_MAX, "0", "instead of what dN says") \
+    X(LONG, heads, 0, "heads", "N", FIXED, 0, 1024, "0", "likewise") \
+    X(LONG, channels, 0, "channels", "N", FIXED, 0, 65536, "0", "likewise") \
+    X(LONG, steps, 'x', "steps", "N", FIXED, 0, 99999999, "1500", "optimizer steps") \
+    X(LONG, val_every, 'v', "val-every", "N", FREE, 0, 1e8, "100", \
+        "steps between validations; 0: never") \
+    X(LONG, sample_every, 's', "sample-every", "N", FREE, 0, 1e8, "500", \
+        "steps between samples; 0: never") \
+    X(LONG, sample_len, 'g', "sample-len", "N", FREE, 1, 1e6, "200", "tokens in a sample") \
+    X(DOUBLE, temperature, 0, "temperature", "X", FREE, 0, 100, "1", \
+        "of samples; 0: the likeliest token") \
+    X(LONG, checkpoint_every, 'n', "checkpoint-every", "N", FREE, 0, 1e8, "500", \
+        "steps between checkpoints; 0: only at Ctrl-C") \
+    X(LONG, keep, 0, "keep", "N", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
+    X(MAYBE, resume, 'y', "resume", "[0|1]", CALL, 0, 1, "0", \
+        "continue from the newest checkpoint") \
+    X(TEXT, out, 'o', "out", "DIR", CALL, 0, 0, "", \
+        "log and checkpoints [log/" PRECISION_NAME ", -2, ..]") \
+    X(MAYBE, recompute, 0, "recompute", "[0|1]", FREE, 0, 1, "0", \
+        "layernorm and GELU in the backward pass; less memory") \
+    X(CHOICE, sum_order, 0, "sum-order", "pairs|tiles", FIXED, 0, 0, "pairs", \
+        "order of a product's sums on a CPU (tiles: AMX's)") \
+    X(DOUBLE, lr, 'l', "lr", "X", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
+    X(LONG, warmup, 'u', "warmup", "N", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
+    X(CHOICE, schedule, 'k', "schedule", "cosine|linear|constant|wsd", FIXED, 0, 0, "cosine", \
+        "of the learning rate") \
+    X(DOUBLE, final_lr, 'q', "final-lr", "X", FIXED, 0, 1, "0.1", \
         "last learning rate, as a fraction of the peak") \
-    X(DOUBLE, weight_decay, 'c', "weight-decay", FIXED, 0, 100, "0.1", \
-        "decoupled, on matrices only") \
-    X(CHOICE, schedule, 'k', "schedule", FIXED, 0, 0, "cosine", \
-        "cosine linear constant wsd: the last decays over the last fifth") \
-    X(DOUBLE, grad_clip, 0, "grad-clip", FIXED, 0, 1e30, "1", \
+    X(DOUBLE, weight_decay, 'c', "weight-decay", "X", FIXED, 0, 100, "0.1", \
+        "decoupled, of matrices only") \
+    X(DOUBLE, grad_clip, 0, "grad-clip", "X", FIXED, 0, 1e30, "1", \
         "largest gradient norm; 0: no clipping") \
-    X(DOUBLE, beta1, 0, "beta1", FIXED, 0, 0.9999999, "0.9", "AdamW's, as --beta2 and --eps") \
-    X(DOUBLE, beta2, 0, "beta2", FIXED, 0, 0.9999999, "0.95", "") \
-    X(DOUBLE, eps, 0, "eps", FIXED, 1e-20, 1, "1e-8", "") \
-    X(CHOICE, sum_order, 0, "sum-order", FIXED, 0, 0, "pairs", \
-        "pairs tiles: order of a product's sums on a CPU; tiles is AMX's") \
-    BACKEND_OPTIONS(X) \
-    X(MAYBE, recompute, 0, "recompute", FREE, 0, 1, "0", \
-        "recompute layernorm and GELU: less memory, same bits") \
-    X(RECIPE, recipe, 0, "recipe", FP8 | FIXED, 0, 0, "e4m3+delayed=16+dy:e5m2", \
-        "formats and scales of the FP8 operands; see --help recipe") \
-    X(TEXT, bf16, 0, "bf16", FP8 | FIXED, 0, 0, "", \
-        "what stays in bf16, e.g. first+3.fc+qkv.fprop: layers, matrices, products") \
-    X(FLAG, fp8_head, 0, "fp8-head", FP8 | FIXED, 0, 1, "0", "the tied output head in FP8 too") \
-    X(LONG, scales_every, 0, "scales-every", FP8 | FREE, 0, 1e8, "10", \
+    X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
+    X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
+    X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-8", "AdamW's") \
+    X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
+        "formats and scales") \
+    X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
+        "what stays in bf16, e.g. first+3.fc+qkv.fprop") \
+    X(FLAG, fp8_head, 0, "fp8-head", "", FP8 | FIXED, 0, 1, "0", \
+        "the tied output head in FP8 too") \
+    X(LONG, scales_every, 0, "scales-every", "N", FP8 | FREE, 0, 1e8, "10", \
         "steps between rows of scales.tsv; 0: none") \
-    X(LONG, sqnr_every, 0, "sqnr-every", FP8 | FREE, 0, 1e8, "100", \
-        "steps between SQNRs in these rows, which cost a pass; 0: none") \
-    X(TEXT, baseline, 0, "baseline", FREE, 0, 0, "", \
-        "run to measure the gap to (default log/fp16)") \
-    X(FLAG, eval, 0, "eval", CALL, 0, 1, "0", "validate the model and stop") \
-    X(FLAG, help, 0, "help", CALL, 0, 1, "0", "") \
-    X(FLAG, version, 0, "version", CALL, 0, 1, "0", "")
+    X(LONG, sqnr_every, 0, "sqnr-every", "N", FP8 | FREE, 0, 1e8, "100", \
+        "steps between SQNRs in these rows; 0: none") \
+    BACKEND_OPTIONS(X) \
+    X(TEXT, baseline, 0, "baseline", "DIR", FREE, 0, 0, "", \
+        "run to measure the gap to [log/fp16]") \
+    X(FLAG, eval, 0, "eval", "", CALL, 0, 1, "0", "validate the model and stop") \
+    X(TEXT, prompt, 0, "prompt", "TEXT", CALL, 0, 0, "", \
+        "continue a text from a model (-e FILE or -y), and stop") \
+    X(LONG, generate, 0, "generate", "N", CALL, 0, 1e8, "200", "tokens after --prompt") \
+    X(FLAG, help, 0, "help", "[recipe]", CALL, 0, 1, "0", "this page; or the words of --recipe") \
+    X(FLAG, version, 0, "version", "", CALL, 0, 1, "0", "commit and instruction set")
 // clang-format on
 // ---- the language of --recipe: words joined by plus signs or commas. The table of words is what
 // the parser, --help recipe, the log and build/lab/explain read.
@@ -2874,13 +2876,12 @@ static const struct {
     {"mx", "e4m3+block=1x32", "OCP's MXFP8 shapes; mx+floor also has its rounding"},
     {"none", "e4m3+scale=1", "no scales"},
 };
-#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 static void recipe_help(void) {
     printf("--recipe WORDS: how the operands x, w and dy of the FP8 products are quantized.\n"
            "Words are joined by + or commas. A later word overrides an earlier one. A word sets\n"
            "all three operands, or the one that is named before it, as in dy:e5m2.\n"
-           "The default, e4m3+delayed=16+dy:e5m2, is what the words change.\n\n");
+           "The default, e4m3+dy:e5m2+delayed=16, is what the words change.\n\n");
     for (int i = 0; i < COUNT(recipe_words); i++)
         printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word),
                recipe_words[i].argument, recipe_words[i].help);
@@ -2896,7 +2897,7 @@ static void recipe_help(void) {
 static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument,
                             const char *where) {
     char *end = NULL;
-    const double number = *argument ? strtod(argument, &end) : w->initial;
+    const double number = argument ? strtod(argument, &end) : w->initial;
     if (w->sets == WORD_BLOCK) {
         const double along =
             end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
@@ -2949,7 +2950,8 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
             if (strncmp(word, w->word, length) || w->word[length]) continue;
             found = 1;
             for (int i = 0; i < NOPERAND; i++)
-                if (only >> i & 1) recipe_word_set(&recipes[i], w, equals ? equals + 1 : "", where);
+                if (only >> i & 1)
+                    recipe_word_set(&recipes[i], w, equals ? equals + 1 : NULL, where);
         }
         EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'",
                where, word);
@@ -3035,7 +3037,7 @@ typedef struct {
     OptionKind kind;
     size_t field;
     int letter; // or 0
-    const char *name;
+    const char *name, *argument;
     int scope;
     double min, max;
     const char *initial, *help;
@@ -3052,12 +3054,15 @@ static int option_index(const char *name) {
     return -1;
 }
 
-// Copies word `n` of a CHOICE's to out[32]; returns whether there is one.
+// Copies word `n` of a CHOICE to out[32]; returns whether there is one.
 static int option_word(const OptionSpec *s, long n, char *out) {
-    const char *at = s->help;
-    for (; n > 0 && *at != ':'; n--) at += strcspn(at, " :"), at += *at == ' ';
-    snprintf(out, 32, "%.*s", (int)strcspn(at, " :"), at);
-    return *at != ':';
+    const char *at = s->argument;
+    for (; n > 0 && *at; n--) {
+        at += strcspn(at, "|");
+        at += *at == '|';
+    }
+    snprintf(out, 32, "%.*s", (int)strcspn(at, "|"), at);
+    return *at != 0;
 }
 
 // Sets one option from text that came from `where`.
@@ -3080,10 +3085,11 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
     }
     if (s->kind == OPT_CHOICE) {
         char word[32];
-        for (*(long *)field = 0; option_word(s, *(long *)field, word) && strcmp(word, text);
-             ++*(long *)field) {}
-        EXPECT(*word, "%s --%s: expected one of: %.*s; found '%s'", where, s->name,
-               (int)strcspn(s->help, ":"), s->help, text);
+        long n = 0;
+        while (option_word(s, n, word) && strcmp(word, text)) n++;
+        EXPECT(*word, "%s --%s: expected one of: %s; found '%s'", where, s->name, s->argument,
+               text);
+        *(long *)field = n;
         return;
     }
     const int real = s->kind == OPT_DOUBLE;
@@ -3109,22 +3115,34 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
 }
 
 static void options_help(void) {
-    static const char *const argument[] = {" TEXT", " N", " X", "", " [0|1]", " WORD", " WORDS"};
-    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on " BACKEND
-           ". With no option: a byte-level model on the embedded corpus.\n"
-           "In [brackets] the default; * marks what a resume may change.\n\n");
+    static const struct {
+        const char *first, *title;
+    } groups[] = {{"train", "Data"},
+                  {"model", "Model"},
+                  {"steps", "Run"},
+                  {"lr", "Optimizer"},
+                  {"recipe", "FP8 (in the FP8 build only)"},
+                  {"baseline", "Other"}};
+    printf("train_gpt_" PRECISION_NAME ": trains a GPT in " PRECISION_NAME " on " BACKEND ".\n"
+           "Without options: a byte-level model on the embedded corpus.\n"
+           "[Default]. A resume (-y) may change what has a *.\n");
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        char name[64];
-        snprintf(name, sizeof(name), "--%s%s", s->name, argument[s->kind]);
-        const int letter = s->letter;
-        printf(" %c%c%c %-22s %s", s->scope & FREE ? '*' : ' ', letter ? '-' : ' ',
-               letter ? letter : ' ', name, s->help);
-        if (s->initial[0] && s->kind != OPT_FLAG) printf(" [%s]", s->initial);
-        printf("%s\n", option_here(s) ? "" : " (FP8 build only)");
+        char name[64], letter[8] = "";
+        for (int n = 0; n < COUNT(groups); n++)
+            if (!strcmp(groups[n].first, s->name)) printf("\n%s\n", groups[n].title);
+        if (s->letter) sprintf(letter, "-%c", s->letter);
+        snprintf(name, sizeof(name), "--%s %s", s->name, s->argument);
+        printf("%c %2s %-22s", s->scope & FREE ? '*' : ' ', letter, name);
+        if (strlen(name) > 22) printf("\n%28s", "");
+        printf(" %s", s->help);
+        if (s->initial[0] && s->kind != OPT_FLAG && s->kind != OPT_MAYBE)
+            printf(" [%s]", s->initial);
+        printf("\n");
     }
     printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted "
-           "after a checkpoint.\n",
+           "after\n"
+           "a checkpoint.\n",
            BACKEND_HELP);
 }
 
