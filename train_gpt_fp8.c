@@ -274,28 +274,21 @@ INLINE float lanes_sum(float *lanes) {
 }
 
 // ==== 3. FP8 formats =============================================================================
-// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale
-// maps the tensor's amax (its largest absolute value) near the format's largest number; scale_inv =
-// 1 / scale goes into the product's epilogue.
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
     float max;                // that value, FP8_MAX in the formulas below
-    uint32_t saturated_above; // |x * scale| beyond these bits is cut: rounding alone would not
-                              // bring it back to max
+    uint32_t saturated_above; // bits of the largest |x * scale| that rounds to max; more saturates
 } Fp8Format;
 static const Fp8Format fp8_formats[2] = {
-    {3, 7, 0x7e, 448.0f,
-     0x43e80000}, // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
-    {2, 15, 0x7b, 57344.0f,
-     0x476fffff}, // E5M2: IEEE-like; >= 61440 is cut (the tie would go to Inf)
+    {3, 7, 0x7e, 448.0f, 0x43e80000},    // E4M3: no infinities, 0x7F is NaN; 464 still ties to 448
+    {2, 15, 0x7b, 57344.0f, 0x476fffff}, // E5M2: as IEEE; 61440 would tie to Inf
 };
 static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
 INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
 
-// The code of a magnitude, given by its bits, that is not beyond `saturated_above`; larger ones
-// give a code above max_code. Branch- free, so that the compiler vectorises the loop in
-// quantise_block, where it also knows the format.
+// The code of a magnitude, given by its bits. One beyond `saturated_above` gives a code above
+// max_code. It has no branches, so that the compiler vectorizes the loop in quantise_block().
 static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
     // normal results: round at the last kept bit and move the exponent's bias
@@ -335,18 +328,17 @@ static float fp8_decode(uint8_t code, Dtype d) { return fp8_value(code, fp8_form
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
 // What is counted for every operand, in the pass that quantizes it.
 typedef struct {
-    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN
-                        // above Inf
+    uint32_t amax_bits; // of the largest |x|; as integers, Inf is above all numbers, NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
 // A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
-// rule says which amax that is. One that remembers earlier steps has a function, which turns the
+// rule says which amax that is. A rule that remembers earlier steps has a function: it turns the
 // amax of the step that ended into the one that the next step's scale is made of. A new rule is a
-// function and a row, after CURRENT; dev/RECIPES.md adds one as an example. Columns: name, its word
-// in --recipe, what stands behind the word (=N: a whole number), that number's default, least and
-// largest, function, help.
+// function and a row behind CURRENT (dev/RECIPES.md adds one as an example). Columns: name, word in
+// --recipe, what stands behind the word (=N is a whole number), its default, least and largest,
+// function, help.
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
     X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
@@ -359,17 +351,19 @@ typedef struct {
 enum { SCALING_RULES(RULE_NAME) };
 enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
 
-// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by
-// recipe_parse().
+// How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
+// them.
 typedef struct {
     Dtype format;
     int rule;
     float number; // the rule's: the constant scale, or how many steps are remembered
     int margin;   // the scale is divided by 2^margin
-    int rounding; // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's
-                  // MX, which may saturate
-    int across, along; // block scaling: elements across and along K that share a scale; along is 0
-                       // where all of the tensor does
+    // Of the scale. POW2: down to a power of two. FLOOR: by amax's exponent alone, as OCP's MX,
+    // which may saturate.
+    int rounding;
+    // Block scaling: how many elements across and along K share a scale. along is 0 where the whole
+    // tensor does.
+    int across, along;
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
 INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
@@ -378,12 +372,11 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
+    float scale; // in use: of the whole step where the rule remembers, else of the last tensor
     float
-        scale; // in use (where the rule remembers: for the whole step; current: the last tensor's)
-    float
-        kept_inv;  // scale_inv of the bytes that now lie in memory, for all products that read them
-    int64_t steps; // whose amax the rule has seen; until the first one a tensor is scaled by its
-                   // own amax
+        kept_inv; // scale_inv of the bytes that are in memory now, for all products that read them
+    int64_t
+        steps; // whose amax the rule has seen; before the first, a tensor has its own amax's scale
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -398,7 +391,7 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     float scale = fp8_max(r->format);
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     if (r->rounding == ROUNDING_FLOOR)
-        amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
+        amax = bits_float(float_bits(amax) & 0x7f800000); // a power of two, so the scale is one
     scale /= amax;
     if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
@@ -445,9 +438,8 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 #pragma omp declare reduction(merge:Fp8Stats : stats_merge(&omp_out, &omp_in))
 
 // ---- quantize
-#define CHUNK                                                                                      \
-    8192 // elements: the unit in which sums over a whole tensor are split, whatever the thread
-         // count
+// Sums over a whole tensor are split into chunks of so many elements, whatever the thread count.
+#define CHUNK 8192
 
 // q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order
 // does not matter. Inlined for each format, whose numbers are then constants. Numbers are widened
@@ -543,17 +535,14 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
 // which is what vdpbf16ps does. Products of FP8, bf16 or fp16 numbers are exact in fp32, so fp32
 // FMA gives the same bits. Blocks of K reload the accumulator and so keep the chain: no bit depends
 // on tiles, threads or the instruction set.
-// --sum-order tiles is another rule, that of AMX's tdpbf16ps: of every 32 elements of K, the last
-// padded with zeros,
+// --sum-order tiles is another rule, that of AMX's tdpbf16ps: each 32 elements of K, the last
+// padded with zeros, have two sums from zero, and their sum is added,
 //     even = fma(a[k], b[k], even), k = 0, 2, .. 30;  odd likewise, k = 1, 3, .. 31;  acc += even +
-//     odd,
-// each from zero. Every machine computes both rules; which is fast depends on the machine.
-//
-// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels
-// of MR rows (a) or NR columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for
-// vdpbf16ps, or one fp32 number. FP8 is decoded here, so a transposed operand needs no transposed
-// copy in memory. A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k *
-// k_stride]; one of the strides is 1.
+//     odd.
+// Every machine computes both rules; which is fast depends on the machine.
+
+// A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]. One of
+// the strides is 1. A transposed operand is the same bytes with the strides exchanged.
 typedef struct {
     const void *data;
     Dtype dtype;
@@ -621,8 +610,8 @@ static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N,
         else *stored = stored_from_float(value);
     }
 }
-static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N,
-                          size_t K); // section 15
+// Section 15:
+static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K);
 #ifdef REFERENCE
 #define matmul matmul_reference
 #else
@@ -630,8 +619,9 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N,
 #endif
 
 // ==== 6. linear layers ===========================================================================
+// Section 7:
 static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
-                            int along_rows, Fp8Scale *s, Record record); // section 7
+                            int along_rows, Fp8Scale *s, Record record);
 static void column_sums(float *out, const stored_t *x, float *partial, size_t rows, size_t width);
 
 // y = x w^T + bias. Three products read three operands, each of which is a matrix [rows, columns].
@@ -2771,13 +2761,13 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter, name, argument, scope, least, largest, default, help */ \
     X(TEXT, train, 'i', "train", "GLOB", FREE, 0, 0, "data/tales.d/train.txt", \
-        "a text file, or a quoted glob of token shards") \
+        "a text, or a glob of shards") \
     X(TEXT, val, 'j', "val", "GLOB", FREE, 0, 0, "", \
         "validation data; default: the last 10% of train") \
     X(LONG, batch, 'b', "batch", "N", FIXED, 1, 65536, "4", "sequences in a micro-batch") \
     X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", "tokens in a sequence") \
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
-        "tokens a step, by accumulation; 0: one micro-batch") \
+        "tokens a step (accumulation); 0: one micro-batch") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
     X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
@@ -2805,9 +2795,9 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(TEXT, out, 'o', "out", "DIR", CALL, 0, 0, "", \
         "log and checkpoints [log/" PRECISION_NAME ", -2, ..]") \
     X(MAYBE, recompute, 0, "recompute", "[0|1]", FREE, 0, 1, "0", \
-        "layernorm and GELU in the backward pass; less memory") \
+        "layernorm and GELU again, to save memory") \
     X(CHOICE, sum_order, 0, "sum-order", "pairs|tiles", FIXED, 0, 0, "pairs", \
-        "order of a product's sums on a CPU (tiles: AMX's)") \
+        "order of a CPU's sums; tiles is AMX's") \
     X(DOUBLE, lr, 'l', "lr", "X", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
     X(LONG, warmup, 'u', "warmup", "N", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
     X(CHOICE, schedule, 'k', "schedule", "cosine|linear|constant|wsd", FIXED, 0, 0, "cosine", \
@@ -2836,7 +2826,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
         "run to measure the gap to [log/fp16]") \
     X(FLAG, eval, 0, "eval", "", CALL, 0, 1, "0", "validate the model and stop") \
     X(TEXT, prompt, 0, "prompt", "TEXT", CALL, 0, 0, "", \
-        "continue a text from a model (-e FILE or -y), and stop") \
+        "continue a text from a model (-e FILE, -y)") \
     X(LONG, generate, 0, "generate", "N", CALL, 0, 1e8, "200", "tokens after --prompt") \
     X(FLAG, help, 0, "help", "[recipe]", CALL, 0, 1, "0", "this page; or the words of --recipe") \
     X(FLAG, version, 0, "version", "", CALL, 0, 1, "0", "commit and instruction set")
@@ -3140,10 +3130,10 @@ static void options_help(void) {
             printf(" [%s]", s->initial);
         printf("\n");
     }
-    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted "
-           "after\n"
-           "a checkpoint.\n",
-           BACKEND_HELP);
+    printf(
+        "\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted\n"
+        "after a checkpoint.\n",
+        BACKEND_HELP);
 }
 
 // Parses argv; given[i] tells which options were on the command line.
@@ -3864,6 +3854,11 @@ int main(int argc, char **argv) {
 // #################################################################################################
 
 // ==== 15. the fast product =======================================================================
+// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels
+// of MR rows (a) or NR columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for
+// vdpbf16ps, or one fp32 number. FP8 is decoded here, so a transposed operand needs no transposed
+// copy in memory.
+
 // The first 128 codes as bf16, which holds both formats exactly, split in bytes for vpermi2b.
 static uint8_t fp8_low[2][128], fp8_high[2][128];
 static void fp8_tables_init(void) {

@@ -168,7 +168,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
 #define MIN(a, b)    ((a) < (b) ? (a) : (b))
 #define MAX(a, b)    ((a) > (b) ? (a) : (b))
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
-#define INLINE       static __forceinline__ __host__ __device__ // what kernels and the host both call
+#define INLINE       static __forceinline__ __host__ __device__ // for kernels and the host
 INLINE size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 INLINE size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
@@ -505,18 +505,17 @@ INLINE float fp8_decode(uint8_t code, Dtype d) {
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
 // What is counted for every operand, in the pass that quantizes it.
 typedef struct {
-    uint32_t amax_bits; // bits of the largest |x|; as integers, Inf is above all numbers and NaN
-                        // above Inf
+    uint32_t amax_bits; // of the largest |x|; as integers, Inf is above all numbers, NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
 // A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
-// rule says which amax that is. One that remembers earlier steps has a function, which turns the
+// rule says which amax that is. A rule that remembers earlier steps has a function: it turns the
 // amax of the step that ended into the one that the next step's scale is made of. A new rule is a
-// function and a row, after CURRENT; dev/RECIPES.md adds one as an example. Columns: name, its word
-// in --recipe, what stands behind the word (=N: a whole number), that number's default, least and
-// largest, function, help.
+// function and a row behind CURRENT (dev/RECIPES.md adds one as an example). Columns: name, word in
+// --recipe, what stands behind the word (=N is a whole number), its default, least and largest,
+// function, help.
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
     X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
@@ -529,17 +528,19 @@ typedef struct {
 enum { SCALING_RULES(RULE_NAME) };
 enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
 
-// How one operand is quantized; a recipe is three of these, for x, w and dy, read from --recipe by
-// recipe_parse().
+// How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
+// them.
 typedef struct {
     Dtype format;
     int rule;
     float number; // the rule's: the constant scale, or how many steps are remembered
     int margin;   // the scale is divided by 2^margin
-    int rounding; // EXACT; POW2: down to a power of two; FLOOR: by amax's exponent alone, as OCP's
-                  // MX, which may saturate
-    int across, along; // block scaling: elements across and along K that share a scale; along is 0
-                       // where all of the tensor does
+    // Of the scale. POW2: down to a power of two. FLOOR: by amax's exponent alone, as OCP's MX,
+    // which may saturate.
+    int rounding;
+    // Block scaling: how many elements across and along K share a scale. along is 0 where the whole
+    // tensor does.
+    int across, along;
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
 INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
@@ -548,12 +549,11 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
+    float scale; // in use: of the whole step where the rule remembers, else of the last tensor
     float
-        scale; // in use (where the rule remembers: for the whole step; current: the last tensor's)
-    float
-        kept_inv;  // scale_inv of the bytes that now lie in memory, for all products that read them
-    int64_t steps; // whose amax the rule has seen; until the first one a tensor is scaled by its
-                   // own amax
+        kept_inv; // scale_inv of the bytes that are in memory now, for all products that read them
+    int64_t
+        steps; // whose amax the rule has seen; before the first, a tensor has its own amax's scale
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -568,7 +568,7 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     float scale = fp8_max(r->format);
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     if (r->rounding == ROUNDING_FLOOR)
-        amax = bits_float(float_bits(amax) & 0x7f800000); // then only scale's exponent is left, too
+        amax = bits_float(float_bits(amax) & 0x7f800000); // a power of two, so the scale is one
     scale /= amax;
     if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
@@ -2634,7 +2634,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
         "FP8 products as bf16 ones of the same bytes") \
     X(CHOICE, attention, 0, "attention", "auto|own|cudnn", FREE, 0, 0, "auto", \
         "auto: cuDNN's where it takes the shape") \
-    X(MAYBE, tune, 0, "tune", "[0|1]", FREE, 0, 1, "0", "time cuBLASLt's algorithms; other bits from run to run")
+    X(MAYBE, tune, 0, "tune", "[0|1]", FREE, 0, 1, "0", \
+        "time cuBLASLt's algorithms; other bits each run")
 // clang-format on
 
 // #################################################################################################
@@ -3530,13 +3531,13 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter, name, argument, scope, least, largest, default, help */ \
     X(TEXT, train, 'i', "train", "GLOB", FREE, 0, 0, "data/tales.d/train.txt", \
-        "a text file, or a quoted glob of token shards") \
+        "a text, or a glob of shards") \
     X(TEXT, val, 'j', "val", "GLOB", FREE, 0, 0, "", \
         "validation data; default: the last 10% of train") \
     X(LONG, batch, 'b', "batch", "N", FIXED, 1, 65536, "4", "sequences in a micro-batch") \
     X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", "tokens in a sequence") \
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
-        "tokens a step, by accumulation; 0: one micro-batch") \
+        "tokens a step (accumulation); 0: one micro-batch") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
     X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
@@ -3564,9 +3565,9 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(TEXT, out, 'o', "out", "DIR", CALL, 0, 0, "", \
         "log and checkpoints [log/" PRECISION_NAME ", -2, ..]") \
     X(MAYBE, recompute, 0, "recompute", "[0|1]", FREE, 0, 1, "0", \
-        "layernorm and GELU in the backward pass; less memory") \
+        "layernorm and GELU again, to save memory") \
     X(CHOICE, sum_order, 0, "sum-order", "pairs|tiles", FIXED, 0, 0, "pairs", \
-        "order of a product's sums on a CPU (tiles: AMX's)") \
+        "order of a CPU's sums; tiles is AMX's") \
     X(DOUBLE, lr, 'l', "lr", "X", FIXED, 0, 1e30, "0", "peak learning rate; 0: 0.3 / channels") \
     X(LONG, warmup, 'u', "warmup", "N", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
     X(CHOICE, schedule, 'k', "schedule", "cosine|linear|constant|wsd", FIXED, 0, 0, "cosine", \
@@ -3595,7 +3596,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
         "run to measure the gap to [log/fp16]") \
     X(FLAG, eval, 0, "eval", "", CALL, 0, 1, "0", "validate the model and stop") \
     X(TEXT, prompt, 0, "prompt", "TEXT", CALL, 0, 0, "", \
-        "continue a text from a model (-e FILE or -y), and stop") \
+        "continue a text from a model (-e FILE, -y)") \
     X(LONG, generate, 0, "generate", "N", CALL, 0, 1e8, "200", "tokens after --prompt") \
     X(FLAG, help, 0, "help", "[recipe]", CALL, 0, 1, "0", "this page; or the words of --recipe") \
     X(FLAG, version, 0, "version", "", CALL, 0, 1, "0", "commit and instruction set")
@@ -3899,10 +3900,10 @@ static void options_help(void) {
             printf(" [%s]", s->initial);
         printf("\n");
     }
-    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted "
-           "after\n"
-           "a checkpoint.\n",
-           BACKEND_HELP);
+    printf(
+        "\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted\n"
+        "after a checkpoint.\n",
+        BACKEND_HELP);
 }
 
 // Parses argv; given[i] tells which options were on the command line.
