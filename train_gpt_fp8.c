@@ -3639,14 +3639,43 @@ static Record step_record(const Options *o, long step) {
     return IS_FP8 && asked && step_is_due(o, step, rows) ? RECORD_SQNR : RECORD_STATS;
 }
 
+// What is printed and logged of a step. seconds: of the step; each: a step with all that lies
+// between.
+typedef struct {
+    double loss, norm;
+    float lr, loss_scale;
+    double seconds, each;
+} StepReport;
+// FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus attention's
+// causal half.
+static double step_flops(const Run *r) {
+    const Config *c = &r->g.config;
+    const double C = c->C, matrices = 12 * C * C * c->L + c->Vp * C;
+    return r->o.total_batch * (6 * matrices + 6.0 * c->L * C * c->T);
+}
+static void step_print(const Run *r, long step, const StepReport *s) {
+    const Options *o = &r->o;
+    char left[64], speed[64];
+    const int width = 10 * step / o->steps;
+    printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n",
+           step, o->steps, width, "##########", 10 - width, "..........",
+           duration_text(s->each * (o->steps - step), left), s->loss, s->lr, s->norm,
+           o->total_batch / s->seconds, backend_speed(step_flops(r) / s->seconds * 1e-9, speed),
+           isfinite(s->norm) ? "" : " | overflow: step skipped");
+}
+static void step_log(Run *r, long step, const StepReport *s, double val_loss) { // NAN: none
+    char val_text[64] = "-";
+    if (isfinite(val_loss)) snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
+    const long tokens = r->o.total_batch;
+    fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * tokens,
+            s->loss, val_text, s->lr, s->norm, s->loss_scale, s->seconds * 1e3, tokens / s->seconds,
+            step_flops(r) / s->seconds * 1e-12);
+    log_flush(r->log, &r->dir, 0);
+}
+
 static int run_train(Run *r) {
     Gpt *g = &r->g;
     const Options *o = &r->o;
-    const Config *c = &g->config;
-    // FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus
-    // attention's causal half
-    const double C = c->C, flops = o->total_batch *
-                                   (6 * (12 * C * C * c->L + c->Vp * C) + 6.0 * c->L * C * c->T);
     const double begin = seconds_now();
     const long first = r->progress.step;
     double val_loss = 0;
@@ -3662,24 +3691,11 @@ static int run_train(Run *r) {
         t = seconds_now() - t;
         r->progress.step = step;
 
-        char left[64], speed[64], val_text[64] = "-";
-        const double each = (seconds_now() - begin) /
-                            (step - first); // seconds a step, with all that lies between steps
-        const int width = 10 * step / o->steps;
-        const double tok_s = o->total_batch / t, gflops = flops / t * 1e-9;
-        printf(
-            "%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n",
-            step, o->steps, width, "##########", 10 - width, "..........",
-            duration_text(each * (o->steps - step), left), loss, lr, norm, tok_s,
-            backend_speed(gflops, speed), isfinite(norm) ? "" : " | overflow: step skipped");
-        if (step_is_due(o, step, o->val_every)) {
-            val_loss = run_validate(r, step);
-            snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
-        }
-        fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step,
-                step * o->total_batch, loss, val_text, lr, norm, loss_scale, t * 1e3, tok_s,
-                gflops * 1e-3);
-        log_flush(r->log, &r->dir, 0);
+        const StepReport report = {loss,       norm, lr,
+                                   loss_scale, t,    (seconds_now() - begin) / (step - first)};
+        step_print(r, step, &report);
+        if (step_is_due(o, step, o->val_every)) val_loss = run_validate(r, step);
+        step_log(r, step, &report, step_is_due(o, step, o->val_every) ? val_loss : NAN);
         if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
             gpt_scales_read(g);
             log_scales(r->scales, g, step);
@@ -3711,6 +3727,44 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
+// Takes the shape from a model file, checked whole. V: the data's vocabulary; 0: no data.
+static void run_open_model(Run *r, int V) {
+    Options *o = &r->o;
+    uint64_t sum;
+    r->model_file = file_open(r->model, 0);
+    r->g.config = model_check(&r->model_file, &sum);
+    const int longest = r->g.config.T;
+    EXPECT(!o->resume || sum == r->progress.model_checksum,
+           "%s: damaged: not what %s was written with", r->model, r->state.path);
+    EXPECT(options_depth(o) || !(o->layers || o->heads || o->channels),
+           "option --layers, --heads, --channels: %s has a shape", r->model);
+    EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d",
+           r->model, V, r->g.config.V);
+    if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len))
+        o->seq_len = longest;
+    EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model,
+           longest, o->seq_len);
+    r->g.config.T = o->seq_len;
+}
+
+// Completes the numbers whose defaults depend on others.
+static void run_open_numbers(Run *r) {
+    Options *o = &r->o;
+    const long micro_batch = o->batch * o->seq_len; // tokens
+    EXPECT(micro_batch <= 1 << 30,
+           "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
+    if (o->total_batch == 0) o->total_batch = micro_batch;
+    EXPECT(o->total_batch % micro_batch == 0,
+           "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
+    if (o->lr == 0)
+        // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+        o->lr = round(3e8 / r->g.config.C) / 1e9;
+    const long rows = o->val_batches ? o->val_batches * o->batch : o->val_rows;
+    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
+           "option --val-batches: --val-rows is %ld", o->val_rows);
+    o->val_rows = rows;
+}
+
 // Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All
 // is checked here, before anything is allocated or a thread started.
 static void run_open(Run *r) {
@@ -3739,46 +3793,17 @@ static void run_open(Run *r) {
     if (!r->model[0] && !depth) path_print(r->model, "%s", o->model);
     EXPECT(r->model[0] || (depth && !r->prompts),
            "options --model, --prompt: give a model file with -e, or a run with -y");
-    if (r->model[0]) {
-        uint64_t sum;
-        r->model_file = file_open(r->model, 0);
-        r->g.config = model_check(&r->model_file, &sum);
-        const int longest = r->g.config.T;
-        EXPECT(!o->resume || sum == r->progress.model_checksum,
-               "%s: damaged: not what %s was written with", r->model, r->state.path);
-        EXPECT(depth || !(o->layers || o->heads || o->channels),
-               "option --layers, --heads, --channels: %s has a shape", r->model);
-        EXPECT(!V || r->g.config.V == V,
-               "%s: expected a vocabulary of %d, as the data have; found %d", r->model, V,
-               r->g.config.V);
-        if (!r->given[option_index("seq-len")] && !o->resume &&
-            (r->prompts || longest < o->seq_len))
-            o->seq_len = longest;
-        EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model,
-               longest, o->seq_len);
-        r->g.config.T = o->seq_len;
-    } else r->g.config = options_config(o, depth, V);
+    if (r->model[0]) run_open_model(r, V);
+    else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
-    const long micro_batch = o->batch * o->seq_len; // tokens
-    EXPECT(micro_batch <= 1 << 30,
-           "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
-    if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0,
-           "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
-    if (o->lr == 0)
-        o->lr = round(3e8 / r->g.config.C) /
-                1e9; // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+    run_open_numbers(r);
     V = r->g.config.V;
     r->tokenizer.V = V, r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
     EXPECT(!r->prompts || V == 256 || r->tokenizer.text,
            "option --prompt: this model's %d tokens need --tokenizer FILE", V);
-    const long rows = o->val_batches ? o->val_batches * o->batch : o->val_rows;
-    EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
-           "option --val-batches: --val-rows is %ld", o->val_rows);
-    o->val_rows = rows;
     if (!r->prompts) {
         dataset_windows(&r->train, "training", o->seq_len, 1);
         dataset_windows(&r->val, "validation", o->seq_len, 1);
