@@ -1,23 +1,31 @@
-# make                  the four trainers and the embedded corpus
-# make test             the tests in all four precisions, and on the portable path
-# make test-exhaustive  the encoders on all 2^32 floats, every instruction set that this machine runs (minutes)
-# make ladder         seven matrix products, each a step faster (dev/cpu), all with the same bits
-# make cuda             the four trainers for an NVIDIA GPU, train_gpt_fp8cu .., for the GPU that is here, else sm_90
-#                       GPU_ARCH=sm_89 or all (80, 89, 90, 100, 120); with cuDNN's attention where its headers lie; USE_CUDNN=0
-# make test-cuda        the CUDA file's kernels on this CPU (dev/cuda), against the C file; no GPU or toolkit is needed
-# make bench          products and whole steps on this machine, in turn, to dev/bench/RESULTS.md (many minutes)
-# make PORTABLE=1       plain C for any CPU of the family: no -march=native
-# make ARCH=x86-64-v3   another -march (x86-64-v3: AVX2 + FMA)
-# make NO_OMP=1         one thread, no OpenMP
-# make SANITIZE=address,undefined | thread
+# make                   the four trainers and the embedded corpus
+# make help              this list
+# make test              the tests in all four precisions, and on the portable path
+# make test-exhaustive   the encoders on all 2^32 floats, all instruction sets here (minutes)
+# make ladder            seven matrix products (dev/cpu), each faster, all with the same bits
+# make compare           ARMS='fp16,fp8' SEEDS=5 RUN='-e d3 ..' OUT=DIR: dev/compare.c explains
+# make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
+# make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
+# make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
+# make bench             products and whole steps, timed, to dev/bench/RESULTS.md (many minutes)
+# make flags             the compiler flags for scripts; also cuda-flags and nvcc-flags
+# make clean             removes what make has built
+# make PORTABLE=1        plain C for any CPU of the family: no -march=native
+# make ARCH=x86-64-v3    another -march (x86-64-v3: AVX2 + FMA)
+# make NO_OMP=1          one thread, no OpenMP
+# make REFERENCE=1       with -DREFERENCE: the products by their short definition, slowly
+# make SANITIZE=WORDS    address,undefined or thread
+# make cuda GPU_ARCH=A   sm_89 and so on, native, or all (80 to 120) [this GPU's, or sm_90]
+# make cuda USE_CUDNN=0  without cuDNN's attention; USE_CUDNN=1 makes its absence an error
 
 CC ?= cc
 PRECISIONS = fp8 fp16 bf16 fp32
 TRAINERS = $(PRECISIONS:%=train_gpt_%)
 TESTS = $(PRECISIONS:%=test_gpt_%)
 
-# accepts FLAG: FLAG if the compiler can build and link a program with it
-accepts = $(shell echo 'int main(void) { return 0; }' | $(CC) $(1) -Werror -x c - -o /dev/null 2>/dev/null && echo '$(1)')
+# $(call accepts,FLAG): FLAG if the compiler can build and link a program with it
+accepts = $(shell echo 'int main(void) { return 0; }' | \
+  $(CC) $(1) -Werror -x c - -o /dev/null 2>/dev/null && echo '$(1)')
 
 ARCH ?= native
 ifndef PORTABLE
@@ -32,11 +40,12 @@ endif
 ifdef SANITIZE
 DEBUG = -g -fsanitize=$(SANITIZE) -fno-omit-frame-pointer
 endif
-# No contraction and no -ffast-math: every operation is the one that is written. Without an OpenMP the pragmas are comments.
+# No contraction and no -ffast-math: every operation is the one that is written.
 NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math
+# Without OpenMP its pragmas are comments.
 WARN = -Wall -Wextra -Werror $(if $(OMP),,-Wno-unknown-pragmas)
 CFLAGS ?= -O3
-ALL_CFLAGS = $(CFLAGS) $(MARCH) $(NUMERICS) $(WARN) $(OMP) $(DEBUG)
+ALL_CFLAGS = $(CFLAGS) $(MARCH) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $(if $(REFERENCE),-DREFERENCE)
 LDLIBS = -lm
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
@@ -47,8 +56,11 @@ fp32_FLAGS = -DPRECISION=3
 
 all: $(TRAINERS) data/tales.d/train.txt
 
-# What a binary was built with; when it changes, the binary is built again. $(call keep,FILE,TEXT)
-keep = $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,$(shell mkdir -p build && printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1))
+# $(call keep,FILE,TEXT): FILE holds what binaries were built with. It is written when TEXT changes,
+# and then they are built again. `make -n` writes nothing.
+IS_DRY = $(findstring n,$(firstword -$(MAKEFLAGS)))
+keep = $(if $(IS_DRY),,$(shell mkdir -p build && \
+  printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1))
 FLAGS_FILE = build/flags
 $(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
 
@@ -58,7 +70,8 @@ $(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 $(TESTS): test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) $< -o $@ $(LDLIBS)
 
-$(PRECISIONS:%=build/portable/test_gpt_%): build/portable/test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+PORTABLE_TESTS = $(PRECISIONS:%=build/portable/test_gpt_%)
+$(PORTABLE_TESTS): build/portable/test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $($*_FLAGS) $< -o $@ $(LDLIBS)
 
@@ -81,7 +94,8 @@ test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_f
 HAS_AVX2 := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo yes)
 build/avx2/test_gpt_fp8: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -march=x86-64-v3 $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -march=x86-64-v3 $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $(fp8_FLAGS) $< -o $@ \
+	  $(LDLIBS)
 
 test-exhaustive: test_gpt_fp8 build/portable/test_gpt_fp8 $(if $(HAS_AVX2),build/avx2/test_gpt_fp8)
 	set -e; for t in $^; do echo "== $$t"; ./$$t --exhaustive; done
@@ -106,6 +120,9 @@ build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 compare: build/compare all
 	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out '$(OUT)' -- $(RUN)
 
+help:
+	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
+
 # What scripts under dev/ compile with.
 flags:
 	@echo '$(CFLAGS) $(NUMERICS)'
@@ -114,25 +131,43 @@ cuda-flags:
 nvcc-flags:
 	@echo '$(NVCC_FLAGS)'
 
-# The CUDA backend. Contraction is off and denormals are flushed, as in the C file, so that FP8 bytes are the same.
+# The CUDA backend. Contraction is off and denormals are flushed, as in the C file: same FP8 bytes.
 NVCC ?= nvcc
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC))))
-GPU_ARCH ?= sm_$(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p'),90)
-NVCC_NUMERICS = -std=c++17 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
+THIS_GPU = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+  sed -n '1s/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p')
+GPU_ARCH ?= sm_$(or $(THIS_GPU),90)
+NVCC_NUMERICS = -std=c++17 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true \
+  -Xcompiler -Wall,-Wextra,-Werror,-ffp-contract=off
 ALL_ARCHS = 80 89 90 100 120
-ARCH_FLAGS = $(if $(filter all,$(GPU_ARCH)),$(foreach a,$(ALL_ARCHS),-gencode arch=compute_$a,code=sm_$a) --threads 0,-arch=$(GPU_ARCH))
+EVERY_ARCH = $(foreach a,$(ALL_ARCHS),-gencode arch=compute_$a,code=sm_$a) --threads 0
+ARCH_FLAGS = $(if $(filter all,$(GPU_ARCH)),$(EVERY_ARCH),-arch=$(GPU_ARCH))
 NVCC_FLAGS = -O3 $(ARCH_FLAGS) $(NVCC_NUMERICS) $(CUDNN_FLAGS)
 CUDA_LIBS = -lcublasLt $(if $(CUDA_HOME),-Xlinker -rpath=$(CUDA_HOME)/lib64)
-# cuDNN: two sets of headers, its own and its frontend's (the package nvidia-cudnn-frontend), in the usual places or in Python's. The
-# library is opened when a run begins. USE_CUDNN=0 does not look; USE_CUDNN=1 ends where they are missing.
+
+# cuDNN's attention needs two headers: cudnn.h, and cudnn_frontend.h of the Python package
+# nvidia-cudnn-frontend. They are looked for in the usual directories, then among Python's packages.
+# The library itself is opened when a run begins. USE_CUDNN=0 does not look; USE_CUDNN=1 ends where
+# a header is missing.
 PYTHON ?= python3
-PYTHON_PACKAGES = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)
-header_dir = $(patsubst %/$1,%,$(firstword $(wildcard $(addsuffix /$1,$(CUDA_HOME)/include /usr/include /usr/local/include $2))))
+PYTHON_PACKAGES = $(shell $(PYTHON) -c \
+  'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)
 CUDNN_PACKAGE = $(PYTHON_PACKAGES)/nvidia/cudnn
-CUDNN_DIRS = $(call header_dir,cudnn_frontend.h,$(PYTHON_PACKAGES)/include) $(call header_dir,cudnn.h,$(CUDNN_PACKAGE)/include)
+# $(call directory_of,HEADER,DIRECTORIES): the first of the directories that has the header
+directory_of = $(patsubst %/$1,%,$(firstword $(wildcard $(addsuffix /$1,$2))))
+USUAL_DIRS = $(CUDA_HOME)/include /usr/include /usr/local/include
+CUDNN_DIR = $(call directory_of,cudnn.h,$(USUAL_DIRS) $(CUDNN_PACKAGE)/include)
+FRONTEND_DIR = $(call directory_of,cudnn_frontend.h,$(USUAL_DIRS) $(PYTHON_PACKAGES)/include)
+CUDNN_MISSING = $(strip $(if $(CUDNN_DIR),,cudnn.h) $(if $(FRONTEND_DIR),,cudnn_frontend.h))
+CUDNN_INCLUDES = $(filter-out /usr/include,$(sort $(CUDNN_DIR) $(FRONTEND_DIR)))
+CUDNN_HELP = pip install nvidia-cudnn-frontend, or CUDNN_FLAGS="-DHAS_CUDNN -isystem DIR .."
+CUDNN_ERROR = $(error USE_CUDNN=1: not found: $(CUDNN_MISSING); $(CUDNN_HELP))
+CUDNN_ABSENT = $(if $(USE_CUDNN),$(CUDNN_ERROR))
+CUDNN_PRESENT = -DHAS_CUDNN $(addprefix -isystem ,$(CUDNN_INCLUDES))
 ifeq ($(filter 0 no,$(USE_CUDNN)),)
-CUDNN_FLAGS ?= $(if $(word 2,$(CUDNN_DIRS)),-DHAS_CUDNN $(addprefix -isystem ,$(filter-out /usr/include,$(sort $(CUDNN_DIRS)))),$(if $(USE_CUDNN),$(error USE_CUDNN=1: not found: $(foreach h,cudnn.h cudnn_frontend.h,$(if $(findstring /,$(call header_dir,$h,$(PYTHON_PACKAGES)/include $(CUDNN_PACKAGE)/include)),,$h)); pip install nvidia-cudnn-frontend, or CUDNN_FLAGS="-DHAS_CUDNN -isystem DIR ..")))
-CUDA_LIBS += $(if $(findstring $(CUDNN_PACKAGE)/,$(CUDNN_FLAGS)),-Xlinker -rpath=$(CUDNN_PACKAGE)/lib)
+CUDNN_FLAGS ?= $(if $(CUDNN_MISSING),$(CUDNN_ABSENT),$(CUDNN_PRESENT))
+CUDNN_IN_PYTHON = $(findstring $(CUDNN_PACKAGE)/,$(CUDNN_FLAGS))
+CUDA_LIBS += $(if $(CUDNN_IN_PYTHON),-Xlinker -rpath=$(CUDNN_PACKAGE)/lib)
 else
 override CUDNN_FLAGS :=
 endif
@@ -146,14 +181,16 @@ ifneq ($(shell command -v $(NVCC)),)
 cuda: $(PRECISIONS:%=train_gpt_%cu) data/tales.d/train.txt
 else
 cuda:
-	@echo "make cuda: no $(NVCC) was found (it comes with NVIDIA's CUDA Toolkit); nothing is built"
+	@echo "make cuda: no $(NVCC) was found (it comes with NVIDIA's CUDA Toolkit);" \
+	  "nothing is built"
 endif
 $(PRECISIONS:%=train_gpt_%cu): train_gpt_%cu: train_gpt_fp8.cu $(wildcard build/cuda-flags)
 	$(NVCC) $(NVCC_FLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(CUDA_LIBS)
 
 test-cuda:
 	@mkdir -p build/cuda
-	$(CXX) -std=c++17 -O2 -Wall -Wextra -Werror dev/cuda/on_cpu_test.cpp -o build/cuda/on_cpu_test && build/cuda/on_cpu_test
+	$(CXX) -std=c++17 -O2 -Wall -Wextra -Werror dev/cuda/on_cpu_test.cpp -o build/cuda/on_cpu_test
+	build/cuda/on_cpu_test
 	set -e; for p in $(PRECISIONS); do echo "== $$p"; dev/cuda/test.sh $$p; done
 	@echo "== fp8, as on sm_80: conversions in software, emulated products"
 	CUDA_ON_CPU_ARCH=8.0 build/cuda/test_cpu_fp8 numbers quantise fused products
@@ -164,4 +201,5 @@ bench: data/tales.d/train.txt
 clean:
 	rm -rf build $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
-.PHONY: all cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare flags bench clean
+.PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare flags \
+  bench clean

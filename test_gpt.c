@@ -41,7 +41,7 @@ static int counting_memalign(void **p, size_t align, size_t bytes) {
 #define main trainer_main
 #include "train_gpt_fp8.c"
 #undef main
-#include "dev/free.h"
+#include "dev/check/free.h"
 #include <sys/resource.h>
 #include <sys/wait.h>
 

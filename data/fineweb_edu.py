@@ -8,16 +8,12 @@ The first --val-tokens tokens, as far as they are whole documents, are for valid
 each document is preceded by the end-of-text token, for bytes each ends with a newline. The Parquet files need pyarrow.
 """
 
-import os
-import sys
-
-# The directory goes off the search path, because of the file named tokenize.py in it: that file says more.
-HERE = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [p for p in sys.path if os.path.realpath(p) != HERE]
-import importlib.util
 import json
-spec = importlib.util.spec_from_file_location("prepare", os.path.join(HERE, "prepare.py"))
-spec.loader.exec_module(prepare := importlib.util.module_from_spec(spec))
+import os
+
+import prepare
+
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 BASE_URL = "https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu/resolve/main/sample/10BT"
 FILES = 14

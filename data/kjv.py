@@ -7,16 +7,13 @@ The text comes from the Debian package's program `bible`, a verse a line with it
 """
 
 import os
-import sys
-
-# The directory goes off the search path, because of the file named tokenize.py in it: that file says more.
-HERE = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [p for p in sys.path if os.path.realpath(p) != HERE]
-import importlib.util
 import shutil
 import subprocess
-spec = importlib.util.spec_from_file_location("prepare", os.path.join(HERE, "prepare.py"))
-spec.loader.exec_module(prepare := importlib.util.module_from_spec(spec))
+import sys
+
+import prepare
+
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 VERSES, SIZE = 31102, 4137850
 SHA256 = "b5c4940bcfeee072c0935b5200d0f9d88a00a0199cb0961d16133458fcdfae5d"

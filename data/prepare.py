@@ -7,8 +7,8 @@ tokens, which need tiktoken. Needed: Python 3.8 and NumPy.
 Left out on purpose: other vocabularies (uint16 and the trainer know these two), and resuming half-made shards (a
 download resumes, tokenising starts again).
 
-Not a program: tokenize.py, tinyshakespeare.py, kjv.py, tinystories.py and fineweb_edu.py load it by path (tokenize.py
-says why). Contents: 1 errors and options, 2 progress, 3 shards, 4 vocabularies, 5 download, 6 text to shards.
+Not a program: tokens.py, tinyshakespeare.py, kjv.py, tinystories.py and fineweb_edu.py import it.
+Contents: 1 errors and options, 2 progress, 3 shards, 4 vocabularies, 5 download, 6 text to shards.
 """
 
 import argparse

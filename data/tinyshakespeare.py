@@ -10,12 +10,9 @@ The text is downloaded once, and checked, unless --text names a local copy.
 import os
 import sys
 
-# The directory goes off the search path, because of the file named tokenize.py in it: that file says more.
+import prepare
+
 HERE = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [p for p in sys.path if os.path.realpath(p) != HERE]
-import importlib.util
-spec = importlib.util.spec_from_file_location("prepare", os.path.join(HERE, "prepare.py"))
-spec.loader.exec_module(prepare := importlib.util.module_from_spec(spec))
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SIZE = 1115394

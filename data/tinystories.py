@@ -9,14 +9,10 @@ The text is streamed: memory holds one shard for each split.
 """
 
 import os
-import sys
 
-# The directory goes off the search path, because of the file named tokenize.py in it: that file says more.
+import prepare
+
 HERE = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [p for p in sys.path if os.path.realpath(p) != HERE]
-import importlib.util
-spec = importlib.util.spec_from_file_location("prepare", os.path.join(HERE, "prepare.py"))
-spec.loader.exec_module(prepare := importlib.util.module_from_spec(spec))
 
 BASE_URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main"
 SEPARATOR = b"<|endoftext|>"
@@ -36,7 +32,7 @@ def stories_read(path, args):
                 offset += len(story) + len(SEPARATOR)
             if len(rest) > STORY_MAX:
                 raise prepare.DataError(f"{path}: expected {SEPARATOR.decode()} between stories, found none in "
-                                        f"{len(rest)} bytes; give TinyStories' plain text, or use tokenize.py")
+                                        f"{len(rest)} bytes; give TinyStories' plain text, or use tokens.py")
             bar.update(f.tell())
         bar.update(f.tell(), last=True)
     yield prepare.text_decode(rest, path, args, offset).strip()

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2086 # flags are words
 # The same bits from every build: trains a tiny model in each precision with every compiler, instruction set and thread
 # count at hand, and compares the checkpoint (weights, moments, scales, histories), every log column but the times, and
 # scales.tsv. Then a run that is stopped and resumed against one that is not.
 #   dev/check_bits.sh          aarch64 is included where aarch64-linux-gnu-gcc and qemu-aarch64 are installed
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0

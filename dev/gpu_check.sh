@@ -171,7 +171,7 @@ build_long() {
   fi
   mkdir -p $long
   xz -dkc $novels/novels-train.txt.xz > $long/novels.txt
-  if "$python" data/tokenize.py $long/novels.txt --val $novels/novels-val.txt --vocab-kind gpt2 --vocab $novels/gpt2-r50k.tiktoken --out $long/novels > $long/out 2>&1; then
+  if "$python" data/tokens.py $long/novels.txt --val $novels/novels-val.txt --vocab-kind gpt2 --vocab $novels/gpt2-r50k.tiktoken --out $long/novels > $long/out 2>&1; then
     xz -6 -c $long/novels_train_000000.bin > $long/train.bin.xz && mv $long/novels_val_000000.bin $long/val.bin
   else
     echo "FAILED to make the long run's data: $(tail -1 $long/out)"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2015,SC2034,SC2059,SC2086 # options are words; A && B || true; le32 prints escapes
 # What `make bench` runs: the products and whole training steps of this machine, beside what else is at hand. Prints tables
 # in Markdown and writes them to dev/bench/RESULTS.md. Times are taken in turn, ROUNDS times round; medians are shown.
 #   PYTHON=python3   with PyTorch, to compare with it; else that line says it was skipped

@@ -10,5 +10,5 @@ functions() { # of sections 6 on
 only_c="partial_count attention_bytes stored_from_floats gpt_scale proc_value memory_available stored_nonfinite text_free"
 diff <(titles train_gpt_fp8.c) <(titles train_gpt_fp8.cu) || { echo "the section titles differ"; exit 1; }
 missing=$(comm -23 <(functions train_gpt_fp8.c) <(functions train_gpt_fp8.cu) | grep -vwE "${only_c// /|}" || true)
-[ -z "$missing" ] || { echo "train_gpt_fp8.cu has no function of these names: "$missing; exit 1; }
+[ -z "$missing" ] || { echo "train_gpt_fp8.cu has no function of these names:" "$missing"; exit 1; }
 echo "$(titles train_gpt_fp8.c | wc -l) sections, $(comm -12 <(functions train_gpt_fp8.c) <(functions train_gpt_fp8.cu) | wc -l) functions with the same names"

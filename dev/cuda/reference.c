@@ -7,7 +7,7 @@
 int main(int argc, char **argv);
 #include "../../train_gpt_fp8.c"
 #ifdef REFERENCE_FUNCTIONS
-#include "../free.h"
+#include "../check/free.h"
 #include "reference.h"
 
 size_t ref_size(RefSize what) {

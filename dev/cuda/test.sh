@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC2086 # options are words
+# shellcheck disable=SC2046,SC2086 # options are words
 # Builds and runs dev/cuda/test_cuda.cu:  dev/cuda/test.sh [--gpu] [fp8|fp16|bf16|fp32] [names of tests]
 # On this CPU by on_cpu.h, or with --gpu by nvcc on the GPU (ARCH=90). Objects lie in build/cuda.
 set -e

@@ -6,7 +6,7 @@ What a narrow accumulator costs: dot products of E4M3 bytes with the sums of Hop
 Hopper's wgmma aligns the 32 products of a step, and the accumulator with them, to the largest of their exponents, cuts what
 lies below 13 fraction bits of it, adds what is left, and cuts the sum to 13 fraction bits (arXiv 2512.07004, section 4.1.6).
 DeepSeek-V3 (arXiv 2412.19437, section 3.3.2) therefore adds the accumulator to an fp32 total, and clears it, every 128 elements of
-K: promotion. Both are modelled here, beside the trainer's own sum, one chain of fp32 multiply-adds. dev/check_accumulator.py
+K: promotion. Both are modelled here, beside the trainer's own sum, one chain of fp32 multiply-adds. dev/check/check_accumulator.py
 compares this model, bit for bit, with one that was validated on an H100: with three files, the program reads E4M3 bytes a [M, 512]
 and b [M, 512] and writes the sums [M, 2] as fp32, without promotion and with. The error is the root mean square over ROWS x ROWS
 outputs of the distance to the exact sum of the same bytes, over the root mean square of the exact sums.

@@ -2,9 +2,9 @@
 """What goes wrong around a run: files that cannot be read, two programs at once, kills, damage, a full disk, numbers that are not
 finite. Runs the built programs as a user does, and checks that they say what is wrong and that nothing is lost.
 
-    python3 dev/test_faults.py                         # one check or more for every fault that was once found, a minute
-    python3 dev/test_faults.py kill 20 inject 40 fuzz 100     # campaigns, with how many cases of each; seeds count from 1
-    python3 dev/test_faults.py kill 880 inject 1000 fuzz 100000 --seed 7     # hours
+    python3 dev/check/test_faults.py                         # one check or more for every fault that was once found, a minute
+    python3 dev/check/test_faults.py kill 20 inject 40 fuzz 100     # campaigns, with how many cases of each; seeds count from 1
+    python3 dev/check/test_faults.py kill 880 inject 1000 fuzz 100000 --seed 7     # hours
     --bin DIR          where the programs are [the project's directory]
     --trainer "CMD"    this FP8 trainer instead, as in "build/cuda/test_cpu_fp8 --as-cuda"; the comparison is left out then
     --only WORD        checks whose name has the word
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ROOT = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
 DONE, BAD_INPUT, NONFINITE, INTERRUPTED = 0, 2, 3, 130
 TINY = "-e d1 --channels 16 --heads 1 -t 16 -b 1 -s 0 "  # a model with which a step takes a fraction of a millisecond
 

@@ -1,9 +1,9 @@
 /*
-The trainer's own GPT-2 encoding of a text, for dev/tokenizer_check.py: tokenizer_dump TOKENIZER.bin TEXT OUT.i32
+The trainer's own GPT-2 encoding of a text, for dev/check/tokenizer_check.py: tokenizer_dump TOKENIZER.bin TEXT OUT.i32
 TEXT holds texts that end in a zero byte each; OUT gets, for each, the number of tokens and the tokens, int32.
 */
 #define TESTING
-#include "../train_gpt_fp8.c"
+#include "../../train_gpt_fp8.c"
 
 int main(int argc, char **argv) {
     EXPECT(argc == 4, "usage: tokenizer_dump TOKENIZER.bin TEXT OUT.i32");

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The trainer's FP8 conversions against ml_dtypes and gfloat: python3 dev/check_fp8_ml_dtypes.py
+"""The trainer's FP8 conversions against ml_dtypes and gfloat: python3 dev/check/check_fp8_ml_dtypes.py
 
-dev/dump_fp8.c converts with the trainer's code. Where the libraries differ from our rules on purpose:
+dev/check/dump_fp8.c converts with the trainer's code. Where the libraries differ from our rules on purpose:
   overflow  ml_dtypes gives NaN (E4M3) or Inf (E5M2), ours saturates, Inf included; gfloat saturates when asked
   NaN       theirs keeps the sign or a payload, ours is 0x7F always, as CUDA's satfinite conversion does
   scales    of a block are clamped to 2^-126 .. 2^126, so that neither they nor their inverses are denormals; OCP's E8M0 has 2^-127

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Test of the data scripts: python3 dev/test_data.py [--shared DIR]
+"""Test of the data scripts: python3 dev/check/test_data.py [--shared DIR]
 
 Needs Python 3, NumPy and no network: downloads come from a server on 127.0.0.1 that this file runs. Checks that need
 tiktoken, pyarrow, the GPT-2 vocabulary or the texts in --shared say `skip: reason` where those are missing. The scripts
@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ROOT = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
 DATA = os.path.join(ROOT, "data")
 spec = importlib.util.spec_from_file_location("prepare", os.path.join(DATA, "prepare.py"))
 spec.loader.exec_module(prepare := importlib.util.module_from_spec(spec))
@@ -229,34 +229,38 @@ def test_scripts(base):
     text = "".join(f"Line {i}: naïve café, “quotes”, 😀.\n" for i in range(500))
     write("text.txt", text)
     n = int(len(text) * 0.9)
-    out = script_ok("tokenize.py", "text.txt", "--out", "o/text")
+    out = script_ok("tokens.py", "text.txt", "--out", "o/text")
     check("bytes: train and val", (text_of("o/text", "train"), text_of("o/text", "val")) == (text[:n], text[n:]))
     check("the training command is printed",
           "./train_gpt_fp8 -i 'o/text_train_*.bin' -j 'o/text_val_*.bin' -e d6 -t 256\n" in out, out)
     check("nothing else is written", sorted(os.listdir("o")) == ["text_train_000000.bin", "text_val_000000.bin"])
 
-    script_ok("tokenize.py", "text.txt", "--out", "o/cut", "--shard-tokens", "1000")
+    script_ok("tokens.py", "text.txt", "--out", "o/cut", "--shard-tokens", "1000")
     count = len([f for f in os.listdir("o") if f.startswith("cut_train")])
     joined = np.concatenate([tokens_of("o/cut", "train", i) for i in range(count)])
     check("many shards make the same text", count > 10 and np.array_equal(joined, tokens_of("o/text", "train")))
-    script_ok("tokenize.py", "text.txt", "text.txt", "--out", "o/cut", "--val", "text.txt")
+    script_ok("tokens.py", "text.txt", "text.txt", "--out", "o/cut", "--val", "text.txt")
     check("older shards are removed", len([f for f in os.listdir("o") if f.startswith("cut_")]) == 2)
     check("--val", (text_of("o/cut", "train"), text_of("o/cut", "val")) == (text + text, text))
-    out = script_ok("tokenize.py", "text.txt", "--out", "o/all", "--val-fraction", "0")
+    out = script_ok("tokens.py", "text.txt", "--out", "o/all", "--val-fraction", "0")
     check("--val-fraction 0", text_of("o/all", "train") == text and " -j " not in out
           and not os.path.exists("o/all_val_000000.bin"))
     write("latin.txt", bytes(range(256)) * 20)
-    script_ok("tokenize.py", "latin.txt", "--out", "o/latin")
+    script_ok("tokens.py", "latin.txt", "--out", "o/latin")
     both = np.concatenate([tokens_of("o/latin", "train"), tokens_of("o/latin", "val")])
     check("bytes that are not UTF-8 pass unchanged", both.astype(np.uint8).tobytes() == bytes(range(256)) * 20)
 
-    # Without this, the name only bites when something fails: a traceback's lines are read by `tokenize`.
+    # Python puts a script's own directory first on its search path. A file there with the name of a module that anything
+    # imports would hide that module, and would show only when something fails: tracebacks import `tokenize`.
+    for name in sorted(f[:-3] for f in os.listdir(DATA) if f.endswith(".py")):
+        other = name in sys.stdlib_module_names or importlib.util.find_spec(name)
+        check(f"data/{name}.py hides no other module", not other, other)
+    inside = subprocess.run([sys.executable, "tokens.py", os.path.abspath("text.txt"), "--out",
+                             os.path.abspath("o/inside")], cwd=DATA, capture_output=True, text=True)
+    check("tokens.py runs in data/", inside.returncode == 0, inside.stderr)
     code = ("import runpy, sys; sys.path.insert(0, sys.argv[1]); sys.modules.pop('tokenize', None)\n"
             "try: sys.argv[1:] = ['--help']; runpy.run_path(sys.path[0] + '/NAME', run_name='__main__')\n"
             "except SystemExit: import tokenize; tokenize.generate_tokens")
-    inside = subprocess.run([sys.executable, "tokenize.py", os.path.abspath("text.txt"), "--out",
-                             os.path.abspath("o/inside")], cwd=DATA, capture_output=True, text=True)
-    check("tokenize.py runs in data/, where it hides the standard library's", inside.returncode == 0, inside.stderr)
     for name in sorted(f for f in os.listdir(DATA) if f.endswith(".py") and f != "prepare.py"):
         result = script(name, "--help")
         check(f"{name} --help", result.returncode == 0 and "--out" in result.stdout, result.stderr)
@@ -313,26 +317,26 @@ def test_errors(base):
     write("blank.jsonl", '{"text": "one two three"}\n{"text": "four five six"}\n\n')
     script_ok("fineweb_edu.py", "--jsonl", "blank.jsonl", "--out", "o/blank", "--vocab-kind", "byte", "--val-tokens", "14")
     write("packed.txt.gz", b"\x1f\x8b not text")
-    script_refused("tokenize.py", "packed.txt.gz: expected text, found a compressed file", "packed.txt.gz", "--out", "o/packed")
+    script_refused("tokens.py", "packed.txt.gz: expected text, found a compressed file", "packed.txt.gz", "--out", "o/packed")
     write("odd.txt", "a text\n" * 40)
-    odd = script("tokenize.py", "odd.txt", "--out", os.fsdecode(b"caf\xe9/x"), env={"PYTHONIOENCODING": "utf-8:strict"})
-    check("tokenize.py: a path that is no UTF-8 is printed with escapes", odd.returncode == 0 and r"caf\udce9/x_train" in odd.stdout,
+    odd = script("tokens.py", "odd.txt", "--out", os.fsdecode(b"caf\xe9/x"), env={"PYTHONIOENCODING": "utf-8:strict"})
+    check("tokens.py: a path that is no UTF-8 is printed with escapes", odd.returncode == 0 and r"caf\udce9/x_train" in odd.stdout,
           odd.stderr)
     write("precious.txt", "precious")
     os.makedirs("o", exist_ok=True)
     for name in ("o/link_train_000000.bin.tmp", "o/link_val_000000.bin.tmp"):
         os.symlink("../precious.txt", name)
-    script_ok("tokenize.py", "odd.txt", "--out", "o/link")
-    check("tokenize.py: a link under a temporary name is not written through", open("precious.txt").read() == "precious")
+    script_ok("tokens.py", "odd.txt", "--out", "o/link")
+    check("tokens.py: a link under a temporary name is not written through", open("precious.txt").read() == "precious")
     write("many_a.txt", "a" * 600000), write("many_b.txt", "b" * 600000)
-    two = [subprocess.Popen([sys.executable, os.path.join(DATA, "tokenize.py"), f"many_{c}.txt", "--out", "o/two", "--shard-tokens", n],
+    two = [subprocess.Popen([sys.executable, os.path.join(DATA, "tokens.py"), f"many_{c}.txt", "--out", "o/two", "--shard-tokens", n],
                             stdout=subprocess.DEVNULL) for c, n in (("a", "5000"), ("b", "7000"))]
     ended = [p.wait() for p in two]
     found = {t for i in range(5) for t in set(tokens_of("o/two", "train", i))}
     check("two scripts with one --out take turns", ended == [0, 0] and len(found) == 1, f"{ended} {found}")
     write("bad.jsonl", '{"text": "fine"}\n{"txt": 1}\n')
     write("separators.txt", "<|endoftext|>" * 9)
-    tokenize = lambda pattern, *args: script_refused("tokenize.py", pattern, *args)
+    tokenize = lambda pattern, *args: script_refused("tokens.py", pattern, *args)
     tokenize("absent.txt: expected a file, found none", "absent.txt", "--out", "o/x")
     tokenize("o: expected a file, found a directory", "o", "--out", "o/x")
     tokenize("empty.txt: expected text, found an empty file", "empty.txt", "--out", "o/x")
@@ -386,7 +390,7 @@ def test_gpt2(shared):
         import tiktoken  # noqa: F401
     except ImportError:
         print("skip: GPT-2 tokens: tiktoken is not installed")
-        script_refused("tokenize.py", "pip install tiktoken", "text.txt", "--out", "o/x", "--vocab-kind", "gpt2")
+        script_refused("tokens.py", "pip install tiktoken", "text.txt", "--out", "o/x", "--vocab-kind", "gpt2")
         return
     vocab = os.path.join(shared, "gpt2-r50k.tiktoken")
     if not os.path.exists(vocab):
@@ -428,9 +432,9 @@ def test_gpt2(shared):
     write("a.txt", "One fish. " * 30)
     write("b.txt", "Two <|endoftext|> fish. " * 30)
     a, b = open("a.txt").read(), open("b.txt").read()
-    script_ok("tokenize.py", "a.txt", "b.txt", "--out", "o/eot", "--val-fraction", "0", "--eot-between-files", *gpt2)
+    script_ok("tokens.py", "a.txt", "b.txt", "--out", "o/eot", "--val-fraction", "0", "--eot-between-files", *gpt2)
     check("--eot-between-files, and its spelling in a text is text", list(tokens_of("o/eot", "train")) == ids(a, b)[1:])
-    script_ok("tokenize.py", "a.txt", "b.txt", "--out", "o/cat", "--val-fraction", "0", *gpt2)
+    script_ok("tokens.py", "a.txt", "b.txt", "--out", "o/cat", "--val-fraction", "0", *gpt2)
     check("several files are one text", list(tokens_of("o/cat", "train")) == list(encoder.encode(a + b)))
     stories = [f"Story {i}." for i in range(20)]
     write("few.txt", "\n<|endoftext|>\n".join(stories))
@@ -444,10 +448,10 @@ def test_gpt2(shared):
           and list(tokens_of("o/fewj", "train")) == ids(*stories[3:]))
 
     options = ["--out", "o/x", "--vocab-kind", "gpt2"]
-    refuse = lambda pattern, *args: script_refused("tokenize.py", pattern, *args, *options)
+    refuse = lambda pattern, *args: script_refused("tokens.py", pattern, *args, *options)
     write("latin1.txt", b"na\xefve " * 50)
     refuse("latin1.txt: expected UTF-8, found byte 0xef at offset 2", "latin1.txt", "--vocab", vocab)
-    script_ok("tokenize.py", "latin1.txt", "--out", "o/latin1", "--errors", "replace", *gpt2)
+    script_ok("tokens.py", "latin1.txt", "--out", "o/latin1", "--errors", "replace", *gpt2)
     refuse("absent.tiktoken: expected a file", "a.txt", "--vocab", "absent.tiktoken")
     refuse("a.txt: expected GPT-2's vocabulary", "a.txt", "--vocab", "a.txt")
     lines = open(vocab, "rb").read().splitlines(True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Plants the faults that dev/test_faults.py is about back into the sources, one at a time: its checks must find each.
+"""Plants the faults that dev/check/test_faults.py is about back into the sources, one at a time: its checks must find each.
 
-    python3 dev/planted.py            # all of them, some ten seconds each
-    python3 dev/planted.py lock       # those whose names hold a word
+    python3 dev/check/planted.py            # all of them, some ten seconds each
+    python3 dev/check/planted.py lock       # those whose names hold a word
 
 Prints a line a fault; exit status 0 if all were found. A fault whose text is no longer in its file is reported as stale.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+ROOT = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
 C, COMPARE = "train_gpt_fp8.c", "dev/compare.c"
 # name, file, text, what it becomes, the checks that must find it (a function of test_faults.py)
 FAULTS = [
@@ -105,7 +105,7 @@ def main():
         with open(path, "w", encoding="utf-8") as f:
             f.write(source.replace(old, new))
         built = run(["make", "-j4", "CFLAGS=-O1 -w", "WARN=-w", "all", "build/compare"], tree)
-        result = run([sys.executable, os.path.join(tree, "dev/test_faults.py"), "--only", check], tree)
+        result = run([sys.executable, os.path.join(tree, "dev/check/test_faults.py"), "--only", check], tree)
         with open(path, "w", encoding="utf-8") as f:
             f.write(source)
         said = [line for line in result.stdout.splitlines() if line.startswith("FAIL")]

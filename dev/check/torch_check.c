@@ -1,5 +1,5 @@
 /*
-What the trainer computes for a small model, written to a file that dev/torch_check.py compares with PyTorch: loss,
+What the trainer computes for a small model, written to a file that dev/check/torch_check.py compares with PyTorch: loss,
 logits and every gradient of one batch, then ten optimiser steps. It prints nothing and judges nothing.
 
     torch_check MODEL RESULT L NH C T V B n HEAD
@@ -9,7 +9,7 @@ batch of B sequences of n tokens; with HEAD 1 the head of the FP8 build is FP8 t
 micro-batches, so that gradients accumulate. RESULT is a list of float32 arrays, each a line "name count" and its bytes.
 */
 #define TESTING
-#include "../train_gpt_fp8.c"
+#include "../../train_gpt_fp8.c"
 
 #define STEPS  10
 #define MICROS 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The trainer's GPT-2 tokenizer (longest match) beside published ids: python3 dev/tokenizer_check.py [--shared DIR]
+"""The trainer's GPT-2 tokenizer (longest match) beside published ids: python3 dev/check/tokenizer_check.py [--shared DIR]
 
 gpt2-tok-tests.jsonl holds edge cases with their ids; tinyshakespeare.gpt2.u16 the ids of tiny Shakespeare. The tokenizer
 file is written here from the vocabulary, in llm.c's format (20240328, version 2).

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The trainer against a published trained model: python3 dev/nano_check.py [--shared DIR]
+"""The trainer against a published trained model: python3 dev/check/nano_check.py [--shared DIR]
 
 gpt-nano-sort-model.json holds a GPT-2 of 3 layers, 3 heads and 48 channels that sorts digits 0 to 2, with an untied head;
 gpt-nano-sort-t0-partials.json every intermediate of one forward pass, those inside a block from the first block. Tensors
-are base64 float32; linear weights lie [out, in] as in ours. The model becomes an llm.c model file, dev/nano_check.c runs
+are base64 float32; linear weights lie [out, in] as in ours. The model becomes an llm.c model file, dev/check/nano_check.c runs
 it, and the untied head is applied here.
 """
 

@@ -1,5 +1,5 @@
 /*
-One forward pass of a model file on given tokens, with every intermediate, for dev/nano_check.py. fp32 build only.
+One forward pass of a model file on given tokens, with every intermediate, for dev/check/nano_check.py. fp32 build only.
 
     nano_check MODEL TOKENS RESULT
 
@@ -10,7 +10,7 @@ is read here, not by the trainer's reader, so that a fault there cannot hide.
 #ifndef PRECISION
 #define PRECISION 3
 #endif
-#include "../train_gpt_fp8.c"
+#include "../../train_gpt_fp8.c"
 #if PRECISION != PRECISION_FP32
 #error "nano_check compares fp32 intermediates: compile it with -DPRECISION=3"
 #endif

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the trainer against references that are not ours: python3 dev/check_references.py [--shared DIR] [CHECK ...]
+"""Checks the trainer against references that are not ours: python3 dev/check/check_references.py [--shared DIR] [CHECK ...]
 
     torch_check          PyTorch: loss, logits, every gradient and ten AdamW steps, all four builds
     nano_check           a published trained model with every intermediate of one forward pass
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 
-DEV = os.path.dirname(os.path.realpath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 CHECKS = ["torch_check", "nano_check", "check_fp8_ml_dtypes", "tokenizer_check"]
 PRECISIONS = ["fp8", "fp16", "bf16", "fp32"]  # in the order of PRECISION_*
 FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp -Wall -Wextra"
@@ -49,7 +49,7 @@ class References:
     def compile(self, source, precision):
         out = self.path(f"{os.path.splitext(source)[0]}_{precision}")
         command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS.split(), f"-march={self.march}",
-                   f"-DPRECISION={PRECISIONS.index(precision)}", os.path.join(DEV, source), "-o", out, "-lm"]
+                   f"-DPRECISION={PRECISIONS.index(precision)}", os.path.join(HERE, source), "-o", out, "-lm"]
         return out, subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     def compile_all(self, sources):
@@ -83,7 +83,7 @@ def read_arrays(path):
 
 def main(names=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", default=os.path.join(DEV, "..", "..", "shared", "data"), help="where the published model lies")
+    parser.add_argument("--shared", default=os.path.join(HERE, "..", "..", "..", "shared", "data"), help="where the published model lies")
     parser.add_argument("--march", default="native", help="compile for this machine (x86-64 is the portable path)")
     if not names:
         parser.add_argument("checks", nargs="*", metavar="CHECK", choices=[[], *CHECKS], help=", ".join(CHECKS))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Opens a report page in a headless Chromium: no error in its console, curves, an atlas, and a click that opens a history.
 
-    python3 dev/test_report.py log/compare/report.html [SCREENSHOT.png]
-    python3 dev/test_report.py log/diverged/report.html --diverged     # a page of runs that died: no error either, and it says so
-    python3 dev/test_report.py log/marked/report.html --markup         # of a run whose first operand has a name with <img in it
+    python3 dev/check/test_report.py log/compare/report.html [SCREENSHOT.png]
+    python3 dev/check/test_report.py log/diverged/report.html --diverged     # a page of runs that died: no error either, and it says so
+    python3 dev/check/test_report.py log/marked/report.html --markup         # of a run whose first operand has a name with <img in it
 
 Needs the PyPI package playwright and a chromium of the system. The page is opened offline, light and dark, wide and narrow.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The laboratory's figures of attention under FP8, against NumPy and ml_dtypes, on a random model:
 
-    make build/lab/attention && python3 dev/check_attention.py
+    make build/lab/attention && python3 dev/check/check_attention.py
 
 The model's blocks add nothing to the residual stream, so the input of every layer is known: the embeddings. Once on windows of a
 text, once on stories of a text with a sidecar, whose padding must not count. Packages: pip install ml_dtypes. Exit status: 0 they
@@ -83,7 +83,7 @@ def main():
     newline = np.full((ROWS, T), ord("\n"), np.uint8) # before a story, and after it
     stories = newline.copy()
     for row, length in enumerate(lengths): stories[row, 1:length] = text[starts[row]:starts[row] + length - 1]
-    failed, program = 0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "../build/lab/attention")
+    failed, program = 0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../build/lab/attention")
     with tempfile.TemporaryDirectory() as work:
         path = lambda name: os.path.join(work, name)
         with open(path("model.bin"), "wb") as f: f.write(header.tobytes() + b"".join(p.tobytes() for p in model.values()))

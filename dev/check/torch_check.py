@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The trainer against PyTorch: python3 dev/torch_check.py [--shared DIR]
+"""The trainer against PyTorch: python3 dev/check/torch_check.py [--shared DIR]
 
-dev/torch_check.c writes a small model as an llm.c model file, and what the trainer makes of it. Here is a GPT-2 of its
+dev/check/torch_check.c writes a small model as an llm.c model file, and what the trainer makes of it. Here is a GPT-2 of its
 own, which reads that file; both see the same tokens. Two references, both in float64, so that differences are ours:
   exact      no rounding at all. The fp32 build must agree to a few units of fp32, the others within their format's error
   emulated   the 16- and 8-bit roundings of a build, by PyTorch's own conversions; what is left are fp32 sums, which now

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The laboratory's model of Hopper's accumulator against the package mmaemu, whose model was validated on an H100, bit for bit:
 
-    make build/lab/accumulator && python3 dev/check_accumulator.py
+    make build/lab/accumulator && python3 dev/check/check_accumulator.py
 
 Packages: pip install mmaemu torch. Exit status: 0 the same bits (or skipped, with a line), 1 they differ.
 """
@@ -28,7 +28,7 @@ def main():
     a, b = rng.normal(size=(2, ROWS, K)).astype(np.float32) + (np.arange(ROWS) % 2)[:, None]  # every other around 1: sums grow
     a = torch.tensor(a * scale).to(torch.float8_e4m3fn)
     b = torch.tensor(b).to(torch.float8_e4m3fn)
-    program = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../build/lab/accumulator")
+    program = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../build/lab/accumulator")
     with tempfile.TemporaryDirectory() as work:
         paths = [os.path.join(work, name) for name in ("a", "b", "out")]
         for x, path in zip((a, b), paths): x.view(torch.uint8).numpy().tofile(path)

@@ -1,25 +1,15 @@
 #!/usr/bin/env python3
 """Turn text files into token shards for the trainer.
 
-  python3 data/tokenize.py book.txt --out data/book/book
-  python3 data/tokenize.py a.txt b.txt --out data/ab/ab --vocab-kind gpt2 --eot-between-files
+  python3 data/tokens.py book.txt --out data/book/book
+  python3 data/tokens.py a.txt b.txt --out data/ab/ab --vocab-kind gpt2 --eot-between-files
 
 The files are read as one text, whose last tenth is for validation unless --val or --val-fraction says otherwise. For
 GPT-2 tokens, gpt2_tokenizer.bin is written beside the shards. Everything is held in memory: for texts far beyond a
 gigabyte see how tinystories.py streams.
 """
 
-import os
-import sys
-
-# Python puts a script's own directory first on its search path, and there this file hides the standard library's module
-# `tokenize`, which inspect and linecache import, and through them NumPy and every traceback. So each script in this
-# directory takes the directory off the path before it imports anything else, and loads prepare.py by its path.
-HERE = os.path.dirname(os.path.realpath(__file__))
-sys.path[:] = [p for p in sys.path if os.path.realpath(p) != HERE]
-import importlib.util
-spec = importlib.util.spec_from_file_location("prepare", os.path.join(HERE, "prepare.py"))
-spec.loader.exec_module(prepare := importlib.util.module_from_spec(spec))
+import prepare
 
 
 def main():

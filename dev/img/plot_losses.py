@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the validation loss of several runs, and each run's gap to the first: dev/plot_losses.py OUT.png LOG_DIR LOG_DIR ...
+"""Draws the validation loss of several runs, and each run's gap to the first: dev/img/plot_losses.py OUT.png LOG_DIR LOG_DIR ...
 
 Reads DIR/log.tsv only. The first directory is the baseline of the gap. Needs matplotlib.
 """
@@ -9,7 +9,7 @@ import sys
 try:
     import matplotlib
 except ImportError:
-    sys.exit("dev/plot_losses.py needs matplotlib (pip install matplotlib)")
+    sys.exit("dev/img/plot_losses.py needs matplotlib (pip install matplotlib)")
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,5 +1,5 @@
 /*
-The trainer's FP8 conversions on given numbers, for dev/check_fp8_ml_dtypes.py. FP8 build only.
+The trainer's FP8 conversions on given numbers, for dev/check/check_fp8_ml_dtypes.py. FP8 build only.
 
     dump_fp8 FLOATS SCALES MATRIX RESULT
 
@@ -10,7 +10,7 @@ Then, for each recipe in blocks of `recipes` below, MATRIX, raw float32 [256, 51
 and then along its rows: its bytes, and a float32 inverse of each block's scale, [blocks across K][blocks along it].
 */
 #define TESTING
-#include "../train_gpt_fp8.c"
+#include "../../train_gpt_fp8.c"
 #if PRECISION != PRECISION_FP8
 #error "dump_fp8 reads the FP8 build's quantiser: compile it with -DPRECISION=0"
 #endif
