@@ -2830,7 +2830,7 @@ static Shard shard_open(const char *path, int *V) {
     s.begin = sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
     *V = header[3] ? header[3] : GPT2_VOCAB;
     const long bytes = sizeof(FileHeader) + 2 * s.count;
-    file_expect(path, "a token shard (data/tokenize.py) with magic number", header[0], SHARD_MAGIC,
+    file_expect(path, "a token shard (data/tokens.py) with magic number", header[0], SHARD_MAGIC,
                 SHARD_MAGIC);
     file_expect(path, "shard version", header[1], 1, 1);
     file_expect(path, "a vocabulary", *V, 2, 65536);
@@ -3069,7 +3069,7 @@ static Tokenizer tokenizer_open(const char *path, int V) {
 }
 
 // Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for
-// its bytes. GPT-2's own split, by merges, is another one now and then (data/tokenize.py makes
+// its bytes. GPT-2's own split, by merges, is another one now and then (data/tokens.py makes
 // that).
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;

@@ -46,7 +46,7 @@ int main(int argc, char **argv) {
         fwrite(values, 4, 512, f);
         for (size_t i = 0; i < count; i++) codes[i] = fp8_encode(x[i], d);
         fwrite(codes, 1, count, f);
-        const ScalingRecipe recipe = {d, SCALING_STATIC, 1, 1, 0, 0, 0, 0, 0};
+        const ScalingRecipe recipe = {d, SCALING_CONSTANT, 1, 0, ROUNDING_EXACT, 0, 0};
         for (size_t i = 0; i < scale_count; i++) {
             Fp8Scale s;
             memset(&s, 0, sizeof(s));
@@ -58,15 +58,9 @@ int main(int argc, char **argv) {
         }
     }
     enum { ROWS_IN = 256, COLUMNS = 512, MATRIX = ROWS_IN * COLUMNS };
-    static const ScalingRecipe recipes[] = {{DTYPE_E4M3, SCALING_MX, 1, 1, 0, 2, 0, 1, 32}, // 2: OCP's rule
-                                            {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 2, 0, 1, 32},
-                                            {DTYPE_E4M3, SCALING_MX, 1, 1, 0, 1, 0, 1, 32},
-                                            {DTYPE_E5M2, SCALING_MX, 1, 1, 0, 1, 0, 1, 32},
-                                            {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
-                                            {DTYPE_E5M2, SCALING_BLOCK, 1, 1, 0, 1, 0, 1, 128},
-                                            {DTYPE_E4M3, SCALING_BLOCK, 1, 1, 0, 1, 0, 128, 128},
-                                            {DTYPE_E4M3, SCALING_ROWWISE, 1, 1, 0, 1, 0, 1, INT_MAX},
-                                            {DTYPE_E5M2, SCALING_ROWWISE, 1, 1, 2, 1, 0, 1, INT_MAX}}; // with margin=2
+    // the x of each: as check_fp8_ml_dtypes.py has them
+    static const char *const recipes[] = {"mx+floor", "mx+floor+e5m2", "mx", "mx+e5m2", "block=1x128", "block=1x128+e5m2",
+                                          "block=128x128", "rowwise", "rowwise+e5m2+margin=2"};
     size_t matrix_count;
     float *numbers = floats_read(argv[3], &matrix_count);
     if (matrix_count != MATRIX) fatal(EXIT_BAD_INPUT, "%s: expected %d numbers, found %zu", argv[3], MATRIX, matrix_count);
@@ -75,7 +69,9 @@ int main(int argc, char **argv) {
     static float inv[MATRIX];
     for (int i = 0; i < MATRIX; i++) stored[i] = stored_from_float(numbers[i]);
     for (size_t i = 0; i < 2 * sizeof(recipes) / sizeof(recipes[0]); i++) {
-        const ScalingRecipe *r = &recipes[i / 2];
+        ScalingRecipe recipe[NOPERAND];
+        const ScalingRecipe *r = &recipe[OPERAND_X];
+        recipe_parse(recipe, recipes[i / 2], "dump_fp8");
         const size_t along_rows = i % 2, I = along_rows ? COLUMNS : ROWS_IN, K = along_rows ? ROWS_IN : COLUMNS;
         Fp8Scale s;
         memset(&s, 0, sizeof(s));

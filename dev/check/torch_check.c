@@ -92,10 +92,10 @@ int main(int argc, char **argv) {
     g.B = arg[5], g.training = 1, g.fp8_head = arg[7];
     const int B = arg[5], n = arg[6], Vp = g.config.Vp;
     const size_t rows = (size_t)B * (size_t)n, C = (size_t)g.config.C;
-    const ScalingRecipe forward = {DTYPE_E4M3, SCALING_DELAYED, 16, 1, 0, 0, 0, 0, 0},
-                        backward = {DTYPE_E5M2, SCALING_DELAYED, 16, 1, 0, 0, 0, 0, 0};
-    const ScalingRecipe head = {DTYPE_E5M2, SCALING_STATIC, 1, 1, 0, 0, 0, 0, 0};
-    g.recipes[OPERAND_X] = g.recipes[OPERAND_W] = forward, g.recipes[OPERAND_DY] = backward, g.head_dy_recipe = head;
+    recipe_parse(g.recipes, "delayed", "torch_check");
+    g.head_dy_recipe = g.recipes[OPERAND_DY];
+    g.head_dy_recipe.rule = SCALING_CONSTANT;
+    g.head_dy_recipe.number = 1;
     gpt_allocate(&g);
     gpt_init(&g, 7);
     params_perturb(&g, 8);
