@@ -181,13 +181,14 @@ PRINTF(2) static pid_t start(int threads, const char *format, ...) {
 #define run(...) child_end(start(2, __VA_ARGS__))
 
 // A child must end with status 2 and one line that names `word`; otherwise `why` says what it did.
-static const char *why = "";
+static char why[2048];
 static int refused_by(Child child, const char *word, const char *arguments) {
     const char *newline = strchr(child.error, '\n');
     const int one_line = newline && newline[1] == 0;
     if (child.status == EXIT_BAD_INPUT && strstr(child.error, word) && one_line) return 1;
-    why = text("'%.120s': expected status 2 and one line with '%.80s', found status %d, '%.300s'",
-               arguments, word, child.status, child.error);
+    snprintf(why, sizeof(why),
+             "'%.120s': expected status 2 and one line with '%.80s', found status %d, '%.300s'",
+             arguments, word, child.status, child.error);
     return 0;
 }
 PRINTF(2) static int refused(const char *word, const char *format, ...) {
@@ -254,15 +255,15 @@ static int rows_of(const char *log) {
 static int runs_same(const char *a, const char *b, int step) {
     const char *name[3] = {text("model_%08d.bin", step), text("state_%08d.bin", step),
                            "scales.tsv"};
-    why = "";
+    why[0] = 0;
     for (int i = 0; i < 2 + is_fp8; i++)
         if (!files_same(text("%s/%s", a, name[i]), text("%s/%s", b, name[i])))
-            why = text("%s of %s and of %s differ", name[i], a, b);
+            snprintf(why, sizeof(why), "%s of %s and of %s differ", name[i], a, b);
     const char *log[2] = {log_without_time(text("%s/log.tsv", a)),
                           log_without_time(text("%s/log.tsv", b))};
     if (strcmp(log[0], log[1]) || rows_of(log[0]) != step)
-        why = text("log.tsv of %s (%d rows of %d) and of %s (%d rows) differ", a, rows_of(log[0]),
-                   step, b, rows_of(log[1]));
+        snprintf(why, sizeof(why), "log.tsv of %s (%d rows of %d) and of %s (%d rows) differ", a,
+                 rows_of(log[0]), step, b, rows_of(log[1]));
     return !*why;
 }
 static void check_same_at(int line, const char *name, Child child, const char *a, const char *b,
