@@ -2632,17 +2632,19 @@ static void test_tiles(void) {
     machine_init(0);
 }
 
-#define GROUPS(X)                                                                                  \
-    X(fp8_codes)                                                                                   \
-    X(fp8_blocks) X(fp8_sixteen_bits) X(fp8_fma) X(scale_update) X(scale_quantise) X(recipes)      \
-        X(math) X(product) X(blocks) X(layers) X(gradients) X(fp8_layer) X(fp8_mixed)              \
-            X(model_bits) X(model) X(optimiser) X(data) X(checkpoint) X(options) X(run)            \
-                X(run_overflow) X(tiles)
-#define GROUP(name) {#name, test_##name},
+#define TEST(name)                                                                                 \
+    { #name, test_##name }
 static const struct {
     const char *name;
     void (*run)(void);
-} groups[] = {GROUPS(GROUP)};
+} groups[] = {TEST(fp8_codes),    TEST(fp8_blocks),   TEST(fp8_sixteen_bits),
+              TEST(fp8_fma),      TEST(scale_update), TEST(scale_quantise),
+              TEST(recipes),      TEST(math),         TEST(product),
+              TEST(blocks),       TEST(layers),       TEST(gradients),
+              TEST(fp8_layer),    TEST(fp8_mixed),    TEST(model_bits),
+              TEST(model),        TEST(optimiser),    TEST(data),
+              TEST(checkpoint),   TEST(options),      TEST(run),
+              TEST(run_overflow), TEST(tiles)};
 
 static int usage(const char *program) {
     printf("usage: %s [--exhaustive] [--only NAME]; groups:", program);
@@ -2667,7 +2669,7 @@ int main(int argc, char **argv) {
     }
     const ssize_t n = readlink("/proc/self/exe", self_path, sizeof(self_path) - 1);
     snprintf(work_dir, sizeof(work_dir), "%.80s/test_gpt_XXXXXX",
-             temporary && temporary[0] ? temporary : "/tmp");
+             temporary && *temporary ? temporary : "/tmp");
     if (n < 0 || !mkdtemp(work_dir) || chdir(work_dir) != 0) {
         printf("cannot make a directory %s\n", work_dir);
         return EXIT_BAD_INPUT;

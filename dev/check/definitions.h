@@ -1,5 +1,5 @@
-// The plain definitions that tests compare the trainer with: doubles or whole numbers, one element at a time, no vectors.
-// Included after the trainer's file.
+// The plain definitions that tests compare the trainer with: doubles or whole numbers, one element
+// at a time, no vectors. Included after the trainer's file.
 
 // ---- FP8
 
@@ -67,7 +67,6 @@ static int stats_same(const Fp8Stats *a, const Fp8Stats *b) {
     return a->amax_bits == b->amax_bits && a->saturated == b->saturated &&
            a->flushed == b->flushed && a->nonfinite == b->nonfinite && a->count == b->count;
 }
-
 
 // ---- 16-bit types, fma
 
@@ -170,7 +169,6 @@ static uint32_t dtype_bits(Dtype d, float f) {
            : d == DTYPE_FP16 ? fp16_from_float(f)
                              : fp8_encode(f, d);
 }
-
 
 // ---- layers, from the equations
 
