@@ -67,11 +67,12 @@ $(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
 $(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
 
-$(TESTS): test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+TEST_SOURCES = test_gpt.c train_gpt_fp8.c dev/check/free.h dev/check/definitions.h
+$(TESTS): test_gpt_%: $(TEST_SOURCES) $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) $< -o $@ $(LDLIBS)
 
 PORTABLE_TESTS = $(PRECISIONS:%=build/portable/test_gpt_%)
-$(PORTABLE_TESTS): build/portable/test_gpt_%: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+$(PORTABLE_TESTS): build/portable/test_gpt_%: $(TEST_SOURCES) $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $($*_FLAGS) $< -o $@ $(LDLIBS)
 
@@ -86,13 +87,19 @@ ifneq ($(words $(wildcard $(CORPUS))),3)
 .PHONY: data/tales.d/train.txt
 endif
 
-test: $(TRAINERS) $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_fp32 data/tales.d/train.txt
+# The tests of whole programs know nothing of the trainers' sources.
+test_program: test_program.c
+	$(CC) -O1 -Wall -Wextra -Werror $< -o $@ $(LDLIBS)
+EXPLAIN = $(patsubst %.c,build/%,$(patsubst dev/%,%,$(wildcard dev/lab/explain.c)))
+
+test: $(TRAINERS) $(TESTS) test_program build/portable/test_gpt_fp8 build/portable/test_gpt_fp32 $(EXPLAIN) data/tales.d/train.txt
 	data/tales --selftest
 	set -e; for t in $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_fp32; do echo "== $$t"; ./$$t; done
+	set -e; for t in $(TRAINERS); do echo "== test_program $$t"; ./test_program $(EXPLAIN:%=--explain %) ./$$t; done
 
 # Every encoder that the compiler can build and this machine can run, on every float.
 HAS_AVX2 := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo yes)
-build/avx2/test_gpt_fp8: test_gpt.c train_gpt_fp8.c $(FLAGS_FILE)
+build/avx2/test_gpt_fp8: $(TEST_SOURCES) $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -march=x86-64-v3 $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $(fp8_FLAGS) $< -o $@ \
 	  $(LDLIBS)
@@ -187,19 +194,21 @@ endif
 $(PRECISIONS:%=train_gpt_%cu): train_gpt_%cu: train_gpt_fp8.cu $(wildcard build/cuda-flags)
 	$(NVCC) $(NVCC_FLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(CUDA_LIBS)
 
-test-cuda:
+test-cuda: test_program
 	@mkdir -p build/cuda
 	$(CXX) -std=c++17 -O2 -Wall -Wextra -Werror dev/cuda/on_cpu_test.cpp -o build/cuda/on_cpu_test
 	build/cuda/on_cpu_test
 	set -e; for p in $(PRECISIONS); do echo "== $$p"; dev/cuda/test.sh $$p; done
 	@echo "== fp8, as on sm_80: conversions in software, emulated products"
 	CUDA_ON_CPU_ARCH=8.0 build/cuda/test_cpu_fp8 numbers quantise fused products
+	@echo "== the CUDA file's program"
+	./test_program build/cuda/test_cpu_fp8 --as-cuda
 
 bench: data/tales.d/train.txt
 	dev/bench/run.sh
 
 clean:
-	rm -rf build $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
+	rm -rf build test_program $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
 .PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare flags \
   bench clean
