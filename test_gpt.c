@@ -54,7 +54,6 @@ static const double FP32_WORK = 2e-6;
 
 static const char *const dtype_names[DTYPE_COUNT] = {"fp32", "bf16", "fp16", "e4m3", "e5m2"};
 static int passed, failed;
-#define COUNT(array) (int)(sizeof(array) / sizeof((array)[0]))
 
 __attribute__((format(printf, 4, 5))) static int check_at(int line, int ok, const char *name,
                                                           const char *format, ...) {
@@ -205,60 +204,10 @@ static void check_error_at(int line, const char *name, Likeness l, double tolera
 #define check_gradient(name, l) check_gradient_at(__LINE__, name, l, FD_TOLERANCE)
 #define check_error(...)        check_error_at(__LINE__, __VA_ARGS__)
 
-// ---- recipes, in the words of --recipe. Only these functions know how a trainer keeps one.
-
-static void recipe_word(ScalingRecipe *r, const char *word) {
-    char blocks_of[8];
-    if (!strcmp(word, "e4m3")) r->format = DTYPE_E4M3;
-    else if (!strcmp(word, "e5m2")) r->format = DTYPE_E5M2;
-    else if (!strcmp(word, "pow2")) r->power2 = 1;
-    else if (!strcmp(word, "floor")) r->power2 = 2;
-    else if (!strcmp(word, "current")) r->rule = SCALING_CURRENT;
-    else if (sscanf(word, "delayed=%d", &r->history_len) == 1) r->rule = SCALING_DELAYED;
-    else if (sscanf(word, "scale=%f", &r->fixed) == 1)
-        r->rule = r->fixed == 1 ? SCALING_NONE : SCALING_STATIC;
-    else if (sscanf(word, "block=%dx%7s", &r->across, blocks_of) == 2) {
-        r->along = strcmp(blocks_of, "all") ? atoi(blocks_of) : INT_MAX;
-        r->rule = r->along == INT_MAX ? SCALING_ROWWISE
-                  : r->along == 128   ? SCALING_BLOCK
-                                      : SCALING_MX;
-        r->power2 = 1;
-    } else if (sscanf(word, "margin=%d", &r->margin) != 1) abort();
-}
-// Changes three operands' recipes by words.
-static void recipes_change(ScalingRecipe *recipes, const char *words) {
-    static const char *const names[][2] = {{"delayed", "e4m3,delayed=16,dy:e5m2"},
-                                           {"te", "e4m3,delayed=1024,dy:e5m2"},
-                                           {"rowwise", "e4m3,block=1xall"},
-                                           {"deepseek", "e4m3,block=1x128,w:block=128x128"},
-                                           {"mx", "e4m3,block=1x32"},
-                                           {"none", "e4m3,scale=1"}};
-    static const char *const prefixes[NOPERAND] = {
-        [OPERAND_X] = "x:", [OPERAND_W] = "w:", [OPERAND_DY] = "dy:"};
-    char all[256], *rest = all;
-    snprintf(all, sizeof(all), "%s", words);
-    for (char *word; (word = strtok_r(rest, ",+", &rest));) {
-        const char *set = NULL, *colon = strchr(word, ':');
-        for (int k = 0; k < COUNT(names); k++)
-            if (!strcmp(names[k][0], word)) set = names[k][1];
-        if (set) recipes_change(recipes, set);
-        for (int i = 0; i < NOPERAND && !set; i++)
-            if (!colon || !strncmp(word, prefixes[i], colon + 1 - word))
-                recipe_word(recipes + i, colon ? colon + 1 : word);
-    }
-}
-// The three operands' recipes: the default's, changed by words.
-static void recipes_set(ScalingRecipe *recipes, const char *words) {
-    for (int i = 0; i < NOPERAND; i++) {
-        ScalingRecipe plain = {.history_len = 1, .use_max = 1, .fixed = 1, .across = 1};
-        recipes[i] = plain;
-    }
-    recipes_change(recipes, "delayed");
-    recipes_change(recipes, words);
-}
+// ---- recipes, in the words of --recipe
 static ScalingRecipe recipe_of(const char *words, int operand) {
     ScalingRecipe recipes[NOPERAND];
-    recipes_set(recipes, words);
+    recipe_parse(recipes, words, "test");
     return recipes[operand];
 }
 static Fp8Scale scale_make(ScalingRecipe recipe) {
@@ -266,12 +215,32 @@ static Fp8Scale scale_make(ScalingRecipe recipe) {
     memset(&s, 0, sizeof(s));
     s.recipe = recipe;
     s.kept_inv = 1;
-    s.scale = recipe.rule == SCALING_STATIC ? recipe.fixed : 1;
+    s.scale = recipe.rule == SCALING_CONSTANT ? recipe.number : 1;
     return s;
 }
 static Fp8Scale scale_of(const char *words) { return scale_make(recipe_of(words, OPERAND_X)); }
-// The option of a program that means --recipe delayed=3.
-#define OPTION_DELAYED_3 "--amax-history 3"
+// A linear layer of tensors as they are stored; and one whose three operands have bytes.
+static Linear linear_of(const stored_t *x, const stored_t *w, const float *bias, size_t in,
+                        size_t out) {
+    Linear f = {.in = in, .out = out, .bias = bias};
+    f.operand[OPERAND_X].columns = f.operand[OPERAND_W].columns = in;
+    f.operand[OPERAND_DY].columns = out;
+    operand_is(&f, OPERAND_X, x);
+    operand_is(&f, OPERAND_W, w);
+    return f;
+}
+static void linear_bytes(Linear *f, Fp8Scale *scales, uint8_t *x, uint8_t *w, uint8_t *dy) {
+    uint8_t *const bytes[NOPERAND] = {[OPERAND_X] = x, [OPERAND_W] = w, [OPERAND_DY] = dy};
+    for (int i = 0; i < NOPERAND; i++) {
+        f->operand[i].scale = scales + i;
+        f->operand[i].bytes[0] = f->operand[i].bytes[1] = bytes[i];
+    }
+}
+static void linear_gradients(Linear *f, stored_t *dx, const stored_t *dy, float *partial,
+                             size_t rows, Record record) {
+    operand_is(f, OPERAND_DY, dy);
+    linear_backward(f, dx, partial, rows, record);
+}
 
 // -------------------------------------------------------------------------------------------------
 // A. fp8
@@ -572,15 +541,15 @@ static void test_scale_update(void) {
     const volatile float unusable[] = {
         0, 1e-40f, INFINITY, NAN}; // volatile: a compiler folds 1e-40 > 0 without the flush
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
-    check(s.scale == 1 && s.history_count == 0,
+    check(s.scale == 1 && s.steps == 0,
           "scale: with an empty history, an unusable amax changes nothing", "scale %g, %d entries",
-          (double)s.scale, s.history_count);
+          (double)s.scale, (int)s.steps);
     const float steps[] = {8, 2, 4, 1, 1, 1}, max_of_3[] = {8, 8, 8, 4, 4, 1};
     int max_wrong = 0, recent_wrong = 0;
     for (int i = 0; i < 6; i++) {
         scale_step(&s, steps[i]);
         scale_step(&r, steps[i]);
-        max_wrong += s.scale != 448 / max_of_3[i] || s.history_count != (i < 2 ? i + 1 : 3);
+        max_wrong += s.scale != 448 / max_of_3[i] || s.steps != i + 1;
         recent_wrong += r.scale != 57344 / steps[i] / 2;
     }
     check_none(max_wrong, "scale: a history of 3 rolls, and its maximum makes the scale");
@@ -588,8 +557,7 @@ static void test_scale_update(void) {
                "scale: the most recent amax, with its own format's maximum and a margin of 1");
     Fp8Scale before = s;
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
-    check(s.scale == before.scale && s.history_count == before.history_count &&
-              s.history_next == before.history_next &&
+    check(s.scale == before.scale && s.steps == before.steps &&
               !memcmp(before.amax_history, s.amax_history, sizeof(s.amax_history)),
           "scale: an unusable amax never enters a history", "scale %g was %g", (double)s.scale,
           (double)before.scale);
@@ -713,29 +681,29 @@ static void test_scale_quantise(void) {
 static void test_recipes(void) {
     static const struct {
         const char *words;
-        int rule, dy_format, history, across_w, along;
-    } sets[] = {{"delayed", SCALING_DELAYED, DTYPE_E5M2, 16, 1, 0},
-                {"te", SCALING_DELAYED, DTYPE_E5M2, 1024, 1, 0},
-                {"current", SCALING_CURRENT, DTYPE_E5M2, 16, 1, 0},
-                {"deepseek", SCALING_BLOCK, DTYPE_E4M3, 16, 128, 128},
-                {"mx", SCALING_MX, DTYPE_E4M3, 16, 1, 32},
-                {"none", SCALING_NONE, DTYPE_E4M3, 16, 1, 0},
-                {"rowwise", SCALING_ROWWISE, DTYPE_E4M3, 16, 1, INT_MAX}};
+        int rule, dy_format, number, across_w, along;
+    } sets[] = {{"delayed", SCALING_DELAYED, DTYPE_E5M2, 16, 0, 0},
+                {"te", SCALING_DELAYED, DTYPE_E5M2, 1024, 0, 0},
+                {"current", SCALING_CURRENT, DTYPE_E5M2, 0, 0, 0},
+                {"deepseek", SCALING_CURRENT, DTYPE_E4M3, 16, 128, 128},
+                {"mx", SCALING_CURRENT, DTYPE_E4M3, 16, 1, 32},
+                {"none", SCALING_CONSTANT, DTYPE_E4M3, 1, 0, 0},
+                {"rowwise", SCALING_CURRENT, DTYPE_E4M3, 16, 1, INT_MAX}};
     size_t differ = 0;
     ScalingRecipe r[NOPERAND];
     if (!IS_FP8) return;
     for (int k = 0; k < COUNT(sets); k++) {
-        recipes_set(r, sets[k].words);
+        recipe_parse(r, sets[k].words, "test");
         for (int i = 0; i < NOPERAND; i++) {
             differ += r[i].rule != sets[k].rule || r[i].margin || r[i].along != sets[k].along;
-            differ += sets[k].rule == SCALING_DELAYED && r[i].history_len != sets[k].history;
+            differ += r[i].number != sets[k].number;
             differ += (int)r[i].format != (i == OPERAND_DY ? sets[k].dy_format : DTYPE_E4M3);
-            differ += r[i].across != (i == OPERAND_W ? sets[k].across_w : 1) ||
-                      r[i].power2 != (sets[k].along != 0);
+            differ += r[i].across != (i == OPERAND_W ? sets[k].across_w : sets[k].along != 0) ||
+                      r[i].rounding != (sets[k].along ? ROUNDING_POW2 : ROUNDING_EXACT);
         }
     }
     check_none(differ, "recipe: all seven named sets stand for what their authors publish");
-    recipes_set(r, "e5m2+w:e4m3+pow2");
+    recipe_parse(r, "e5m2+w:e4m3+pow2", "test");
     check(r[OPERAND_X].format == DTYPE_E5M2 && r[OPERAND_W].format == DTYPE_E4M3 &&
               r[OPERAND_DY].format == DTYPE_E5M2,
           "recipe: a word for one operand overrides one for all", "%d %d %d", r[0].format,
@@ -743,11 +711,11 @@ static void test_recipes(void) {
     float scale = scale_from_amax(3, 1, &r[OPERAND_W]);
     check(scale == 128, "recipe: pow2 takes the power of two below 448 / 3", "%g, expected 128",
           (double)scale);
-    recipes_set(r, "margin=2,te,e4m3");
-    check(r[OPERAND_DY].history_len == 1024 && r[OPERAND_DY].margin == 2 &&
+    recipe_parse(r, "margin=2,te,e4m3", "test");
+    check(r[OPERAND_DY].number == 1024 && r[OPERAND_DY].margin == 2 &&
               r[OPERAND_DY].format == DTYPE_E4M3 && r[OPERAND_DY].rule == SCALING_DELAYED,
           "recipe: a named set is expanded, words after it change it",
-          "dy: history %d, margin %d, format %d, rule %d", r[OPERAND_DY].history_len,
+          "dy: history %d, margin %d, format %d, rule %d", (int)r[OPERAND_DY].number,
           r[OPERAND_DY].margin, r[OPERAND_DY].format, r[OPERAND_DY].rule);
     ScalingRecipe mx = recipe_of("mx+floor", OPERAND_W);
     float tiny = scale_from_amax(0x1p-126f, 1, &mx), unit = scale_from_amax(1, 1, &mx);
@@ -872,9 +840,9 @@ enum { PAD = 3 };
 typedef struct {
     float *values; // what its elements stand for
     Matrix layout[2];
-} Operand;
-static Operand operand_random(Dtype d, size_t rows, size_t K, int mode, int which) {
-    Operand o = {floats(rows * K), {{0}}};
+} RandomMatrix;
+static RandomMatrix operand_random(Dtype d, size_t rows, size_t K, int mode, int which) {
+    RandomMatrix o = {floats(rows * K), {{0}}};
     size_t along = K + PAD, across = rows + PAD;
     char *data[2] = {(char *)take(rows * along * dtype_size[d]),
                      (char *)take(K * across * dtype_size[d])};
@@ -904,26 +872,28 @@ typedef struct {
 enum { FORM_FP32, FORM_ACCUMULATED, FORM_BIAS, FORM_STORED, FORMS };
 
 // One product in one form, against `want` [M, N]; old [M, stride] is what lies under it.
-static void product_once(ProductResult *result, const Operand *a, const Operand *b, size_t M,
-                         size_t N, size_t K, int form, int variant, const float *want,
+static void product_once(ProductResult *result, const RandomMatrix *a, const RandomMatrix *b,
+                         size_t M, size_t N, size_t K, int form, int variant, const float *want,
                          const float *old, const float *bias, float scale) {
     int first = block_count, fp32 = form <= FORM_ACCUMULATED;
     int la = variant & 1, lb = variant >> 1 & 1, threads = 1 + (variant >> 2) % 3,
         pairs = variant / 12;
     size_t stride = N + 5;
-    if (pairs && !instruction_exists(product_in_tiles)) return;
+    if (pairs == 1 && !instruction_exists(product_in_tiles)) return;
+    if (pairs == 2 && M * N * K > 200000) return; // the definition is slow
     if (threads > 1 && (M < 13 || form == FORM_ACCUMULATED || (form + la + lb + threads) % 2))
         return; // for time
     float *out32 = floats(M * stride), *got = floats(M * N);
     stored_t *out16 = stored(M * stride);
-    product_uses_pairs = pairs;
+    product_uses_pairs = pairs == 1;
     threads_set(threads);
     workspace.threads = threads;
     memcpy(out32, old, M * stride * 4);
     for (size_t i = 0; i < M * stride; i++) out16[i] = stored_from_float(old[i]);
-    matmul(output(fp32 ? (void *)out32 : (void *)out16, fp32 ? DTYPE_FP32 : STORED, stride, scale,
-                  form == FORM_BIAS ? bias : NULL, form == FORM_ACCUMULATED),
-           a->layout[la], b->layout[lb], M, N, K);
+    (pairs == 2 ? matmul_reference : matmul_packed)(
+        output(fp32 ? (void *)out32 : (void *)out16, fp32 ? DTYPE_FP32 : STORED, stride, scale,
+               form == FORM_BIAS ? bias : NULL, form == FORM_ACCUMULATED),
+        a->layout[la], b->layout[lb], M, N, K);
     for (size_t i = 0; i < M * stride; i++) {
         float v = fp32 ? out32[i] : float_from_stored(out16[i]);
         float was = fp32 ? old[i] : float_from_stored(stored_from_float(old[i]));
@@ -933,8 +903,8 @@ static void product_once(ProductResult *result, const Operand *a, const Operand 
     size_t differ = bits_differ(want, got, M * N);
     if (differ && !result->differ)
         snprintf(result->first, sizeof(result->first),
-                 "%zu x %zu x %zu, layouts %d %d, form %d, %d threads, pairs %d: %zu elements", M,
-                 N, K, la, lb, form, threads, pairs, differ);
+                 "%zu x %zu x %zu, layouts %d %d, form %d, %d threads, way %d: %zu elements", M, N,
+                 K, la, lb, form, threads, pairs, differ);
     result->cases++;
     result->differ += differ != 0;
     take_end(first);
@@ -944,7 +914,7 @@ static void product_once(ProductResult *result, const Operand *a, const Operand 
 static void product_shape(ProductResult *result, const Dtype *d, const size_t *shape, int mode) {
     int first = block_count;
     size_t M = shape[0], N = shape[1], K = shape[2], stride = N + 5;
-    Operand a = operand_random(d[0], M, K, mode, 0), b = operand_random(d[1], N, K, mode, 1);
+    RandomMatrix a = operand_random(d[0], M, K, mode, 0), b = operand_random(d[1], N, K, mode, 1);
     float *acc = floats(M * N), *bias = floats(N), *old = floats(M * stride), *want = floats(M * N);
     float scale = mode == TINY ? 1 : 0.3f;
     threads_set(2);
@@ -958,7 +928,7 @@ static void product_shape(ProductResult *result, const Dtype *d, const size_t *s
             if (form == FORM_BIAS) v = fmaf(acc[i], scale, bias[i % N]);
             want[i] = form <= FORM_ACCUMULATED ? v : float_from_stored(stored_from_float(v));
         }
-        for (int variant = 0; variant < 4 * 3 * 2; variant++)
+        for (int variant = 0; variant < 4 * 3 * 3; variant++)
             product_once(result, &a, &b, M, N, K, form, variant, want, old, bias, scale);
     }
     take_end(first);
@@ -1061,7 +1031,11 @@ static void blocks_products(BlocksWrong *wrong, const BlockRecipe *r, const Fp8S
             v[i] = fp8_decode(q[layout ? at * I + row : i], r->format) *
                    inv[row / r->across * row_blocks + at / r->along];
         }
-        operands[which][layout] = operand_bytes(&s, q, inv, layout ? 1 : K, layout ? I : 1, K);
+        operands[which][layout] = matrix(q, r->format, layout ? 1 : K, layout ? I : 1);
+        operands[which][layout].inv = inv;
+        operands[which][layout].across = r->across;
+        operands[which][layout].along = r->along;
+        operands[which][layout].inv_stride = row_blocks;
         values[which][layout] = v;
     }
     int before = product_uses_pairs;
@@ -1071,6 +1045,10 @@ static void blocks_products(BlocksWrong *wrong, const BlockRecipe *r, const Fp8S
         product_uses_pairs = way >= 4;
         chains(want, values[0][la], values[1][lb], M, N, K);
         matmul(output(got, DTYPE_FP32, N, 1, NULL, 0), operands[0][la], operands[1][lb], M, N, K);
+        wrong->products += bits_differ(want, got, M * N);
+        if (way >= 4) continue;
+        matmul_reference(output(got, DTYPE_FP32, N, 1, NULL, 0), operands[0][la], operands[1][lb],
+                         M, N, K);
         wrong->products += bits_differ(want, got, M * N);
     }
     product_uses_pairs = before;
@@ -1285,12 +1263,9 @@ static void layer_linear(void) {
     float *dw = normal_floats(OUT * IN, 1, 74), *db = normal_floats(OUT, 1, 75),
           *b = normal_floats(OUT, 1, 76);
     float *partial = floats(2 * OUT);
-    Linear f = {.w = (const operand_t *)(const void *)w,
-                .bias = b,
-                .dw = dw,
-                .dbias = db,
-                .in = IN,
-                .out = OUT};
+    Linear f = linear_of(x, w, b, IN, OUT);
+    f.dw = dw;
+    f.dbias = db;
     double *xd = doubles_of_stored(x, M * IN), *dyd = doubles_of_stored(dy, M * OUT),
            *wd = doubles_of_stored(w, OUT * IN);
     double *y_want = doubles(M * OUT), *dx_want = doubles(M * IN);
@@ -1304,8 +1279,8 @@ static void layer_linear(void) {
         }
         db_want[o] += dyd[i];
     }
-    linear_forward(&f, y, STORED, x, (operand_t *)(void *)x, M, 0);
-    linear_backward(&f, dx, dy, (operand_t *)(void *)x, NULL, partial, M, 0);
+    linear_forward(&f, y, STORED, M, 0);
+    linear_gradients(&f, dx, dy, partial, M, 0);
     check_error("linear: forward equals x w^T + bias in doubles",
                 likeness_stored(y_want, y, M * OUT), UNIT + FP32_WORK);
     check_error("linear: dgrad equals dy w", likeness_stored(dx_want, dx, M * IN),
@@ -1399,13 +1374,8 @@ static double loss_gelu(void *p) {
 
 static double loss_linear(void *p) {
     Layer *l = (Layer *)p;
-    Linear f;
-    memset(&f, 0, sizeof(f));
-    f.w = l->weight;
-    f.bias = l->bias;
-    f.in = l->C;
-    f.out = l->NH;
-    linear_forward(&f, l->out, STORED, l->in, l->in, l->T, 0);
+    const Linear f = linear_of(l->in, l->weight, l->bias, l->C, l->NH);
+    linear_forward(&f, l->out, STORED, l->T, 0);
     return weighted_loss(l->out, (l->T * l->NH));
 }
 
@@ -1487,17 +1457,14 @@ static void gradient_linear(void) {
                .weight = normal_floats(IN * OUT, 1, 221),
                .bias = normal_floats(OUT, 1, 222)};
     float *d = floats(ROWS_X * OUT), *dx = floats(ROWS_X * IN);
-    Linear f = {.w = l.weight,
-                .bias = l.bias,
-                .in = IN,
-                .out = OUT,
-                .dw = floats(IN * OUT),
-                .dbias = floats(OUT)};
+    Linear f = linear_of(l.in, l.weight, l.bias, IN, OUT);
+    f.dw = floats(IN * OUT);
+    f.dbias = floats(OUT);
     Objective linear = {loss_linear, &l};
     layers_workspace(1, 16);
     loss_linear(&l);
     weighted_gradient(d, l.out, ROWS_X * OUT);
-    linear_backward(&f, dx, d, l.in, NULL, floats(8 * OUT), ROWS_X, 0);
+    linear_gradients(&f, dx, d, floats(8 * OUT), ROWS_X, 0);
     check_gradient("linear, x", finite_difference(linear, l.in, ROWS_X * IN, dx, 0));
     check_gradient("linear, w", finite_difference(linear, l.weight, IN * OUT, f.dw, 0));
     check_gradient("linear, bias", finite_difference(linear, l.bias, OUT, f.dbias, 0));
@@ -1566,7 +1533,7 @@ static Fp8Layer fp8_layer;
 static void fp8_layer_make(void) {
     Fp8Layer *l = &fp8_layer;
     memset(l, 0, sizeof(*l));
-    recipes_set(l->recipe, "delayed=4");
+    recipe_parse(l->recipe, "delayed=4", "test");
     for (int i = 0; i < NOPERAND; i++) l->scale[i] = scale_make(l->recipe[i]);
     l->w = take_bytes(W);
     l->kept = take_bytes(X);
@@ -1577,21 +1544,19 @@ static void fp8_layer_make(void) {
     l->y = stored(Y);
     l->dx = stored(X);
     l->partial = floats((ROWS_X + ROWS - 1) / ROWS * OUT);
-    const Linear f = {.in = IN,
-                      .out = OUT,
-                      .w = (const operand_t *)(const void *)l->w,
-                      .dw = floats(W),
-                      .dbias = floats(OUT),
-                      .scales = l->scale};
-    l->f = f;
+    l->f = linear_of(l->x, NULL, NULL, IN, OUT);
+    l->f.operand[OPERAND_X].stored[OVER_ROWS] = NULL;
+    l->f.dw = floats(W);
+    l->f.dbias = floats(OUT);
+    linear_bytes(&l->f, l->scale, l->kept, l->w, l->dy_bytes);
     l->scale[OPERAND_W].kept_inv = quantise(l->w, l->w16, W, &l->scale[OPERAND_W], RECORD_STATS);
 }
 static void fp8_layer_run(Fp8Layer *l) {
     memset(l->f.dw, 0, W * 4);
     memset(l->f.dbias, 0, OUT * 4);
-    linear_forward(&l->f, l->y, STORED, l->x, (operand_t *)(void *)l->kept, ROWS_X, RECORD_STATS);
-    linear_backward(&l->f, l->dx, l->dy, (const operand_t *)(const void *)l->kept, l->dy_bytes,
-                    l->partial, ROWS_X, RECORD_STATS);
+    l->f.operand[OPERAND_X].stored[OVER_COLUMNS] = l->x;
+    linear_forward(&l->f, l->y, STORED, ROWS_X, RECORD_STATS);
+    linear_gradients(&l->f, l->dx, l->dy, l->partial, ROWS_X, RECORD_STATS);
 }
 static size_t nan_count(const stored_t *x, size_t n) {
     size_t count = 0;
@@ -1662,23 +1627,21 @@ static void fp8_layer_bf16(void) {
     float *dw_of[2];
     size_t differ = 0, counted = 0;
     for (int kind = 0; kind < 2; kind++) { // of FP8, of bf16
-        Linear f = l.f;
-        void *kept = kind ? (void *)l.x : l.kept;
+        Linear f = kind ? linear_of(l.x, l.w16, NULL, IN, OUT) : l.f;
+        f.dbias = l.f.dbias;
         f.dw = dw_of[kind] = floats(W);
         y_of[kind] = stored(Y);
         dx_of[kind] = stored(X);
-        if (kind) f.scales = NULL;
-        if (kind) f.w = l.w16;
-        linear_forward(&f, y_of[kind], STORED, l.x, kept, ROWS_X, RECORD_NONE);
-        linear_backward(&f, dx_of[kind], l.dy, kept, l.dy_bytes, l.partial, ROWS_X, RECORD_NONE);
+        linear_forward(&f, y_of[kind], STORED, ROWS_X, RECORD_NONE);
+        linear_gradients(&f, dx_of[kind], l.dy, l.partial, ROWS_X, RECORD_NONE);
     }
     for (int mask = 0; mask < 8; mask++) {
         int f16 = mask >> FPROP & 1, d16 = mask >> DGRAD & 1, w16 = mask >> WGRAD & 1;
         Fp8Layer m = l;
-        m.f.scales = m.scale;
+        linear_bytes(&m.f, m.scale, l.kept, l.w, l.dy_bytes);
         m.f.bf16 = mask;
-        m.f.w16 = f16 || d16 ? l.w16 : NULL;
-        m.f.x16 = w16 ? stored(X) : NULL;
+        operand_is(&m.f, OPERAND_W, f16 || d16 ? l.w16 : NULL);
+        m.f.operand[OPERAND_X].stored[OVER_ROWS] = w16 ? stored(X) : NULL;
         Fp8Stats *sx = &m.scale[OPERAND_X].step, *sdy = &m.scale[OPERAND_DY].step;
         memset(sx, 0, sizeof(*sx));
         memset(sdy, 0, sizeof(*sdy));
@@ -1716,7 +1679,7 @@ static void fp8_layer_special(int kind, int history) {
         if (!history) s.scale[i] = scale_make(s.recipe[i]);
         memset(&s.scale[i].step, 0, sizeof(Fp8Stats));
     }
-    s.f.scales = s.scale;
+    linear_bytes(&s.f, s.scale, s.kept, s.w, s.dy_bytes);
     s.x = stored(X);
     s.dy = stored(Y);
     if (kind) {
@@ -1792,31 +1755,25 @@ static void mixed_rules(const int *rules, size_t *wrong) {
                    *dy = normal_stored(ROWS_X * OUT, 1e-5, 312);
     const stored_t *w = normal_stored(IN * OUT, 0.02, 313);
     stored_t *y = stored(ROWS_X * OUT), *dx = stored(ROWS_X * IN);
-    uint8_t *kept = take_bytes(ROWS_X * IN), *w_bytes = take_bytes(IN * OUT);
     Fp8Scale s[NOPERAND];
     ScalingRecipe r[NOPERAND];
     for (int i = 0; i < NOPERAND; i++) {
         r[i] = recipe_of(words[rules[i]], i);
         s[i] = scale_make(r[i]);
     }
-    Linear f = {.in = IN,
-                .out = OUT,
-                .w = w_bytes,
-                .dw = floats(IN * OUT),
-                .scales = s,
-                .x_bytes = take_bytes(ROWS_X * IN),
-                .inv = floats(OUT * IN)};
-    if (recipe_blocks(&r[OPERAND_X])) f.kept_inv = floats(ROWS_X * IN);
-    if (recipe_blocks(&r[OPERAND_W])) {
-        f.w_across = take_bytes(IN * OUT);
-        f.w_inv = floats(OUT * IN);
-        f.w_across_inv = floats(OUT * IN);
-        quantise_blocks(w_bytes, f.w_inv, w, OUT, IN, 0, s + OPERAND_W, RECORD_NONE);
-        quantise_blocks(f.w_across, f.w_across_inv, w, OUT, IN, 1, s + OPERAND_W, RECORD_NONE);
-    } else s[OPERAND_W].kept_inv = quantise(w_bytes, w, IN * OUT, s + OPERAND_W, RECORD_NONE);
-    linear_forward(&f, y, STORED, x, kept, ROWS_X, RECORD_STATS);
-    linear_backward(&f, dx, dy, kept, take_bytes(ROWS_X * OUT), floats(3 * OUT), ROWS_X,
-                    RECORD_STATS);
+    Linear f = linear_of(x, NULL, NULL, IN, OUT);
+    f.operand[OPERAND_X].stored[OVER_ROWS] = NULL;
+    f.dw = floats(IN * OUT);
+    linear_bytes(&f, s, take_bytes(ROWS_X * IN), take_bytes(IN * OUT), take_bytes(ROWS_X * OUT));
+    for (int i = 0; i < NOPERAND; i++) {
+        const size_t n = i == OPERAND_X ? ROWS_X * IN : i == OPERAND_W ? IN * OUT : ROWS_X * OUT;
+        if (!recipe_blocks(&r[i])) continue;
+        f.operand[i].bytes[OVER_ROWS] = take_bytes(n);
+        for (int way = 0; way < 2; way++) f.operand[i].inv[way] = floats(n);
+    }
+    operand_quantise(&f, OPERAND_W, w, OUT, OVER_COLUMNS, RECORD_NONE);
+    linear_forward(&f, y, STORED, ROWS_X, RECORD_STATS);
+    linear_gradients(&f, dx, dy, floats(3 * OUT), ROWS_X, RECORD_STATS);
     MixedOperand of[NOPERAND] = {[OPERAND_X] = {x, ROWS_X, IN, 0, &r[OPERAND_X]},
                                  [OPERAND_W] = {w, OUT, IN, 0, &r[OPERAND_W]},
                                  [OPERAND_DY] = {dy, ROWS_X, OUT, 0, &r[OPERAND_DY]}};
@@ -1857,9 +1814,10 @@ static int model_tokens[MODEL_R], model_targets[MODEL_R];
 
 // A model with new weights, of a configuration, batch and recipe that are set.
 static void model_begin(Gpt *g, uint64_t seed, const char *recipe) {
-    recipes_set(g->recipes, recipe);
+    recipe_parse(g->recipes, recipe, "test");
     g->head_dy_recipe = g->recipes[OPERAND_DY];
-    g->head_dy_recipe.rule = SCALING_STATIC;
+    g->head_dy_recipe.rule = SCALING_CONSTANT;
+    g->head_dy_recipe.number = 1;
     g->training = 1;
     workspace_free();
     gpt_allocate(g);
@@ -1919,7 +1877,8 @@ static uint64_t fingerprint(const Gpt *g) {
         const Fp8Scale *s = &g->scales[i];
         h = checksum(h, &s->scale, 4);
         h = checksum(h, s->amax_history, AMAX_HISTORY_MAX * 4);
-        h = checksum(h, &s->history_count, 4);
+        const int32_t filled = MIN(s->steps, (int64_t)s->recipe.number); // of the history
+        h = checksum(h, &filled, 4);
         h = checksum(h, &s->logged.amax_bits, 4);
         h = checksum(h, &s->logged.count, 8);
         h = checksum(h, &s->logged.saturated, 8);
@@ -2115,11 +2074,11 @@ static void model_micro_batches(Gpt *g) {
     check(stats_same(&one, &s->step), "model: and the same FP8 statistics",
           "count %d, amax %08x; of one batch %d, %08x", (int)s->step.count, s->step.amax_bits,
           (int)one.count, one.amax_bits);
-    int before = s->history_count;
+    int before = (int)s->steps;
     scale_advance(s);
-    check(before == 2 && s->history_count == 3,
+    check(before == 2 && s->steps == 3,
           "model: a history advances once a step, whatever the micro-batches",
-          "%d, then %d entries, expected 2 and 3", before, s->history_count);
+          "%d, then %d entries, expected 2 and 3", before, (int)s->steps);
 }
 // Decoding with a KV cache, token by token, against whole prefixes.
 static void model_decoding(Gpt *g) {
@@ -2431,7 +2390,7 @@ static uint64_t step_after_load(int lose) {
     model_load(&h, &model);
     state_load(&h, &f);
     if (h.loss_scaling[0] != 512) return 2;
-    for (int i = 0; lose == 1 && i < h.scale_count; i++) h.scales[i].history_count = 0;
+    for (int i = 0; lose == 1 && i < h.scale_count; i++) h.scales[i].steps = 0;
     if (lose == 2) memset(h.v, 0, h.param_count * 4);
     model_step(&h, 5, 1e-2f);
     uint64_t print = fingerprint(&h);
@@ -2550,7 +2509,10 @@ static void test_run(void) {
              "OMP_NUM_THREADS=2 '%s' --as-trainer -l 1e-3 -e d1 --channels 32 --heads 2 -t 16 -b 2 "
              "-d 64 -m 2 -s 0 -u 2 -v 2 -n 8 "
              "-x 8 --grad-clip 0.5 -i " TINY_TEXT " -o run %s > run.txt",
-             self_path, IS_FP8 ? "--scales-every 1 --fp8-head " OPTION_DELAYED_3 : "");
+             self_path,
+             IS_FP8 ? "--scales-every 1 --fp8-head "
+                      "--recipe delayed=3"
+                    : "");
     tiny_text();
     int status = system(line);
     if (!check(status == 0, "run: eight steps by this program", "status %d", status)) return;
@@ -2590,8 +2552,6 @@ static void test_run_overflow(void) {
     r.o.lr = 1e-3;
     r.o.warmup = 0;
     r.o.total_batch = MODEL_R;
-    r.tokens = (int *)take(MODEL_R * sizeof(int));
-    r.targets = (int *)take(MODEL_R * sizeof(int));
     size_t bytes; // the text's, within the small model's vocabulary
     tiny_text();
     unsigned char *tokens = file_get(TINY_TEXT, &bytes);
