@@ -3629,7 +3629,7 @@ static const RecipeWord recipe_words[] = {
 static const struct {
     const char *name, *words, *source;
 } recipe_names[] = {
-    {"te", "e4m3+delayed=1024+exact+dy:e5m2", "Transformer Engine's DelayedScaling, Format.HYBRID"},
+    {"te", "e4m3+delayed=1024+dy:e5m2", "Transformer Engine's DelayedScaling, Format.HYBRID"},
     {"rowwise", "e4m3+block=1xall", "torchao's rowwise: a scale for each row"},
     {"deepseek", "e4m3+block=1x128+w:block=128x128",
      "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
@@ -3678,6 +3678,8 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
            "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest,
            whole ? ", whole" : "", argument);
+    EXPECT(w->sets != WORD_ROUNDING || w->value != ROUNDING_EXACT || !recipe_blocks(r),
+           "%s --recipe: %s: scales of blocks are powers of two", where, w->word);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
@@ -3687,8 +3689,8 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
 static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
                          const char *where) {
     char list[256], *words = list;
-    EXPECT(strlen(text) < sizeof(list), "%s --recipe: longer than %zu characters", where,
-           sizeof(list) - 1);
+    EXPECT(*text && strlen(text) < sizeof(list),
+           "%s --recipe: expected 1 to %zu characters of words", where, sizeof(list) - 1);
     strcpy(list, text);
     for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
         int only = operands, found = 0;

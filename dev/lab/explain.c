@@ -120,13 +120,14 @@ int main(int argc, char **argv) {
     const Linear head = gpt_head(g, 0);
     linear_print(&head, "-", linear_name[NLIN], rows, 0);
     attention_print(g, B);
+    char order[32];
+    option_word(&option_specs[option_index("sum-order")], r->o.sum_order, order);
     printf(
-        "\nSums are fp32, in the order of --sum-order; the head's are in slabs of %d rows. fprop "
-        "and dgrad\n"
-        "write bf16 (the head's fprop fp32), wgrad adds to fp32. A rule that remembers steps takes "
-        "the\n"
-        "tensor's own amax in the first one. train_gpt_fp8cu sums FP8 fprop with Hopper's shorter\n"
-        "accumulator, as Transformer Engine does, but for blocks of 128.\n",
-        HEAD_ROWS);
+        "\nSums are fp32, in the order of --sum-order %s; the head's are in slabs of %d rows.\n"
+        "fprop and dgrad write bf16 (the head's fprop fp32), wgrad adds to fp32. A rule that\n"
+        "remembers steps takes the tensor's own amax in the first one. train_gpt_fp8cu sums FP8\n"
+        "fprop with Hopper's shorter accumulator, as Transformer Engine does, but for blocks of "
+        "128.\n",
+        order, HEAD_ROWS);
     return EXIT_DONE;
 }
