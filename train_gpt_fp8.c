@@ -157,7 +157,6 @@ typedef uint16_t operand_t;
 #endif
 
 // ==== 2. utilities ===============================================================================
-// Exit statuses, as --help prints them.
 enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED = 130 };
 
 #ifndef PROGRAM
@@ -725,70 +724,83 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
 }
 
 // ==== 7. other layers ============================================================================
-// ---- block scaling: bytes whose blocks have scales of their own
-// Bytes of x [rows, columns] whose blocks have scales of their own; its K runs along the columns
-// or, for products that read x across, along the rows. inv: [blocks across K][blocks along it]. No
-// block's scale depends on another step.
+// ---- block scaling: quantise() with a scale for each block
+// Columns are taken SPAN at a time, so that a row's elements are neighbours in memory. A block that
+// is wider than that has one scale, which all of its columns share.
+#define SPAN 512
+
+// top[i]: bits of the largest |x| in rows r0 .. r1 of columns c0 + i, c0 + SPAN + i, .. below c1.
+static void columns_amax(uint32_t *top, const stored_t *x, size_t columns, size_t r0, size_t r1,
+                         size_t c0, size_t c1) {
+    for (size_t row = r0; row < r1; row++)
+        for (size_t c = c0; c < c1; c += SPAN) {
+            const stored_t *from = x + row * columns + c;
+            for (size_t i = 0; i < MIN(SPAN, c1 - c); i++)
+                top[i] = MAX(top[i], float_bits(float_from_stored(from[i])) & 0x7fffffff);
+        }
+}
+// The bytes of these rows and columns, and what becomes of them. sums: for the SQNR, or NULL.
+static void columns_encode(uint8_t *q, const stored_t *x, size_t columns, size_t r0, size_t r1,
+                           size_t c0, size_t c1, const float *scale, Dtype format, Fp8Stats *stats,
+                           double *sums) {
+    const Fp8Format *f8 = fp8_format(format);
+    for (size_t row = r0; row < r1; row++)
+        for (size_t c = c0; c < c1; c += SPAN) {
+            const size_t at = row * columns + c, n = MIN(SPAN, c1 - c);
+            for (size_t i = 0; i < n; i++) {
+                const float f = float_from_stored(x[at + i]);
+                const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff;
+                const uint32_t code = fp8_encode_bits(u, f8);
+                stats->saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
+                stats->flushed += ((code & 0x7f) == 0) & (f != 0);
+                stats->nonfinite += a >= 0x7f800000;
+                q[at + i] = (uint8_t)code;
+            }
+            if (sums) sqnr_sums(sums, q + at, x + at, n, scale, 1, format);
+        }
+}
+
+// Bytes of x [rows, columns] in blocks. Their K runs along the rows, or else along the columns.
+// inv: [blocks across K][blocks along it]. No block's scale depends on another step.
 static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record) {
-    enum { SPAN = 512 }; // columns at a time
     const ScalingRecipe *r = &s->recipe;
-    const Fp8Format *f8 = fp8_format(r->format);
-    const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across)),
-                 wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
-    const size_t step = wide < SPAN ? SPAN / wide * wide : wide, bands = ceil_div(rows, tall),
-                 lanes = MIN(wide, SPAN);
-    const size_t inv_row = along_rows ? 1 : ceil_div(columns, wide),
-                 inv_column = along_rows ? bands : 1;
-    const size_t spans = ceil_div(columns, step);
-    double(*sums)[2] =
-        record == RECORD_SQNR ? memory_allocate(bands * spans * sizeof(*sums)) : NULL;
+    const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across));
+    const size_t wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
+    const size_t down = ceil_div(rows, tall), right = ceil_div(columns, wide);
+    const size_t inv_row = along_rows ? 1 : right, inv_column = along_rows ? down : 1;
+    const size_t step = wide < SPAN ? SPAN / wide * wide : wide, spans = ceil_div(columns, step);
+    double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(down * spans * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
-#pragma omp parallel for collapse(2) schedule(static) reduction(merge : total)
-    for (size_t band = 0; band < bands; band++)
-        for (size_t c0 = 0; c0 < columns; c0 += step) {
-            const size_t r1 = MIN(rows, (band + 1) * tall), c1 = MIN(columns, c0 + step),
-                         used = MIN(SPAN, c1 - c0);
-            uint32_t top[SPAN] = {0};
-            float scale[SPAN];
-            for (size_t row = band * tall; row < r1; row++)
-                for (size_t c = c0; c < c1; c += SPAN)
-                    for (size_t i = 0; i < MIN(SPAN, c1 - c); i++)
-                        top[i] =
-                            MAX(top[i], float_bits(float_from_stored(x[row * columns + c + i])) &
-                                            0x7fffffff);
-            for (size_t i = 0; i < used; i += lanes) {
-                uint32_t amax = 0;
-                for (size_t l = i; l < MIN(used, i + lanes); l++) amax = MAX(amax, top[l]);
-                const float one = scale_from_amax(bits_float(amax), 1, r);
-                for (size_t l = i; l < MIN(used, i + lanes); l++) scale[l] = one;
-                inv[band * inv_row + (c0 + i) / wide * inv_column] = 1 / one;
-                total.amax_bits = MAX(total.amax_bits, amax);
-            }
-            for (size_t row = band * tall; row < r1; row++)
-                for (size_t c = c0; c < c1; c += SPAN) {
-                    const size_t at = row * columns + c;
-                    for (size_t i = 0; i < MIN(SPAN, c1 - c); i++) {
-                        const float f = float_from_stored(x[at + i]);
-                        const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff,
-                                       code = fp8_encode_bits(u, f8);
-                        total.saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
-                        total.flushed += ((code & 0x7f) == 0) & (f != 0);
-                        total.nonfinite += a >= 0x7f800000;
-                        q[at + i] = (uint8_t)code;
-                    }
-                    if (sums)
-                        sqnr_sums(sums[band * spans + c0 / step], q + at, x + at, MIN(SPAN, c1 - c),
-                                  scale, 1, r->format);
-                }
+#pragma omp parallel for schedule(static) reduction(merge : total)
+    for (size_t task = 0; task < down * spans; task++) {
+        const size_t band = task / spans, r0 = band * tall, r1 = MIN(rows, r0 + tall);
+        const size_t c0 = task % spans * step, c1 = MIN(columns, c0 + step);
+        const size_t used = MIN(SPAN, c1 - c0), width = MIN(wide, SPAN);
+        uint32_t top[SPAN] = {0};
+        float scale[SPAN];
+        columns_amax(top, x, columns, r0, r1, c0, c1);
+        for (size_t i = 0; i < used; i += width) { // a block, or the only one
+            const size_t end = MIN(used, i + width);
+            uint32_t amax = 0;
+            for (size_t l = i; l < end; l++) amax = MAX(amax, top[l]);
+            const float own = scale_from_amax(bits_float(amax), 1, r);
+            for (size_t l = i; l < end; l++) scale[l] = own;
+            inv[band * inv_row + (c0 + i) / wide * inv_column] = 1 / own;
+            total.amax_bits = MAX(total.amax_bits, amax);
         }
+        columns_encode(q, x, columns, r0, r1, c0, c1, scale, r->format, &total,
+                       sums ? sums[task] : NULL);
+    }
     total.count = rows * columns;
-    for (size_t i = 0; sums && i < bands * spans; i++)
-        total.signal += sums[i][0], total.noise += sums[i][1];
+    for (size_t i = 0; sums && i < down * spans; i++) {
+        total.signal += sums[i][0];
+        total.noise += sums[i][1];
+    }
     free(sums);
-    if (record != RECORD_NONE)
-        s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r),
-        stats_merge(&s->step, &total);
+    if (record == RECORD_NONE) return;
+    s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r);
+    stats_merge(&s->step, &total);
 }
 
 // ---- functions of one number: every operation is IEEE and in the order in which it is written, so

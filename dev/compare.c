@@ -412,9 +412,7 @@ static int run_can_resume(const TrainedRun *r) {
 static void run_set_aside(const TrainedRun *r) {
     char aside[PATH_MAX];
     int k = 0;
-    do {
-        path_print(aside, "%s.old-%d", r->dir, ++k);
-    } while (!access(aside, F_OK));
+    do { path_print(aside, "%s.old-%d", r->dir, ++k); } while (!access(aside, F_OK));
     EXPECT(rename(r->dir, aside) == 0, "%s: cannot be renamed: %s", r->dir, strerror(errno));
     printf("%s cannot go on (no checkpoint, or a damaged log): it is now %s, and is made again\n",
            r->dir, aside);

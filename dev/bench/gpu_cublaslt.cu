@@ -1,18 +1,23 @@
 /*
-What cuBLASLt can do on this GPU, and how fast: which FP8 products exist, and the two ceilings that a step is held to.
+What cuBLASLt can do on this GPU, and how fast: which FP8 products exist, and the two ceilings that
+a step is held to.
 
     nvcc -O3 -std=c++17 -arch=sm_90 dev/bench/gpu_cublaslt.cu -lcublasLt -o build/gpu/gpu_cublaslt
-    build/gpu/gpu_cublaslt matrix    [--tsv FILE]   every combination of types, scale modes, transposes, epilogues
-    build/gpu/gpu_cublaslt ceilings  [--tsv FILE]   bandwidth of reading, writing, copying; products of 8192 x 8192 x 8192
-    build/gpu/gpu_cublaslt products  [--tsv FILE] [--models 124M,1.5B] [--tokens 8192,16384] [--rounds 7] [--seconds 60]
+    build/gpu/gpu_cublaslt matrix    [--tsv FILE]   every combination of types, scale modes,
+transposes, epilogues build/gpu/gpu_cublaslt ceilings  [--tsv FILE]   bandwidth of reading, writing,
+copying; products of 8192 x 8192 x 8192 build/gpu/gpu_cublaslt products  [--tsv FILE] [--models
+124M,1.5B] [--tokens 8192,16384] [--rounds 7] [--seconds 60]
 
-A table goes to the screen, every figure to FILE (appended), a line at a time, flushed. A combination that does not exist says so
-and the next one follows; one that breaks the device's context is named, and the program starts itself again after that row.
+A table goes to the screen, every figure to FILE (appended), a line at a time, flushed. A
+combination that does not exist says so and the next one follows; one that breaks the device's
+context is named, and the program starts itself again after that row.
 
-matrix: each combination is asked of the heuristic, then run on random data and compared with a plain kernel that applies the
-scales by the documented layouts, so a wrong layout or a silently ignored scale shows as wrong values.
-products: GPT-2's linear layers and its head, all three products, fp32 sums. Arms are timed in turn, forwards and backwards, and
-medians are shown. Operand sets rotate so that twice the L2 cache lies between two uses of one: times are those of cold operands.
+matrix: each combination is asked of the heuristic, then run on random data and compared with a
+plain kernel that applies the scales by the documented layouts, so a wrong layout or a silently
+ignored scale shows as wrong values. products: GPT-2's linear layers and its head, all three
+products, fp32 sums. Arms are timed in turn, forwards and backwards, and medians are shown. Operand
+sets rotate so that twice the L2 cache lies between two uses of one: times are those of cold
+operands.
 
 Left out: several GPUs, batched products, FP4.
 */
@@ -49,16 +54,19 @@ static const char *status_short(cublasStatus_t s) { // without CUBLAS_STATUS_
     return strncmp(name, "CUBLAS_STATUS_", 14) ? name : name + 14;
 }
 
-// ==== types, data, devices ===========================================================================================
+// ==== types, data, devices
+// ===========================================================================================
 enum Type { E4M3, E5M2, BF16, FP16, FP32 };
 static const char *const type_name[] = {"E4M3", "E5M2", "BF16", "FP16", "FP32"};
-static const cudaDataType_t type_cuda[] = {CUDA_R_8F_E4M3, CUDA_R_8F_E5M2, CUDA_R_16BF, CUDA_R_16F, CUDA_R_32F};
+static const cudaDataType_t type_cuda[] = {CUDA_R_8F_E4M3, CUDA_R_8F_E5M2, CUDA_R_16BF, CUDA_R_16F,
+                                           CUDA_R_32F};
 static const size_t type_size[] = {1, 1, 2, 2, 4};
 __host__ __device__ static bool is_fp8(int t) { return t == E4M3 || t == E5M2; }
 
 __host__ __device__ static float value_load(const void *p, size_t i, int type) {
     if (is_fp8(type)) {
-        const __half_raw h = __nv_cvt_fp8_to_halfraw(((const uint8_t *)p)[i], type == E4M3 ? __NV_E4M3 : __NV_E5M2);
+        const __half_raw h =
+            __nv_cvt_fp8_to_halfraw(((const uint8_t *)p)[i], type == E4M3 ? __NV_E4M3 : __NV_E5M2);
         return __half2float(__half(h));
     }
     if (type == BF16) return __bfloat162float(((const __nv_bfloat16 *)p)[i]);
@@ -66,7 +74,9 @@ __host__ __device__ static float value_load(const void *p, size_t i, int type) {
     return ((const float *)p)[i];
 }
 __device__ static void value_store(void *p, size_t i, int type, float f) {
-    if (is_fp8(type)) ((uint8_t *)p)[i] = __nv_cvt_float_to_fp8(f, __NV_SATFINITE, type == E4M3 ? __NV_E4M3 : __NV_E5M2);
+    if (is_fp8(type))
+        ((uint8_t *)p)[i] =
+            __nv_cvt_float_to_fp8(f, __NV_SATFINITE, type == E4M3 ? __NV_E4M3 : __NV_E5M2);
     else if (type == BF16) ((__nv_bfloat16 *)p)[i] = __float2bfloat16_rn(f);
     else if (type == FP16) ((__half *)p)[i] = __float2half_rn(f);
     else ((float *)p)[i] = f;
@@ -76,9 +86,11 @@ __host__ __device__ static uint64_t mix(uint64_t z) { // splitmix64's finaliser
     z = (z ^ z >> 27) * 0x94d049bb133111ebull;
     return z ^ z >> 31;
 }
-// Numbers that are near normal, of deviation 1: zeros or uniform codes would let the card clock higher than real data do.
+// Numbers that are near normal, of deviation 1: zeros or uniform codes would let the card clock
+// higher than real data do.
 __global__ static void random_fill(void *p, size_t n, int type, uint64_t seed) {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
         const uint64_t u = mix(seed ^ mix(i));
         float sum = 0;
         for (int j = 0; j < 4; j++) sum += (float)(u >> 16 * j & 0xffff) * 0x1p-16f - 0.5f;
@@ -100,13 +112,16 @@ static void *device_allocate(size_t bytes) {
     return e == cudaSuccess ? p : NULL;
 }
 
-// ==== one product ====================================================================================================
-// Column-major, as cuBLASLt has it: D[m, n] = op(A) op(B) + beta C + bias[m]. For row-major y = x w^T that is A = w, B = x.
+// ==== one product
+// ====================================================================================================
+// Column-major, as cuBLASLt has it: D[m, n] = op(A) op(B) + beta C + bias[m]. For row-major y = x
+// w^T that is A = w, B = x.
 enum Mode { TENSOR, OUTER, BLOCK1, BLOCK2, MX };
 static const char *const mode_name[] = {"tensor", "outer", "1x128", "128x128", "mx"};
-static const int mode_lt[] = {CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F,
-                              CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F,
-                              CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0};
+static const int mode_lt[] = {
+    CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F, CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F,
+    CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F,
+    CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0};
 struct Product {
     int a, b, d; // types
     int mode_a, mode_b;
@@ -128,9 +143,12 @@ static void plan_free(Plan *p) {
     *p = Plan();
 }
 // Asks the heuristic for at most `want` algorithms.
-static Plan plan_make(const Product &q, const void *scale_a, const void *scale_b, const void *bias, int want) {
+static Plan plan_make(const Product &q, const void *scale_a, const void *scale_b, const void *bias,
+                      int want) {
     Plan p;
-    const auto check = [&](cublasStatus_t s) { p.status = p.status == CUBLAS_STATUS_SUCCESS ? s : p.status; };
+    const auto check = [&](cublasStatus_t s) {
+        p.status = p.status == CUBLAS_STATUS_SUCCESS ? s : p.status;
+    };
     const auto set = [&](cublasLtMatmulDescAttributes_t a, const void *value, size_t size) {
         if (p.desc) check(cublasLtMatmulDescSetAttribute(p.desc, a, value, size));
     };
@@ -155,24 +173,28 @@ static Plan plan_make(const Product &q, const void *scale_a, const void *scale_b
         set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias));
     }
     const cudaDataType_t c = type_cuda[is_fp8(q.d) ? BF16 : q.d]; // C is never FP8
-    check(cublasLtMatrixLayoutCreate(&p.A, type_cuda[q.a], q.ta ? q.k : q.m, q.ta ? q.m : q.k, q.ta ? q.k : q.m));
-    check(cublasLtMatrixLayoutCreate(&p.B, type_cuda[q.b], q.tb ? q.n : q.k, q.tb ? q.k : q.n, q.tb ? q.n : q.k));
+    check(cublasLtMatrixLayoutCreate(&p.A, type_cuda[q.a], q.ta ? q.k : q.m, q.ta ? q.m : q.k,
+                                     q.ta ? q.k : q.m));
+    check(cublasLtMatrixLayoutCreate(&p.B, type_cuda[q.b], q.tb ? q.n : q.k, q.tb ? q.k : q.n,
+                                     q.tb ? q.n : q.k));
     check(cublasLtMatrixLayoutCreate(&p.C, c, q.m, q.n, q.m));
     check(cublasLtMatrixLayoutCreate(&p.D, type_cuda[q.d], q.m, q.n, q.m));
     cublasLtMatmulPreference_t preference;
     LT(cublasLtMatmulPreferenceCreate(&preference));
-    LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
-                                            sizeof(workspace_bytes)));
+    LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                            &workspace_bytes, sizeof(workspace_bytes)));
     if (p.status == CUBLAS_STATUS_SUCCESS)
-        check(cublasLtMatmulAlgoGetHeuristic(lt, p.desc, p.A, p.B, p.C, p.D, preference, want, p.found, &p.count));
+        check(cublasLtMatmulAlgoGetHeuristic(lt, p.desc, p.A, p.B, p.C, p.D, preference, want,
+                                             p.found, &p.count));
     if (p.status == CUBLAS_STATUS_SUCCESS && p.count == 0) p.status = CUBLAS_STATUS_NOT_SUPPORTED;
     cublasLtMatmulPreferenceDestroy(preference);
     return p;
 }
-static cublasStatus_t plan_run(const Plan &p, int choice, const void *a, const void *b, const void *c, void *d, int beta) {
+static cublasStatus_t plan_run(const Plan &p, int choice, const void *a, const void *b,
+                               const void *c, void *d, int beta) {
     const float one = 1, beta_value = (float)beta;
-    return cublasLtMatmul(lt, p.desc, &one, a, p.A, b, p.B, &beta_value, c, p.C, d, p.D, &p.found[choice].algo, workspace,
-                          workspace_bytes, stream);
+    return cublasLtMatmul(lt, p.desc, &one, a, p.A, b, p.B, &beta_value, c, p.C, d, p.D,
+                          &p.found[choice].algo, workspace, workspace_bytes, stream);
 }
 // Algorithm, tile and parts of K of a choice, for the record.
 static std::string plan_algorithm(const Plan &p, int choice) {
@@ -180,17 +202,22 @@ static std::string plan_algorithm(const Plan &p, int choice) {
     size_t written;
     const cublasLtMatmulAlgo_t *a = &p.found[choice].algo;
     cublasLtMatmulAlgoConfigGetAttribute(a, CUBLASLT_ALGO_CONFIG_ID, &id, sizeof(id), &written);
-    cublasLtMatmulAlgoConfigGetAttribute(a, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof(tile), &written);
-    cublasLtMatmulAlgoConfigGetAttribute(a, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof(split), &written);
+    cublasLtMatmulAlgoConfigGetAttribute(a, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof(tile),
+                                         &written);
+    cublasLtMatmulAlgoConfigGetAttribute(a, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof(split),
+                                         &written);
     return std::to_string(id) + "/" + std::to_string(tile) + "/" + std::to_string(split);
 }
 
-// ==== matrix =========================================================================================================
-// Five K blocks, so that the padding of the 128x128 layout to four is met; m, n and k differ, so that a mix-up shows.
+// ==== matrix
+// =========================================================================================================
+// Five K blocks, so that the padding of the 128x128 layout to four is met; m, n and k differ, so
+// that a mix-up shows.
 static const int M = 256, N = 384, K = 640;
 
-// Where the scale of element (row, k) of an operand lies. outer: [rows]; 1x128: [K/128][rows], rows next to each other;
-// 128x128: [rows/128][K/128 rounded up to 4]; mx: all the same, so its swizzle does not matter here.
+// Where the scale of element (row, k) of an operand lies. outer: [rows]; 1x128: [K/128][rows], rows
+// next to each other; 128x128: [rows/128][K/128 rounded up to 4]; mx: all the same, so its swizzle
+// does not matter here.
 __host__ __device__ static int scale_index(int mode, int rows, int row, int k) {
     const int padded = ((K + 127) / 128 + 3) / 4 * 4;
     if (mode == OUTER) return row;
@@ -198,7 +225,8 @@ __host__ __device__ static int scale_index(int mode, int rows, int row, int k) {
     if (mode == BLOCK2) return row / 128 * padded + k / 128;
     return 0;
 }
-__global__ static void reference(float *out, const void *a, const void *b, Product q, const float *scale_a, const float *scale_b) {
+__global__ static void reference(float *out, const void *a, const void *b, Product q,
+                                 const float *scale_a, const float *scale_b) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, j = blockIdx.y;
     if (i >= q.m) return;
     float sum = 0;
@@ -216,36 +244,46 @@ __global__ static void reference(float *out, const void *a, const void *b, Produ
 }
 
 static void matrix(char **argv, int from) {
-    static const int pairs[][2] = {{E4M3, E4M3}, {E4M3, E5M2}, {E5M2, E4M3}, {E5M2, E5M2}, {BF16, BF16}, {FP16, FP16}};
-    static const int modes[][2] = {{TENSOR, TENSOR}, {OUTER, OUTER},   {BLOCK1, BLOCK1}, {BLOCK2, BLOCK1},
-                                   {BLOCK1, BLOCK2}, {BLOCK2, BLOCK2}, {MX, MX}};
+    static const int pairs[][2] = {{E4M3, E4M3}, {E4M3, E5M2}, {E5M2, E4M3},
+                                   {E5M2, E5M2}, {BF16, BF16}, {FP16, FP16}};
+    static const int modes[][2] = {{TENSOR, TENSOR}, {OUTER, OUTER},   {BLOCK1, BLOCK1},
+                                   {BLOCK2, BLOCK1}, {BLOCK1, BLOCK2}, {BLOCK2, BLOCK2},
+                                   {MX, MX}};
     static const int transposes[][2] = {{1, 0}, {0, 0}, {0, 1}};
     static const char *const transposes_name[] = {"TN", "NN", "NT"};
     static const int outputs[] = {BF16, FP16, FP32, E4M3, E5M2};
-    static const double tolerance[] = {0.06, 0.12, 0.01, 0.01, 0.01}; // of D's rounding, and of FP8's narrow accumulator
+    static const double tolerance[] = {0.06, 0.12, 0.01, 0.01,
+                                       0.01}; // of D's rounding, and of FP8's narrow accumulator
 
-    void *a = device_allocate(M * K * 4), *b = device_allocate(N * K * 4), *c = device_allocate(M * N * 4);
+    void *a = device_allocate(M * K * 4), *b = device_allocate(N * K * 4),
+         *c = device_allocate(M * N * 4);
     void *d = device_allocate(M * N * 4), *bias = device_allocate(M * 4);
     float *ref = (float *)device_allocate(M * N * 4), *scales = (float *)device_allocate(4 << 20);
     std::vector<float> want(M * N), scale_values(1 << 20);
     std::vector<unsigned char> got(M * N * 4), c_host(M * N * 4), bias_host(M * 4);
-    // powers of two, 1/4 to 2, so that a scale that is dropped or taken from a wrong place changes the result
-    for (size_t i = 0; i < scale_values.size(); i++) scale_values[i] = ldexpf(1, (int)(mix(i) % 4) - 2);
+    // powers of two, 1/4 to 2, so that a scale that is dropped or taken from a wrong place changes
+    // the result
+    for (size_t i = 0; i < scale_values.size(); i++)
+        scale_values[i] = ldexpf(1, (int)(mix(i) % 4) - 2);
     CUDA(cudaMemcpy(scales, scale_values.data(), 4 << 20, cudaMemcpyHostToDevice));
     unsigned char *mx_scales = (unsigned char *)device_allocate(1 << 20);
     CUDA(cudaMemset(mx_scales, 126, 1 << 20)); // E8M0 of 1/2
     float *scale_a = scales, *scale_b = scales + (1 << 19);
 
     if (from == 0) {
-        printf("\ncuBLASLt's matrix, m n k = %d %d %d. In a cell, what ran with right values: p plain, b bias epilogue, f fast\n"
-               "accumulate, x both; ?: the heuristic offered it, the call failed; !: wrong values; -: not offered.\n\n"
+        printf("\ncuBLASLt's matrix, m n k = %d %d %d. In a cell, what ran with right values: p "
+               "plain, b bias epilogue, f fast\n"
+               "accumulate, x both; ?: the heuristic offered it, the call failed; !: wrong values; "
+               "-: not offered.\n\n"
                "%-10s %-16s %-3s",
                M, N, K, "A x B", "scales of A, B", "");
         for (int out : outputs)
-            for (int beta = 0; beta < 2; beta++) printf(" %6s%s", type_name[out], beta ? "+C" : "  ");
+            for (int beta = 0; beta < 2; beta++)
+                printf(" %6s%s", type_name[out], beta ? "+C" : "  ");
         printf("\n");
         if (tsv)
-            fprintf(tsv, "matrix\ta\tb\tscale_a\tscale_b\ttransposes\td\tbeta\tbias\tfast\theuristic\tcall\terror\talgorithm\n");
+            fprintf(tsv, "matrix\ta\tb\tscale_a\tscale_"
+                         "b\ttransposes\td\tbeta\tbias\tfast\theuristic\tcall\terror\talgorithm\n");
     }
     int row = 0;
     for (const auto &pair : pairs)
@@ -253,16 +291,20 @@ static void matrix(char **argv, int from) {
             if (!is_fp8(pair[0]) && mode[0] + mode[1] > 0) continue; // no scales
             for (int t = 0; t < 3; t++, row++) {
                 if (row < from) continue;
-                Product q = {pair[0], pair[1], BF16, mode[0], mode[1], transposes[t][0], transposes[t][1], M, N, K, 0, 0, 0};
+                Product q = {
+                    pair[0], pair[1], BF16, mode[0], mode[1], transposes[t][0], transposes[t][1], M,
+                    N,       K,       0,    0,       0};
                 random_fill<<<128, 256, 0, stream>>>(a, (size_t)M * K, q.a, 1);
                 random_fill<<<128, 256, 0, stream>>>(b, (size_t)N * K, q.b, 2);
                 reference<<<dim3(M / 128, N), 128, 0, stream>>>(ref, a, b, q, scale_a, scale_b);
                 CUDA(cudaMemcpyAsync(want.data(), ref, M * N * 4, cudaMemcpyDeviceToHost, stream));
                 CUDA(cudaStreamSynchronize(stream));
                 char scale_text[32];
-                snprintf(scale_text, sizeof(scale_text), "%s %s", is_fp8(q.a) ? mode_name[q.mode_a] : "none",
+                snprintf(scale_text, sizeof(scale_text), "%s %s",
+                         is_fp8(q.a) ? mode_name[q.mode_a] : "none",
                          is_fp8(q.a) ? mode_name[q.mode_b] : "");
-                printf("%s x %s %-16s %-3s", type_name[q.a], type_name[q.b], scale_text, transposes_name[t]);
+                printf("%s x %s %-16s %-3s", type_name[q.a], type_name[q.b], scale_text,
+                       transposes_name[t]);
                 fflush(stdout);
                 std::string cells;
                 for (int out : outputs)
@@ -274,7 +316,8 @@ static void matrix(char **argv, int from) {
                             q.bias = v & 1, q.fast = v >> 1;
                             random_fill<<<128, 256, 0, stream>>>(c, (size_t)M * N, c_type, 3);
                             random_fill<<<1, 256, 0, stream>>>(bias, M, bias_type, 4);
-                            CUDA(cudaMemsetAsync(d, 0xff, M * N * type_size[out], stream)); // NaNs: what is not written shows
+                            CUDA(cudaMemsetAsync(d, 0xff, M * N * type_size[out],
+                                                 stream)); // NaNs: what is not written shows
                             const void *sa = q.mode_a == MX ? (void *)mx_scales : scale_a;
                             const void *sb = q.mode_b == MX ? (void *)mx_scales : scale_b;
                             Plan p = plan_make(q, sa, sb, bias, 1);
@@ -285,41 +328,54 @@ static void matrix(char **argv, int from) {
                                 call = plan_run(p, 0, a, b, c, d, q.beta);
                                 e = cudaStreamSynchronize(stream);
                                 if (e == cudaSuccess && call == CUBLAS_STATUS_SUCCESS) {
-                                    CUDA(cudaMemcpy(got.data(), d, M * N * type_size[out], cudaMemcpyDeviceToHost));
-                                    CUDA(cudaMemcpy(c_host.data(), c, M * N * type_size[c_type], cudaMemcpyDeviceToHost));
-                                    CUDA(cudaMemcpy(bias_host.data(), bias, M * type_size[bias_type], cudaMemcpyDeviceToHost));
+                                    CUDA(cudaMemcpy(got.data(), d, M * N * type_size[out],
+                                                    cudaMemcpyDeviceToHost));
+                                    CUDA(cudaMemcpy(c_host.data(), c, M * N * type_size[c_type],
+                                                    cudaMemcpyDeviceToHost));
+                                    CUDA(cudaMemcpy(bias_host.data(), bias,
+                                                    M * type_size[bias_type],
+                                                    cudaMemcpyDeviceToHost));
                                     double difference = 0, norm = 0;
                                     for (int i = 0; i < M * N; i++) {
                                         double w = want[i];
                                         if (q.beta) w += value_load(c_host.data(), i, c_type);
-                                        if (q.bias) w += value_load(bias_host.data(), i % M, bias_type);
+                                        if (q.bias)
+                                            w += value_load(bias_host.data(), i % M, bias_type);
                                         const double g = value_load(got.data(), i, out) - w;
                                         difference += g * g, norm += w * w;
                                     }
                                     error = sqrt(difference / norm);
                                 }
                             }
-                            const bool ran = e == cudaSuccess && call == CUBLAS_STATUS_SUCCESS, right = error < tolerance[out];
+                            const bool ran = e == cudaSuccess && call == CUBLAS_STATUS_SUCCESS,
+                                       right = error < tolerance[out];
                             const char letter = "pbfx"[v];
                             if (ran && right && error >= 0) strncat(cell, &letter, 1);
-                            else if (p.status == CUBLAS_STATUS_SUCCESS) strcat(cell, ran ? "!" : "?"), strncat(cell, &letter, 1);
+                            else if (p.status == CUBLAS_STATUS_SUCCESS)
+                                strcat(cell, ran ? "!" : "?"), strncat(cell, &letter, 1);
                             if (tsv) {
-                                fprintf(tsv, "matrix\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%.3g\t%s\n", type_name[q.a],
-                                        type_name[q.b], mode_name[q.mode_a], mode_name[q.mode_b], transposes_name[t],
-                                        type_name[out], q.beta, q.bias, q.fast, status_short(p.status),
-                                        e != cudaSuccess ? cudaGetErrorName(e) : status_short(call), error,
-                                        p.count ? plan_algorithm(p, 0).c_str() : "-");
+                                fprintf(tsv,
+                                        "matrix\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%."
+                                        "3g\t%s\n",
+                                        type_name[q.a], type_name[q.b], mode_name[q.mode_a],
+                                        mode_name[q.mode_b], transposes_name[t], type_name[out],
+                                        q.beta, q.bias, q.fast, status_short(p.status),
+                                        e != cudaSuccess ? cudaGetErrorName(e) : status_short(call),
+                                        error, p.count ? plan_algorithm(p, 0).c_str() : "-");
                                 fflush(tsv);
                             }
                             plan_free(&p);
                             cudaGetLastError();
                             if (cudaDeviceSynchronize() != cudaSuccess) { // the context is broken
-                                printf("%s %s: %s; starting again after this row\n", cells.c_str(), cell, cudaGetErrorName(e));
+                                printf("%s %s: %s; starting again after this row\n", cells.c_str(),
+                                       cell, cudaGetErrorName(e));
                                 fflush(stdout);
                                 const std::string next = std::to_string(row + 1);
                                 std::vector<char *> again;
-                                for (char **x = argv; *x && strcmp(*x, "--from"); x++) again.push_back(*x);
-                                again.insert(again.end(), {(char *)"--from", (char *)next.c_str(), NULL});
+                                for (char **x = argv; *x && strcmp(*x, "--from"); x++)
+                                    again.push_back(*x);
+                                again.insert(again.end(),
+                                             {(char *)"--from", (char *)next.c_str(), NULL});
                                 execv("/proc/self/exe", again.data());
                                 exit(1);
                             }
@@ -333,21 +389,26 @@ static void matrix(char **argv, int from) {
                 fflush(stdout);
             }
         }
-    for (void *p : {a, b, c, d, bias, (void *)ref, (void *)scales, (void *)mx_scales}) CUDA(cudaFree(p));
+    for (void *p : {a, b, c, d, bias, (void *)ref, (void *)scales, (void *)mx_scales})
+        CUDA(cudaFree(p));
 }
 
-// ==== ceilings =======================================================================================================
+// ==== ceilings
+// =======================================================================================================
 // 16-byte loads and stores, four in flight a thread.
 enum Traffic { READ, WRITE, COPY, NARROW, MEMCPY, MEMSET };
-static const char *const traffic_name[] = {"read", "write", "copy", "read 2, write 1", "cudaMemcpy", "cudaMemset"};
+static const char *const traffic_name[] = {"read",       "write",     "copy", "read 2, write 1",
+                                           "cudaMemcpy", "cudaMemset"};
 template <int traffic> __global__ static void stream_kernel(uint4 *out, const uint4 *in, size_t n) {
     const size_t step = (size_t)gridDim.x * blockDim.x;
     uint4 sum = {1, 2, 3, 4};
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i + 3 * step < n; i += 4 * step) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i + 3 * step < n;
+         i += 4 * step) {
         uint4 v[4];
         for (int j = 0; j < 4; j++) v[j] = traffic == WRITE ? sum : in[i + j * step];
         if (traffic == READ)
-            for (int j = 0; j < 4; j++) sum.x ^= v[j].x, sum.y ^= v[j].y, sum.z ^= v[j].z, sum.w ^= v[j].w;
+            for (int j = 0; j < 4; j++)
+                sum.x ^= v[j].x, sum.y ^= v[j].y, sum.z ^= v[j].z, sum.w ^= v[j].w;
         if (traffic == WRITE || traffic == COPY)
             for (int j = 0; j < 4; j++) out[i + j * step] = v[j];
         if (traffic == NARROW) { // as quantising does: two bytes in, one out
@@ -355,12 +416,15 @@ template <int traffic> __global__ static void stream_kernel(uint4 *out, const ui
             out[i + step] = {v[2].x ^ v[3].x, v[2].y ^ v[3].y, v[2].z ^ v[3].z, v[2].w ^ v[3].w};
         }
     }
-    if (traffic == READ && (sum.x ^ sum.y ^ sum.z ^ sum.w) == 0x12345678u) out[threadIdx.x] = sum; // so that the reads stay
+    if (traffic == READ && (sum.x ^ sum.y ^ sum.z ^ sum.w) == 0x12345678u)
+        out[threadIdx.x] = sum; // so that the reads stay
 }
 
 static double median(std::vector<double> v) {
     std::sort(v.begin(), v.end());
-    return v.empty() ? 0 : v.size() % 2 ? v[v.size() / 2] : (v[v.size() / 2 - 1] + v[v.size() / 2]) / 2;
+    return v.empty()      ? 0
+           : v.size() % 2 ? v[v.size() / 2]
+                          : (v[v.size() / 2 - 1] + v[v.size() / 2]) / 2;
 }
 struct Timer {
     cudaEvent_t begin, end;
@@ -376,8 +440,9 @@ static void bandwidth(int rounds) {
     static const size_t sizes[] = {32u << 20, 256u << 20, (size_t)2 << 30};
     size_t free_bytes, total;
     CUDA(cudaMemGetInfo(&free_bytes, &total));
-    printf("\nMemory, GB/s of bytes read plus bytes written, random data, medians of %d (L2 cache: %.0f MiB)\n\n%-10s", rounds,
-           device.l2CacheSize / 1048576.0, "buffer");
+    printf("\nMemory, GB/s of bytes read plus bytes written, random data, medians of %d (L2 cache: "
+           "%.0f MiB)\n\n%-10s",
+           rounds, device.l2CacheSize / 1048576.0, "buffer");
     for (const char *name : traffic_name) printf(" %16s", name);
     printf("\n");
     if (tsv) fprintf(tsv, "bandwidth\tbytes\ttraffic\tGB/s\tus\n");
@@ -388,7 +453,8 @@ static void bandwidth(int rounds) {
         }
         uint4 *in = (uint4 *)device_allocate(bytes), *out = (uint4 *)device_allocate(bytes);
         const size_t n = bytes / 16;
-        const int grid = device.multiProcessorCount * 8; // 8 blocks of 256 fill the threads of a multiprocessor
+        const int grid =
+            device.multiProcessorCount * 8; // 8 blocks of 256 fill the threads of a multiprocessor
         random_fill<<<grid, 256, 0, stream>>>(in, bytes / 2, BF16, 5);
         std::vector<double> ms[6];
         std::vector<Timer> timers(6);
@@ -399,20 +465,25 @@ static void bandwidth(int rounds) {
                 if (kind == WRITE) stream_kernel<WRITE><<<grid, 256, 0, stream>>>(out, in, n);
                 if (kind == COPY) stream_kernel<COPY><<<grid, 256, 0, stream>>>(out, in, n);
                 if (kind == NARROW) stream_kernel<NARROW><<<grid, 256, 0, stream>>>(out, in, n);
-                if (kind == MEMCPY) CUDA(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, stream));
+                if (kind == MEMCPY)
+                    CUDA(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, stream));
                 if (kind == MEMSET) CUDA(cudaMemsetAsync(out, 0, bytes, stream));
                 CUDA(cudaEventRecord(timers[kind].end, stream));
             }
             CUDA(cudaStreamSynchronize(stream));
-            for (int kind = 0; kind < 6 && round >= 0; kind++) ms[kind].push_back(timers[kind].milliseconds());
+            for (int kind = 0; kind < 6 && round >= 0; kind++)
+                ms[kind].push_back(timers[kind].milliseconds());
         }
         printf("%5zu MiB ", bytes >> 20);
         for (int kind = 0; kind < 6; kind++) {
-            const double moved = kind == COPY || kind == MEMCPY ? 2.0 * bytes : kind == NARROW ? 1.5 * bytes : bytes;
+            const double moved = kind == COPY || kind == MEMCPY ? 2.0 * bytes
+                                 : kind == NARROW               ? 1.5 * bytes
+                                                                : bytes;
             const double gb_s = moved / median(ms[kind]) * 1e-6;
             printf(" %16.0f", gb_s);
             if (tsv)
-                fprintf(tsv, "bandwidth\t%zu\t%s\t%.1f\t%.2f\n", bytes, traffic_name[kind], gb_s, 1e3 * median(ms[kind])),
+                fprintf(tsv, "bandwidth\t%zu\t%s\t%.1f\t%.2f\n", bytes, traffic_name[kind], gb_s,
+                        1e3 * median(ms[kind])),
                     fflush(tsv);
         }
         printf("%s\n", 2 * bytes <= (size_t)device.l2CacheSize * 2 ? "  (partly in L2)" : "");
@@ -421,7 +492,8 @@ static void bandwidth(int rounds) {
     }
 }
 
-// ==== products =======================================================================================================
+// ==== products
+// =======================================================================================================
 // Memory for operands and outputs, filled once: any part of it is as random as any other.
 struct Arena {
     unsigned char *base[5] = {}; // by type; fp32's is that of the outputs, of whatever type
@@ -436,7 +508,8 @@ static bool arena_reserve(Arena *arena, int type, size_t bytes, bool is_output) 
     if (!arena->base[slot]) return false;
     if (is_output) CUDA(cudaMemsetAsync(arena->base[slot], 0, bytes, stream));
     else
-        random_fill<<<device.multiProcessorCount * 8, 256, 0, stream>>>(arena->base[slot], bytes / type_size[type], type, 6 + type);
+        random_fill<<<device.multiProcessorCount * 8, 256, 0, stream>>>(
+            arena->base[slot], bytes / type_size[type], type, 6 + type);
     return true;
 }
 
@@ -451,12 +524,14 @@ struct Arm {
 };
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 
-// Launches `inner` products on operand sets that take turns. which: 0 the heuristic's first algorithm, 1 the fastest.
+// Launches `inner` products on operand sets that take turns. which: 0 the heuristic's first
+// algorithm, 1 the fastest.
 static cublasStatus_t arm_run(Arm *arm, const Arena *arena, int algorithm, int inner, int *turn) {
     for (int i = 0; i < inner; i++, ++*turn) {
         const int set = *turn % arm->sets;
         const unsigned char *a = arena->base[arm->q.a] + set * arm->stride_operands;
-        const unsigned char *b = arena->base[arm->q.b] + set * arm->stride_operands + align256(arm->bytes_a);
+        const unsigned char *b =
+            arena->base[arm->q.b] + set * arm->stride_operands + align256(arm->bytes_a);
         void *d = arena->base[FP32] + set * align256(arm->bytes_d);
         const cublasStatus_t s = plan_run(arm->plan, algorithm, a, b, d, d, arm->q.beta);
         if (s != CUBLAS_STATUS_SUCCESS) return s;
@@ -465,13 +540,15 @@ static cublasStatus_t arm_run(Arm *arm, const Arena *arena, int algorithm, int i
 }
 
 // Times the arms of one shape in turn and prints a line. group, layer, kind: its name in the TSV.
-static void shape_time(Arena *arena, const char *group, long tokens, const char *layer, const char *kind, std::vector<Arm *> arms,
-                       const float *scales, int rounds) {
+static void shape_time(Arena *arena, const char *group, long tokens, const char *layer,
+                       const char *kind, std::vector<Arm *> arms, const float *scales, int rounds) {
     const Product &first = arms[0]->q;
     const double flops = 2.0 * (double)first.m * (double)first.n * (double)first.k;
-    printf("%-5s %6ld %-8s %-6s %6ld %6ld %6ld", group, tokens, layer, kind, (long)first.m, (long)first.n, (long)first.k);
+    printf("%-5s %6ld %-8s %-6s %6ld %6ld %6ld", group, tokens, layer, kind, (long)first.m,
+           (long)first.n, (long)first.k);
     int turn = 0;
-    const int inner = (int)std::min(8.0, std::max(1.0, 4e11 / flops)); // half a millisecond or so a sample
+    const int inner =
+        (int)std::min(8.0, std::max(1.0, 4e11 / flops)); // half a millisecond or so a sample
     for (Arm *arm : arms) {
         const Product &q = arm->q;
         arm->bytes_a = q.m * q.k * type_size[q.a], arm->bytes_b = q.n * q.k * type_size[q.b];
@@ -480,12 +557,15 @@ static void shape_time(Arena *arena, const char *group, long tokens, const char 
         const size_t one = arm->stride_operands + align256(arm->bytes_d);
         arm->sets = (int)std::min<size_t>(16, 1 + 2 * (size_t)device.l2CacheSize / one);
         for (int type : {q.a, q.b})
-            if (!arena_reserve(arena, type, arm->sets * arm->stride_operands, false)) arm->plan.status = CUBLAS_STATUS_ALLOC_FAILED;
-        if (!arena_reserve(arena, q.d, arm->sets * align256(arm->bytes_d), true)) arm->plan.status = CUBLAS_STATUS_ALLOC_FAILED;
+            if (!arena_reserve(arena, type, arm->sets * arm->stride_operands, false))
+                arm->plan.status = CUBLAS_STATUS_ALLOC_FAILED;
+        if (!arena_reserve(arena, q.d, arm->sets * align256(arm->bytes_d), true))
+            arm->plan.status = CUBLAS_STATUS_ALLOC_FAILED;
         if (arm->plan.status != CUBLAS_STATUS_SUCCESS) continue;
         arm->plan = plan_make(q, scales, scales, NULL, 8);
         if (arm->plan.status != CUBLAS_STATUS_SUCCESS) continue;
-        // the fastest of what the heuristic offers: the better of two samples each, after one that loads the kernel
+        // the fastest of what the heuristic offers: the better of two samples each, after one that
+        // loads the kernel
         double fastest = 1e30;
         for (int i = 0; i < arm->plan.count; i++)
             for (int sample = 0; sample < 3; sample++) {
@@ -497,7 +577,8 @@ static void shape_time(Arena *arena, const char *group, long tokens, const char 
                     if (i == 0) arm->plan.status = s;
                     break;
                 }
-                if (sample && arm->timer[0].milliseconds() < fastest) fastest = arm->timer[0].milliseconds(), arm->best = i;
+                if (sample && arm->timer[0].milliseconds() < fastest)
+                    fastest = arm->timer[0].milliseconds(), arm->best = i;
             }
     }
     for (int round = 0; round < rounds; round++) {
@@ -516,22 +597,30 @@ static void shape_time(Arena *arena, const char *group, long tokens, const char 
                 if (arm->plan.status == CUBLAS_STATUS_SUCCESS && !(which && arm->best == 0))
                     arm->ms[which].push_back(arm->timer[which].milliseconds() / inner);
     }
-    double base = 0, ours = 0; // bf16, and FP8 as the trainer runs it: fast accumulate in fprop only
+    double base = 0,
+           ours = 0; // bf16, and FP8 as the trainer runs it: fast accumulate in fprop only
     for (Arm *arm : arms) {
         char text[64];
         const bool ok = arm->plan.status == CUBLAS_STATUS_SUCCESS && !arm->ms[0].empty();
         const double ms = median(arm->ms[0]), ms_best = arm->best ? median(arm->ms[1]) : ms;
         if (ok && !strcmp(arm->name, "bf16")) base = ms;
-        if (ok && !strcmp(arm->name, !strcmp(kind, "fprop") || !strcmp(kind, "peak") ? "fp8 fast" : "fp8")) ours = ms;
-        if (ok) snprintf(text, sizeof(text), "%.0f (%.0f)", flops / ms * 1e-9, flops / ms_best * 1e-9);
+        if (ok && !strcmp(arm->name,
+                          !strcmp(kind, "fprop") || !strcmp(kind, "peak") ? "fp8 fast" : "fp8"))
+            ours = ms;
+        if (ok)
+            snprintf(text, sizeof(text), "%.0f (%.0f)", flops / ms * 1e-9, flops / ms_best * 1e-9);
         else snprintf(text, sizeof(text), "%s", status_short(arm->plan.status));
         printf(" %14.14s", text);
         if (tsv) {
-            fprintf(tsv, "product\t%s\t%ld\t%s\t%s\t%ld\t%ld\t%ld\t%s\t%s\t%.2f\t%.1f\t%.1f\t%d\t%s\t%s\t%d\n", group, tokens,
-                    layer, kind, (long)first.m, (long)first.n, (long)first.k, arm->name, status_short(arm->plan.status),
-                    ok ? 1e3 * ms : 0, ok ? flops / ms * 1e-9 : 0, ok ? flops / ms_best * 1e-9 : 0, arm->best,
+            fprintf(tsv,
+                    "product\t%s\t%ld\t%s\t%s\t%ld\t%ld\t%ld\t%s\t%s\t%.2f\t%.1f\t%.1f\t%d\t%s\t%"
+                    "s\t%d\n",
+                    group, tokens, layer, kind, (long)first.m, (long)first.n, (long)first.k,
+                    arm->name, status_short(arm->plan.status), ok ? 1e3 * ms : 0,
+                    ok ? flops / ms * 1e-9 : 0, ok ? flops / ms_best * 1e-9 : 0, arm->best,
                     arm->plan.count ? plan_algorithm(arm->plan, 0).c_str() : "-",
-                    arm->plan.count ? plan_algorithm(arm->plan, arm->best).c_str() : "-", arm->sets);
+                    arm->plan.count ? plan_algorithm(arm->plan, arm->best).c_str() : "-",
+                    arm->sets);
             fflush(tsv);
         }
         plan_free(&arm->plan);
@@ -543,29 +632,39 @@ static void shape_time(Arena *arena, const char *group, long tokens, const char 
 
 static void products_head(int rounds) {
     static const char *const names[] = {"bf16", "fp8 fast", "fp8", "fp8 rowwise", "fp8 block"};
-    printf("\nProducts, TFLOP/s by the heuristic's first algorithm (and by the fastest of at most 8), random data, operands cold:\n"
-           "medians of %d interleaved samples. The last column: FP8 (fast accumulate in fprop only) over bf16.\n\n"
+    printf("\nProducts, TFLOP/s by the heuristic's first algorithm (and by the fastest of at most "
+           "8), random data, operands cold:\n"
+           "medians of %d interleaved samples. The last column: FP8 (fast accumulate in fprop "
+           "only) over bf16.\n\n"
            "%-5s %6s %-8s %-6s %6s %6s %6s",
            rounds, "model", "tokens", "layer", "", "m", "n", "k");
     for (const char *name : names) printf(" %14s", name);
     printf("  ratio\n");
     if (tsv)
-        fprintf(tsv,
-                "product\tmodel\ttokens\tlayer\tproduct\tm\tn\tk\tarm\tstatus\tus\ttflops\ttflops_best\tbest\tfirst_algorithm\t"
-                "best_algorithm\tsets\n");
+        fprintf(tsv, "product\tmodel\ttokens\tlayer\tproduct\tm\tn\tk\tarm\tstatus\tus\ttflops\ttfl"
+                     "ops_best\tbest\tfirst_algorithm\t"
+                     "best_algorithm\tsets\n");
 }
-// The arms of one product. bf16 takes the operands as they lie; FP8 is TN always, on bytes transposed beforehand.
-static void product_time(Arena *arena, const char *group, long tokens, const char *layer, const char *kind, int64_t m, int64_t n,
-                         int64_t k, const float *scales, int rounds) {
-    const int is_dgrad = !strcmp(kind, "dgrad"), is_wgrad = !strcmp(kind, "wgrad"), is_backward = is_dgrad || is_wgrad;
+// The arms of one product. bf16 takes the operands as they lie; FP8 is TN always, on bytes
+// transposed beforehand.
+static void product_time(Arena *arena, const char *group, long tokens, const char *layer,
+                         const char *kind, int64_t m, int64_t n, int64_t k, const float *scales,
+                         int rounds) {
+    const int is_dgrad = !strcmp(kind, "dgrad"), is_wgrad = !strcmp(kind, "wgrad"),
+              is_backward = is_dgrad || is_wgrad;
     const int d = is_wgrad ? FP32 : BF16, other = is_backward ? E5M2 : E4M3, fast = !is_backward;
     const int block = is_wgrad ? BLOCK1 : BLOCK2; // of weights; x and dy have 1x128
     std::vector<Arm> arms(5);
-    arms[0].name = "bf16", arms[0].q = {BF16, BF16, d, TENSOR, TENSOR, !is_backward, is_wgrad, m, n, k, is_wgrad, 0, 0};
-    arms[1].name = "fp8 fast", arms[1].q = {E4M3, other, d, TENSOR, TENSOR, 1, 0, m, n, k, is_wgrad, 0, 1};
-    arms[2].name = "fp8", arms[2].q = {E4M3, other, d, TENSOR, TENSOR, 1, 0, m, n, k, is_wgrad, 0, 0};
-    arms[3].name = "fp8 rowwise", arms[3].q = {E4M3, E4M3, d, OUTER, OUTER, 1, 0, m, n, k, is_wgrad, 0, fast};
-    arms[4].name = "fp8 block", arms[4].q = {E4M3, E4M3, d, block, BLOCK1, 1, 0, m, n, k, is_wgrad, 0, 0};
+    arms[0].name = "bf16",
+    arms[0].q = {BF16, BF16, d, TENSOR, TENSOR, !is_backward, is_wgrad, m, n, k, is_wgrad, 0, 0};
+    arms[1].name = "fp8 fast",
+    arms[1].q = {E4M3, other, d, TENSOR, TENSOR, 1, 0, m, n, k, is_wgrad, 0, 1};
+    arms[2].name = "fp8",
+    arms[2].q = {E4M3, other, d, TENSOR, TENSOR, 1, 0, m, n, k, is_wgrad, 0, 0};
+    arms[3].name = "fp8 rowwise",
+    arms[3].q = {E4M3, E4M3, d, OUTER, OUTER, 1, 0, m, n, k, is_wgrad, 0, fast};
+    arms[4].name = "fp8 block",
+    arms[4].q = {E4M3, E4M3, d, block, BLOCK1, 1, 0, m, n, k, is_wgrad, 0, 0};
     std::vector<Arm *> pointers;
     for (Arm &arm : arms) arm.best = 0, pointers.push_back(&arm);
     shape_time(arena, group, tokens, layer, kind, pointers, scales, rounds);
@@ -604,14 +703,19 @@ static void products(const char *models, const char *token_list, int rounds, dou
             at += *at == ',';
             if (!strstr(models, model.name) || tokens <= 0) continue;
             for (const auto &layer : layers) {
-                const int64_t out = layer.out ? layer.out * model.C : 50304, in = layer.in * model.C;
+                const int64_t out = layer.out ? layer.out * model.C : 50304,
+                              in = layer.in * model.C;
                 if (seconds_now() - begin > seconds) {
-                    printf("%-5s %6ld %-8s left out: %.0f seconds are over\n", model.name, tokens, layer.name, seconds);
+                    printf("%-5s %6ld %-8s left out: %.0f seconds are over\n", model.name, tokens,
+                           layer.name, seconds);
                     continue;
                 }
-                product_time(&arena, model.name, tokens, layer.name, "fprop", out, tokens, in, scales, rounds);
-                product_time(&arena, model.name, tokens, layer.name, "dgrad", in, tokens, out, scales, rounds);
-                product_time(&arena, model.name, tokens, layer.name, "wgrad", in, out, tokens, scales, rounds);
+                product_time(&arena, model.name, tokens, layer.name, "fprop", out, tokens, in,
+                             scales, rounds);
+                product_time(&arena, model.name, tokens, layer.name, "dgrad", in, tokens, out,
+                             scales, rounds);
+                product_time(&arena, model.name, tokens, layer.name, "wgrad", in, out, tokens,
+                             scales, rounds);
             }
         }
 }
@@ -627,24 +731,33 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "--rounds")) rounds = std::max(1, atoi(argv[i + 1]));
         else if (!strcmp(argv[i], "--seconds")) seconds = atof(argv[i + 1]);
         else if (!strcmp(argv[i], "--from")) from = atoi(argv[i + 1]);
-        else return printf("gpu_cublaslt: unknown option '%s'; the head of dev/bench/gpu_cublaslt.cu lists them\n", argv[i]), 2;
+        else
+            return printf("gpu_cublaslt: unknown option '%s'; the head of "
+                          "dev/bench/gpu_cublaslt.cu lists them\n",
+                          argv[i]),
+                   2;
     }
     const bool every = !strcmp(what, "all");
     if (!every && strcmp(what, "matrix") && strcmp(what, "ceilings") && strcmp(what, "products"))
-        return printf("gpu_cublaslt: expected matrix, ceilings, products or all, found '%s'\n", what), 2;
+        return printf("gpu_cublaslt: expected matrix, ceilings, products or all, found '%s'\n",
+                      what),
+               2;
     int count = 0, driver = 0, runtime = 0;
     const cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess || count == 0)
-        return printf("gpu_cublaslt: no CUDA device: %s\n", e != cudaSuccess ? cudaGetErrorString(e) : "none is there"), 1;
+        return printf("gpu_cublaslt: no CUDA device: %s\n",
+                      e != cudaSuccess ? cudaGetErrorString(e) : "none is there"),
+               1;
     CUDA(cudaGetDeviceProperties(&device, 0));
     CUDA(cudaDriverGetVersion(&driver)), CUDA(cudaRuntimeGetVersion(&runtime));
     CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     LT(cublasLtCreate(&lt));
     workspace = device_allocate(workspace_bytes);
     if (from == 0)
-        printf("%s, sm_%d%d, %d multiprocessors, %.1f GiB; CUDA driver %d, runtime %d; cuBLASLt %zu\n", device.name, device.major,
-               device.minor, device.multiProcessorCount, device.totalGlobalMem / 1073741824.0, driver, runtime,
-               cublasLtGetVersion());
+        printf(
+            "%s, sm_%d%d, %d multiprocessors, %.1f GiB; CUDA driver %d, runtime %d; cuBLASLt %zu\n",
+            device.name, device.major, device.minor, device.multiProcessorCount,
+            device.totalGlobalMem / 1073741824.0, driver, runtime, cublasLtGetVersion());
     fflush(stdout);
     if (every || !strcmp(what, "matrix")) matrix(argv, from);
     if (every || !strcmp(what, "ceilings")) {

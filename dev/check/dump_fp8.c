@@ -1,13 +1,16 @@
 /*
-The trainer's FP8 conversions on given numbers, for dev/check/check_fp8_ml_dtypes.py. FP8 build only.
+The trainer's FP8 conversions on given numbers, for dev/check/check_fp8_ml_dtypes.py. FP8 build
+only.
 
     dump_fp8 FLOATS SCALES MATRIX RESULT
 
-FLOATS and SCALES are raw float32. RESULT, for E4M3 and then for E5M2: the value of every code from fp8_decode() and from
-decode_bf16(), the products' path (256 float32 each); a code for each number of FLOATS, from fp8_encode(); for each scale
-all 65536 bf16 numbers through quantise(), and its statistics as uint64: amax_bits, saturated, flushed, nonfinite, count.
-Then, for each recipe in blocks of `recipes` below, MATRIX, raw float32 [256, 512], through quantise_blocks(), K along its columns
-and then along its rows: its bytes, and a float32 inverse of each block's scale, [blocks across K][blocks along it].
+FLOATS and SCALES are raw float32. RESULT, for E4M3 and then for E5M2: the value of every code from
+fp8_decode() and from decode_bf16(), the products' path (256 float32 each); a code for each number
+of FLOATS, from fp8_encode(); for each scale all 65536 bf16 numbers through quantise(), and its
+statistics as uint64: amax_bits, saturated, flushed, nonfinite, count. Then, for each recipe in
+blocks of `recipes` below, MATRIX, raw float32 [256, 512], through quantise_blocks(), K along its
+columns and then along its rows: its bytes, and a float32 inverse of each block's scale, [blocks
+across K][blocks along it].
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
@@ -42,7 +45,8 @@ int main(int argc, char **argv) {
         const Dtype d = e5m2 ? DTYPE_E5M2 : DTYPE_E4M3;
         float values[2][256];
         decode_bf16(decoded, all_codes, 256, d);
-        for (int i = 0; i < 256; i++) values[0][i] = fp8_decode((uint8_t)i, d), values[1][i] = float_from_bf16(decoded[i]);
+        for (int i = 0; i < 256; i++)
+            values[0][i] = fp8_decode((uint8_t)i, d), values[1][i] = float_from_bf16(decoded[i]);
         fwrite(values, 4, 512, f);
         for (size_t i = 0; i < count; i++) codes[i] = fp8_encode(x[i], d);
         fwrite(codes, 1, count, f);
@@ -52,18 +56,22 @@ int main(int argc, char **argv) {
             memset(&s, 0, sizeof(s));
             s.recipe = recipe, s.scale = scales[i];
             quantise(quantised, all_bf16, 65536, &s, 1);
-            const uint64_t stats[5] = {s.step.amax_bits, s.step.saturated, s.step.flushed, s.step.nonfinite, s.step.count};
+            const uint64_t stats[5] = {s.step.amax_bits, s.step.saturated, s.step.flushed,
+                                       s.step.nonfinite, s.step.count};
             fwrite(quantised, 1, 65536, f);
             fwrite(stats, 8, 5, f);
         }
     }
     enum { ROWS_IN = 256, COLUMNS = 512, MATRIX = ROWS_IN * COLUMNS };
     // the x of each: as check_fp8_ml_dtypes.py has them
-    static const char *const recipes[] = {"mx+floor", "mx+floor+e5m2", "mx", "mx+e5m2", "block=1x128", "block=1x128+e5m2",
-                                          "block=128x128", "rowwise", "rowwise+e5m2+margin=2"};
+    static const char *const recipes[] = {
+        "mx+floor",      "mx+floor+e5m2", "mx",
+        "mx+e5m2",       "block=1x128",   "block=1x128+e5m2",
+        "block=128x128", "rowwise",       "rowwise+e5m2+margin=2"};
     size_t matrix_count;
     float *numbers = floats_read(argv[3], &matrix_count);
-    if (matrix_count != MATRIX) fatal(EXIT_BAD_INPUT, "%s: expected %d numbers, found %zu", argv[3], MATRIX, matrix_count);
+    if (matrix_count != MATRIX)
+        fatal(EXIT_BAD_INPUT, "%s: expected %d numbers, found %zu", argv[3], MATRIX, matrix_count);
     static stored_t stored[MATRIX];
     static uint8_t bytes[MATRIX];
     static float inv[MATRIX];
@@ -72,12 +80,14 @@ int main(int argc, char **argv) {
         ScalingRecipe recipe[NOPERAND];
         const ScalingRecipe *r = &recipe[OPERAND_X];
         recipe_parse(recipe, recipes[i / 2], "dump_fp8");
-        const size_t along_rows = i % 2, I = along_rows ? COLUMNS : ROWS_IN, K = along_rows ? ROWS_IN : COLUMNS;
+        const size_t along_rows = i % 2, I = along_rows ? COLUMNS : ROWS_IN,
+                     K = along_rows ? ROWS_IN : COLUMNS;
         Fp8Scale s;
         memset(&s, 0, sizeof(s));
         s.recipe = *r;
         quantise_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, (int)along_rows, &s, RECORD_NONE);
-        fwrite(bytes, 1, MATRIX, f), fwrite(inv, 4, ceil_div(I, r->across) * ceil_div(K, r->along), f);
+        fwrite(bytes, 1, MATRIX, f),
+            fwrite(inv, 4, ceil_div(I, r->across) * ceil_div(K, r->along), f);
     }
     free(numbers);
     if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[4], strerror(errno));

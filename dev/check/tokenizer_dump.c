@@ -1,6 +1,7 @@
 /*
-The trainer's own GPT-2 encoding of a text, for dev/check/tokenizer_check.py: tokenizer_dump TOKENIZER.bin TEXT OUT.i32
-TEXT holds texts that end in a zero byte each; OUT gets, for each, the number of tokens and the tokens, int32.
+The trainer's own GPT-2 encoding of a text, for dev/check/tokenizer_check.py: tokenizer_dump
+TOKENIZER.bin TEXT OUT.i32 TEXT holds texts that end in a zero byte each; OUT gets, for each, the
+number of tokens and the tokens, int32.
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"

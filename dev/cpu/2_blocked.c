@@ -1,7 +1,7 @@
 /*
-Rung 2, blocked: 4 x 4 outputs are computed at once, so every byte that is read serves four multiply-adds, and sixteen chains
-run side by side: none waits for its own last result. Edges fall back to rung 1's loop.
-What limits it: still one number at a time, and a look-up for each.
+Rung 2, blocked: 4 x 4 outputs are computed at once, so every byte that is read serves four
+multiply-adds, and sixteen chains run side by side: none waits for its own last result. Edges fall
+back to rung 1's loop. What limits it: still one number at a time, and a look-up for each.
 */
 static void product_blocked(float *c, const uint8_t *a, const uint8_t *b, int M, int N, int K) {
     const float *value = e4m3_value;
@@ -17,6 +17,7 @@ static void product_blocked(float *c, const uint8_t *a, const uint8_t *b, int M,
                     for (int i = 0; i < 4; i++)
                         for (int j = 0; j < 4; j++) sums[i][j] = fmaf(x[i], y[j], sums[i][j]);
                 }
-            for (int i = 0; i < rows; i++) memcpy(c + (size_t)(m + i) * N + n, sums[i], columns * sizeof(float));
+            for (int i = 0; i < rows; i++)
+                memcpy(c + (size_t)(m + i) * N + n, sums[i], columns * sizeof(float));
         }
 }

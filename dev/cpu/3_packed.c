@@ -1,7 +1,8 @@
 /*
-Rung 3, packed: both matrices are decoded to fp32 once, and b is laid out in panels of 16 columns, [k][16], in the order in
-which it will be read. The inner loop runs along a panel's line: one vector of numbers, one broadcast of a.
-What limits it: 8 bytes an element instead of 1 have to come from memory, and every multiply-add loads its line of b again.
+Rung 3, packed: both matrices are decoded to fp32 once, and b is laid out in panels of 16 columns,
+[k][16], in the order in which it will be read. The inner loop runs along a panel's line: one vector
+of numbers, one broadcast of a. What limits it: 8 bytes an element instead of 1 have to come from
+memory, and every multiply-add loads its line of b again.
 */
 static void product_packed(float *c, const uint8_t *a, const uint8_t *b, int M, int N, int K) {
     const int panels = (N + 15) / 16;
@@ -9,7 +10,8 @@ static void product_packed(float *c, const uint8_t *a, const uint8_t *b, int M, 
     float *packed = (float *)memory_allocate((size_t)panels * K * 16 * sizeof(float));
     for (size_t i = 0; i < (size_t)M * K; i++) x[i] = e4m3_value[a[i]];
     for (int n = 0; n < N; n++)
-        for (int k = 0; k < K; k++) packed[((size_t)(n / 16) * K + k) * 16 + n % 16] = e4m3_value[b[(size_t)n * K + k]];
+        for (int k = 0; k < K; k++)
+            packed[((size_t)(n / 16) * K + k) * 16 + n % 16] = e4m3_value[b[(size_t)n * K + k]];
     for (int p = 0; p < panels; p++)
         for (int m = 0; m < M; m++) {
             float sums[16] = {0};

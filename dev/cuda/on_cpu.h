@@ -1,35 +1,43 @@
 /*
-Runs CUDA kernels as plain C++17 on a CPU, with neither a GPU nor a CUDA header, so that their logic can be tested anywhere:
+Runs CUDA kernels as plain C++17 on a CPU, with neither a GPU nor a CUDA header, so that their logic
+can be tested anywhere:
 
-    g++ -x c++ -std=c++17 -O2 -ffp-contract=off -DCUDA_ON_CPU -include dev/cuda/on_cpu.h train_gpt_fp8.cu
+    g++ -x c++ -std=c++17 -O2 -ffp-contract=off -DCUDA_ON_CPU -include dev/cuda/on_cpu.h
+train_gpt_fp8.cu
 
 (with -Wno-unknown-pragmas if it unrolls by #pragma; -march=native makes fmaf an instruction.)
 
-The threads of a block are fibres of one thread of the machine. They switch at barriers and at the collectives of a warp, and
-nowhere else. Blocks, warps and lanes run in the order that CUDA_ON_CPU_ORDER names: forward, backward or shuffled:SEED. A
-program that is free of races gives the same bits in all of them.
+The threads of a block are fibres of one thread of the machine. They switch at barriers and at the
+collectives of a warp, and nowhere else. Blocks, warps and lanes run in the order that
+CUDA_ON_CPU_ORDER names: forward, backward or shuffled:SEED. A program that is free of races gives
+the same bits in all of them.
 
 What it checks
-- __syncthreads(): that all threads of the block meet at the same one. Collectives: that every lane of the mask comes.
-- Shared memory is filled with 0xff (NaN) before each block, device memory when it is allocated: what nobody wrote shows.
-  Allocations and dynamic shared memory have red zones behind them. A copy by cp.async lands at its wait, not before.
-- The host cannot touch device memory (the pages are protected), nor can a launch pass the host's pointers to a kernel.
-- Work given to a stream runs when the host waits for it, so that a missing wait shows. A captured graph holds the arguments
-  by value, and is replayed.
-- A product has to be one that cuBLASLt supports: FP8 only K-major (TN), sizes in 16s, aligned, no E5M2 x E5M2, scale modes and
-  types by architecture. It is then a loop in fp32, each sum in the C file's order (see its section 4).
+- __syncthreads(): that all threads of the block meet at the same one. Collectives: that every lane
+of the mask comes.
+- Shared memory is filled with 0xff (NaN) before each block, device memory when it is allocated:
+what nobody wrote shows. Allocations and dynamic shared memory have red zones behind them. A copy by
+cp.async lands at its wait, not before.
+- The host cannot touch device memory (the pages are protected), nor can a launch pass the host's
+pointers to a kernel.
+- Work given to a stream runs when the host waits for it, so that a missing wait shows. A captured
+graph holds the arguments by value, and is replayed.
+- A product has to be one that cuBLASLt supports: FP8 only K-major (TN), sizes in 16s, aligned, no
+E5M2 x E5M2, scale modes and types by architecture. It is then a loop in fp32, each sum in the C
+file's order (see its section 4).
 - Launch limits: threads, grid, shared memory (over 48 KiB only after cudaFuncSetAttribute).
-What it cannot check: races inside one stretch between two barriers that give the same bits in every order, races between
-streams, bank conflicts, registers, anything about speed, PTX (but for conversions, which follow its manual), or approximate
-functions (__expf is expf here).
+What it cannot check: races inside one stretch between two barriers that give the same bits in every
+order, races between streams, bank conflicts, registers, anything about speed, PTX (but for
+conversions, which follow its manual), or approximate functions (__expf is expf here).
 
-on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN, on_cpu_test.cpp the tests.
+on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN,
+on_cpu_test.cpp the tests.
 
-    CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device says of itself
-    CUDA_ON_CPU_NO_CODE=1                                      the program holds no code for it
-    CUDA_ON_CPU_LT_REFUSES=bias, fast, call or fp8             with blocks no bias, no fast sums, a bias only until the call; no FP8
-    CUDA_ON_CPU_TRACE=FILE                                     begin and duration (ns) and name of every kernel, as
-dev/bench/gpu_trace.cpp
+    CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device
+says of itself CUDA_ON_CPU_NO_CODE=1                                      the program holds no code
+for it CUDA_ON_CPU_LT_REFUSES=bias, fast, call or fp8             with blocks no bias, no fast sums,
+a bias only until the call; no FP8 CUDA_ON_CPU_TRACE=FILE                                     begin
+and duration (ns) and name of every kernel, as dev/bench/gpu_trace.cpp
 */
 #pragma once
 #include <algorithm>
@@ -88,24 +96,26 @@ dev/bench/gpu_trace.cpp
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// Shared memory: variables of the one thread that runs all kernels, which lie in one block that shared_poison() fills. Nothing
-// else of the program may be thread_local.
+// Shared memory: variables of the one thread that runs all kernels, which lie in one block that
+// shared_poison() fills. Nothing else of the program may be thread_local.
 #define SHARED                     static thread_local
 #define DYNAMIC_SHARED(type, name) type *name = (type *)(void *)on_cpu::dynamic_shared
-#define VECTOR_TYPES(X)                                                                                                            \
-    X(int, int) X(uint, unsigned) X(float, float) X(double, double) X(ushort, uint16_t) X(uchar, uint8_t) X(char, signed char)
-#define VECTOR_TYPE(name, T)                                                                                                       \
-    struct alignas(2 * sizeof(T)) name##2 {                                                                                        \
-        T x, y;                                                                                                                    \
-    };                                                                                                                             \
-    struct name##3 {                                                                                                               \
-        T x, y, z;                                                                                                                 \
-    };                                                                                                                             \
-    struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) name##4 {                                                              \
-        T x, y, z, w;                                                                                                              \
-    };                                                                                                                             \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                                     \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                                             \
+#define VECTOR_TYPES(X)                                                                            \
+    X(int, int)                                                                                    \
+    X(uint, unsigned) X(float, float) X(double, double) X(ushort, uint16_t) X(uchar, uint8_t)      \
+        X(char, signed char)
+#define VECTOR_TYPE(name, T)                                                                       \
+    struct alignas(2 * sizeof(T)) name##2 {                                                        \
+        T x, y;                                                                                    \
+    };                                                                                             \
+    struct name##3 {                                                                               \
+        T x, y, z;                                                                                 \
+    };                                                                                             \
+    struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) name##4 {                              \
+        T x, y, z, w;                                                                              \
+    };                                                                                             \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                     \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                             \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 VECTOR_TYPES(VECTOR_TYPE)
 struct dim3 {
@@ -151,8 +161,8 @@ __attribute__((noreturn, format(printf, 1, 2))) inline void fail(const char *for
     fprintf(stderr, "on_cpu: ");
     if (kernel) fprintf(stderr, "kernel %s (%s:%d)", kernel->name, kernel->file, kernel->line);
     if (self)
-        fprintf(stderr, ", block %u,%u,%u, thread %u,%u,%u", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y,
-                threadIdx.z);
+        fprintf(stderr, ", block %u,%u,%u, thread %u,%u,%u", blockIdx.x, blockIdx.y, blockIdx.z,
+                threadIdx.x, threadIdx.y, threadIdx.z);
     fprintf(stderr, kernel ? ": " : "");
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
@@ -160,17 +170,21 @@ __attribute__((noreturn, format(printf, 1, 2))) inline void fail(const char *for
     _exit(99);
 }
 #define ON_CPU_EXPECT(condition, ...) ((condition) ? (void)0 : on_cpu::fail(__VA_ARGS__))
-inline long setting(const char *name, long standard) { return getenv(name) ? atol(getenv(name)) : standard; }
+inline long setting(const char *name, long standard) {
+    return getenv(name) ? atol(getenv(name)) : standard;
+}
 
 // ---- orders. A permutation of 0 .. n-1: ascending, descending, or another one at every call.
 inline int order_kind; // 0 forward, 1 backward, 2 shuffled
 inline uint64_t order_state;
 inline void order_set(const char *order) {
     order_kind = !strcmp(order, "backward") ? 1 : !strncmp(order, "shuffled", 8) ? 2 : 0;
-    ON_CPU_EXPECT(order_kind || !strcmp(order, "forward"), "CUDA_ON_CPU_ORDER: expected forward, backward or shuffled:SEED");
+    ON_CPU_EXPECT(order_kind || !strcmp(order, "forward"),
+                  "CUDA_ON_CPU_ORDER: expected forward, backward or shuffled:SEED");
     order_state = order_kind == 2 && order[8] ? strtoull(order + 9, NULL, 10) * 2 + 1 : 1;
 }
-inline const bool order_begun = (order_set(getenv("CUDA_ON_CPU_ORDER") ? getenv("CUDA_ON_CPU_ORDER") : "forward"), true);
+inline const bool order_begun =
+    (order_set(getenv("CUDA_ON_CPU_ORDER") ? getenv("CUDA_ON_CPU_ORDER") : "forward"), true);
 inline void order_fill(unsigned *order, unsigned n) {
     for (unsigned i = 0; i < n; i++) order[i] = order_kind == 1 ? n - 1 - i : i;
     for (unsigned i = n; order_kind == 2 && i > 1; i--) {
@@ -179,8 +193,9 @@ inline void order_fill(unsigned *order, unsigned n) {
     }
 }
 
-// ---- fibres: on_cpu_switch(&save, to) puts the registers that a callee keeps on the stack, and its end into save; then the
-// same backwards from `to`. It is opaque, so that no compiler keeps shared memory in registers across it.
+// ---- fibres: on_cpu_switch(&save, to) puts the registers that a callee keeps on the stack, and
+// its end into save; then the same backwards from `to`. It is opaque, so that no compiler keeps
+// shared memory in registers across it.
 #ifdef ON_CPU_UCONTEXT
 inline void context_switch(void **save, void *to) {
     ucontext_t here;
@@ -199,9 +214,10 @@ inline void *context_make(char *stack, size_t bytes, void (*entry)()) {
 extern "C" void on_cpu_switch(void **save, void *to);
 #ifdef __x86_64__
 enum { FRAME = 8, ENTRY = 6 }; // words of a saved frame, and which of them is the address to go to
-__asm__(".text\n.p2align 4\non_cpu_switch:\n"
-        "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\nmovq %rsp, (%rdi)\n"
-        "movq %rsi, %rsp\npopq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
+__asm__(
+    ".text\n.p2align 4\non_cpu_switch:\n"
+    "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\nmovq %rsp, (%rdi)\n"
+    "movq %rsi, %rsp\npopq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
 #else
 enum { FRAME = 20, ENTRY = 11 };
 // clang-format off
@@ -220,7 +236,8 @@ inline void *context_make(char *stack, size_t bytes, void (*entry)()) {
     return sp;
 }
 #endif
-// The pool of stacks. Their size is not a power of two, so that their tops lie in different sets of the cache.
+// The pool of stacks. Their size is not a power of two, so that their tops lie in different sets of
+// the cache.
 inline constexpr size_t STACK = (ON_CPU_ASAN ? 1 << 18 : 1 << 16) + 576;
 inline char *stacks;
 inline int stack_count;
@@ -229,7 +246,8 @@ inline char *stack_at(int i) { return stacks + (size_t)i * STACK; }
 inline uint64_t *stack_canary(int i) { return (uint64_t *)(void *)(stack_at(i) + 4096); }
 inline void stack_take(Thread *t, void (*entry)()) {
     if (!stacks) {
-        stacks = (char *)mmap(NULL, 1024 * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        stacks = (char *)mmap(NULL, 1024 * STACK, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         ON_CPU_EXPECT(stacks != MAP_FAILED, "no memory for the stacks");
     }
     if (stacks_free.empty()) stacks_free.push_back(stack_count++);
@@ -255,13 +273,15 @@ inline Thread *thread_next() {
     return &threads[warp.first + warp.at[p]];
 }
 void fibre_main();
-// Leaves the running fibre for thread `next`, or for run_warp() where there is none. ends: nobody will come back.
+// Leaves the running fibre for thread `next`, or for run_warp() where there is none. ends: nobody
+// will come back.
 inline void fibre_leave(void **save, Thread *next, [[maybe_unused]] bool ends) {
     if (next && !next->sp) stack_take(next, fibre_main);
     if (next) thread_enter(next);
 #if ON_CPU_ASAN
     void *fake = NULL;
-    __sanitizer_start_switch_fiber(ends ? NULL : &fake, next ? stack_at(next->stack) : warp.main_stack,
+    __sanitizer_start_switch_fiber(ends ? NULL : &fake,
+                                   next ? stack_at(next->stack) : warp.main_stack,
                                    next ? STACK : warp.main_bytes);
 #endif
     on_cpu_switch(save, next ? next->sp : warp.scheduler);
@@ -270,18 +290,22 @@ inline void fibre_leave(void **save, Thread *next, [[maybe_unused]] bool ends) {
 #endif
 }
 inline void thread_wait() { fibre_leave(&self->sp, thread_next(), false); }
-// Runs a thread; at its end, on the same stack, the next one that has not begun: without barriers, a plain loop over threads.
+// Runs a thread; at its end, on the same stack, the next one that has not begun: without barriers,
+// a plain loop over threads.
 inline void fibre_main() {
 #if ON_CPU_ASAN
     const void *stack;
     size_t bytes;
     __sanitizer_finish_switch_fiber(NULL, &stack, &bytes);
-    if (!warp.main_stack) warp.main_stack = stack, warp.main_bytes = bytes; // the first fibre is begun by run_warp()
+    if (!warp.main_stack)
+        warp.main_stack = stack, warp.main_bytes = bytes; // the first fibre is begun by run_warp()
 #endif
     for (;;) {
         kernel->body();
-        ON_CPU_EXPECT(self->copies.empty(), "cp.async: %zu copies were never waited for", self->copies.size());
-        ON_CPU_EXPECT(*stack_canary(self->stack) == 0x5afe57ac, "its local variables need more than %zu bytes of stack", STACK);
+        ON_CPU_EXPECT(self->copies.empty(), "cp.async: %zu copies were never waited for",
+                      self->copies.size());
+        ON_CPU_EXPECT(*stack_canary(self->stack) == 0x5afe57ac,
+                      "its local variables need more than %zu bytes of stack", STACK);
         self->state = Thread::DONE;
         const int mine = self->stack;
         Thread *next = thread_next();
@@ -310,10 +334,12 @@ inline void run_warp(unsigned w, unsigned count) {
         if (t->state != Thread::AT_COLLECTIVE) continue;
         unsigned missing = t->mask & ~(1u << l);
         for (unsigned i = 0; i < warp.lanes; i++)
-            if (threads[warp.first + i].state == Thread::AT_COLLECTIVE && threads[warp.first + i].combine == t->combine)
+            if (threads[warp.first + i].state == Thread::AT_COLLECTIVE &&
+                threads[warp.first + i].combine == t->combine)
                 missing &= ~(1u << i);
         thread_enter(t);
-        fail("not all lanes of the mask %08x reach the collective it waits in (missing: %08x)", t->mask, missing);
+        fail("not all lanes of the mask %08x reach the collective it waits in (missing: %08x)",
+             t->mask, missing);
     }
 }
 inline uint64_t threads_run; // in all
@@ -336,13 +362,14 @@ inline void run_block(const Kernel &k) {
             if (t->state == Thread::DONE) ended = t;
             else if (waits && t->line != waits->line) {
                 thread_enter(t);
-                fail("waits at the __syncthreads() of line %d, thread %u at that of line %d", t->line, (unsigned)(waits - threads),
-                     waits->line);
+                fail("waits at the __syncthreads() of line %d, thread %u at that of line %d",
+                     t->line, (unsigned)(waits - threads), waits->line);
             } else waits = t, t->state = Thread::READY;
         }
         if (waits && ended) {
             thread_enter(waits);
-            fail("waits at the __syncthreads() of line %d, but thread %u has ended", waits->line, (unsigned)(ended - threads));
+            fail("waits at the __syncthreads() of line %d, but thread %u has ended", waits->line,
+                 (unsigned)(ended - threads));
         }
         done = !waits;
     }
@@ -359,8 +386,10 @@ inline unsigned lane_id() { return (unsigned)(self - threads) - warp.first; }
 inline void collective(unsigned mask, void (*combine)(void **, unsigned), void *argument) {
     void *lanes[32];
     mask &= warp.lanes == 32 ? ~0u : (1u << warp.lanes) - 1;
-    ON_CPU_EXPECT(mask >> lane_id() & 1, "calls a collective whose mask %08x leaves its own lane out", mask);
-    self->state = Thread::AT_COLLECTIVE, self->mask = mask, self->combine = combine, self->argument = argument;
+    ON_CPU_EXPECT(mask >> lane_id() & 1,
+                  "calls a collective whose mask %08x leaves its own lane out", mask);
+    self->state = Thread::AT_COLLECTIVE, self->mask = mask, self->combine = combine,
+    self->argument = argument;
     warp.waiting |= 1u << lane_id();
     if ((warp.waiting & mask) != mask) return thread_wait();
     for (unsigned l = 0; l < warp.lanes; l++) {
@@ -370,7 +399,8 @@ inline void collective(unsigned mask, void (*combine)(void **, unsigned), void *
     }
     combine(lanes, mask);
     for (unsigned l = 0; l < warp.lanes; l++)
-        if (mask >> l & 1) threads[warp.first + l].state = Thread::READY, warp.ready |= 1u << warp.position[l];
+        if (mask >> l & 1)
+            threads[warp.first + l].state = Thread::READY, warp.ready |= 1u << warp.position[l];
     warp.waiting &= ~mask;
     warp.ready &= ~(1u << warp.position[lane_id()]); // this one goes on at once
 }
@@ -381,7 +411,8 @@ inline char *tls_begin;
 inline size_t tls_bytes;
 inline int tls_find(dl_phdr_info *info, size_t, void *) { // the first is the program itself
     for (int i = 0; i < info->dlpi_phnum; i++)
-        if (info->dlpi_phdr[i].p_type == PT_TLS) tls_begin = (char *)info->dlpi_tls_data, tls_bytes = info->dlpi_phdr[i].p_memsz;
+        if (info->dlpi_phdr[i].p_type == PT_TLS)
+            tls_begin = (char *)info->dlpi_tls_data, tls_bytes = info->dlpi_phdr[i].p_memsz;
     return 1;
 }
 inline const int tls_found = dl_iterate_phdr(tls_find, NULL);
@@ -399,16 +430,21 @@ inline void zone_check(const char *zone, const char *where, const char *what, si
     size_t i = 0;
     if (!memcmp(zone, clean.data(), ZONE)) return;
     while (zone[i] == clean[i]) i++;
-    fail("something was written %s of %s of %zu bytes (byte %zu of its red zone)", where, what, bytes, i);
+    fail("something was written %s of %s of %zu bytes (byte %zu of its red zone)", where, what,
+         bytes, i);
 }
 
-// ---- device memory: one range of addresses, closed to the host. Each allocation has red zones on both sides.
+// ---- device memory: one range of addresses, closed to the host. Each allocation has red zones on
+// both sides.
 inline std::map<char *, size_t> allocations; // with their bytes
 inline std::map<const char *, size_t> pinned;
 inline char *device;
-inline size_t device_end, device_used;                                   // of the range ever used; bytes now allocated
-inline constexpr size_t DEVICE_RANGE = (size_t)16 << 30, PAGE = 2 << 20; // huge pages: to open and close few is fast
-inline bool in_device(const void *p) { return device && (const char *)p >= device && (const char *)p < device + DEVICE_RANGE; }
+inline size_t device_end, device_used; // of the range ever used; bytes now allocated
+inline constexpr size_t DEVICE_RANGE = (size_t)16 << 30,
+                        PAGE = 2 << 20; // huge pages: to open and close few is fast
+inline bool in_device(const void *p) {
+    return device && (const char *)p >= device && (const char *)p < device + DEVICE_RANGE;
+}
 inline bool in_pinned(const void *p) {
     auto at = pinned.upper_bound((const char *)p);
     return at != pinned.begin() && (--at, (const char *)p < at->first + at->second);
@@ -416,7 +452,8 @@ inline bool in_pinned(const void *p) {
 inline int device_open_depth;
 inline void device_open(bool open) {
     device_open_depth += open ? 1 : -1;
-    if (device_end && device_open_depth == (open ? 1 : 0)) mprotect(device, device_end, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    if (device_end && device_open_depth == (open ? 1 : 0))
+        mprotect(device, device_end, open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 // p .. p + bytes must lie in one allocation where p is a device's address.
 inline void range_check(const void *p, size_t bytes, const char *what) {
@@ -425,7 +462,8 @@ inline void range_check(const void *p, size_t bytes, const char *what) {
     ON_CPU_EXPECT(at != allocations.begin(), "%s: %p is not in an allocation", what, p);
     --at;
     ON_CPU_EXPECT((const char *)p + bytes <= at->first + at->second,
-                  "%s: %zu bytes at %p reach beyond their allocation of %zu bytes", what, bytes, p, at->second);
+                  "%s: %zu bytes at %p reach beyond their allocation of %zu bytes", what, bytes, p,
+                  at->second);
 }
 inline void device_check() { // needs open memory; ASan finds it at once
     for (auto &a : allocations) {
@@ -435,13 +473,15 @@ inline void device_check() { // needs open memory; ASan finds it at once
     }
 }
 inline void on_fault(int, siginfo_t *info, void *) {
-    if (in_device(info->si_addr) && !self) fail("the host touches device memory at %p", info->si_addr);
+    if (in_device(info->si_addr) && !self)
+        fail("the host touches device memory at %p", info->si_addr);
     fail("a fault at address %p", info->si_addr);
 }
 inline void *device_allocate(size_t bytes) {
     if (device_used + bytes > (size_t)setting("CUDA_ON_CPU_MEMORY", 4096) << 20) return NULL;
     if (!device) {
-        device = (char *)mmap(NULL, DEVICE_RANGE + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        device = (char *)mmap(NULL, DEVICE_RANGE + PAGE, PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         ON_CPU_EXPECT(device != MAP_FAILED, "no address space for device memory");
         device += PAGE - (uintptr_t)device % PAGE;
         madvise(device, DEVICE_RANGE, MADV_HUGEPAGE);
@@ -466,13 +506,16 @@ inline void *device_allocate(size_t bytes) {
     return p;
 }
 
-// ---- streams: work waits until the host does. FTZ and DAZ are on in kernels and products, as with -ftz=true.
+// ---- streams: work waits until the host does. FTZ and DAZ are on in kernels and products, as with
+// -ftz=true.
 inline std::vector<std::function<void()>> queue;
 struct Graph {
     std::vector<std::function<void()>> work;
 };
 inline Graph *capture; // where work goes while a stream is captured
-inline void submit(std::function<void()> work) { (capture ? capture->work : queue).push_back(std::move(work)); }
+inline void submit(std::function<void()> work) {
+    (capture ? capture->work : queue).push_back(std::move(work));
+}
 #if defined(__x86_64__)
 enum { FLUSH = 0x8040 };
 inline uint64_t float_mode() { return _mm_getcsr(); }
@@ -504,7 +547,8 @@ inline void drain(const char *caller) {
     device_check();
     device_open(false);
 }
-inline FILE *trace_file = getenv("CUDA_ON_CPU_TRACE") ? fopen(getenv("CUDA_ON_CPU_TRACE"), "w") : NULL;
+inline FILE *trace_file =
+    getenv("CUDA_ON_CPU_TRACE") ? fopen(getenv("CUDA_ON_CPU_TRACE"), "w") : NULL;
 inline uint64_t nanoseconds() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -527,7 +571,8 @@ inline void run_kernel(const Kernel &k) {
     device_check(); // so that the kernel that wrote there is named
     kernel = NULL;
     if (trace_file)
-        fprintf(trace_file, "%llu\t%llu\t%s\n", (unsigned long long)begin, (unsigned long long)(nanoseconds() - begin), k.name),
+        fprintf(trace_file, "%llu\t%llu\t%s\n", (unsigned long long)begin,
+                (unsigned long long)(nanoseconds() - begin), k.name),
             fflush(trace_file);
 }
 } // namespace on_cpu

@@ -1,6 +1,6 @@
 /*
-cuDNN's frontend for on_cpu.h, which includes this file: causal attention forward and backward by plain loops, as far as the
-trainer uses it. Names and arguments are those of cudnn_frontend.h.
+cuDNN's frontend for on_cpu.h, which includes this file: causal attention forward and backward by
+plain loops, as far as the trainer uses it. Names and arguments are those of cudnn_frontend.h.
 
     CUDA_ON_CPU_CUDNN=91300               its version; without it the library is not found
     CUDA_ON_CPU_CUDNN_REFUSES=backward    or forward: no plan for that pass
@@ -37,12 +37,16 @@ struct error_t {
     std::string get_message() { return message; }
 };
 namespace detail {
-inline cudnnStatus_t create_handle(cudnnHandle_t *h) { return *h = new OnCpuCudnn(), CUDNN_STATUS_SUCCESS; }
-inline cudnnStatus_t set_stream(cudnnHandle_t h, cudaStream_t s) { return h->stream = s, CUDNN_STATUS_SUCCESS; }
+inline cudnnStatus_t create_handle(cudnnHandle_t *h) {
+    return *h = new OnCpuCudnn(), CUDNN_STATUS_SUCCESS;
+}
+inline cudnnStatus_t set_stream(cudnnHandle_t h, cudaStream_t s) {
+    return h->stream = s, CUDNN_STATUS_SUCCESS;
+}
 inline size_t get_backend_version() { return (size_t)on_cpu::setting("CUDA_ON_CPU_CUDNN", 0); }
 } // namespace detail
 namespace graph {
-#define ON_CPU_SETTER(type, what, T)                                                                                               \
+#define ON_CPU_SETTER(type, what, T)                                                               \
     type &set_##what(T value) { return what = value, *this; }
 struct Tensor_attributes {
     std::string name;
@@ -74,10 +78,12 @@ struct SDPA_backward_attributes {
 };
 
 class Graph {
-    DataType_t io_data_type = DataType_t::HALF, intermediate_data_type = DataType_t::FLOAT, compute_data_type = DataType_t::FLOAT;
+    DataType_t io_data_type = DataType_t::HALF, intermediate_data_type = DataType_t::FLOAT,
+               compute_data_type = DataType_t::FLOAT;
     bool well_masked = false; // as the trainer wants it
     float scale = 1;
-    std::vector<Tensor> t; // forward: q, k, v, out, lse; backward: q, k, v, out, dout, lse, dq, dk, dv
+    std::vector<Tensor>
+        t; // forward: q, k, v, out, lse; backward: q, k, v, out, dout, lse, dq, dk, dv
     bool planned = false;
 
     struct View { // of a tensor, as numbers
@@ -85,8 +91,8 @@ class Graph {
         Tensor_attributes a;
         DataType_t type;
         char *at(int64_t b, int64_t h, int64_t i, int64_t c) const {
-            return p +
-                   (b * a.stride[0] + h * a.stride[1] + i * a.stride[2] + c * a.stride[3]) * (type == DataType_t::FLOAT ? 4 : 2);
+            return p + (b * a.stride[0] + h * a.stride[1] + i * a.stride[2] + c * a.stride[3]) *
+                           (type == DataType_t::FLOAT ? 4 : 2);
         }
         float get(int64_t b, int64_t h, int64_t i, int64_t c) const {
             const void *from = at(b, h, i, c);
@@ -97,7 +103,9 @@ class Graph {
         void put(int64_t b, int64_t h, int64_t i, int64_t c, double value) const {
             void *to = at(b, h, i, c);
             if (type == DataType_t::FLOAT) *(float *)to = (float)value;
-            else *(uint16_t *)to = type == DataType_t::HALF ? cvt_fp16((float)value) : cvt_bf16((float)value);
+            else
+                *(uint16_t *)to =
+                    type == DataType_t::HALF ? cvt_fp16((float)value) : cvt_bf16((float)value);
         }
     };
     Tensor made() { return t.push_back(std::make_shared<Tensor_attributes>()), t.back(); }
@@ -105,12 +113,14 @@ class Graph {
     static void head(const std::vector<View> &x, int64_t b, int64_t h, float scale) {
         const int64_t T = x[0].a.dim[2], hs = x[0].a.dim[3];
         const bool backward = x.size() > 5;
-        std::vector<double> p((size_t)T), dk((size_t)(T * hs)), dv((size_t)(T * hs)), dq((size_t)hs);
+        std::vector<double> p((size_t)T), dk((size_t)(T * hs)), dv((size_t)(T * hs)),
+            dq((size_t)hs);
         for (int64_t i = 0; i < T; i++) {
             double top = -1e300, sum = 0, delta = 0;
             for (int64_t j = 0; j <= i; j++) {
                 double s = 0;
-                for (int64_t c = 0; c < hs; c++) s += (double)x[0].get(b, h, i, c) * x[1].get(b, h, j, c);
+                for (int64_t c = 0; c < hs; c++)
+                    s += (double)x[0].get(b, h, i, c) * x[1].get(b, h, j, c);
                 p[(size_t)j] = s * scale, top = std::max(top, s * scale);
             }
             for (int64_t j = 0; j <= i; j++) sum += p[(size_t)j] = exp(p[(size_t)j] - top);
@@ -126,22 +136,28 @@ class Graph {
                 continue;
             }
             // the forward pass's own lse has to be there: nats, not the trainer's log2
-            ON_CPU_EXPECT(fabs(lse - x[5].get(b, h, i, 0)) <= 1e-3 * (1 + fabs(lse)) || !(fabs(lse) < 1e30),
-                          "cuDNN: row %ld has a log-sum of %g, was given %g", (long)i, lse, (double)x[5].get(b, h, i, 0));
-            for (int64_t c = 0; c < hs; c++) delta += (double)x[3].get(b, h, i, c) * x[4].get(b, h, i, c), dq[(size_t)c] = 0;
+            ON_CPU_EXPECT(fabs(lse - x[5].get(b, h, i, 0)) <= 1e-3 * (1 + fabs(lse)) ||
+                              !(fabs(lse) < 1e30),
+                          "cuDNN: row %ld has a log-sum of %g, was given %g", (long)i, lse,
+                          (double)x[5].get(b, h, i, 0));
+            for (int64_t c = 0; c < hs; c++)
+                delta += (double)x[3].get(b, h, i, c) * x[4].get(b, h, i, c), dq[(size_t)c] = 0;
             for (int64_t j = 0; j <= i; j++) {
                 double dp = 0;
-                for (int64_t c = 0; c < hs; c++) dp += (double)x[4].get(b, h, i, c) * x[2].get(b, h, j, c);
+                for (int64_t c = 0; c < hs; c++)
+                    dp += (double)x[4].get(b, h, i, c) * x[2].get(b, h, j, c);
                 const double ds = p[(size_t)j] * (dp - delta) * scale;
                 for (int64_t c = 0; c < hs; c++) {
-                    dq[(size_t)c] += ds * x[1].get(b, h, j, c), dk[(size_t)(j * hs + c)] += ds * x[0].get(b, h, i, c);
+                    dq[(size_t)c] += ds * x[1].get(b, h, j, c),
+                        dk[(size_t)(j * hs + c)] += ds * x[0].get(b, h, i, c);
                     dv[(size_t)(j * hs + c)] += p[(size_t)j] * x[4].get(b, h, i, c);
                 }
             }
             for (int64_t c = 0; c < hs; c++) x[6].put(b, h, i, c, dq[(size_t)c]);
         }
         for (int64_t i = 0; backward && i < T * hs; i++)
-            x[7].put(b, h, i / hs, i % hs, dk[(size_t)i]), x[8].put(b, h, i / hs, i % hs, dv[(size_t)i]);
+            x[7].put(b, h, i / hs, i % hs, dk[(size_t)i]),
+                x[8].put(b, h, i / hs, i % hs, dv[(size_t)i]);
     }
 
   public:
@@ -161,31 +177,42 @@ class Graph {
         const Tensor out = made(), lse = made();
         return {out, lse};
     }
-    Triple sdpa_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor dout, Tensor lse, const SDPA_backward_attributes &o) {
-        well_masked = o.causal_mask && o.deterministic_algorithm, scale = o.attn_scale, t = {q, k, v, out, dout, lse};
+    Triple sdpa_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor dout, Tensor lse,
+                         const SDPA_backward_attributes &o) {
+        well_masked = o.causal_mask && o.deterministic_algorithm, scale = o.attn_scale,
+        t = {q, k, v, out, dout, lse};
         const Tensor dq = made(), dk = made(), dv = made();
         return {dq, dk, dv};
     }
     error_t validate() {
         const bool backward = t.size() > 5;
         for (size_t i = 0; i < t.size(); i++) {
-            if (t[i]->dim.size() != 4 || t[i]->stride.size() != 4 || !t[i]->uid) return {"a tensor has no shape or number"};
-            if ((i >= (backward ? 6 : 3)) != t[i]->output) return {"what is an output and what is not"};
-            if (t[i]->dim[3] == 1 && (!t[i]->typed || t[i]->data_type != DataType_t::FLOAT)) return {"the log-sums are fp32"};
+            if (t[i]->dim.size() != 4 || t[i]->stride.size() != 4 || !t[i]->uid)
+                return {"a tensor has no shape or number"};
+            if ((i >= (backward ? 6 : 3)) != t[i]->output)
+                return {"what is an output and what is not"};
+            if (t[i]->dim[3] == 1 && (!t[i]->typed || t[i]->data_type != DataType_t::FLOAT))
+                return {"the log-sums are fp32"};
         }
         if (!well_masked) return {"other attention than the trainer's"};
-        if (backward && t[0]->dim[2] == 1) return {"sdpa_backward needs more than one query or key"}; // as the frontend says
+        if (backward && t[0]->dim[2] == 1)
+            return {"sdpa_backward needs more than one query or key"}; // as the frontend says
         return {};
     }
     error_t build_operation_graph(cudnnHandle_t h) { return {h ? "" : "no handle"}; }
     error_t create_execution_plans(std::vector<HeurMode_t>) { return {}; }
     error_t check_support(cudnnHandle_t) {
         const char *refuses = getenv("CUDA_ON_CPU_CUDNN_REFUSES");
-        return {refuses && !strcmp(refuses, t.size() > 5 ? "backward" : "forward") ? "no engine supports\nthis graph" : ""};
+        return {refuses && !strcmp(refuses, t.size() > 5 ? "backward" : "forward")
+                    ? "no engine supports\nthis graph"
+                    : ""};
     }
     error_t build_plans(cudnnHandle_t) { return planned = true, error_t(); }
-    error_t get_workspace_size(int64_t &bytes) { return bytes = t.size() > 5 ? 3 << 20 : 0, error_t(); }
-    error_t execute(cudnnHandle_t h, std::unordered_map<int64_t, void *> &pointers, void *workspace) {
+    error_t get_workspace_size(int64_t &bytes) {
+        return bytes = t.size() > 5 ? 3 << 20 : 0, error_t();
+    }
+    error_t execute(cudnnHandle_t h, std::unordered_map<int64_t, void *> &pointers,
+                    void *workspace) {
         std::vector<View> x;
         int64_t bytes;
         get_workspace_size(bytes);
@@ -196,8 +223,10 @@ class Graph {
             char *p = (char *)pointers[a->uid];
             int64_t last = 0;
             for (int i = 0; i < 4; i++) last += (a->dim[(size_t)i] - 1) * a->stride[(size_t)i];
-            if (!p || !on_cpu::in_device(p)) return {"tensor " + a->name + " has no address on the device"};
-            on_cpu::range_check(p, (size_t)(last + 1) * (type == DataType_t::FLOAT ? 4 : 2), "cuDNN");
+            if (!p || !on_cpu::in_device(p))
+                return {"tensor " + a->name + " has no address on the device"};
+            on_cpu::range_check(p, (size_t)(last + 1) * (type == DataType_t::FLOAT ? 4 : 2),
+                                "cuDNN");
             x.push_back({p, *a, type});
         }
         if (bytes) on_cpu::range_check(workspace, (size_t)bytes, "cuDNN: workspace");

@@ -1,21 +1,26 @@
 /*
-Where FP8 hurts attention: how far rounding what makes queries and keys moves each head's probabilities, in a trained model.
+Where FP8 hurts attention: how far rounding what makes queries and keys moves each head's
+probabilities, in a trained model.
 
     make build/lab/attention && build/lab/attention MODEL -j TEXT [-t T] [-m ROWS]
 
-MODEL: a model file of this trainer or of llm.c. TEXT: text or shards, of which ROWS rows [16] of T tokens [256] are read (where a
-sidecar tells its stories: whole ones; what pads them does not count). The forward pass is that of the BF16 build, and every layer
-gets the input that it has there, so the figures are those of its own qkv product. FP8 is E4M3, a scale a tensor from its amax.
+MODEL: a model file of this trainer or of llm.c. TEXT: text or shards, of which ROWS rows [16] of T
+tokens [256] are read (where a sidecar tells its stories: whole ones; what pads them does not
+count). The forward pass is that of the BF16 build, and every layer gets the input that it has
+there, so the figures are those of its own qkv product. FP8 is E4M3, a scale a tensor from its amax.
 
-A line a head, means over all queries that see two keys or more: the largest probability; the spread of the logits, which is the
-root mean square of their distance to the row's mean (softmax sees nothing else); the same of the error that FP8 makes in them; and
-the Kullback-Leibler divergence sum p ln(p / p8), in nats, of the probabilities p8 that come of: x and w in FP8; x alone; w alone;
-both, but for the queries alone; for the keys alone; x in E5M2 (w in BF16). Of the first layer, whose keys are the tokens' part, the
-positions' part and a constant that softmax does not see: the spread that either part alone gives to the logits. Above the table:
-root mean squares of the embeddings of the tokens that were read and of the positions.
+A line a head, means over all queries that see two keys or more: the largest probability; the spread
+of the logits, which is the root mean square of their distance to the row's mean (softmax sees
+nothing else); the same of the error that FP8 makes in them; and the Kullback-Leibler divergence sum
+p ln(p / p8), in nats, of the probabilities p8 that come of: x and w in FP8; x alone; w alone; both,
+but for the queries alone; for the keys alone; x in E5M2 (w in BF16). Of the first layer, whose keys
+are the tokens' part, the positions' part and a constant that softmax does not see: the spread that
+either part alone gives to the logits. Above the table: root mean squares of the embeddings of the
+tokens that were read and of the positions.
 
-Below the table, what it costs: the loss in nats a token, and by how much it grows with the operands of every qkv product in FP8;
-for what they put out as queries alone, as keys alone, as values alone; and as keys of one layer alone.
+Below the table, what it costs: the loss in nats a token, and by how much it grows with the operands
+of every qkv product in FP8; for what they put out as queries alone, as keys alone, as values alone;
+and as keys of one layer alone.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -24,13 +29,19 @@ for what they put out as queries alone, as keys alone, as values alone; and as k
 #include "../../train_gpt_fp8.c"
 #include "lab.h"
 
-enum { T_MAX = 4096, WAYS = 8, PARTS = 6 }; // ways from PARTS on are of the first layer: logits of a part of x
+enum {
+    T_MAX = 4096,
+    WAYS = 8,
+    PARTS = 6
+}; // ways from PARTS on are of the first layer: logits of a part of x
 static const struct {
     const char *name;
-    int x8, w8, queries, keys; // in FP8 are: operands of the product; which of its outputs are taken
-    Dtype format;              // of x
-} ways[WAYS] = {{"x, w E4M3", 1, 1, 1, 1, DTYPE_E4M3}, {"x alone", 1, 0, 1, 1, DTYPE_E4M3}, {"w alone", 0, 1, 1, 1, DTYPE_E4M3},
-                {"queries", 1, 1, 1, 0, DTYPE_E4M3},   {"keys", 1, 1, 0, 1, DTYPE_E4M3},    {"x E5M2", 1, 0, 1, 1, DTYPE_E5M2},
+    int x8, w8, queries,
+        keys;     // in FP8 are: operands of the product; which of its outputs are taken
+    Dtype format; // of x
+} ways[WAYS] = {{"x, w E4M3", 1, 1, 1, 1, DTYPE_E4M3}, {"x alone", 1, 0, 1, 1, DTYPE_E4M3},
+                {"w alone", 0, 1, 1, 1, DTYPE_E4M3},   {"queries", 1, 1, 1, 0, DTYPE_E4M3},
+                {"keys", 1, 1, 0, 1, DTYPE_E4M3},      {"x E5M2", 1, 0, 1, 1, DTYPE_E5M2},
                 {"of tokens", 0, 0, 0, 1, 0},          {"of positions", 0, 0, 0, 1, 0}};
 typedef struct {
     double largest, spread, error, way[WAYS];
@@ -43,7 +54,8 @@ static struct {
     stored_t *qkv8, *part; // [R, 3C], [R, C]
     Sums *sums;            // [B, NH]
     double queries;        // that see two keys or more
-    int outputs, layer;    // lab_forward() takes these of FP8 operands: QUERIES, KEYS, VALUES; of one layer, -1: of all
+    int outputs, layer; // lab_forward() takes these of FP8 operands: QUERIES, KEYS, VALUES; of one
+                        // layer, -1: of all
 } lab;
 
 // The bytes of x [n] in a format; returns what they have to be multiplied by.
@@ -52,50 +64,64 @@ static float bytes_of(uint8_t *bytes, const stored_t *x, size_t n, Dtype format)
     return quantise(bytes, x, n, &own, RECORD_NONE);
 }
 
-// What comes of the tokens' embeddings or of the positions' in the first layer's x: (embedding - its mean) rstd weight, [R, C].
+// What comes of the tokens' embeddings or of the positions' in the first layer's x: (embedding -
+// its mean) rstd weight, [R, C].
 static void part_of(stored_t *part, int of_positions) {
     const Gpt *g = &lab.g;
     const size_t C = g->config.C, T = g->config.T, R = g->B * T;
-    const float *table = gpt_param(g, g->master, of_positions ? WPE : WTE, 0), *weight = gpt_param(g, g->master, LN1W, 0);
+    const float *table = gpt_param(g, g->master, of_positions ? WPE : WTE, 0),
+                *weight = gpt_param(g, g->master, LN1W, 0);
     for (size_t r = 0; r < R; r++) {
         const float *e = table + (of_positions ? r % T : (size_t)lab.v.tokens[r]) * C;
         double mean = 0;
         for (size_t c = 0; c < C; c++) mean += e[c] / C;
-        for (size_t c = 0; c < C; c++) part[r * C + c] = stored_from_float((e[c] - mean) * g->ln_rstd[r] * weight[c]);
+        for (size_t c = 0; c < C; c++)
+            part[r * C + c] = stored_from_float((e[c] - mean) * g->ln_rstd[r] * weight[c]);
     }
 }
 
-// Logits of query i against keys 0 .. i, less their mean; q, k: [T, 3C], of which a head's hs channels.
-static void logits_row(float *s, const stored_t *q, const stored_t *k, int i, int hs, size_t stride) {
+// Logits of query i against keys 0 .. i, less their mean; q, k: [T, 3C], of which a head's hs
+// channels.
+static void logits_row(float *s, const stored_t *q, const stored_t *k, int i, int hs,
+                       size_t stride) {
     double mean = 0;
     for (int j = 0; j <= i; j++) {
         float sum = 0;
-        for (int c = 0; c < hs; c++) sum += float_from_stored(q[i * stride + c]) * float_from_stored(k[j * stride + c]);
+        for (int c = 0; c < hs; c++)
+            sum += float_from_stored(q[i * stride + c]) * float_from_stored(k[j * stride + c]);
         s[j] = sum / sqrtf((float)hs), mean += (double)s[j] / (i + 1);
     }
     for (int j = 0; j <= i; j++) s[j] -= mean;
 }
 
-// One way, one head of one sequence of n tokens. qkv, qkv8: [n, 3C] from the head's first channel on.
-static void head_compare(Sums *sums, int way, const stored_t *qkv, const stored_t *qkv8, int n, int C, int hs) {
+// One way, one head of one sequence of n tokens. qkv, qkv8: [n, 3C] from the head's first channel
+// on.
+static void head_compare(Sums *sums, int way, const stored_t *qkv, const stored_t *qkv8, int n,
+                         int C, int hs) {
     const stored_t *q = ways[way].queries ? qkv8 : qkv, *k = (ways[way].keys ? qkv8 : qkv) + C;
     float s[T_MAX], s8[T_MAX], apart[T_MAX], top, top8;
     for (int i = 1; i < n; i++) { // of a single key nothing can be wrong
         double spread = 0, spread8 = 0, error = 0, divergence = 0;
-        logits_row(s, qkv, qkv + C, i, hs, 3 * (size_t)C), logits_row(s8, q, k, i, hs, 3 * (size_t)C);
+        logits_row(s, qkv, qkv + C, i, hs, 3 * (size_t)C),
+            logits_row(s8, q, k, i, hs, 3 * (size_t)C);
         for (int j = 0; j <= i; j++) {
             apart[j] = s[j] - s8[j];
-            spread += s[j] * (double)s[j], spread8 += s8[j] * (double)s8[j], error += apart[j] * (double)apart[j];
+            spread += s[j] * (double)s[j], spread8 += s8[j] * (double)s8[j],
+                error += apart[j] * (double)apart[j];
         }
         if (way >= PARTS) {
             sums->way[way] += spread8 / (i + 1);
             continue;
         }
-        // sum of p (ln p - ln p8): the mean, by p, of the logits' difference, and the difference of the sums of exponentials
-        const double sum = softmax_row(s, i + 1, i + 1, &top), sum8 = softmax_row(s8, i + 1, i + 1, &top8);
+        // sum of p (ln p - ln p8): the mean, by p, of the logits' difference, and the difference of
+        // the sums of exponentials
+        const double sum = softmax_row(s, i + 1, i + 1, &top),
+                     sum8 = softmax_row(s8, i + 1, i + 1, &top8);
         for (int j = 0; j <= i; j++) divergence += s[j] / sum * apart[j];
         sums->way[way] += divergence + top8 - top + log(sum8 / sum);
-        if (way == 0) sums->largest += 1 / sum, sums->spread += spread / (i + 1), sums->error += error / (i + 1);
+        if (way == 0)
+            sums->largest += 1 / sum, sums->spread += spread / (i + 1),
+                sums->error += error / (i + 1);
     }
 }
 
@@ -108,8 +134,10 @@ static void product_in_fp8(int l, int way, const stored_t *x) {
     float inverse = 1;
     if (ways[way].x8) inverse *= bytes_of(lab.xb, x, R * C, ways[way].format);
     if (ways[way].w8) inverse *= bytes_of(lab.wb, weights, wide * C, DTYPE_E4M3);
-    const Matrix a = ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(x, STORED, C, 1);
-    const Matrix weight = ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(weights, STORED, C, 1);
+    const Matrix a =
+        ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(x, STORED, C, 1);
+    const Matrix weight =
+        ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(weights, STORED, C, 1);
     matmul(output(lab.qkv8, STORED, wide, inverse, f.bias, 0), a, weight, R, wide, C);
     EXPECT(!tensor_nonfinite(lab.qkv8, STORED, R * wide), "qkv of layer %d is not finite", l);
 }
@@ -125,14 +153,16 @@ static void layer_print(int l) {
         product_in_fp8(l, way, way < PARTS ? x : lab.part);
         PARALLEL(dynamic) for (int task = 0; task < B * NH; task++) {
             const size_t at = (size_t)(task / NH) * T * wide + task % NH * hs;
-            head_compare(&lab.sums[task], way, qkv + at, lab.qkv8 + at, lab.length[task / NH], C, hs);
+            head_compare(&lab.sums[task], way, qkv + at, lab.qkv8 + at, lab.length[task / NH], C,
+                         hs);
         }
     }
     for (int h = 0; h < NH; h++) {
         Sums mean = {0};
         for (int b = 0; b < B; b++) {
             const Sums *s = &lab.sums[b * NH + h];
-            mean.largest += s->largest / lab.queries, mean.spread += s->spread / lab.queries, mean.error += s->error / lab.queries;
+            mean.largest += s->largest / lab.queries, mean.spread += s->spread / lab.queries,
+                mean.error += s->error / lab.queries;
             for (int way = 0; way < WAYS; way++) mean.way[way] += s->way[way] / lab.queries;
         }
         printf("%d\t%d\t%.3f\t%.2f\t%.4f", l, h, mean.largest, sqrt(mean.spread), sqrt(mean.error));
@@ -152,7 +182,8 @@ static void lab_linear(int l, int i, stored_t *y, const stored_t *x, size_t rows
     if (i != LIN_QKV || !lab.outputs || (lab.layer >= 0 && lab.layer != l)) return;
     product_in_fp8(l, 0, x);
     for (size_t part = 0; part < rows * 3; part++)
-        if (lab.outputs >> part % 3 & 1) memcpy(y + part * C, lab.qkv8 + part * C, C * sizeof(stored_t));
+        if (lab.outputs >> part % 3 & 1)
+            memcpy(y + part * C, lab.qkv8 + part * C, C * sizeof(stored_t));
 }
 static void lab_attention(int l, stored_t *out, stored_t *qkv, int B) {
     (void)l;
@@ -167,22 +198,25 @@ int main(int argc, char **argv) {
     const char *values[] = {NULL, "256", "16"}, *text;
     lab_options(argc, argv, "jtm", "-j TEXT [-t T] [-m ROWS]", values);
     EXPECT((text = values[0]), "expected -j TEXT");
-    const long T = lab_number(values[1], "-t", 2, T_MAX), rows = lab_number(values[2], "-m", 1, 4096);
+    const long T = lab_number(values[1], "-t", 2, T_MAX),
+               rows = lab_number(values[2], "-m", 1, 4096);
     Gpt *g = &lab.g;
     const File model = lab_model(g, argv[1], T);
     Dataset set = lab_data(g, text, "validation");
     g->B = MIN(rows, (long)set.windows); // of stories fewer may fit
     const size_t C = g->config.C, R = (size_t)g->B * T;
     const double available = memory_available();
-    const double needed = mib(memory_plan(g).total + R * (9 * C + 8) + 3 * C * C + g->B * g->config.NH * sizeof(Sums));
-    EXPECT(available == 0 || needed <= available, "%.0f MiB are needed, %.0f available; choose a smaller -m or -t", needed,
-           available);
+    const double needed = mib(memory_plan(g).total + R * (9 * C + 8) + 3 * C * C +
+                              g->B * g->config.NH * sizeof(Sums));
+    EXPECT(available == 0 || needed <= available,
+           "%.0f MiB are needed, %.0f available; choose a smaller -m or -t", needed, available);
     lab.v = validation_open(&set, T, g->B);
     g->B = lab.v.rows;
     machine_init(0);
     gpt_allocate(g);
     model_load(g, &model);
-    lab.length = (int *)memory_allocate(g->B * sizeof(int)), lab.sums = (Sums *)memory_allocate(g->B * g->config.NH * sizeof(Sums));
+    lab.length = (int *)memory_allocate(g->B * sizeof(int)),
+    lab.sums = (Sums *)memory_allocate(g->B * g->config.NH * sizeof(Sums));
     lab.xb = (uint8_t *)memory_allocate(R * C), lab.wb = (uint8_t *)memory_allocate(3 * C * C);
     lab.qkv8 = (stored_t *)memory_allocate(R * 3 * C * sizeof(stored_t));
     lab.part = (stored_t *)memory_allocate(R * C * sizeof(stored_t));
@@ -198,16 +232,19 @@ int main(int argc, char **argv) {
         lab.queries += *n - 1;
     }
     EXPECT(lab.queries > 0, "%s: no row has two tokens", text);
-    printf("embeddings of tokens %.4f, of positions %.4f\nlayer\thead\tlargest p\tspread\terror", sqrt(tokens / lab.v.counted / C),
-           sqrt(positions / lab.v.counted / C));
+    printf("embeddings of tokens %.4f, of positions %.4f\nlayer\thead\tlargest p\tspread\terror",
+           sqrt(tokens / lab.v.counted / C), sqrt(positions / lab.v.counted / C));
     for (int way = 0; way < WAYS; way++) printf("\t%s", ways[way].name);
     printf("\n");
     const double loss = loss_of(0, -1); // ln1 and qkv of every layer stay
     for (int l = 0; l < g->config.L; l++) layer_print(l);
     const double loss8 = loss_of(QUERIES | KEYS | VALUES, -1);
-    printf("loss %.6f; with E4M3 in qkv %.6f (%+.6f); for queries alone %+.6f, keys %+.6f, values %+.6f; keys of layer", loss,
-           loss8, loss8 - loss, loss_of(QUERIES, -1) - loss, loss_of(KEYS, -1) - loss, loss_of(VALUES, -1) - loss);
-    for (int l = 0; l < g->config.L; l++) printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l) - loss);
+    printf("loss %.6f; with E4M3 in qkv %.6f (%+.6f); for queries alone %+.6f, keys %+.6f, values "
+           "%+.6f; keys of layer",
+           loss, loss8, loss8 - loss, loss_of(QUERIES, -1) - loss, loss_of(KEYS, -1) - loss,
+           loss_of(VALUES, -1) - loss);
+    for (int l = 0; l < g->config.L; l++)
+        printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l) - loss);
     printf("\n");
     EXPECT(!fflush(stdout), "cannot write the table: %s", strerror(errno));
     return 0;
