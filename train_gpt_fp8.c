@@ -335,7 +335,7 @@ typedef struct {
 // A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
 // rule says which amax that is. A rule that remembers earlier steps has a function: it turns the
 // amax of the step that ended into the one that the next step's scale is made of. A new rule is a
-// function and a row behind CURRENT (dev/RECIPES.md adds one as an example). Columns: name, word in
+// function and a row at the end (dev/RECIPES.md adds one as an example). Columns: name, word in
 // --recipe, what stands behind the word (=N is a whole number), its default, least and largest,
 // function, help.
 #define AMAX_HISTORY_MAX 1024
@@ -396,8 +396,9 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
-// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended
-// before it.
+// The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
+// not usable is not counted). steps: how many were counted before it. history: the rule's own
+// memory.
 INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
     (void)r, (void)history, (void)steps;
     return amax;
@@ -2918,8 +2919,8 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
            argument);
     const int whole = !strcmp(w->argument, "=N");
     EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
-           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest,
-           whole ? ", whole" : "", argument);
+           "%s --recipe: expected %s=%.9g to %.9g%s, found %s", where, w->word, w->least,
+           w->largest, whole ? ", whole" : "", argument);
     EXPECT(w->sets != WORD_ROUNDING || w->value != ROUNDING_EXACT || !recipe_blocks(r),
            "%s --recipe: %s: scales of blocks are powers of two", where, w->word);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
@@ -2996,8 +2997,11 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
                               : kind == WORD_RULE ? r->rule
                                                   : r->rounding;
             if (w->sets != kind || w->value != value) continue;
-            if (*w->argument) sprintf(out, "%s=%.9g", w->word, r->number);
-            else strcpy(out, w->word);
+            if (*w->argument) { // the shortest text that reads back as the same float
+                int digits = 1;
+                do sprintf(out, "%s=%.*g", w->word, digits, r->number);
+                while (strtof(strchr(out, '=') + 1, NULL) != r->number && digits++ < 9);
+            } else strcpy(out, w->word);
         }
 }
 // The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy

@@ -513,7 +513,7 @@ typedef struct {
 // A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
 // rule says which amax that is. A rule that remembers earlier steps has a function: it turns the
 // amax of the step that ended into the one that the next step's scale is made of. A new rule is a
-// function and a row behind CURRENT (dev/RECIPES.md adds one as an example). Columns: name, word in
+// function and a row at the end (dev/RECIPES.md adds one as an example). Columns: name, word in
 // --recipe, what stands behind the word (=N is a whole number), its default, least and largest,
 // function, help.
 #define AMAX_HISTORY_MAX 1024
@@ -574,8 +574,9 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
-// The functions of the rules: the amax of the step that ended is a usable number; `steps` ended
-// before it.
+// The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
+// not usable is not counted). steps: how many were counted before it. history: the rule's own
+// memory.
 INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
     (void)r, (void)history, (void)steps;
     return amax;
@@ -3676,8 +3677,8 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
            argument);
     const int whole = !strcmp(w->argument, "=N");
     EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
-           "%s --recipe: expected %s=%g to %g%s, found %s", where, w->word, w->least, w->largest,
-           whole ? ", whole" : "", argument);
+           "%s --recipe: expected %s=%.9g to %.9g%s, found %s", where, w->word, w->least,
+           w->largest, whole ? ", whole" : "", argument);
     EXPECT(w->sets != WORD_ROUNDING || w->value != ROUNDING_EXACT || !recipe_blocks(r),
            "%s --recipe: %s: scales of blocks are powers of two", where, w->word);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
@@ -3754,8 +3755,11 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
                               : kind == WORD_RULE ? r->rule
                                                   : r->rounding;
             if (w->sets != kind || w->value != value) continue;
-            if (*w->argument) sprintf(out, "%s=%.9g", w->word, r->number);
-            else strcpy(out, w->word);
+            if (*w->argument) { // the shortest text that reads back as the same float
+                int digits = 1;
+                do sprintf(out, "%s=%.*g", w->word, digits, r->number);
+                while (strtof(strchr(out, '=') + 1, NULL) != r->number && digits++ < 9);
+            } else strcpy(out, w->word);
         }
 }
 // The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy
@@ -4727,25 +4731,15 @@ static void product_missing(Product *p, cublasStatus_t status) {
             k->bias ? " with a bias" : "", k->fast ? ", fast sums" : "", (int)status);
     p->found = 0;
 }
-static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
-    enum { CANDIDATES = 16 };
+// The descriptor and the layouts of a product.
+static void product_describe(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
     const ProductKey *k = &p->key;
-    const int32_t op_a = k->b_across ? CUBLAS_OP_N : CUBLAS_OP_T,
-                  op_b = k->a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const int fp8 = dtype_size[k->a_dtype] == 1;
-    const size_t workspace = LT_WORKSPACE;
-    // a K that is split is summed in fp32 and in a fixed order: in the workspace, or one after the
-    // other in an fp32 output
-    const uint32_t reductions =
-        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
-        (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
-    const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
-    cublasLtMatmulPreference_t preference;
-    cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
+    const int32_t op_a = k->b_across ? CUBLAS_OP_N : CUBLAS_OP_T;
+    const int32_t op_b = k->a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
     LT(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     DESC_SET(TRANSA, op_a);
     DESC_SET(TRANSB, op_b);
-    if (fp8) {
+    if (dtype_size[k->a_dtype] == 1) {
         const int8_t fast = (int8_t)k->fast;
         const int32_t mode_a = k->b_mode, mode_b = k->a_mode;
         DESC_SET(FAST_ACCUM, fast);
@@ -4762,13 +4756,27 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
         DESC_SET(BIAS_DATA_TYPE, type);
         DESC_SET(BIAS_POINTER, out->bias);
     }
-    const size_t ka = k->b_across ? k->N : k->K,
-                 na = k->b_across ? k->K : k->N; // rows and columns as they count them
+    // rows and columns as cuBLASLt counts them
+    const size_t ka = k->b_across ? k->N : k->K, na = k->b_across ? k->K : k->N;
     const size_t kb = k->a_across ? k->M : k->K, nb = k->a_across ? k->K : k->M;
     LT(cublasLtMatrixLayoutCreate(&p->a, cuda_type((Dtype)k->b_dtype), ka, na, k->b_stride));
     LT(cublasLtMatrixLayoutCreate(&p->b, cuda_type((Dtype)k->a_dtype), kb, nb, k->a_stride));
     LT(cublasLtMatrixLayoutCreate(&p->out, cuda_type((Dtype)k->out_dtype), k->N, k->M,
                                   k->out_stride));
+}
+static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
+    enum { CANDIDATES = 16 };
+    const ProductKey *k = &p->key;
+    const size_t workspace = LT_WORKSPACE;
+    // a K that is split is summed in fp32 and in a fixed order: in the workspace, or one after the
+    // other in an fp32 output
+    const uint32_t reductions =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
+        (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
+    const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
+    product_describe(p, out, a, b);
     LT(cublasLtMatmulPreferenceCreate(&preference));
 #define PREFER(what, value)                                                                        \
     LT(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##what, &(value),     \
@@ -5056,6 +5064,22 @@ DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int 
     }
 }
 
+// The bytes of a tile of the output, which lies in shared memory.
+template <int HS>
+DEVICE void att_quantise(const Written &out, const AttTile<HS> *tile, size_t to, int rows,
+                         const Attention &at) {
+    const float scale = out.quantiser.use->scale;
+    Counts counts = {0, 0, 0, 0};
+    for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
+        const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
+        float x[8];
+        load8(x, &tile->row[r][c]);
+        put(out.q + to + (size_t)r * at.C + c,
+            quantise8<false>(x, &scale, out.quantiser.format, &counts));
+    }
+    if (out.quantiser.s) counts_commit(out.quantiser.s, counts, (size_t)rows * at.hs);
+}
+
 // A block of queries, the last ones first, since they take longest.
 template <int HS>
 KERNEL_OF(ATT_THREADS)
@@ -5120,17 +5144,7 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
     __syncthreads();
     const size_t to = (size_t)(b * at.n + i0) * at.C + h * at.hs;
     att_store(out.stored + to, at.C, tile, rows, at.hs);
-    if (!out.q) return;
-    const float scale = out.quantiser.use->scale;
-    Counts counts = {0, 0, 0, 0};
-    for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
-        const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
-        float x[8];
-        load8(x, &tile->row[r][c]);
-        put(out.q + to + (size_t)r * at.C + c,
-            quantise8<false>(x, &scale, out.quantiser.format, &counts));
-    }
-    if (out.quantiser.s) counts_commit(out.quantiser.s, counts, (size_t)rows * at.hs);
+    if (out.q) att_quantise(out, tile, to, rows, at);
 }
 
 // delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a

@@ -1929,6 +1929,11 @@ int main(int argc, char **argv) {
     ref_begin(64, 64);
     machine_find(0, 0), machine_init(), attention_init();
     printf("test of train_gpt_" PRECISION_NAME ", CUDA file on %s\n", machine.name);
+    for (int i = 1; i < argc; i++) {
+        bool known = false;
+        for (auto &t : tests) known = known || !strcmp(argv[i], t.name);
+        CHECK(known, "no test is called %s", argv[i]);
+    }
     for (auto &t : tests) {
         bool wanted = argc == 1; // or those that are named
         for (int i = 1; i < argc; i++) wanted = wanted || !strcmp(argv[i], t.name);

@@ -109,7 +109,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     EXPECT((fault != STALE && fault != FLIP) || readers[which] & ~r->g.bf16[layer][linear],
            "FAULT %s: no product reads this operand in FP8", fault_name[fault]);
     EXPECT(fault != STALE || recipe_remembers(&r->g.recipes[which]),
-           "FAULT stale: only --recipe delayed keeps a scale from earlier steps");
+           "FAULT stale: only a rule that remembers steps, as --recipe delayed, has a stale scale");
     machine_init(o->sum_order);
     gpt_allocate(&r->g);
     gpt_init(&r->g, o->seed);

@@ -13,7 +13,7 @@ for fault in "zero fc.x" "zero fc.w" "spike fc.x" "spike fc.w" "nan fc.x" "nan f
   for recipe in $recipes; do
     read -r name operand <<< "$fault"
     build/lab/inject "$name" 40 1 "$operand" -e d2 -x 60 -t 128 -b 2 --recipe "$recipe" "$@" 2>&1 | awk -F '\t' '
-      /only --recipe delayed/ { text = "refused" }
+      /only a rule that remembers/ { text = "refused" }
       /^stopped/ { text = "stopped, weights unharmed" }
       /^losses apart/ { split($0, word, " "); text = word[8] }
       /^nothing/ { text = "0" }
