@@ -200,7 +200,7 @@ test-cuda: test_program
 	build/cuda/on_cpu_test
 	set -e; for p in $(PRECISIONS); do echo "== $$p"; dev/cuda/test.sh $$p; done
 	@echo "== fp8, as on sm_80: conversions in software, emulated products"
-	CUDA_ON_CPU_ARCH=8.0 build/cuda/test_cpu_fp8 numbers quantise fused products
+	CUDA_ON_CPU_ARCH=8.0 build/cuda/test_cpu_fp8 numbers quantize fused products
 	@echo "== the CUDA file's program"
 	./test_program build/cuda/test_cpu_fp8 --as-cuda
 

@@ -14,7 +14,7 @@ function what it must refuse: a check that cannot fail holds nothing. A check th
 was found, and where. test_program.c tests the built programs as a whole.
 
 Sections
-     A. fp8          encode, decode, quantise, 16-bit types, fma
+     A. fp8          encode, decode, quantize, 16-bit types, fma
      B. scale        recipes, scales from amax histories
      C. math         exp, log, sin, sums, tails
      D. product      every bit of the matrix product
@@ -214,7 +214,7 @@ static Fp8Scale scale_make(ScalingRecipe recipe) {
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
     s.recipe = recipe;
-    s.kept_inv = 1;
+    s.scale_inv = 1;
     s.scale = recipe.rule == SCALING_CONSTANT ? recipe.number : 1;
     return s;
 }
@@ -362,12 +362,12 @@ static void codes_decode_bf16(void) {
         wrong,
         "fp8: decode_bf16 equals fp8_decode for every code and length, and writes no further");
 }
-static void quantise_both_ways(uint8_t *q, uint8_t *want, const stored_t *x, size_t n, float scale,
+static void quantize_both_ways(uint8_t *q, uint8_t *want, const stored_t *x, size_t n, float scale,
                                Dtype d, Fp8Stats *s, Fp8Stats *slow) {
     memset(s, 0, sizeof(*s));
-    if (d == DTYPE_E5M2) quantise_block(q, x, n, scale, s, &fp8_formats[1]);
-    else quantise_block(q, x, n, scale, s, &fp8_formats[0]);
-    quantise_slowly(want, x, n, scale, d, slow);
+    if (d == DTYPE_E5M2) quantize_block(q, x, n, scale, s, &fp8_formats[1]);
+    else quantize_block(q, x, n, scale, s, &fp8_formats[0]);
+    quantize_slowly(want, x, n, scale, d, slow);
 }
 static void test_fp8_blocks(void) {
     // 16-bit builds: all stored values there are. fp32: a stride of all floats, with every low bit.
@@ -388,13 +388,13 @@ static void test_fp8_blocks(void) {
         for (size_t k = 0; k < 7 * 3;
              k++) { // odd lengths and starts, so that the loops' tails are run too
             size_t length = n - 5 * (k % 3), at = 2 * (k % 3);
-            quantise_both_ways(q, want, x + at, length, scales[k / 3], d, &s, &slow);
+            quantize_both_ways(q, want, x + at, length, scales[k / 3], d, &s, &slow);
             for (size_t i = 0; i < length; i++) bytes += q[i] != want[i];
             stats += !stats_same(&s, &slow);
         }
         check_none(
             bytes,
-            label("fp8 %s: quantise_block makes the right bytes of 65536 stored values x 7 scales",
+            label("fp8 %s: quantize_block makes the right bytes of 65536 stored values x 7 scales",
                   dtype_names[d]));
         check_none(
             stats,
@@ -402,8 +402,8 @@ static void test_fp8_blocks(void) {
                   dtype_names[d]));
     }
     memset(&s, 0, sizeof(s));
-    quantise_block(q, x, n, 2, &s, &fp8_formats[0]);
-    quantise_slowly(want, x, n, 1, DTYPE_E4M3, &slow);
+    quantize_block(q, x, n, 2, &s, &fp8_formats[0]);
+    quantize_slowly(want, x, n, 1, DTYPE_E4M3, &slow);
     check(memcmp(q, want, n) != 0 && !stats_same(&s, &slow),
           "planted fault: a scale off by 2 shows in bytes and in statistics", "nothing differed");
     codes_decode_bf16();
@@ -464,8 +464,9 @@ static void test_fp8_fma(void) {
         float v[3];
         for (int k = 0; k < 3; k++)
             v[k] = bits_float(nasty[(i / (k == 0 ? 1 : k == 1 ? n : n * n)) % n]);
-        if (i >= n * n * n) { // random; every second c cancels the product but for some bits, every
-                              // fourth is a tie's neighbour
+        // Random; every second c cancels the product but for some bits, every fourth is a tie's
+        // neighbour.
+        if (i >= n * n * n) {
             for (uint64_t k = 0; k < 3; k++)
                 v[k] = bits_float((uint32_t)random_u64(5, k, i) & 0x8fffffff) * 0x1p40f;
             if (i & 1)
@@ -541,15 +542,15 @@ static void test_scale_update(void) {
     const volatile float unusable[] = {
         0, 1e-40f, INFINITY, NAN}; // volatile: a compiler folds 1e-40 > 0 without the flush
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
-    check(s.scale == 1 && s.steps == 0,
+    check(s.scale == 1 && s.amax_count == 0,
           "scale: with an empty history, an unusable amax changes nothing", "scale %g, %d entries",
-          (double)s.scale, (int)s.steps);
+          (double)s.scale, (int)s.amax_count);
     const float steps[] = {8, 2, 4, 1, 1, 1}, max_of_3[] = {8, 8, 8, 4, 4, 1};
     int max_wrong = 0, recent_wrong = 0;
     for (int i = 0; i < 6; i++) {
         scale_step(&s, steps[i]);
         scale_step(&r, steps[i]);
-        max_wrong += s.scale != 448 / max_of_3[i] || s.steps != i + 1;
+        max_wrong += s.scale != 448 / max_of_3[i] || s.amax_count != i + 1;
         recent_wrong += r.scale != 57344 / steps[i] / 2;
     }
     check_none(max_wrong, "scale: a history of 3 rolls, and its maximum makes the scale");
@@ -557,7 +558,7 @@ static void test_scale_update(void) {
                "scale: the most recent amax, with its own format's maximum and a margin of 1");
     Fp8Scale before = s;
     for (int i = 0; i < 4; i++) scale_step(&s, unusable[i]);
-    check(s.scale == before.scale && s.steps == before.steps &&
+    check(s.scale == before.scale && s.amax_count == before.amax_count &&
               !memcmp(before.amax_history, s.amax_history, sizeof(s.amax_history)),
           "scale: an unusable amax never enters a history", "scale %g was %g", (double)s.scale,
           (double)before.scale);
@@ -571,46 +572,46 @@ static void test_scale_update(void) {
 }
 
 // A scale's life: its first step, later ones, and passes that record nothing.
-static void quantise_by_history(const stored_t *x, const stored_t *y, size_t n, float own_x,
+static void quantize_by_history(const stored_t *x, const stored_t *y, size_t n, float own_x,
                                 float own_y) {
     uint8_t *q = take_bytes(n), *want = take_bytes(n);
     Fp8Stats sx, sy;
     Fp8Scale s = scale_of("delayed=4");
     s.scale = 1e-3f; // stale, as after a change of recipe
-    float inv = quantise(q, x, n, &s, RECORD_STATS);
-    quantise_slowly(want, x, n, own_x, DTYPE_E4M3, &sx);
+    float inv = quantize(q, x, n, &s, RECORD_STATS);
+    quantize_slowly(want, x, n, own_x, DTYPE_E4M3, &sx);
     check(inv == 1 / own_x && s.scale == own_x && !memcmp(q, want, n),
-          "quantise: with an empty history the tensor's own amax makes the scale",
+          "quantize: with an empty history the tensor's own amax makes the scale",
           "scale %g, expected %g", 1 / (double)inv, (double)own_x);
-    inv = quantise(q, y, n, &s, RECORD_STATS);
-    check(inv == 1 / own_y, "quantise: so it does in every micro-batch of the first step",
+    inv = quantize(q, y, n, &s, RECORD_STATS);
+    check(inv == 1 / own_y, "quantize: so it does in every micro-batch of the first step",
           "scale %g, expected %g", 1 / (double)inv, (double)own_y);
-    quantise_slowly(want, y, n, own_y, DTYPE_E4M3, &sy);
+    quantize_slowly(want, y, n, own_y, DTYPE_E4M3, &sy);
     Fp8Stats both = sx;
     stats_merge(&both, &sy);
     check(stats_same(&s.step, &both) && s.step.count == 2 * n,
-          "quantise: the statistics of a step's micro-batches are merged", "count %d of %d",
+          "quantize: the statistics of a step's micro-batches are merged", "count %d of %d",
           (int)s.step.count, (int)(2 * n));
     scale_advance(&s);
-    inv = quantise(q, x, n, &s, RECORD_STATS);
-    quantise_slowly(want, x, n, s.scale, DTYPE_E4M3, &sx);
+    inv = quantize(q, x, n, &s, RECORD_STATS);
+    quantize_slowly(want, x, n, s.scale, DTYPE_E4M3, &sx);
     check(s.scale == 448 / bits_float(both.amax_bits) && inv == 1 / s.scale && !memcmp(q, want, n),
-          "quantise: later the scale comes from the history, not from the tensor",
+          "quantize: later the scale comes from the history, not from the tensor",
           "scale %g, expected %g", (double)s.scale, 448 / (double)bits_float(both.amax_bits));
 
     Fp8Scale before = s, empty = scale_of("delayed=4"), untouched = empty;
-    quantise(q, y, n, &s, RECORD_NONE);
+    quantize(q, y, n, &s, RECORD_NONE);
     check(!memcmp(&before, &s, sizeof(s)),
-          "quantise: without recording (validation, sampling) nothing of the scale changes",
+          "quantize: without recording (validation, sampling) nothing of the scale changes",
           "it changed");
-    inv = quantise(q, x, n, &empty, RECORD_NONE);
+    inv = quantize(q, x, n, &empty, RECORD_NONE);
     check(!memcmp(&untouched, &empty, sizeof(empty)) && inv == 1 / own_x,
-          "quantise: nor with an empty history, where the own amax is used",
+          "quantize: nor with an empty history, where the own amax is used",
           "scale %g, expected %g", 1 / (double)inv, (double)own_x);
 }
 // SQNR: sums in fp32 lanes against doubles and an independent decoding; the same bits for any
 // number of threads.
-static void quantise_sqnr(const stored_t *x, size_t n) {
+static void quantize_sqnr(const stored_t *x, size_t n) {
     uint8_t *q = take_bytes(n);
     int wrong = 0;
     double first[2] = {0};
@@ -618,7 +619,7 @@ static void quantise_sqnr(const stored_t *x, size_t n) {
         double signal = 0, noise = 0;
         Fp8Scale s = scale_of("delayed=4");
         threads_set(threads);
-        float inv = quantise(q, x, n, &s, RECORD_SQNR);
+        float inv = quantize(q, x, n, &s, RECORD_SQNR);
         for (size_t i = 0; i < n; i++) {
             double v = (double)float_from_stored(x[i]),
                    e = v - code_value(q[i], DTYPE_E4M3) * (double)inv;
@@ -634,43 +635,43 @@ static void quantise_sqnr(const stored_t *x, size_t n) {
     }
     check_none(
         wrong,
-        "quantise: SQNR sums equal doubles to 1e-5, with the same bits for 1, 2 and 3 threads");
+        "quantize: SQNR sums equal doubles to 1e-5, with the same bits for 1, 2 and 3 threads");
 }
 static double largest_e5m2(const stored_t *x, size_t n, Fp8Scale s) {
     uint8_t *q = take_bytes(n);
     double largest = 0;
-    quantise(q, x, n, &s, RECORD_STATS);
+    quantize(q, x, n, &s, RECORD_STATS);
     for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(code_value(q[i], DTYPE_E5M2)));
     return largest;
 }
-static void test_scale_quantise(void) {
+static void test_scale_quantize(void) {
     size_t n = 3 * CHUNK + 77;
     stored_t *x = normal_stored(n, 1, 11), *y = normal_stored(n, 4, 12);
     uint8_t *q = take_bytes(n);
     Fp8Stats sx, sy;
-    quantise_slowly(q, x, n, 1, DTYPE_E4M3, &sx);
-    quantise_slowly(q, y, n, 1, DTYPE_E4M3, &sy);
+    quantize_slowly(q, x, n, 1, DTYPE_E4M3, &sx);
+    quantize_slowly(q, y, n, 1, DTYPE_E4M3, &sy);
     float own_x = 448 / bits_float(sx.amax_bits), own_y = 448 / bits_float(sy.amax_bits);
-    quantise_by_history(x, y, n, own_x, own_y);
+    quantize_by_history(x, y, n, own_x, own_y);
 
     Fp8Scale c = scale_of("current"), one = scale_of("e5m2+scale=1"), fixed = scale_of("scale=32");
-    float i1 = quantise(q, x, n, &c, RECORD_STATS);
+    float i1 = quantize(q, x, n, &c, RECORD_STATS);
     scale_advance(&c);
-    float i2 = quantise(q, y, n, &c, RECORD_STATS);
+    float i2 = quantize(q, y, n, &c, RECORD_STATS);
     check(i1 == 1 / own_x && i2 == 1 / own_y,
-          "quantise: current scaling takes each tensor's own amax", "scales %g %g, expected %g %g",
+          "quantize: current scaling takes each tensor's own amax", "scales %g %g, expected %g %g",
           1 / (double)i1, 1 / (double)i2, (double)own_x, (double)own_y);
-    float i3 = quantise(q, x, n, &one, RECORD_STATS), i4 = quantise(q, x, n, &fixed, RECORD_STATS);
-    check(i3 == 1 && i4 == 0x1p-5f, "quantise: a constant scale is the one given",
+    float i3 = quantize(q, x, n, &one, RECORD_STATS), i4 = quantize(q, x, n, &fixed, RECORD_STATS);
+    check(i3 == 1 && i4 == 0x1p-5f, "quantize: a constant scale is the one given",
           "1 / scale %g %g, expected 1 and 1/32", (double)i3, (double)i4);
-    quantise_sqnr(x, n);
+    quantize_sqnr(x, n);
 
     // E5M2 against E4M3's 448 wastes 7 binades at the top: the largest byte used tells.
     Fp8Scale wasted = scale_of("e5m2+scale=2");
     wasted.scale = own_x;
     double top = largest_e5m2(x, n, scale_of("e5m2+current")),
            top_wasted = largest_e5m2(x, n, wasted);
-    check(top >= 57344 * 0.75, "quantise: an E5M2 tensor reaches E5M2's own largest values",
+    check(top >= 57344 * 0.75, "quantize: an E5M2 tensor reaches E5M2's own largest values",
           "largest %g of 57344", top);
     check(top_wasted < 57344 * 0.75,
           "planted fault: E5M2 gradients scaled to E4M3's 448 are caught", "largest %g",
@@ -811,8 +812,8 @@ static uint32_t random_element(Dtype d, int mode, uint64_t i) {
                    ? dtype_bits(d, f * bits_float((uint32_t)(52 + r % 25) << 23))
                    : dtype_bits(d, f * 0x1p-10f);
     }
-    if (mode == TIES) { // 2^30, to which 2^6 (1 + 2^-30) is added: rounded to double first, it
-                        // would be a tie
+    // 2^30, to which 2^6 (1 + 2^-30) is added: rounded to double first, it would be a tie.
+    if (mode == TIES) {
         static const float values[4] = {32768, 8 * (1 + 0x1p-10f), 8 * (1 - 0x1p-10f + 0x1p-20f),
                                         -8 * (1 + 0x1p-10f)};
         return float_bits(values[r >> 20 & 3]);
@@ -987,7 +988,7 @@ static void blocks_shape(BlocksWrong *wrong, const BlockRecipe *b, Fp8Scale s, i
                    (along_rows ? row : column) / b->along;
     }
     threads_set(1 + shape % 3);
-    quantise_blocks(q, inv, x, rows, columns, along_rows, &s, RECORD_SQNR);
+    quantize_blocks(q, inv, x, rows, columns, along_rows, &s, RECORD_SQNR);
     for (size_t i = 0; i < count; i++) {
         float f = float_from_stored(x[i]), so_far = amax[block[i]];
         amax[block[i]] = isnan(f) || isnan(so_far) ? NAN : MAX(so_far, fabsf(f));
@@ -1025,7 +1026,7 @@ static void blocks_products(BlocksWrong *wrong, const BlockRecipe *r, const Fp8S
         uint8_t *q = take_bytes(I * K);
         float *inv = floats(ceil_div(I, r->across) * row_blocks), *v = floats(I * K);
         Fp8Scale s = *scale;
-        quantise_blocks(q, inv, x, layout ? K : I, layout ? I : K, layout, &s, RECORD_NONE);
+        quantize_blocks(q, inv, x, layout ? K : I, layout ? I : K, layout, &s, RECORD_NONE);
         for (size_t i = 0; i < I * K; i++) {
             size_t row = i / K, at = i % K;
             v[i] = fp8_decode(q[layout ? at * I + row : i], r->format) *
@@ -1162,8 +1163,8 @@ static void layer_attention(void) {
             label("attention: backward equals the equations in doubles, T %d, head %d", T, C / NH),
             likeness_stored(dwant, dqkv, 3 * n), tolerance);
         if (k) continue;
-        memcpy(later, want,
-               n * sizeof(double)); // sees one key too many: what a wrong causal mask would do
+        // Sees one key too many: what a wrong causal mask would do.
+        memcpy(later, want, n * sizeof(double));
         memcpy(later, want + C, (T - 1) * C * sizeof(double));
         check_caught(likeness_stored(later, out, n).error > tolerance,
                      "attention shifted by one position");
@@ -1512,13 +1513,14 @@ static void test_gradients(void) {}
 // F. fp8 layer
 
 enum {
+    // Its shape, and the sizes of tensors.
     ROWS_X = 130,
     IN = 192,
     OUT = 160,
     X = ROWS_X * IN,
     Y = ROWS_X * OUT,
     W = IN * OUT
-}; // its shape, and the sizes of tensors
+};
 #if IS_FP8
 typedef struct {
     Linear f;
@@ -1549,7 +1551,7 @@ static void fp8_layer_make(void) {
     l->f.dw = floats(W);
     l->f.dbias = floats(OUT);
     linear_bytes(&l->f, l->scale, l->kept, l->w, l->dy_bytes);
-    l->scale[OPERAND_W].kept_inv = quantise(l->w, l->w16, W, &l->scale[OPERAND_W], RECORD_STATS);
+    l->scale[OPERAND_W].scale_inv = quantize(l->w, l->w16, W, &l->scale[OPERAND_W], RECORD_STATS);
 }
 static void fp8_layer_run(Fp8Layer *l) {
     memset(l->f.dw, 0, W * 4);
@@ -1580,8 +1582,8 @@ static double *transposed(const double *x, size_t rows, size_t columns) {
 // for E4M3, 25 for E5M2.
 static void fp8_layer_sqnr(void) {
     const Fp8Layer *l = &fp8_layer;
-    double cx = cast_sqnr(l->x, l->kept, X, DTYPE_E4M3, l->scale[OPERAND_X].kept_inv);
-    double cw = cast_sqnr(l->w16, l->w, W, DTYPE_E4M3, l->scale[OPERAND_W].kept_inv);
+    double cx = cast_sqnr(l->x, l->kept, X, DTYPE_E4M3, l->scale[OPERAND_X].scale_inv);
+    double cw = cast_sqnr(l->w16, l->w, W, DTYPE_E4M3, l->scale[OPERAND_W].scale_inv);
     double cdy = cast_sqnr(l->dy, l->dy_bytes, Y, DTYPE_E5M2, 1 / l->scale[OPERAND_DY].scale);
     check(cx >= 25 && cw >= 25 && cdy >= 25,
           "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB", "%.1f, %.1f, %.1f dB",
@@ -1617,7 +1619,7 @@ static void fp8_layer_sqnr(void) {
         }
     check_none(
         bits_differ(bias, l->f.dbias, OUT),
-        "fp8 layer: the bias gradient is the column sum of dy before it is quantised, to the bit");
+        "fp8 layer: the bias gradient is the column sum of dy before it is quantized, to the bit");
 }
 // --bf16: each product has the bits of the layer all in FP8, or of plain bf16, whatever the other
 // two have; statistics are those of the operands that became bytes.
@@ -1771,7 +1773,7 @@ static void mixed_rules(const int *rules, size_t *wrong) {
         f.operand[i].bytes[OVER_ROWS] = take_bytes(n);
         for (int way = 0; way < 2; way++) f.operand[i].inv[way] = floats(n);
     }
-    operand_quantise(&f, OPERAND_W, w, OUT, OVER_COLUMNS, RECORD_NONE);
+    operand_quantize(&f, OPERAND_W, w, OUT, OVER_COLUMNS, RECORD_NONE);
     linear_forward(&f, y, STORED, ROWS_X, RECORD_STATS);
     linear_gradients(&f, dx, dy, floats(3 * OUT), ROWS_X, RECORD_STATS);
     MixedOperand of[NOPERAND] = {[OPERAND_X] = {x, ROWS_X, IN, 0, &r[OPERAND_X]},
@@ -1804,9 +1806,8 @@ static void test_fp8_mixed(void) {}
 // -------------------------------------------------------------------------------------------------
 // G. model
 
-#define MODEL_T                                                                                    \
-    40 // with two sequences 80 rows: three blocks of ROWS, so that the order of blocks shows in the
-       // bits
+// With two sequences 80 rows: three blocks of ROWS, so that the order of blocks shows in the bits.
+#define MODEL_T 40
 #define MODEL_B 2
 #define MODEL_V 60
 #define MODEL_R (MODEL_B * MODEL_T)
@@ -1877,7 +1878,7 @@ static uint64_t fingerprint(const Gpt *g) {
         const Fp8Scale *s = &g->scales[i];
         h = checksum(h, &s->scale, 4);
         h = checksum(h, s->amax_history, AMAX_HISTORY_MAX * 4);
-        const int32_t filled = MIN(s->steps, (int64_t)s->recipe.number); // of the history
+        const int32_t filled = MIN(s->amax_count, (int64_t)s->recipe.number); // of the history
         h = checksum(h, &filled, 4);
         h = checksum(h, &s->logged.amax_bits, 4);
         h = checksum(h, &s->logged.count, 8);
@@ -2074,11 +2075,11 @@ static void model_micro_batches(Gpt *g) {
     check(stats_same(&one, &s->step), "model: and the same FP8 statistics",
           "count %d, amax %08x; of one batch %d, %08x", (int)s->step.count, s->step.amax_bits,
           (int)one.count, one.amax_bits);
-    int before = (int)s->steps;
+    int before = (int)s->amax_count;
     scale_advance(s);
-    check(before == 2 && s->steps == 3,
+    check(before == 2 && s->amax_count == 3,
           "model: a history advances once a step, whatever the micro-batches",
-          "%d, then %d entries, expected 2 and 3", before, (int)s->steps);
+          "%d, then %d entries, expected 2 and 3", before, (int)s->amax_count);
 }
 // Decoding with a KV cache, token by token, against whole prefixes.
 static void model_decoding(Gpt *g) {
@@ -2147,10 +2148,10 @@ static void schedules_check(void) {
     }
     check_none(
         wrong,
-        "optimiser: schedules start at lr / warmup, peak after it and end at the final rate");
+        "optimizer: schedules start at lr / warmup, peak after it and end at the final rate");
 }
 // AdamW, clipping's norm and schedules against doubles.
-static void test_optimiser(void) {
+static void test_optimizer(void) {
     Gpt g;
     threads_set(2);
     model_make(&g, 0);
@@ -2167,8 +2168,8 @@ static void test_optimiser(void) {
         for (int id = 0; id < NPARAM; id++) {
             int layernorm =
                 id == LN1W || id == LN1B || id == LN2W || id == LN2B || id == LNFW || id == LNFB;
-            double decay =
-                g.params[id].cols > 1 && !layernorm ? 0.1 : 0; // matrices decay, vectors do not
+            // Matrices decay, vectors do not.
+            double decay = g.params[id].cols > 1 && !layernorm ? 0.1 : 0;
             for (size_t i = g.params[id].offset;
                  i < g.params[id].offset + param_size(&g.params[id]); i++) {
                 double d = 0.5 * (double)g.grad[i];
@@ -2180,12 +2181,12 @@ static void test_optimiser(void) {
             }
         }
     }
-    check_error("optimiser: three updates of AdamW equal the equations in doubles",
+    check_error("optimizer: three updates of AdamW equal the equations in doubles",
                 likeness(w, doubles_of_floats(g.master, n), n),
                 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
     double found = gradient_norm(g.grad, n, 0.5f);
     check(fabs(found / sqrt(norm) - 1) < 1e-6,
-          "optimiser: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g",
+          "optimizer: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g",
           found, sqrt(norm));
     model_end(&g);
     schedules_check();
@@ -2390,7 +2391,7 @@ static uint64_t step_after_load(int lose) {
     model_load(&h, &model);
     state_load(&h, &f);
     if (h.loss_scaling[0] != 512) return 2;
-    for (int i = 0; lose == 1 && i < h.scale_count; i++) h.scales[i].steps = 0;
+    for (int i = 0; lose == 1 && i < h.scale_count; i++) h.scales[i].amax_count = 0;
     if (lose == 2) memset(h.v, 0, h.param_count * 4);
     model_step(&h, 5, 1e-2f);
     uint64_t print = fingerprint(&h);
@@ -2598,11 +2599,11 @@ static const struct {
     const char *name;
     void (*run)(void);
 } groups[] = {TEST(fp8_codes),    TEST(fp8_blocks),   TEST(fp8_sixteen_bits),
-              TEST(fp8_fma),      TEST(scale_update), TEST(scale_quantise),
+              TEST(fp8_fma),      TEST(scale_update), TEST(scale_quantize),
               TEST(recipes),      TEST(math),         TEST(product),
               TEST(blocks),       TEST(layers),       TEST(gradients),
               TEST(fp8_layer),    TEST(fp8_mixed),    TEST(model_bits),
-              TEST(model),        TEST(optimiser),    TEST(data),
+              TEST(model),        TEST(optimizer),    TEST(data),
               TEST(checkpoint),   TEST(options),      TEST(run),
               TEST(run_overflow), TEST(tiles)};
 

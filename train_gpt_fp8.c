@@ -4,64 +4,73 @@ bytes with tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius e
 2209.05433). The same file also builds as FP16, BF16 and FP32, so that two loss curves differ by
 nothing but the precision.
 
-    make && ./train_gpt_fp8                  # a byte-level model on the embedded corpus, two
-minutes
+    make && ./train_gpt_fp8                  # a byte-level model on the embedded corpus
     ./train_gpt_fp8 --help                   # every option
     ./train_gpt_fp8 -i text.txt -e d6 -t 256 # any text file; its bytes are the tokens
 
 HOW FP8 TRAINING WORKS
 
-Formats. A byte has 256 codes. E4M3 (4 bits of exponent, 3 of mantissa) reaches from 2^-9 to 448 and
-has a relative error of at most 1/16. E5M2 reaches from 2^-16 to 57344 with an error of at most 1/8.
-The operands of the forward pass, x and w, are E4M3. The gradient dy is E5M2, because gradients of
-one tensor spread over more powers of two, and a value that underflows to zero is lost.
+Formats. A byte has 256 codes. E4M3 (4 bits of exponent, 3 of mantissa) has normal numbers from
+2^-6 to 448, which are off by at most 1/16; denormal ones go down to 2^-9. E5M2 has normal numbers
+from 2^-14 to 57344, off by at most 1/8, and denormal ones down to 2^-16. The operands of the
+forward pass, x and w, are E4M3. The gradient dy is E5M2: gradients of one tensor spread over more
+powers of two, and a value that underflows to zero is lost.
 
 Scales. A tensor rarely fits into such a range as it is. Each one has a scale:
     scale = FP8_MAX / amax      amax: the largest |value|;  FP8_MAX: 448 or 57344
     byte  = encode(x * scale)   to nearest even; what is too large saturates at +-FP8_MAX
     x    ~= decode(byte) * scale_inv, scale_inv = 1 / scale
-A product multiplies decoded bytes and sums them in fp32. Its epilogue multiplies the sum once by
-scale_inv of both operands, so the scale is undone there (matmul(), section 5). A scale that is too
-small by 2 wastes the lowest power of two: more values underflow. One that is too large by 2
-saturates the largest values. In between nothing is lost, because FP8 numbers are floating point.
+A product multiplies decoded bytes and sums them in fp32. Its epilogue multiplies the sum by
+scale_inv of both operands: there the scale is undone (matmul(), section 5). If a scale is too
+small by 2, the top power of two of the format stays unused, and one more power of two of small
+values underflows. If it is too large by 2, values above about amax / 2 saturate. The other values
+are as precise as before, because FP8 is floating point.
 
-Where amax comes from. quantise() (section 4) makes the bytes and takes amax of the same tensor, as
+Where amax comes from. quantize() (section 4) makes the bytes and takes amax of the same tensor, as
 it is stored (bf16), in the same pass. With the default rule, delayed scaling, that amax does not
-scale this tensor: it enters a history at the end of the step, and the largest amax of the last 16
-steps makes the scale of the next step (scale_advance(), called by gpt_step()). The very first step
-has no history: there each tensor is scaled by its own amax. An amax of 0, Inf or NaN never enters
-the history; the scale stays. Inf becomes +-FP8_MAX and NaN the code 0x7F. Both are counted, and a
-gradient that is not finite is seen in the bias gradient, which sums dy before it is quantized.
+scale this tensor. At the end of the step the largest amax of its micro-batches enters a history,
+and the largest of the last 16 steps makes the scale of the next step (scale_advance(), which
+gpt_step() calls). In the very first step there is no history, and each tensor is scaled by its own
+amax. An amax that is 0, denormal, Inf or NaN never enters the history: the scale stays as it was.
+A value of Inf becomes +-FP8_MAX, a NaN the code 0x7F; both are counted. A gradient that is not
+finite is seen in the bias gradient, which sums dy itself and not its bytes, and ends the run.
 
-The three products of a linear layer, y = x w^T + bias (section 6), and who makes the bytes they
-read: fprop  y  = x w^T      x: linear_forward()     w: gpt_refresh_weights(), once a step dgrad  dx
-= dy w       dy: linear_backward()   w: the same bytes wgrad  dw = dy^T x     dy: the same bytes x:
-the bytes of the forward pass, kept So the backward pass keeps x as bytes: one byte an element,
-where BF16 and FP16 keep two. Under block scaling a block lies along the dimension that is summed
-over. The two products that read an operand sum over different dimensions, so it is quantized twice.
+The three products of a linear layer (section 6), and who makes the bytes they read:
+    fprop  y  = x w^T    x: linear_forward()     w: gpt_refresh_weights(), once a step
+    dgrad  dx = dy w     dy: linear_backward()   w: the same bytes
+    wgrad  dw = dy^T x   dy: the same bytes      x: the same bytes, kept from the forward pass
+So the inputs of linear layers are kept for the backward pass as bytes: one byte an element, where
+BF16 and FP16 keep two. Everything else that is kept (section 8, KEPT) has 16 bits in all three.
+Under block scaling a block lies along the dimension that is summed over. The two products that
+read an operand sum over different dimensions, so it is quantized twice.
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
 stream and gradients of activations are bf16; master weights, their gradients, AdamW's moments and
-all sums are fp32. The head is FP8 with --fp8-head only. The FP16 build differs in three things: the
-stored type is fp16, the operands of the products are the stored tensors themselves, and the loss is
-scaled so that gradients do not underflow. All else is the same text.
+all sums are fp32. The head is FP8 with --fp8-head only. The FP16 build differs in this: the stored
+type is fp16; products read the stored tensors themselves and an fp16 copy of the weights; the loss
+is scaled so that gradients do not underflow, and a step whose gradients overflow is skipped. (A
+recipe with a constant scale for dy scales the loss, too.) All else is the same text.
 
-A step (gpt_step(), section 9) is: forward and backward of every micro-batch, scales, AdamW, and the
-mark that the weights' bytes are old. To try a recipe: --recipe WORDS (--help recipe). To add a rule
-of scales: one function and one row (SCALING_RULES, section 4; dev/RECIPES.md shows it).
+A step (gpt_step(), section 9) is: forward and backward of every micro-batch, the scales of the
+next step, AdamW, and a mark that the weights' bytes are stale. The next forward pass makes them
+again. To try a recipe: --recipe WORDS (--help recipe). To add a rule of scales: one function and
+one row (SCALING_RULES, section 4; dev/RECIPES.md shows it).
 
 What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other
 architectures, several machines.
 
 Bits: the same seed and data give the same parameters, to the last bit, for any thread count,
-compiler, instruction set and across a resume. NUMERICS_VERSION names the rules: fused multiply-adds
-in a fixed order for each element of a product (section 5); sums in 16 striped lanes and fixed
-chunks; exp, log, sin and cos of our own; denormals flushed.
+compiler, instruction set and across a resume. NUMERICS_VERSION names the rules: fused
+multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped lanes
+and fixed chunks; exp, log, sin and cos of our own; denormals flushed.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
+
 Part two, the program, the same text in train_gpt_fp8.cu: 10 data, 11 checkpoint, 12 log, 13
-options, 14 training loop. Part three, speed: 15 the fast product, 16 the machine.
+options, 14 training loop.
+
+Part three, speed: 15 the fast product, 16 the machine.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -236,8 +245,8 @@ INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16);
 INLINE uint16_t fp16_from_float(float f) {
     uint32_t u = float_bits(f), a = u & 0x7fffffff,
              r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    uint32_t small = float_bits(bits_float(a) + 0.5f) -
-                     float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
+    // ulp(0.5) = 2^-24, half's smallest denormal.
+    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);
     r = a < 0x38800000 ? small : r;
     r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
     r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
@@ -250,26 +259,6 @@ INLINE float float_from_fp16(uint16_t h) {
                        : r; // 0 and denormals
     r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
     return bits_float(sign | r);
-}
-
-// sum = terms of i < n in the one order that every build keeps: 16 striped lanes, then a tree of
-// distances 8, 4, 2, 1.
-#define STRIPED_SUM(sum, i, n, term)                                                               \
-    do {                                                                                           \
-        float lanes[16] = {0};                                                                     \
-        size_t first = 0;                                                                          \
-        for (; first + 16 <= (size_t)(n); first += 16)                                             \
-            for (size_t lane = 0; lane < 16; lane++) {                                             \
-                const size_t i = first + lane;                                                     \
-                lanes[lane] += (term);                                                             \
-            }                                                                                      \
-        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                   \
-        sum = lanes_sum(lanes);                                                                    \
-    } while (0)
-INLINE float lanes_sum(float *lanes) {
-    for (int d = 8; d > 0; d /= 2)
-        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
-    return lanes[0];
 }
 
 // ==== 3. FP8 formats =============================================================================
@@ -287,7 +276,7 @@ static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M
 INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
 
 // The code of a magnitude, given by its bits. One beyond `saturated_above` gives a code above
-// max_code. It has no branches, so that the compiler vectorizes the loop in quantise_block().
+// max_code. It has no branches, so that the compiler vectorizes the loop in quantize_block().
 static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
     // normal results: round at the last kept bit and move the exponent's bias
@@ -316,8 +305,8 @@ INLINE float fp8_value(uint32_t code, const Fp8Format *f) {
                    lowest = (uint32_t)(128 - f->bias) << 23;
     const float v = bits_float((a << (23 - f->mantissa_bits)) + lowest - (tiny ? 0 : 1u << 23)) -
                     bits_float(tiny ? lowest : 0);
-    const uint32_t special =
-        f->mantissa_bits == 2 && a == 0x7c ? 0x7f800000 : 0x7fc00000; // E5M2's Inf; NaN
+    // E5M2's Inf; NaN.
+    const uint32_t special = f->mantissa_bits == 2 && a == 0x7c ? 0x7f800000 : 0x7fc00000;
     return bits_float((a > f->max_code ? special : float_bits(v)) | (code & 0x80) << 24);
 }
 static float fp8_decode(uint8_t code, Dtype d) { return fp8_value(code, fp8_format(d)); }
@@ -333,22 +322,22 @@ typedef struct {
 } Fp8Stats;
 
 // A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
-// rule says which amax that is. A rule that remembers earlier steps has a function: it turns the
-// amax of the step that ended into the one that the next step's scale is made of. A new rule is a
-// function and a row at the end (dev/RECIPES.md adds one as an example). Columns: name, word in
-// --recipe, what stands behind the word (=N is a whole number), its default, least and largest,
-// function, help.
+// rule says which amax that is. Rows after CURRENT remember earlier steps. Their function turns the
+// amax of the step that ended into the one that the next step's scale is made of; that of the rows
+// before is never called. A new rule is a function and a row at the end (dev/RECIPES.md adds one as
+// an example). Columns: name, word in --recipe, its argument (=N is a whole number), the argument's
+// default, least and largest, function, help.
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
     X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
-      "the constant S (a power of two keeps most bits)")                                           \
+      "the constant S; a power of two adds no rounding error")                                     \
     X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
       "from the tensor's own amax, found before it is quantized")                                  \
     X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history,                          \
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR };
 
 // How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
 // them.
@@ -357,11 +346,10 @@ typedef struct {
     int rule;
     float number; // the rule's: the constant scale, or how many steps are remembered
     int margin;   // the scale is divided by 2^margin
-    // Of the scale. POW2: down to a power of two. FLOOR: by amax's exponent alone, as OCP's MX,
-    // which may saturate.
+    // POW2: the scale is rounded down to a power of two. FLOOR: amax is, as in OCP's MX, so that
+    // the scale can be up to twice as large and saturate.
     int rounding;
-    // Block scaling: how many elements across and along K share a scale. along is 0 where the whole
-    // tensor does.
+    // Block scaling: elements across and along K that share a scale; along is 0 where all do.
     int across, along;
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
@@ -371,11 +359,9 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale; // in use: of the whole step where the rule remembers, else of the last tensor
-    float
-        kept_inv; // scale_inv of the bytes that are in memory now, for all products that read them
-    int64_t
-        steps; // whose amax the rule has seen; before the first, a tensor has its own amax's scale
+    float scale;        // of the whole step where the rule remembers, else of the last tensor
+    float scale_inv;    // of the bytes that are in memory now, for all products that read them
+    int64_t amax_count; // steps whose amax the rule has seen; 0: tensors are scaled by their own
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -383,35 +369,35 @@ typedef struct {
 } Fp8Scale;
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
-// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf
-// or NaN keeps `keep`.
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax that is 0,
+// denormal, Inf or NaN gives `keep`: the scale as it was, or 1 in blocks.
 INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
     float scale = fp8_max(r->format);
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     if (r->rounding == ROUNDING_FLOOR)
-        amax = bits_float(float_bits(amax) & 0x7f800000); // a power of two, so the scale is one
+        amax = bits_float(float_bits(amax) & 0x7f800000); // down to a power of two
     scale /= amax;
     if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
-// not usable is not counted). steps: how many were counted before it. history: the rule's own
+// not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
-INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
-    (void)r, (void)history, (void)steps;
+INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t count, float amax) {
+    (void)r, (void)history, (void)count;
     return amax;
 }
-INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
-    const int length = (int)r->number, filled = (int)MIN(steps + 1, length);
-    history[steps % length] = amax;
+INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t count, float amax) {
+    const int length = (int)r->number, filled = (int)MIN(count + 1, length);
+    history[count % length] = amax;
     for (int i = 0; i < filled; i++) amax = MAX(amax, history[i]);
     return amax;
 }
 
-// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes
-// the next step's scale. Validation and sampling record no x and dy, so none of theirs gets here.
+// Once an optimizer step, before the update: the operand's amax, the largest over its
+// micro-batches, makes the next step's scale. Validation and sampling record nothing of x and dy.
 INLINE void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = &s->recipe;
     float amax = bits_float(s->step.amax_bits);
@@ -420,9 +406,9 @@ INLINE void scale_advance(Fp8Scale *s) {
     memset(&s->step, 0, sizeof(s->step));
     if (!recipe_remembers(r) || !amax_usable(amax)) return;
 #define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                  \
-    if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->steps, amax);
+    if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->amax_count, amax);
     SCALING_RULES(RULE_APPLY)
-    s->steps++;
+    s->amax_count++;
     s->scale = scale_from_amax(amax, s->scale, r);
 }
 // ---- rules end
@@ -444,7 +430,7 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 // q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order
 // does not matter. Inlined for each format, whose numbers are then constants. Numbers are widened
 // and narrowed in loops of their own: so gcc's code is faster.
-INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats,
+INLINE void quantize_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats,
                            const Fp8Format *f8) {
     uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
     for (size_t at = 0, m; at < n; at += m) {
@@ -461,8 +447,8 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
         }
         for (size_t i = 0; i < m; i++) q[at + i] = (uint8_t)code[i];
     }
-    if (amax >= 0x7f800000 ||
-        float_bits(bits_float(amax) * scale) > f8->saturated_above) // seldom: again, with all cases
+    // Seldom: again, with all cases.
+    if (amax >= 0x7f800000 || float_bits(bits_float(amax) * scale) > f8->saturated_above)
         for (size_t i = 0; i < n; i++) {
             const float f = float_from_stored(x[i]);
             const uint32_t u = float_bits(f * scale), b = u & 0x7fffffff;
@@ -474,30 +460,19 @@ INLINE void quantise_block(uint8_t *q, const stored_t *x, size_t n, float scale,
     stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite,
         stats->count += n;
 }
-// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding
-// changed of x; where all have one scale (step 0) in the numbers that codes stand for, (x scale)^2,
-// else (step 1) in x's own.
-INLINE void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
-                      const float *scale, int step, Dtype format) {
-    const Fp8Format *f8 = fp8_format(format);
-    float signal, noise;
-#define SIGNAL (float_from_stored(x[i]) * (step ? 1 : *scale))
-#define NOISE  (SIGNAL - fp8_value(q[i], f8) / (step ? scale[i] : 1))
-    STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
-    STRIPED_SUM(noise, i, n, NOISE * NOISE);
-    sums[0] += signal, sums[1] += noise;
-}
-
-// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the
-// first one, or a model without its state file).
+// Section 7:
+static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
+                      const float *scale, int stride, Dtype format);
+// Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
+// (in the first step, or of a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
-    return s->recipe.rule == SCALING_CURRENT || (recipe_remembers(&s->recipe) && s->steps == 0);
+    return s->recipe.rule == SCALING_CURRENT ||
+           (recipe_remembers(&s->recipe) && s->amax_count == 0);
 }
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
-// The one place where FP8 bytes are made: q [n] from the stored tensor x [n]. Returns scale_inv = 1
-// / scale. An operand with no history yet (first step, or a model evaluated without a state file)
-// is scaled by its own amax.
-static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
+// Makes the FP8 bytes q [n] of the stored tensor x [n] with one scale, and takes its amax in the
+// same pass; quantize_blocks() (section 7) makes those in blocks. Returns scale_inv = 1 / scale.
+static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = s->scale;
     if (scale_is_own(s)) {
@@ -516,8 +491,8 @@ static float quantise(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
         if (r->format == DTYPE_E4M3)
-            quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[0]);
-        else quantise_block(q + at, x + at, m, scale, &total, &fp8_formats[1]);
+            quantize_block(q + at, x + at, m, scale, &total, &fp8_formats[0]);
+        else quantize_block(q + at, x + at, m, scale, &total, &fp8_formats[1]);
         if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
     }
     const double inv2 = (double)scale_inv * scale_inv;
@@ -555,8 +530,9 @@ typedef struct {
 } Matrix;
 #define matrix(...) ((Matrix){__VA_ARGS__, 1, NULL, 0, 0, 0})
 
-// Epilogue: how the fp32 sum becomes an output element, in one rounding to the output's type:
-// value = sum * scale * (scale_inv of a) * (scale_inv of b), plus bias[n] or the old out[m, n].
+// Epilogue: how the fp32 sum becomes an output element, which is rounded to the output's type:
+// value = sum * (scale * (scale_inv of a * scale_inv of b)), plus bias[n] or the old out[m, n] in
+// the same fused multiply-add.
 typedef struct {
     void *data; // [m, n], stored type or fp32
     Dtype dtype;
@@ -620,12 +596,12 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
 
 // ==== 6. linear layers ===========================================================================
 // Section 7:
-static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
+static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record);
 static void column_sums(float *out, const stored_t *x, float *partial, size_t rows, size_t width);
 
-// y = x w^T + bias. Three products read three operands, each of which is a matrix [rows, columns].
-// Two products read each operand: one sums over its columns, the other over its rows.
+// y = x w^T + bias. Each of its three operands is a matrix [rows, columns] that two products read:
+// one sums over the column index, the other over the row index.
 //                  over columns    over rows
 //   x  [R, in]     fprop           wgrad
 //   w  [out, in]   fprop           dgrad
@@ -662,17 +638,17 @@ static void operand_is(Linear *f, int which, const stored_t *tensor) {
 
 // Makes the bytes of an operand from the tensor [rows, columns], for those of its products, from
 // `way` on, that are in FP8.
-static void operand_quantise(const Linear *f, int which, const stored_t *tensor, size_t rows,
+static void operand_quantize(const Linear *f, int which, const stored_t *tensor, size_t rows,
                              int way, Record record) {
     const Operand *o = &f->operand[which];
     for (; way <= OVER_ROWS; way++) {
         if (!linear_in_fp8(f, operand_product[which][way]) || !o->bytes[way]) continue;
         if (!recipe_blocks(&o->scale->recipe)) {
-            o->scale->kept_inv =
-                quantise(o->bytes[way], tensor, rows * o->columns, o->scale, record);
+            o->scale->scale_inv =
+                quantize(o->bytes[way], tensor, rows * o->columns, o->scale, record);
             return; // the other product reads the same bytes
         }
-        quantise_blocks(o->bytes[way], o->inv[way], tensor, rows, o->columns, way, o->scale,
+        quantize_blocks(o->bytes[way], o->inv[way], tensor, rows, o->columns, way, o->scale,
                         record);
         record = RECORD_NONE; // counted once
     }
@@ -689,7 +665,7 @@ static Matrix operand(const Linear *f, int which, int product, size_t K) {
     m.data = o->bytes[way];
     m.dtype = r->format;
     if (!recipe_blocks(r)) {
-        m.scale_inv = o->scale->kept_inv;
+        m.scale_inv = o->scale->scale_inv;
         return m;
     }
     m.inv = o->inv[way];
@@ -702,7 +678,7 @@ static Matrix operand(const Linear *f, int which, int product, size_t K) {
 // y[rows, out] = x w^T + bias, of type y_dtype.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows, Record record) {
     const Operand *x = &f->operand[OPERAND_X];
-    operand_quantise(f, OPERAND_X, x->stored[OVER_COLUMNS], rows, OVER_COLUMNS, record);
+    operand_quantize(f, OPERAND_X, x->stored[OVER_COLUMNS], rows, OVER_COLUMNS, record);
     if (x->stored[OVER_ROWS] && x->stored[OVER_ROWS] != x->stored[OVER_COLUMNS]) // a wgrad in bf16
         memcpy((stored_t *)x->stored[OVER_ROWS], x->stored[OVER_COLUMNS],
                rows * f->in * sizeof(stored_t));
@@ -710,13 +686,13 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of dy before it is quantized: FP8 turns
-// Inf into its largest number, so that a dy that is not finite is seen in dbias. partial: room for
-// these sums, [ceil(rows / ROWS)][out].
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself, not of
+// its bytes: FP8 saturates Inf, so that a dy that is not finite shows in dbias alone. partial: room
+// for these sums, [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_t rows,
                             Record record) {
     const stored_t *dy = f->operand[OPERAND_DY].stored[OVER_COLUMNS];
-    operand_quantise(f, OPERAND_DY, dy, rows, OVER_COLUMNS, record);
+    operand_quantize(f, OPERAND_DY, dy, rows, OVER_COLUMNS, record);
     matmul(output(dx, STORED, f->in, 1, NULL, 0), operand(f, OPERAND_DY, DGRAD, f->out),
            operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
     matmul(output(f->dw, DTYPE_FP32, f->in, 1, NULL, 1), operand(f, OPERAND_DY, WGRAD, rows),
@@ -725,7 +701,40 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
 }
 
 // ==== 7. other layers ============================================================================
-// ---- block scaling: quantise() with a scale for each block
+// sum = terms of i < n in the one order that every build keeps: 16 striped lanes, then a tree of
+// distances 8, 4, 2, 1.
+#define STRIPED_SUM(sum, i, n, term)                                                               \
+    do {                                                                                           \
+        float lanes[16] = {0};                                                                     \
+        size_t first = 0;                                                                          \
+        for (; first + 16 <= (size_t)(n); first += 16)                                             \
+            for (size_t lane = 0; lane < 16; lane++) {                                             \
+                const size_t i = first + lane;                                                     \
+                lanes[lane] += (term);                                                             \
+            }                                                                                      \
+        for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                   \
+        sum = lanes_sum(lanes);                                                                    \
+    } while (0)
+INLINE float lanes_sum(float *lanes) {
+    for (int d = 8; d > 0; d /= 2)
+        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
+    return lanes[0];
+}
+
+// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding
+// changed of x. With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's own.
+static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
+                      const float *scale, int stride, Dtype format) {
+    const Fp8Format *f8 = fp8_format(format);
+    float signal, noise;
+#define SIGNAL (float_from_stored(x[i]) * (stride ? 1 : *scale))
+#define NOISE  (SIGNAL - fp8_value(q[i], f8) / (stride ? scale[i] : 1))
+    STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
+    STRIPED_SUM(noise, i, n, NOISE * NOISE);
+    sums[0] += signal, sums[1] += noise;
+}
+
+// ---- block scaling: quantize() with a scale for each block
 // Columns are taken SPAN at a time, so that a row's elements are neighbours in memory. A block that
 // is wider than that has one scale, which all of its columns share.
 #define SPAN 512
@@ -761,9 +770,9 @@ static void columns_encode(uint8_t *q, const stored_t *x, size_t columns, size_t
         }
 }
 
-// Bytes of x [rows, columns] in blocks. Their K runs along the rows, or else along the columns.
+// Bytes of x [rows, columns] in blocks. K is the row index if along_rows, else the column index.
 // inv: [blocks across K][blocks along it]. No block's scale depends on another step.
-static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
+static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across));
@@ -804,13 +813,12 @@ static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     stats_merge(&s->step, &total);
 }
 
-// ---- functions of one number: every operation is IEEE and in the order in which it is written, so
-// that all compilers and vectors give the same bits e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 /
-// 2, Taylor to r^7; 2^n in two factors, so that tiny results flush to 0. Above 88.3 it saturates
-// near 2.2e38. A NaN stays one.
-#define ROUNDER                                                                                    \
-    12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of
-                // the sum
+// ---- functions of one number. Every operation is IEEE and in the order in which it is written, so
+// that all compilers and vectors give the same bits.
+// e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny
+// results flush to 0. Above 88.3 it saturates near 2.2e38. A NaN stays one.
+// 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum.
+#define ROUNDER 12582912.0f
 INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
 INLINE float exp_fixed_order(float x) {
     x = 88.3f < x ? 88.3f : x;
@@ -904,7 +912,7 @@ static void residual_layernorm_forward(stored_t *residual, stored_t *normed, flo
             SIMD for (size_t c = 0; c < C; c++) x[c] =
                 stored_from_float(float_from_stored(p[c]) + float_from_stored(q[c]));
         else if (x != p) memcpy(x, p, C * sizeof(stored_t));
-        STRIPED_SUM(sum, c, C, float_from_stored(x[c])); // what is normalised is the stored value
+        STRIPED_SUM(sum, c, C, float_from_stored(x[c])); // what is normalized is the stored value
         const float m = sum / (float)C;
         STRIPED_SUM(squares, c, C, (float_from_stored(x[c]) - m) * (float_from_stored(x[c]) - m));
         const float r = 1.0f / sqrtf(squares / (float)C + 1e-5f);
@@ -988,7 +996,7 @@ static void packed_product_add(const Output *out, const unit_t *left, const unit
 // held whole: exact maximum, keys summed in ascending order; so no bit depends on a tile. Forward,
 // e^(s - max) is rounded to the stored type, multiplied by v and then divided by the row's sum (of
 // unrounded terms, in 16 lanes). Backward, the scores are made again instead of kept, and it is the
-// normalised probability and the score's gradient that are rounded before they are multiplied.
+// normalized probability and the score's gradient that are rounded before they are multiplied.
 #define QROWS 64
 
 // A thread's buffers in its slice of the workspace: type, name, count. Tp = T rounded up to 64, hp
@@ -1017,8 +1025,8 @@ static void packed_product_add(const Output *out, const unit_t *left, const unit
 typedef struct {
     ATTENTION_BUFFERS(BUFFER_FIELD)
 } AttentionBuffers;
-static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T,
-                                size_t hs) { // returns their bytes
+// Returns their bytes.
+static size_t attention_buffers(AttentionBuffers *w, char *base, size_t T, size_t hs) {
     const size_t Tp = round_up(T, 64), hp = round_up(hs, 64);
     size_t at = 0;
     ATTENTION_BUFFERS(BUFFER_CARVE)
@@ -1178,7 +1186,7 @@ static void sincos_turns(double u, double *sine, double *cosine) {
     *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
 }
 // ---- random numbers: counter based, so that any thread may draw any element. mix64 is
-// splitmix64's finaliser (Steele, Lea, Flood 2014).
+// splitmix64's finalizer (Steele, Lea, Flood 2014).
 static uint64_t mix64(uint64_t z) {
     z += 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -1192,8 +1200,8 @@ static double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53
 
 #define LAYERS_MAX 1024
 typedef struct {
-    int T, V, Vp, L, NH,
-        C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
+    // Longest context, vocabulary, padded vocabulary, layers, heads, channels.
+    int T, V, Vp, L, NH, C;
 } Config;
 
 // Parameters in the order of llm.c's model file, each for all layers together.
@@ -1227,9 +1235,8 @@ typedef struct {
 // Fills specs[NPARAM]; returns the number of parameters.
 static size_t param_specs(ParamSpec *specs, const Config *c) {
     const size_t C = c->C, L = c->L, Vp = c->Vp, T = c->T;
-    const float std = 0.02f,
-                residual_std =
-                    0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
+    // GPT-2: scaled by the number of residual additions.
+    const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L);
     const ParamSpec table[NPARAM] = {
         {"wte", 1, Vp, C, 1, std, 0, 0},
         {"wpe", 1, T, C, 1, std, 0, 0},
@@ -1259,19 +1266,20 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
-#define HEAD_ROWS                                                                                  \
-    512 // rows of logits that exist at once. Each slab is a chain of its own in dwte, so this is a
-        // rule of bits
+// Rows of logits that exist at once. Changing it changes bits: each slab is a sum of its own in
+// dwte.
+#define HEAD_ROWS 512
 typedef enum {
+    // Of a tensor, and its type in this build:
     STORAGE_fp32,
     STORAGE_stored,
     STORAGE_operand,
     STORAGE_byte
-} Storage; // of a tensor, and its type in this build:
+} Storage;
 typedef float fp32_t;
 typedef uint8_t byte_t;
-static size_t role_size(Storage role,
-                        int precision) { // bytes an element in a build of the given precision
+// Bytes an element in a build of the given precision.
+static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
     return role == STORAGE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
 }
@@ -1283,10 +1291,10 @@ static size_t role_size(Storage role,
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
     /* weights, their gradients, AdamW's moments */ \
-    X(fp32, master, 1, g->param_count, OPTIMISER) \
-    X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
-    X(fp32, m, 1, t * g->param_count, OPTIMISER) \
-    X(fp32, v, 1, t * g->param_count, OPTIMISER) \
+    X(fp32, master, 1, g->param_count, OPTIMIZER) \
+    X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * 12 * C * C, REUSED) \
     /* [Vp, C] likewise; the fp32 build reads the master */ \
@@ -1296,34 +1304,35 @@ static size_t role_size(Storage role,
     X(stored, w16, w16_layers, 12 * C * C, REUSED) \
     X(stored, x16, x16_layers, 7 * R * C, KEPT)          /* and what wgrad keeps */ \
     /* of operands in blocks: weights with K along their outputs; */ \
-    X(byte, w_across, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED) \
+    X(byte, w_for_dgrad, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED) \
     /* scales of the weights' two copies, */ \
     X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED) \
     /* of what wgrad keeps, */ \
     X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
-    /* of x_bytes, */ \
+    /* of x_for_fprop, */ \
     X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
     /* and of dy */ \
     X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
-    X(byte, x_bytes, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] x for fprop */ \
-    X(byte, dy_across, 1, t * BLOCKS(OPERAND_DY) * R * 4 * C, REUSED) /* [R, 4C] dy for wgrad */ \
+    X(byte, x_for_fprop, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] x for fprop */ \
+    /* [R, 4C] dy for wgrad */ \
+    X(byte, dy_for_wgrad, 1, t * BLOCKS(OPERAND_DY) * R * 4 * C, REUSED) \
     /* [R, C] before attention, before the MLP, and at the end */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
     /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
-    X(operand, ln1, again, R * C, KEPT) \
+    X(operand, ln1, kept_layers, R * C, KEPT) \
     X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
     X(operand, att, L, R * C, KEPT) \
     /* of those that are made again, one layer's exist */ \
-    X(operand, ln2, again, R * C, KEPT) \
+    X(operand, ln2, kept_layers, R * C, KEPT) \
     X(stored, fc, L, R * 4 * C, KEPT)                  /* [R, 4C] before the GELU */ \
-    X(operand, gelu, again, R * 4 * C, KEPT) \
+    X(operand, gelu, kept_layers, R * 4 * C, KEPT) \
     X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
-    /* [R, 4C] a linear layer's input before it is quantised */ \
+    /* [R, 4C] a linear layer's input before it is quantized */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
-    /* a weight matrix before it is quantised */ \
+    /* a weight matrix before it is quantized */ \
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
@@ -1343,7 +1352,7 @@ static size_t role_size(Storage role,
 #define SCALE_ROOM(elements, C)                                                                    \
     ((elements) / 32 +                                                                             \
      64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
-typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
+typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 #define TENSOR_MAKE(role, name, layers, count, life)                                               \
     bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                               \
@@ -1371,10 +1380,9 @@ typedef struct {
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
                            // it), and good steps in a row
     int *tokens, *targets; // [B, T] of a micro-batch, where it trains
-    Record record; // of x and dy: NONE but in a training step, so that validation and sampling
-                   // leave no trace
-    Record record_weights; // of the weights, for the next step: they may be made in a validation
-                           // before it
+    Record record;         // of x and dy: NONE but in a training step
+    // Of weights: a validation may be the first to quantize them after an update.
+    Record record_weights;
 } Gpt;
 
 // Rows that activations have room for.
@@ -1400,7 +1408,8 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
                  t = g->training != 0;
     const size_t fp8 = precision == PRECISION_FP8, head8 = fp8 && g->fp8_head,
                  copies = precision != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L, w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
+    const size_t kept_layers = g->recompute ? 1 : L,
+                 w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
@@ -1413,18 +1422,18 @@ static size_t workspace_bytes(const Gpt *g);
 static void workspace_make(const Gpt *g);
 #define PROGRAM_BYTES (3 << 20) // the program and its libraries themselves
 typedef struct {
-    size_t part[LIVES], kept_fp16,
-        total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+    // Bytes; kept_fp16: what the FP16 build keeps for the same model.
+    size_t part[LIVES], kept_fp16, total;
 } MemoryPlan;
-static MemoryPlan
-memory_plan(Gpt *g) { // with all that was taken before: the validation set, a baseline's log
+// With all that was taken before: the validation set, a baseline's log.
+static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {0};
     size_t fp16[LIVES] = {0};
     tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] += g->scale_count * sizeof(Fp8Scale) + workspace_bytes(g);
     plan.part[REUSED] += memory_taken + PROGRAM_BYTES;
-    plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
+    plan.total = plan.part[OPTIMIZER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
 
@@ -1435,7 +1444,7 @@ static void gpt_allocate(Gpt *g) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
         s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1,
-        s->kept_inv = 1;
+        s->scale_inv = 1;
     }
     g->loss_scaling[0] = 1;
     if (g->training) {
@@ -1454,7 +1463,7 @@ static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = 
     return &g->scales[(l * NLIN + linear) * NOPERAND + which];
 }
 
-// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases
+// GPT-2's initialization: normal(0, 0.02), projections into the residual stream scaled down, biases
 // 0, layernorm 1. Element pairs come from one Box-Muller draw, addressed by tensor and index.
 static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
@@ -1492,30 +1501,30 @@ static stored_t *gpt_input(const Gpt *g, int l, int i) {
 
 // The FP8 operands of linear layer i of layer l: where their bytes and scales lie.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
-    static const size_t start[NLIN] = {0, 3, 4,
-                                       8}; // of its weights, in units of C^2, of 12 in a layer
+    // Of its weights, in units of C^2, of 12 in a layer.
+    static const size_t start[NLIN] = {0, 3, 4, 8};
     const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
     const size_t w_room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
     uint8_t *kept = (uint8_t *)gpt_kept(g, l, i);
     for (int o = 0; o < NOPERAND; o++) f->operand[o].scale = gpt_scale(g, l, i, o);
     f->bf16 = g->bf16[l][i];
-    x->bytes[0] = g->x_bytes ? g->x_bytes : kept;
+    x->bytes[0] = g->x_for_fprop ? g->x_for_fprop : kept;
     x->bytes[1] = g->training ? kept : NULL;
     w->bytes[0] = w->bytes[1] = (uint8_t *)(g->weights + (l * 12 + start[i]) * CC);
     dy->bytes[0] = g->dy_bytes;
-    dy->bytes[1] = g->dy_across ? g->dy_across : g->dy_bytes;
-    if (g->x_bytes) {
+    dy->bytes[1] = g->dy_for_wgrad ? g->dy_for_wgrad : g->dy_bytes;
+    if (g->x_for_fprop) {
         x->inv[0] = g->x_inv;
-        x->inv[1] =
-            g->kept_inv + l * x_room + i * (RC / 32 + 16 * C); // inputs are C wide, fcproj's 4 C
+        // Inputs are C wide, fcproj's 4 C.
+        x->inv[1] = g->kept_inv + l * x_room + i * (RC / 32 + 16 * C);
     }
-    if (g->w_across) {
-        w->bytes[1] = g->training ? g->w_across + (l * 12 + start[i]) * CC : NULL;
+    if (g->w_for_dgrad) {
+        w->bytes[1] = g->training ? g->w_for_dgrad + (l * 12 + start[i]) * CC : NULL;
         w->inv[0] = g->w_inv + 2 * l * w_room + start[i] * CC / 32 + i * 16 * C;
         w->inv[1] = w->inv[0] + w_room;
     }
-    if (g->dy_across) {
+    if (g->dy_for_wgrad) {
         dy->inv[0] = g->dy_inv;
         dy->inv[1] = g->dy_inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
     }
@@ -1563,8 +1572,8 @@ static Linear gpt_head(const Gpt *g, size_t row) {
     return f;
 }
 
-// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the
-// stored one, so that a resumed run makes the same bytes. What is quantised is the weight rounded
+// Makes the operand copies of the master weights, once an optimizer step; the scale in use is the
+// stored one, so that a resumed run makes the same bytes. What is quantized is the weight rounded
 // to the stored type.
 static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
@@ -1574,14 +1583,14 @@ static void gpt_refresh_weights(Gpt *g) {
     const Record record = MAX(g->record_weights, RECORD_STATS);
     stored_from_floats(g->head_w, g->master, head);
     const Linear f = gpt_head(g, 0);
-    operand_quantise(&f, OPERAND_W, g->head_w, f.out, OVER_COLUMNS, record);
+    operand_quantize(&f, OPERAND_W, g->head_w, f.out, OVER_COLUMNS, record);
     for (int l = 0; l < g->config.L; l++)
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = (stored_t *)f.operand[OPERAND_W].stored[OVER_COLUMNS];
             if (!to) to = g->rounded; // FP8: one matrix at a time
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
-            operand_quantise(&f, OPERAND_W, to, f.out, OVER_COLUMNS, record);
+            operand_quantize(&f, OPERAND_W, to, f.out, OVER_COLUMNS, record);
         }
 }
 
@@ -1615,7 +1624,7 @@ static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, const stored
         stored_t *x = gpt_input(g, l, i);
         if (i == LIN_FCPROJ) gelu_forward(x, g->fc + l * gpt_rows(g) * f.in, rows * f.in);
         else gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, x, rows);
-        operand_quantise(&f, OPERAND_X, x, rows, OVER_ROWS, RECORD_NONE);
+        operand_quantize(&f, OPERAND_X, x, rows, OVER_ROWS, RECORD_NONE);
     }
     operand_is(&f, OPERAND_DY, dy);
     linear_backward(&f, dx, g->partial_sums, rows, g->record);
@@ -1642,8 +1651,8 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
                     c->C);
     for (int l = 0; l < c->L; l++) {
         stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C;
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_input(g, l, LIN_QKV),
-                              rows); // the encoder wrote the first
+        // The encoder wrote the first.
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_input(g, l, LIN_QKV), rows);
         gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
         attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, B, n, pos, c->C, c->NH);
         gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, rows);
@@ -1767,7 +1776,7 @@ typedef struct {
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 -
 //   b2^t)) + eps) + decay w)
 // Returns whether every weight is still finite.
-static int adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
+static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
     uint32_t largest = 0; // bits of the largest |w|
     const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)),
                 correct2 = 1.0 / (1.0 - power_int(o->beta2, t));
@@ -1779,7 +1788,7 @@ static int adamw_update(Gpt *g, const AdamW *o, float grad_scale, long t) {
         const float *grad = g->grad + s->offset, decay = s->decays ? o->weight_decay : 0;
         PRAGMA(omp parallel for simd schedule(static) reduction(max : largest))
         for (size_t i = 0; i < n; i++) {
-            const float d = grad[i] * grad_scale;
+            const float d = grad[i] * unscale;
             m[i] = b1 * m[i] + (1 - b1) * d;
             v[i] = b2 * v[i] + (1 - b2) * (d * d);
             const float step = m[i] * correct1 / (sqrtf(v[i] * correct2) + eps);
@@ -1826,8 +1835,8 @@ static void loss_scale_update(Gpt *g, int overflow) {
 
 // ---- a step
 typedef struct Run Run; // what one call of the program works with (section 12)
-static void run_batch(Run *r, long index, int *tokens,
-                      int *targets); // micro-batch `index`, counted from the first step on
+// Micro-batch `index`, counted from the first step on.
+static void run_batch(Run *r, long index, int *tokens, int *targets);
 typedef struct {
     long index, update;      // of this step, from 0; of AdamW's update in it, from 1
     int micro_batches, last; // last: of the run
@@ -1841,9 +1850,9 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A
-// non-finite loss or gradient ends it before it can reach a weight; FP16 first tries smaller loss
-// scales and skips the step.
+// One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A loss or
+// gradient that is not finite ends the run before any weight changes. In FP16, while the loss scale
+// is above 1, such a gradient skips the update and halves the loss scale instead.
 static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const int B = g->B, T = g->config.T;
     const float loss_scale = g->loss_scaling[0];
@@ -1861,7 +1870,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
         r.nonfinite = "the gradient is";
     if (r.nonfinite) return r;
-    uint64_t cut = 0; // gradients that FP8 cut, where FP16 would have overflowed
+    uint64_t cut = 0; // gradients that saturated: the loss scale is too high
     for (int i = 0; i < g->scale_count; i++) {
         scale_advance(&g->scales[i]);
         if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
@@ -1964,14 +1973,11 @@ static void file_read(const File *f, size_t at, void *to, size_t n) {
                got ? strerror(errno) : "it became shorter");
     }
 }
-static File file_open(const char *path,
-                      int optional) { // optional: it need not exist, and may be empty
+// optional: it need not exist, and may be empty.
+static File file_open(const char *path, int optional) {
     struct stat st;
-    File f = {path,
-              open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC),
-              0,
-              {0, 0},
-              {0}}; // or a pipe would be waited for
+    // Or a pipe would be waited for.
+    File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}};
     if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
     EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size),
@@ -2042,8 +2048,8 @@ typedef struct {
     File file;
     size_t begin; // of this set's first token in it, in bytes
     int width;    // bytes a token, 1 or 2
-    size_t count, windows,
-        slack; // tokens, windows of an epoch, and by how many tokens they may shift
+    // Tokens, windows of an epoch, and by how many tokens they may shift.
+    size_t count, windows, slack;
 } Shard;
 typedef struct {
     Shard *shards;
@@ -2285,8 +2291,8 @@ static ValidationSet validation_open(Dataset *d, int T, long want) {
 // tokenizer file.
 typedef struct {
     int V, separator; // the token between documents
-    const unsigned char *
-        *text; // [V] a token's bytes; the byte before them is their number. NULL without a file
+    // [V] a token's bytes; the byte before them is their number. NULL without a file.
+    const unsigned char **text;
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
@@ -2363,12 +2369,12 @@ enum {
     SECTIONS
 };
 
-typedef uint64_t
-    StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
+// Magic, version, numerics, precision, world, rank, sections; checksum of these.
+typedef uint64_t StateHeader[8];
 typedef struct {
     char name[24];
-    uint64_t dtype, rows, cols, bytes,
-        checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
+    // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data.
+    uint64_t dtype, rows, cols, bytes, checksum;
 } SectionHeader;
 typedef struct {
     SectionHeader header;
@@ -2512,8 +2518,8 @@ static Config model_check(const File *f, uint64_t *sum) {
 // Loads a checked model file. Its context may be longer than g's: the first positions are taken.
 // Rows of the padded vocabulary become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
-    const size_t width = f->header[1] == 3 ? 4 : 2,
-                 real = (size_t)g->config.V * g->config.C; // of wte's elements
+    // Of wte's elements.
+    const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C;
     size_t at = sizeof(FileHeader);
     float block[1 << 14];
     for (int id = 0; id < NPARAM; id++) {
@@ -2622,7 +2628,7 @@ static void state_load(Gpt *g, const StateFile *f) {
         Fp8Scale *q = &g->scales[i];
         const ScalingRecipe *r =
             i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
-        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->steps < 0;
+        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->amax_count < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
     EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
@@ -2666,8 +2672,8 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
         for (int i = 0; i < 3; i++)
-            snprintf(name, sizeof(name), names[i], old),
-                unlinkat(d->fd, name, 0); // DONE goes first
+            // DONE goes first.
+            snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0);
 }
 
 // ==== 12. log ====================================================================================
@@ -3083,8 +3089,8 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
         *(char **)field = strdup(text);
         return;
     }
-    if (s->kind ==
-        OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
+    // Kept in its shortest words, so that two that mean the same are the same.
+    if (s->kind == OPT_RECIPE) {
         ScalingRecipe recipes[NOPERAND];
         char shortest[256];
         recipe_parse(recipes, text, where);
@@ -3113,8 +3119,8 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) path_print(out, "%s", *(char *const *)field);
     else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
-    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a
-                                      // resume reads it
+    // Short where that gives the number back, else in full: a resume reads it.
+    else if (s->kind == OPT_DOUBLE) {
         path_print(out, "%.9g", *(const double *)field);
         if (strtod(out, NULL) != *(const double *)field)
             path_print(out, "%.17g", *(const double *)field);
@@ -3251,8 +3257,8 @@ static void options_bf16(const Options *o, Gpt *g) {
         int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
             const long number = strtol(word, &end, 10);
-            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1},
-                 added = 0; // what the word may mean
+            // What the word may mean.
+            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0;
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
@@ -3301,8 +3307,8 @@ static Config options_config(const Options *o, int depth, int V) {
 #define COMMIT "unknown"
 #endif
 static volatile sig_atomic_t interrupted = 0;
-static void on_interrupt(
-    int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
+// a second Ctrl-C ends the program at once; TERM and HUP may come twice.
+static void on_interrupt(int signal_number) {
     interrupted = 1;
     if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);
 }
@@ -3372,8 +3378,8 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
 // losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
     const int L = g->config.L;
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C,
-                 RC = gpt_rows(g) * C; // rows that count, elements that lie there
+    // Rows that count, elements that lie there.
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C;
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
         const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC,
@@ -3443,8 +3449,8 @@ struct Run {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    const char *baseline_dir, *baseline,
-        *baseline_at;       // another run, its log's text ("": none), and how far it was read
+    // Another run, its log's text ("": none), and how far it was read.
+    const char *baseline_dir, *baseline, *baseline_at;
     double baseline_row[4]; // its row there
     MemoryPlan plan;
     Progress progress;
@@ -3477,8 +3483,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
-    int pos = 0, length = MIN(n, MAX(T - 1, 1)),
-        *context = all + n - length; // of a long prompt, its end
+    // Of a long prompt, its end.
+    int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length;
     fputs(text, stdout);
     for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
@@ -3537,10 +3543,10 @@ static char *run_header(const Run *r) {
             (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
     fprintf(f,
-            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward "
+            "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
             "pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16),
+            mib(p->total), mib(p->part[OPTIMIZER]), mib(p->part[KEPT]), mib(p->kept_fp16),
             mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
@@ -3911,11 +3917,10 @@ static void fp8_tables_init(void) {
     }
 }
 
-// n <= STRIP FP8 codes to fp32. They are widened first: gcc's code for both in one loop is half as
-// fast.
-#define STRIP                                                                                      \
-    96 // rows of a that one task packs, elements decoded at once across K: a multiple of MR, NR,
-       // AMX_MR
+// STRIP: rows of a that one task packs, and elements that are decoded at once across K. A multiple
+// of MR, NR and AMX_MR. n <= STRIP FP8 codes to fp32. They are widened first: gcc's code for both
+// in one loop is half as fast.
+#define STRIP 96
 static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     uint32_t wide[STRIP];
     for (int i = 0; i < n; i++) wide[i] = codes[i];
@@ -3941,8 +3946,8 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
                                                     : _mm256_loadu_si256(from));
         __m512i low = _mm512_permutex2var_epi8(l0, c, l1),
                 high = _mm512_permutex2var_epi8(h0, c, h1);
-        high = _mm512_slli_epi16(_mm512_ternarylogic_epi64(high, c, top, 0xf8),
-                                 8); // high | (c & 0x80)
+        // High | (c & 0x80).
+        high = _mm512_slli_epi16(_mm512_ternarylogic_epi64(high, c, top, 0xf8), 8);
         if (n - i < 32) _mm512_mask_storeu_epi16(out + i, valid, _mm512_or_si512(low, high));
         else _mm512_storeu_si512(out + i, _mm512_or_si512(low, high));
     }
@@ -4035,8 +4040,8 @@ INLINE int panel_rows(void) {
 INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs,
                          const int group, const int from) {
     Vector c[MR][NR / LANES], v[NR / LANES], *t = (Vector *)tile;
-    EACH_ROW EACH_VECTOR c[i][j] =
-        t[i * (NR / LANES) + j]; // not by memcpy, which would keep c in memory
+    // Not by memcpy, which would keep c in memory.
+    EACH_ROW EACH_VECTOR c[i][j] = t[i * (NR / LANES) + j];
     for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
         UNROLL for (int k = from; k >= 0; k--) {
             const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
@@ -4311,9 +4316,8 @@ static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t
                            size_t partial_stride, int first, int last) {
     float tiles[MAX(MR, HAS_AMX * AMX_MR) * NB] __attribute__((aligned(64)));
     const int panel = panel_rows(), amx = panel == AMX_MR;
-    const int group = amx ? NB : NR,
-              piece =
-                  amx ? 128 : units; // a piece of a's panel stays in L1 while a group of b's pass
+    // a piece of a's panel stays in L1 while a group of b's pass.
+    const int group = amx ? NB : NR, piece = amx ? 128 : units;
     for (int i = 0; i < m; i += panel, a += units * panel)
         for (int j0 = 0; j0 < n; j0 += group) {
             const int rows = MIN(m - i, panel), j1 = MIN(n, j0 + group);
@@ -4422,8 +4426,8 @@ static void workspace_init(size_t partial_count, size_t attention_bytes) {
 // workspace.
 static size_t partial_count(const Gpt *g) {
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
-    const size_t forward = MAX(
-        R * C, C > KU ? R * 4 * C : 0); // logits need none: they are fp32 and hold their own chains
+    // Logits need none: they are fp32 and hold their own chains.
+    const size_t forward = MAX(R * C, C > KU ? R * 4 * C : 0);
     return g->training ? MAX(forward, R > KU ? 4 * C * C : 0) : forward;
 }
 static size_t attention_bytes(const Gpt *g) {

@@ -253,8 +253,8 @@ INLINE uint16_t fp16_from_float(float f) {
     IN_KERNEL(80, return cvt_fp16(f));
     uint32_t u = float_bits(f), a = u & 0x7fffffff,
              r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    uint32_t small = float_bits(bits_float(a) + 0.5f) -
-                     float_bits(0.5f); // ulp(0.5) = 2^-24, half's smallest denormal
+    // ulp(0.5) = 2^-24, half's smallest denormal.
+    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);
     r = a < 0x38800000 ? small : r;
     r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
     r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
@@ -299,8 +299,8 @@ static void lt_check(cublasStatus_t status, const char *what, const char *file, 
 #define LT_WORKSPACE ((size_t)32 << 20)
 typedef struct {
     char name[256];
-    int sm, driver, runtime,
-        processors;      // 90 for compute capability 9.0; versions as 13000; multiprocessors
+    // 90 for compute capability 9.0; versions as 13000; multiprocessors.
+    int sm, driver, runtime, processors;
     int captures;        // a graph is being made
     int emulates, tunes; // no FP8 units, or --emulate: FP8 products are computed from the same
                          // bytes in bf16; --tune
@@ -346,8 +346,8 @@ static void device_read(void *to, const void *from, size_t bytes) {
 #define UNROLL
 #define UNROLL_BY(n)
 #endif
-template <class T>
-INLINE T get(const void *p) { // several elements as one word; p is aligned as T is
+// Several elements as one word; p is aligned as T is.
+template <class T> INLINE T get(const void *p) {
 #ifdef __CUDA_ARCH__
     return *(const T *)p;
 #else
@@ -453,10 +453,10 @@ typedef struct {
 } Fp8Format;
 INLINE Fp8Format fp8_format(Dtype d) {
     if (d == DTYPE_E5M2)
-        return {2, 15, 0x7b, 57344.0f,
-                0x476fffff}; // IEEE-like; >= 61440 is cut (the tie would go to Inf)
-    return {3, 7, 0x7e, 448.0f,
-            0x43e80000}; // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448)
+        // IEEE-like; >= 61440 is cut (the tie would go to Inf).
+        return {2, 15, 0x7b, 57344.0f, 0x476fffff};
+    // E4M3: no infinities, 0x7F is NaN; > 464 is cut (464 itself ties to 448).
+    return {3, 7, 0x7e, 448.0f, 0x43e80000};
 }
 
 INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
@@ -511,22 +511,22 @@ typedef struct {
 } Fp8Stats;
 
 // A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
-// rule says which amax that is. A rule that remembers earlier steps has a function: it turns the
-// amax of the step that ended into the one that the next step's scale is made of. A new rule is a
-// function and a row at the end (dev/RECIPES.md adds one as an example). Columns: name, word in
-// --recipe, what stands behind the word (=N is a whole number), its default, least and largest,
-// function, help.
+// rule says which amax that is. Rows after CURRENT remember earlier steps. Their function turns the
+// amax of the step that ended into the one that the next step's scale is made of; that of the rows
+// before is never called. A new rule is a function and a row at the end (dev/RECIPES.md adds one as
+// an example). Columns: name, word in --recipe, its argument (=N is a whole number), the argument's
+// default, least and largest, function, help.
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
     X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
-      "the constant S (a power of two keeps most bits)")                                           \
+      "the constant S; a power of two adds no rounding error")                                     \
     X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
       "from the tensor's own amax, found before it is quantized")                                  \
     X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history,                          \
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR }; // of the scale
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR };
 
 // How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
 // them.
@@ -535,11 +535,10 @@ typedef struct {
     int rule;
     float number; // the rule's: the constant scale, or how many steps are remembered
     int margin;   // the scale is divided by 2^margin
-    // Of the scale. POW2: down to a power of two. FLOOR: by amax's exponent alone, as OCP's MX,
-    // which may saturate.
+    // POW2: the scale is rounded down to a power of two. FLOOR: amax is, as in OCP's MX, so that
+    // the scale can be up to twice as large and saturate.
     int rounding;
-    // Block scaling: how many elements across and along K share a scale. along is 0 where the whole
-    // tensor does.
+    // Block scaling: elements across and along K that share a scale; along is 0 where all do.
     int across, along;
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
@@ -549,11 +548,9 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale; // in use: of the whole step where the rule remembers, else of the last tensor
-    float
-        kept_inv; // scale_inv of the bytes that are in memory now, for all products that read them
-    int64_t
-        steps; // whose amax the rule has seen; before the first, a tensor has its own amax's scale
+    float scale;        // of the whole step where the rule remembers, else of the last tensor
+    float scale_inv;    // of the bytes that are in memory now, for all products that read them
+    int64_t amax_count; // steps whose amax the rule has seen; 0: tensors are scaled by their own
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -561,35 +558,35 @@ typedef struct {
 } Fp8Scale;
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
-// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax of 0, Inf
-// or NaN keeps `keep`.
+// scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax that is 0,
+// denormal, Inf or NaN gives `keep`: the scale as it was, or 1 in blocks.
 INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (!amax_usable(amax)) return keep;
     float scale = fp8_max(r->format);
     for (int i = 0; i < r->margin; i++) scale *= 0.5f;
     if (r->rounding == ROUNDING_FLOOR)
-        amax = bits_float(float_bits(amax) & 0x7f800000); // a power of two, so the scale is one
+        amax = bits_float(float_bits(amax) & 0x7f800000); // down to a power of two
     scale /= amax;
     if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
 
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
-// not usable is not counted). steps: how many were counted before it. history: the rule's own
+// not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
-INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
-    (void)r, (void)history, (void)steps;
+INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t count, float amax) {
+    (void)r, (void)history, (void)count;
     return amax;
 }
-INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t steps, float amax) {
-    const int length = (int)r->number, filled = (int)MIN(steps + 1, length);
-    history[steps % length] = amax;
+INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t count, float amax) {
+    const int length = (int)r->number, filled = (int)MIN(count + 1, length);
+    history[count % length] = amax;
     for (int i = 0; i < filled; i++) amax = MAX(amax, history[i]);
     return amax;
 }
 
-// Once an optimizer step, before the update: its amax, the largest over its micro-batches, makes
-// the next step's scale. Validation and sampling record no x and dy, so none of theirs gets here.
+// Once an optimizer step, before the update: the operand's amax, the largest over its
+// micro-batches, makes the next step's scale. Validation and sampling record nothing of x and dy.
 INLINE void scale_advance(Fp8Scale *s) {
     const ScalingRecipe *r = &s->recipe;
     float amax = bits_float(s->step.amax_bits);
@@ -598,9 +595,9 @@ INLINE void scale_advance(Fp8Scale *s) {
     memset(&s->step, 0, sizeof(s->step));
     if (!recipe_remembers(r) || !amax_usable(amax)) return;
 #define RULE_APPLY(name, word, argument, initial, least, largest, function, help)                  \
-    if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->steps, amax);
+    if (r->rule == SCALING_##name) amax = function(r, s->amax_history, s->amax_count, amax);
     SCALING_RULES(RULE_APPLY)
-    s->steps++;
+    s->amax_count++;
     s->scale = scale_from_amax(amax, s->scale, r);
 }
 // ---- rules end
@@ -613,14 +610,15 @@ typedef struct {
     uint32_t unused;
 } ScaleInUse;
 
-// What is about to be quantised with *use.
+// What is about to be quantized with *use.
 INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) {
-    s->kept_inv = use->inv = 1.0f / scale, use->scale = scale;
+    s->scale_inv = use->inv = 1.0f / scale, use->scale = scale;
 }
 // Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the
 // first one, or a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
-    return s->recipe.rule == SCALING_CURRENT || (recipe_remembers(&s->recipe) && s->steps == 0);
+    return s->recipe.rule == SCALING_CURRENT ||
+           (recipe_remembers(&s->recipe) && s->amax_count == 0);
 }
 
 // A thread has a scale; *cut gets the number of gradients that were saturated (every `operands`th
@@ -630,10 +628,10 @@ KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long lo
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     Fp8Scale *s = &scales[i];
-    s->kept_inv = use[i].inv;
+    s->scale_inv = use[i].inv;
     scale_advance(s);
     if (i % operands == operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
-    if (recipe_remembers(&s->recipe) && s->steps > 0)
+    if (recipe_remembers(&s->recipe) && s->amax_count > 0)
         use[i].scale = s->scale, use[i].inv = 1.0f / s->scale;
 }
 static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count,
@@ -643,10 +641,10 @@ static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long
                operands);
 }
 
-// ---- quantise
-#define CHUNK                                                                                      \
-    8192 // elements: the unit in which the C file splits sums over a whole tensor, and so do SQNR
-         // and norm here
+// ---- quantize
+// The C file splits sums over a whole tensor into chunks of so many elements. So do SQNR and norm
+// here.
+#define CHUNK 8192
 
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
 // An operand as launchers see it.
@@ -662,14 +660,14 @@ typedef struct {
     const ScaleInUse *use;
     Fp8Scale *s; // that counts, or NULL
     Dtype format;
-} Quantiser;
-static Quantiser quantiser(const Operand *o, Record record) {
+} Quantizer;
+static Quantizer quantizer(const Operand *o, Record record) {
     return {o->use, record == RECORD_NONE ? NULL : o->s, o->recipe.format};
 }
 
 // A thread's counts. counts_commit() adds a block's to the operand's: integers and a maximum, whose
 // order does not matter. All threads of the block call it, once in a kernel. count: how many
-// elements were quantised, by this block, or in all and then 0 from all blocks but one.
+// elements were quantized, by this block, or in all and then 0 from all blocks but one.
 typedef struct {
     uint32_t amax, saturated, flushed, nonfinite;
 } Counts;
@@ -700,7 +698,7 @@ DEVICE void counts_commit(Fp8Scale *s, Counts c, size_t count) {
 // bytes = encode(v * scale) of eight stored values, with their counts; SCALES: one scale for each.
 // What is seldom, values that were cut or became 0, is only counted where there is some.
 template <bool SCALES>
-INLINE uint2 quantise8(const float *v, const float *scale, Dtype format, Counts *c) {
+INLINE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts *c) {
     const uint32_t above = fp8_format(format).saturated_above;
     uint32_t code[2] = {0, 0}, amax = 0, top = 0, nonzero = 0;
     UNROLL for (int i = 0; i < 8; i += 2) {
@@ -762,14 +760,14 @@ INLINE float power2_inverse(float f) {
 
 // What tiles_kernel writes; any may be NULL.
 typedef struct {
-    size_t rows, columns,
-        pitch; // columns a multiple of 16; pitch: rows rounded up to 16, since rows are wgrad's K
+    // Columns a multiple of 16; pitch: rows rounded up to 16, since rows are wgrad's K.
+    size_t rows, columns, pitch;
     stored_t *out;  // [rows, columns] the tensor itself
     uint8_t *q;     // [pitch, columns] its bytes,
     uint8_t *q_t;   // [columns, pitch] and turned. Rows beyond `rows` are zeros
     float *partial; // [ceil(rows / TILE_ROWS)][columns] sums of its columns by tile, for a bias
                     // gradient
-    Quantiser quantiser;
+    Quantizer quantizer;
     Blocks blocks;
 } Tiles;
 #define TILE_ROWS    128
@@ -806,12 +804,12 @@ DEVICE void tile_turned_store(uint8_t *q_t, const TurnedTile turned, size_t colu
 template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source source, Tiles t) {
     SHARED TurnedTile turned;
     SHARED float sums[TILE_ROWS / 4][TILE_COLUMNS + 4];
-    const unsigned group = threadIdx.x / 8,
-                   first = threadIdx.x % 8 * 8; // of rows; the column in the tile
+    // Of rows; the column in the tile.
+    const unsigned group = threadIdx.x / 8, first = threadIdx.x % 8 * 8;
     const size_t row0 = (size_t)blockIdx.x * TILE_ROWS + group * 4,
                  column = (size_t)blockIdx.y * TILE_COLUMNS + first;
-    const int quantises = t.q || t.q_t;
-    const float scale = !BLOCKS && quantises ? t.quantiser.use->scale : 1;
+    const int quantizes = t.q || t.q_t;
+    const float scale = !BLOCKS && quantizes ? t.quantizer.use->scale : 1;
     Counts counts = {0, 0, 0, 0};
     uint2 bytes[4];
     uint32_t raw[4][Source::RAW];
@@ -826,15 +824,15 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
         if (column < t.columns && row < t.rows) {
             source.values(v, raw[r]);
             if (t.out) store8(t.out + row * t.columns + column, v);
-            if (quantises && BLOCKS) {
+            if (quantizes && BLOCKS) {
                 float scales[8];
                 UNROLL for (int i = 0; i < 8; i++) scales[i] =
                     t.blocks.wide >= 8 && i > 0
                         ? scales[0]
                         : power2_inverse(*blocks_at(&t.blocks, row, column + i));
-                bytes[r] = quantise8<true>(v, scales, t.quantiser.format, &counts);
-            } else if (quantises)
-                bytes[r] = quantise8<false>(v, &scale, t.quantiser.format, &counts);
+                bytes[r] = quantize8<true>(v, scales, t.quantizer.format, &counts);
+            } else if (quantizes)
+                bytes[r] = quantize8<false>(v, &scale, t.quantizer.format, &counts);
         }
         if (t.q && column < t.columns && row < t.pitch)
             put(t.q + row * t.columns + column, bytes[r]);
@@ -850,9 +848,9 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
         for (int g = 0; g < TILE_ROWS / 4; g++) sum += sums[g][threadIdx.x];
         if (c < t.columns) t.partial[(size_t)blockIdx.x * t.columns + c] = sum;
     }
-    if (quantises && t.quantiser.s) {
+    if (quantizes && t.quantizer.s) {
         if (BLOCKS) counts.amax = 0; // blocks_amax_kernel() found it
-        counts_commit(t.quantiser.s, counts,
+        counts_commit(t.quantizer.s, counts,
                       blockIdx.x == 0 && blockIdx.y == 0 ? t.rows * t.columns : 0);
     }
 }
@@ -936,17 +934,17 @@ static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const s
     LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
-static long quantise_passes; // so far: tensors that were read again to be quantized, and not by the
-                             // kernel that made them
+// So far: tensors that were read again to be quantized, and not by the kernel that made them.
+static long quantize_passes;
 // FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned
 // (may be NULL); partial: column sums or NULL. record: whether the statistics count for this step,
 // and the sums for SQNR with them (sqnr_sums: their room).
-static void quantise(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows,
+static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows,
                      size_t columns, const Operand *o, Record record, float *partial,
                      float *sqnr_sums) {
     Tiles t = tiles(rows, columns);
-    quantise_passes++;
-    t.q = q, t.q_t = q_t, t.partial = partial, t.quantiser = quantiser(o, record);
+    quantize_passes++;
+    t.q = q, t.q_t = q_t, t.partial = partial, t.quantizer = quantizer(o, record);
     scale_choose(x, rows * columns, o, record);
     tiles_run(StoredSource{x, stride}, t);
     if (record == RECORD_SQNR)
@@ -1040,18 +1038,18 @@ static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
 }
 // Bytes of x in blocks, into q as x lies, or, where K runs along the rows, turned: K is contiguous
 // in both.
-static void quantise_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
+static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, const Operand *o, Record record, float *sqnr_sums) {
     const Blocks b =
         blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
-    quantise_passes++;
+    quantize_passes++;
     device_zero(inv, b.count * sizeof(float));
     RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 32) * (columns / 8), THREADS), b, x, rows,
         columns);
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
         o->use);
-    (along_rows ? t.q_t : t.q) = q, t.quantiser = quantiser(o, record), t.blocks = b;
+    (along_rows ? t.q_t : t.q) = q, t.quantizer = quantizer(o, record), t.blocks = b;
     tiles_run<true>(StoredSource{x, columns}, t);
     LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
     if (record == RECORD_SQNR)
@@ -1101,8 +1099,8 @@ static struct {
     float *sums;
 } emulation;
 #define PRODUCTS_MAX 512
-static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N,
-                   size_t K); // section 15
+// Section 15.
+static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K);
 // Whether cuBLASLt computes products of these formats and blocks on this device.
 static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int across_b, int along_b);
 
@@ -1129,8 +1127,8 @@ typedef struct {
     uint8_t *x_q, *x_kept; // room for x's bytes: [rows, in] for fprop; [in, rows] for wgrad (NULL:
                            // turned in the backward pass)
     uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
-    float *partial,
-        *sqnr; // room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record()
+    // Room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record().
+    float *partial, *sqnr;
     // scales of operands in blocks, which are rounded once for each direction of K; else NULL
     float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
 } Linear;
@@ -1169,12 +1167,12 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
     Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
     const int in_blocks = linear_blocks(f, OPERAND_X);
     if (in_blocks) {
-        if (fprop8) quantise_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record, f->sqnr);
+        if (fprop8) quantize_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record, f->sqnr);
         if (wgrad8 && f->x_kept)
-            quantise_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X,
+            quantize_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X,
                             fprop8 ? RECORD_NONE : record, f->sqnr);
     } else if ((fprop8 || wgrad8) && !made)
-        quantise(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL,
+        quantize(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL,
                  f->sqnr);
     if (fprop8) {
         a = operand_bytes(o + OPERAND_X, f->x_q, in_blocks ? f->inv : NULL, in, rows, in);
@@ -1184,7 +1182,7 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
            in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantised dy; since FP8 turns
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantized dy; since FP8 turns
 // Inf into its largest number, a non-finite dy is seen in dbias. One kernel reads dy's source and
 // writes dy, its bytes in both directions and its column sums, whatever of these is wanted. dy:
 // [rows, out] with that row stride; a source other than dy itself is written there when something
@@ -1204,17 +1202,17 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
     if (!Source::IS_STORED && !(fuses && dgrad8 && wgrad8)) t.out = dy;
     if (fuses)
         t.q = dgrad8 ? f->dy_q : NULL, t.q_t = wgrad8 ? f->dy_t : NULL,
-        t.quantiser = quantiser(o + OPERAND_DY, record);
+        t.quantizer = quantizer(o + OPERAND_DY, record);
     if (t.partial || t.out || fuses) tiles_run(source, t);
     if (later)
-        quantise(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record,
+        quantize(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record,
                  f->dbias && !t.partial ? f->partial : NULL, f->sqnr);
     if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), out);
 
     Matrix a = matrix(dy, STORED, dy_stride, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
     if (dgrad8) {
         if (in_blocks)
-            quantise_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record, f->sqnr);
+            quantize_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record, f->sqnr);
         a = operand_bytes(o + OPERAND_DY, f->dy_q, in_blocks ? f->inv : NULL, out, rows, out);
         b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
     }
@@ -1222,7 +1220,7 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
     a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
     if (wgrad8) {
         if (in_blocks)
-            quantise_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY,
+            quantize_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY,
                             dgrad8 ? RECORD_NONE : record, f->sqnr);
         a = operand_bytes(o + OPERAND_DY, f->dy_t, in_blocks ? f->inv : NULL, pitch, out, rows);
         b = operand_bytes(o + OPERAND_X, x, f->kept_inv, pitch, in, rows);
@@ -1233,9 +1231,8 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
 // ==== 7. other layers ============================================================================
 // e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny
 // results flush to 0. Above 88.3 it saturates near 2.2e38. A NaN stays one.
-#define ROUNDER                                                                                    \
-    12582912.0f // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of
-                // the sum
+// 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum.
+#define ROUNDER 12582912.0f
 INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
 INLINE float exp_fixed_order(float x) {
     x = 88.3f < x ? 88.3f : x;
@@ -1265,7 +1262,7 @@ INLINE double log_fixed_order(double x) {
 typedef struct {
     stored_t *stored;
     uint8_t *q;
-    Quantiser quantiser;
+    Quantizer quantizer;
 } Written;
 // Shapes are row-major. B sequences of n positions are B * n rows. Channels are a multiple of 16.
 // Sums over channels are a warp's striped lanes and a fixed tree; sums over rows go block by block
@@ -1387,8 +1384,8 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             load8(x, a + at);
             if (b) {
                 load8(v, b + at);
-                UNROLL for (int k = 0; k < 8; k++) x[k] =
-                    stored_round(x[k] + v[k]); // what is normalised is the stored value
+                // What is normalized is the stored value.
+                UNROLL for (int k = 0; k < 8; k++) x[k] = stored_round(x[k] + v[k]);
             }
             if (b || residual != a) store8(residual + at, x);
             pack8(kept[i], x);
@@ -1401,7 +1398,7 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             UNROLL for (int k = 0; k < 8; k++) squares += (x[k] - m) * (x[k] - m);
         }
         const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + 1e-5f),
-                    scale = normed.q ? normed.quantiser.use->scale : 1;
+                    scale = normed.q ? normed.quantizer.use->scale : 1;
         if (lane == 0) mean[row] = m, rstd[row] = r;
         UNROLL for (int i = 0; i < VECTORS; i++) {
             const size_t c = (i * 32 + lane) * 8, at = row * C + c;
@@ -1410,11 +1407,11 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             UNROLL for (int k = 0; k < 8; k++) v[k] = stored_round((x[k] - m) * r * w[k] + v[k]);
             if (normed.stored) store8(normed.stored + at, v);
             if (normed.q)
-                put(normed.q + at, quantise8<false>(v, &scale, normed.quantiser.format, &counts));
+                put(normed.q + at, quantize8<false>(v, &scale, normed.quantizer.format, &counts));
         }
     }
-    if (normed.q && normed.quantiser.s)
-        counts_commit(normed.quantiser.s, counts, blockIdx.x == 0 ? rows * C : 0);
+    if (normed.q && normed.quantizer.s)
+        counts_commit(normed.quantizer.s, counts, blockIdx.x == 0 ? rows * C : 0);
 }
 static void residual_layernorm_forward(stored_t *residual, Written normed, float *mean, float *rstd,
                                        const stored_t *a, const stored_t *b, const float *weight,
@@ -1535,9 +1532,9 @@ static size_t cudnn_bytes(void); // device memory that cuDNN's attention takes
 // row's first half (DLOGITS_STRIDE): what a step of the loop writes, it and those before it have
 // read.
 #define DLOGITS_STRIDE(Vp) ((Vp) * (sizeof(float) / sizeof(stored_t)))
-#define CLASSIFIER_THREADS                                                                         \
-    1024 // from sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is
-         // read again
+// From sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is read
+// again.
+#define CLASSIFIER_THREADS 1024
 KERNEL_OF(CLASSIFIER_THREADS)
 classifier_kernel(float *losses, float *logits, const int *targets, int V, int Vp,
                   const float *dscale) {
@@ -1619,7 +1616,7 @@ INLINE void sincos_turns(double u, double *sine, double *cosine) {
     *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
 }
 // ---- random numbers: counter based, so that any thread may draw any element. mix64 is
-// splitmix64's finaliser (Steele, Lea, Flood 2014).
+// splitmix64's finalizer (Steele, Lea, Flood 2014).
 INLINE uint64_t mix64(uint64_t z) {
     z += 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -1633,8 +1630,8 @@ INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53
 
 #define LAYERS_MAX 1024
 typedef struct {
-    int T, V, Vp, L, NH,
-        C; // longest context, vocabulary, padded vocabulary, layers, heads, channels
+    // Longest context, vocabulary, padded vocabulary, layers, heads, channels.
+    int T, V, Vp, L, NH, C;
 } Config;
 
 // Parameters in the order of llm.c's model file, each for all layers together.
@@ -1668,9 +1665,8 @@ typedef struct {
 // Fills specs[NPARAM]; returns the number of parameters.
 static size_t param_specs(ParamSpec *specs, const Config *c) {
     const size_t C = c->C, L = c->L, Vp = c->Vp, T = c->T;
-    const float std = 0.02f,
-                residual_std =
-                    0.02f / sqrtf(2.0f * c->L); // GPT-2: scaled by the number of residual additions
+    // GPT-2: scaled by the number of residual additions.
+    const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L);
     const ParamSpec table[NPARAM] = {
         {"wte", 1, Vp, C, 1, std, 0, 0},
         {"wpe", 1, T, C, 1, std, 0, 0},
@@ -1700,21 +1696,22 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
-#define HEAD_ROWS                                                                                  \
-    8192 // rows of logits that exist at once. Each slab is a product of its own in dwte, so this is
-         // a rule of bits
+// Rows of logits that exist at once. Changing it changes bits: each slab is a product of its own in
+// dwte.
+#define HEAD_ROWS 8192
 typedef enum {
+    // Of a tensor; its type here:
     STORAGE_fp32,
     STORAGE_stored,
     STORAGE_operand,
     STORAGE_byte,
     STORAGE_int
-} Storage; // of a tensor; its type here:
+} Storage;
 typedef float fp32_t;
 typedef uint8_t byte_t;
 typedef int int_t;
-static size_t role_size(Storage role,
-                        int precision) { // bytes an element in a build of the given precision
+// Bytes an element in a build of the given precision.
+static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
     return role == STORAGE_fp32 || role == STORAGE_int || precision == PRECISION_FP32 ? 4 : 2;
 }
@@ -1730,10 +1727,10 @@ static size_t role_size(Storage role,
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
     /* weights, their gradients, AdamW's moments */ \
-    X(fp32, master, 1, g->param_count, OPTIMISER) \
-    X(fp32, grad, 1, t * g->param_count, OPTIMISER) \
-    X(fp32, m, 1, t * g->param_count, OPTIMISER) \
-    X(fp32, v, 1, t * g->param_count, OPTIMISER) \
+    X(fp32, master, 1, g->param_count, OPTIMIZER) \
+    X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * 12 * C * C, REUSED) \
     X(byte, weights_t, L, fp8 * t * 12 * C * C, REUSED)  /* turned, for dgrad */ \
@@ -1768,7 +1765,7 @@ static size_t role_size(Storage role,
     X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
     X(byte, lnf_t, 1, head8 * t * slab * C, REUSED)      /* [C, slab] */ \
-    /* [R, 4C] a linear layer's input that has to be whole before it is quantised */ \
+    /* [R, 4C] a linear layer's input that has to be whole before it is quantized */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
     /* [R, 4C] bytes that only a forward product reads */ \
     X(byte, x_bytes, 1, fp8 * R * 4 * C, REUSED) \
@@ -1806,7 +1803,7 @@ static size_t role_size(Storage role,
 #define SCALE_ROOM(elements, C)                                                                    \
     ((elements) / 32 +                                                                             \
      64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
-typedef enum { OPTIMISER, KEPT, REUSED, LIVES } Life;
+typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 // Each is an allocation of its own, so that compute-sanitizer sees what goes beyond one.
 #define TENSOR_MAKE(role, name, layers, count, life)                                               \
@@ -1852,7 +1849,7 @@ typedef struct {
     cudaGraphExec_t graphs[PHASES];
     int warm, graphs_own_amax; // a step was done, so that all products are made; what the graphs
                                // were captured with
-    long graph_steps, graph_passes; // steps that were graphs; quantising passes in each, apart from
+    long graph_steps, graph_passes; // steps that were graphs; quantizing passes in each, apart from
                                     // kernels that make operands
 } StepHost;
 
@@ -1875,8 +1872,8 @@ typedef struct {
     // read.
     Fp8Scale *scales, *device_scales;
     ScaleInUse *scales_in_use; // on the device
-    int scale_count,
-        own_amax; // how many delayed scales have no history yet, and come from their tensor
+    // How many delayed scales have no history yet, and come from their tensor.
+    int scale_count, own_amax;
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
                            // it), and good steps in a row
@@ -1930,11 +1927,11 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     GPT_TENSORS(TENSOR_MAKE)
 }
 
-#define PROGRAM_BYTES                                                                              \
-    ((size_t)96 << 20) // what CUDA loads onto the device with the kernels, at most
+// What CUDA loads onto the device with the kernels, at most.
+#define PROGRAM_BYTES ((size_t)96 << 20)
 typedef struct {
-    size_t part[LIVES], kept_fp16,
-        total; // bytes; kept_fp16: what the FP16 build keeps for the same model
+    // Bytes; kept_fp16: what the FP16 build keeps for the same model.
+    size_t part[LIVES], kept_fp16, total;
 } MemoryPlan;
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {};
@@ -1944,10 +1941,10 @@ static MemoryPlan memory_plan(Gpt *g) {
     plan.part[REUSED] +=
         g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
     if (machine.tunes)
-        plan.part[REUSED] +=
-            (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4; // product_tune()
+        // product_tune().
+        plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4;
     plan.part[REUSED] += cudnn_bytes();
-    plan.total = plan.part[OPTIMISER] + plan.part[KEPT] + plan.part[REUSED];
+    plan.total = plan.part[OPTIMIZER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
 }
 
@@ -1958,7 +1955,7 @@ static void gpt_scales_read(Gpt *g) {
     g->own_amax = 0;
     for (int i = 0; i < g->scale_count; i++) {
         const int head = i >= g->scale_count - NOPERAND;
-        g->own_amax += recipe_remembers(&g->scales[i].recipe) && g->scales[i].steps == 0 &&
+        g->own_amax += recipe_remembers(&g->scales[i].recipe) && g->scales[i].amax_count == 0 &&
                        (!head || g->fp8_head);
     }
 }
@@ -1993,7 +1990,7 @@ static void gpt_allocate(Gpt *g) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
         s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1,
-        s->kept_inv = 1;
+        s->scale_inv = 1;
     }
     g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
     g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
@@ -2015,7 +2012,7 @@ static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
 }
 
-// GPT-2's initialisation: normal(0, 0.02), projections into the residual stream scaled down, biases
+// GPT-2's initialization: normal(0, 0.02), projections into the residual stream scaled down, biases
 // 0, layernorm 1. Element pairs come from one Box-Muller draw, addressed by tensor and index: the C
 // file's numbers to the last bit.
 KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint64_t seed, int id) {
@@ -2113,16 +2110,16 @@ static void weight_refresh(const Linear *f, const float *master, stored_t *store
     uint8_t *q = (uint8_t *)f->w, *q_t = training ? (uint8_t *)f->w_t : NULL;
     Tiles t = tiles(f->out, f->in);
     t.out = stored ? stored : any8 && !fuses ? rounded : NULL;
-    if (fuses) t.q = q, t.q_t = q_t, t.quantiser = quantiser(o, record);
+    if (fuses) t.q = q, t.q_t = q_t, t.quantizer = quantizer(o, record);
     tiles_run(MasterSource{master, f->in}, t);
     if (!any8 || fuses) return;
-    if (!f->w_inv) return quantise(q, q_t, t.out, f->in, f->out, f->in, o, record, NULL, f->sqnr);
-    quantise_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, record, f->sqnr);
-    if (training) quantise_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE, NULL);
+    if (!f->w_inv) return quantize(q, q_t, t.out, f->in, f->out, f->in, o, record, NULL, f->sqnr);
+    quantize_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, record, f->sqnr);
+    if (training) quantize_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE, NULL);
 }
 
-// Makes the operand copies of the master weights, once an optimiser step; the scale in use is the
-// stored one, so that a resumed run makes the same bytes. What is quantised is the weight rounded
+// Makes the operand copies of the master weights, once an optimizer step; the scale in use is the
+// stored one, so that a resumed run makes the same bytes. What is quantized is the weight rounded
 // to the stored type.
 static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
@@ -2154,7 +2151,7 @@ static Written gpt_input(const Gpt *g, const Linear *f, int l, int i) {
     const int fprop8 = linear_in_fp8(f, FPROP),
               any8 = fprop8 || (g->training && linear_in_fp8(f, WGRAD));
     if (any8 && linear_fuses(f, OPERAND_X, g->record))
-        w.q = f->x_q, w.quantiser = quantiser(&f->operands[OPERAND_X], g->record);
+        w.q = f->x_q, w.quantizer = quantizer(&f->operands[OPERAND_X], g->record);
     if (!w.stored && f->x16) w.stored = f->x16;
     if (!w.stored && !(w.q && fprop8)) w.stored = g->x;
     return w;
@@ -2180,7 +2177,7 @@ static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written n
 static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned,
                              size_t rows) {
     Tiles t = tiles(rows, f->in);
-    t.out = w.stored, t.q = w.q, t.quantiser = w.quantiser, t.q_t = turned;
+    t.out = w.stored, t.q = w.q, t.quantizer = w.quantizer, t.q_t = turned;
     tiles_run(GeluSource{g->fc + l * gpt_rows(g) * f->in, f->in}, t);
 }
 
@@ -2199,23 +2196,23 @@ static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t
         stored_t *att = g->att + l * gpt_rows(g) * g->config.C;
         if (!IS_FP8) return att;
         Tiles t = tiles(rows, f->in);
-        t.q_t = g->x_turned, t.quantiser = quantiser(o, RECORD_NONE);
+        t.q_t = g->x_turned, t.quantizer = quantizer(o, RECORD_NONE);
         if (f->kept_inv)
-            quantise_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o,
+            quantize_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o,
                             linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record, f->sqnr);
-        else quantise_passes++, tiles_run(StoredSource{att, f->in}, t);
+        else quantize_passes++, tiles_run(StoredSource{att, f->in}, t);
         return g->x_turned;
     }
     if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
     else if (f->kept_inv) w.stored = g->x;
     else if (i != LIN_FCPROJ) w.q = f->x_q;
-    if (IS_FP8) w.quantiser = quantiser(o, RECORD_NONE);
+    if (IS_FP8) w.quantizer = quantizer(o, RECORD_NONE);
     if (again && i == LIN_FCPROJ)
         gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->kept_inv ? f->x_kept : NULL, rows);
     else if (again) gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, w, rows);
     if (!IS_FP8) return w.stored;
     if (again && f->kept_inv)
-        quantise_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE, NULL);
+        quantize_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE, NULL);
     if (f->x_kept) return f->x_kept;
     bytes_turn(g->x_turned, f->x_q, rows, f->in);
     return g->x_turned;
@@ -2251,8 +2248,8 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
         Written x[NLIN];
         for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i), x[i] = gpt_input(g, &f[i], l, i);
         stored_t *qkv = g->qkv + l * R * 3 * C;
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV],
-                              rows); // the encoder wrote the first
+        // The encoder wrote the first.
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV], rows);
         gpt_linear_forward(g, &f[LIN_QKV], x[LIN_QKV], qkv + pos * 3 * C, rows);
         attention_forward(x[LIN_ATTPROJ], g->lse + l * R * c->NH, qkv, B, n, pos, c->C, c->NH);
         gpt_linear_forward(g, &f[LIN_ATTPROJ], x[LIN_ATTPROJ], g->y, rows);
@@ -2508,8 +2505,8 @@ static void loss_scale_update(Gpt *g, int overflow) {
 
 // ---- a step
 typedef struct Run Run; // what one call of the program works with (section 12)
-static void run_batch(Run *r, long index, int *tokens,
-                      int *targets); // micro-batch `index`, counted from the first step on
+// Micro-batch `index`, counted from the first step on.
+static void run_batch(Run *r, long index, int *tokens, int *targets);
 typedef struct {
     long index, update;      // of this step, from 0; of AdamW's update in it, from 1
     int micro_batches, last; // last: of the run
@@ -2549,11 +2546,11 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
     cudaGraph_t graph;
     if (!as_graph) return phase_work(g, phase);
     if (!h->graphs[phase]) {
-        CUDA(cudaStreamBeginCapture(
-            STREAM, cudaStreamCaptureModeRelaxed)); // a library may still load a kernel
-        h->graph_passes -= quantise_passes;
+        // a library may still load a kernel.
+        CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
+        h->graph_passes -= quantize_passes;
         machine.captures = 1, phase_work(g, phase), machine.captures = 0;
-        h->graph_passes += quantise_passes;
+        h->graph_passes += quantize_passes;
         CUDA(cudaStreamEndCapture(STREAM, &graph));
         CUDA(cudaGraphInstantiate(&h->graphs[phase], graph, 0));
         CUDA(cudaGraphDestroy(graph));
@@ -2580,7 +2577,7 @@ static void batch_send(Gpt *g, long index) {
     CUDA(cudaEventRecord(g->host.sent[index % 2], STREAM));
 }
 
-// One optimiser step: micro-batches forward and backward, norm, scales, clipping, AdamW. A
+// One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A
 // non-finite loss or gradient ends it before it can reach a weight; FP16 first tries smaller loss
 // scales and skips the step.
 static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
@@ -2722,14 +2719,11 @@ static void file_read(const File *f, size_t at, void *to, size_t n) {
                got ? strerror(errno) : "it became shorter");
     }
 }
-static File file_open(const char *path,
-                      int optional) { // optional: it need not exist, and may be empty
+// optional: it need not exist, and may be empty.
+static File file_open(const char *path, int optional) {
     struct stat st;
-    File f = {path,
-              open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC),
-              0,
-              {0, 0},
-              {0}}; // or a pipe would be waited for
+    // Or a pipe would be waited for.
+    File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}};
     if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
     EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size),
@@ -2800,8 +2794,8 @@ typedef struct {
     File file;
     size_t begin; // of this set's first token in it, in bytes
     int width;    // bytes a token, 1 or 2
-    size_t count, windows,
-        slack; // tokens, windows of an epoch, and by how many tokens they may shift
+    // Tokens, windows of an epoch, and by how many tokens they may shift.
+    size_t count, windows, slack;
 } Shard;
 typedef struct {
     Shard *shards;
@@ -3043,8 +3037,8 @@ static ValidationSet validation_open(Dataset *d, int T, long want) {
 // tokenizer file.
 typedef struct {
     int V, separator; // the token between documents
-    const unsigned char *
-        *text; // [V] a token's bytes; the byte before them is their number. NULL without a file
+    // [V] a token's bytes; the byte before them is their number. NULL without a file.
+    const unsigned char **text;
 } Tokenizer;
 
 static Tokenizer tokenizer_open(const char *path, int V) {
@@ -3121,12 +3115,12 @@ enum {
     SECTIONS
 };
 
-typedef uint64_t
-    StateHeader[8]; // magic, version, numerics, precision, world, rank, sections; checksum of these
+// Magic, version, numerics, precision, world, rank, sections; checksum of these.
+typedef uint64_t StateHeader[8];
 typedef struct {
     char name[24];
-    uint64_t dtype, rows, cols, bytes,
-        checksum; // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data
+    // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data.
+    uint64_t dtype, rows, cols, bytes, checksum;
 } SectionHeader;
 typedef struct {
     SectionHeader header;
@@ -3270,8 +3264,8 @@ static Config model_check(const File *f, uint64_t *sum) {
 // Loads a checked model file. Its context may be longer than g's: the first positions are taken.
 // Rows of the padded vocabulary become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
-    const size_t width = f->header[1] == 3 ? 4 : 2,
-                 real = (size_t)g->config.V * g->config.C; // of wte's elements
+    // Of wte's elements.
+    const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C;
     size_t at = sizeof(FileHeader);
     float block[1 << 14];
     for (int id = 0; id < NPARAM; id++) {
@@ -3380,7 +3374,7 @@ static void state_load(Gpt *g, const StateFile *f) {
         Fp8Scale *q = &g->scales[i];
         const ScalingRecipe *r =
             i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
-        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->steps < 0;
+        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->amax_count < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
     EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
@@ -3424,8 +3418,8 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
         for (int i = 0; i < 3; i++)
-            snprintf(name, sizeof(name), names[i], old),
-                unlinkat(d->fd, name, 0); // DONE goes first
+            // DONE goes first.
+            snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0);
 }
 
 // ==== 12. log ====================================================================================
@@ -3841,8 +3835,8 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
         *(char **)field = strdup(text);
         return;
     }
-    if (s->kind ==
-        OPT_RECIPE) { // kept in its shortest words, so that two that mean the same are the same
+    // Kept in its shortest words, so that two that mean the same are the same.
+    if (s->kind == OPT_RECIPE) {
         ScalingRecipe recipes[NOPERAND];
         char shortest[256];
         recipe_parse(recipes, text, where);
@@ -3871,8 +3865,8 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) path_print(out, "%s", *(char *const *)field);
     else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
-    else if (s->kind == OPT_DOUBLE) { // short where that gives the number back, else in full: a
-                                      // resume reads it
+    // Short where that gives the number back, else in full: a resume reads it.
+    else if (s->kind == OPT_DOUBLE) {
         path_print(out, "%.9g", *(const double *)field);
         if (strtod(out, NULL) != *(const double *)field)
             path_print(out, "%.17g", *(const double *)field);
@@ -4009,8 +4003,8 @@ static void options_bf16(const Options *o, Gpt *g) {
         int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
             const long number = strtol(word, &end, 10);
-            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1},
-                 added = 0; // what the word may mean
+            // What the word may mean.
+            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0;
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
@@ -4059,8 +4053,8 @@ static Config options_config(const Options *o, int depth, int V) {
 #define COMMIT "unknown"
 #endif
 static volatile sig_atomic_t interrupted = 0;
-static void on_interrupt(
-    int signal_number) { // a second Ctrl-C ends the program at once; TERM and HUP may come twice
+// a second Ctrl-C ends the program at once; TERM and HUP may come twice.
+static void on_interrupt(int signal_number) {
     interrupted = 1;
     if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);
 }
@@ -4130,8 +4124,8 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
 // losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
     const int L = g->config.L;
-    const size_t R = (size_t)g->B * g->config.T, C = g->config.C,
-                 RC = gpt_rows(g) * C; // rows that count, elements that lie there
+    // Rows that count, elements that lie there.
+    const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C;
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
         const stored_t *const at[] = {residual, g->qkv + l * 3 * RC, residual + RC,
@@ -4201,8 +4195,8 @@ struct Run {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    const char *baseline_dir, *baseline,
-        *baseline_at;       // another run, its log's text ("": none), and how far it was read
+    // Another run, its log's text ("": none), and how far it was read.
+    const char *baseline_dir, *baseline, *baseline_at;
     double baseline_row[4]; // its row there
     MemoryPlan plan;
     Progress progress;
@@ -4235,8 +4229,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
-    int pos = 0, length = MIN(n, MAX(T - 1, 1)),
-        *context = all + n - length; // of a long prompt, its end
+    // Of a long prompt, its end.
+    int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length;
     fputs(text, stdout);
     for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
@@ -4295,10 +4289,10 @@ static char *run_header(const Run *r) {
             (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
     fprintf(f,
-            "# memory\t%.1f MiB: parameters and optimiser %.1f, activations kept for the backward "
+            "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
             "pass %.1f (FP16 keeps %.1f), "
             "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMISER]), mib(p->part[KEPT]), mib(p->kept_fp16),
+            mib(p->total), mib(p->part[OPTIMIZER]), mib(p->part[KEPT]), mib(p->kept_fp16),
             mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
@@ -4676,9 +4670,8 @@ static cudaDataType_t cuda_type(Dtype d) {
                                                       CUDA_R_8F_E4M3, CUDA_R_8F_E5M2};
     return types[d];
 }
-static size_t
-alignment(const void *p,
-          size_t stride_bytes) { // largest power of two, up to 256, that divides address and stride
+// Largest power of two, up to 256, that divides address and stride.
+static size_t alignment(const void *p, size_t stride_bytes) {
     const uintptr_t bits = (uintptr_t)p | stride_bytes | 256;
     return bits & -bits;
 }
@@ -5064,28 +5057,37 @@ DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int 
     }
 }
 
+// The largest, and the sum, of the four threads that hold parts of a row.
+DEVICE float quad_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, 1));
+    return fmaxf(v, __shfl_xor_sync(0xffffffff, v, 2));
+}
+DEVICE float quad_sum(float v) {
+    v += __shfl_xor_sync(0xffffffff, v, 1);
+    return v + __shfl_xor_sync(0xffffffff, v, 2);
+}
 // The bytes of a tile of the output, which lies in shared memory.
 template <int HS>
-DEVICE void att_quantise(const Written &out, const AttTile<HS> *tile, size_t to, int rows,
+DEVICE void att_quantize(const Written &out, const AttTile<HS> *tile, size_t to, int rows,
                          const Attention &at) {
-    const float scale = out.quantiser.use->scale;
+    const float scale = out.quantizer.use->scale;
     Counts counts = {0, 0, 0, 0};
     for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
         const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
         float x[8];
         load8(x, &tile->row[r][c]);
         put(out.q + to + (size_t)r * at.C + c,
-            quantise8<false>(x, &scale, out.quantiser.format, &counts));
+            quantize8<false>(x, &scale, out.quantizer.format, &counts));
     }
-    if (out.quantiser.s) counts_commit(out.quantiser.s, counts, (size_t)rows * at.hs);
+    if (out.quantizer.s) counts_commit(out.quantizer.s, counts, (size_t)rows * at.hs);
 }
 
 // A block of queries, the last ones first, since they take longest.
 template <int HS>
 KERNEL_OF(ATT_THREADS)
 attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention at) {
-    DYNAMIC_SHARED(AttTile<HS>,
-                   tile); // q; k and v twice: while one is worked on, the next is fetched
+    // Q; k and v twice: while one is worked on, the next is fetched.
+    DYNAMIC_SHARED(AttTile<HS>, tile);
     const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, l = threadIdx.x % 32,
               r0 = threadIdx.x / 32 * 16;
     const int i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.n - i0, ATT_TILE),
@@ -5112,8 +5114,8 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
         __syncthreads();
         float s[8][4];
         att_scores<HS, 8>(s, tile, r0, k, 0);
-        const int first =
-            at.pos + i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
+        // The last key in this tile that row g may see.
+        const int first = at.pos + i0 + r0 + l / 4 - j * ATT_TILE;
         float alpha[2];
         UNROLL for (int i = 0; i < 2; i++) { // rows g and g + 8
             float m = top[i];
@@ -5122,8 +5124,7 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
                 *x = c * 8 + l % 4 * 2 + e <= first + 8 * i ? *x * to_log2 : -INFINITY;
                 m = fmaxf(m, *x);
             }
-            m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1)),
-            m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
+            m = quad_max(m);
             alpha[i] = exp2f(top[i] - m), top[i] = m, sum[i] *= alpha[i];
             UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++)
                 sum[i] += s[c][e] = exp2f(s[c][e] - m);
@@ -5134,17 +5135,15 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
         __syncthreads();
     }
     UNROLL for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1),
-            sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
+        sum[i] = quad_sum(sum[i]);
         const int row = i0 + r0 + l / 4 + 8 * i;
         if (l % 4 == 0 && row < at.n) lse[(size_t)blockIdx.y * at.n + row] = top[i] + log2f(sum[i]);
     }
-    att_round(tile, o, 1.0f / sum[0],
-              1.0f / sum[1]); // a warp's own rows of q, which it is done with
+    att_round(tile, o, 1.0f / sum[0], 1.0f / sum[1]); // a warp's own rows of q, now done with
     __syncthreads();
     const size_t to = (size_t)(b * at.n + i0) * at.C + h * at.hs;
     att_store(out.stored + to, at.C, tile, rows, at.hs);
-    if (out.q) att_quantise(out, tile, to, rows, at);
+    if (out.q) att_quantize(out, tile, to, rows, at);
 }
 
 // delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a
@@ -5209,8 +5208,8 @@ attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv,
         __syncthreads();
         const int here = i % (1 + AHEAD);
         const AttTile<HS> *q = tile + 2 + here * 2, *dO = q + 1;
-        const int seen =
-            j0 + r0 + l / 4 - i * ATT_TILE; // the first query of this tile that sees key g
+        // The first query of this tile that sees key g.
+        const int seen = j0 + r0 + l / 4 - i * ATT_TILE;
         UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
             float p[4][4], ds[4][4];
             att_scores<HS, 4>(p, tile, r0, q, c0);
@@ -5269,8 +5268,8 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
         cp_async_wait<AHEAD>();
         __syncthreads();
         const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2, *v = k + 1;
-        const int first =
-            i0 + r0 + l / 4 - j * ATT_TILE; // the last key in this tile that row g may see
+        // The last key in this tile that row g may see.
+        const int first = i0 + r0 + l / 4 - j * ATT_TILE;
         UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
             float s[4][4], ds[4][4];
             att_scores<HS, 4>(s, tile, r0, k, c0);
@@ -5429,8 +5428,8 @@ static void cudnn_shape(CudnnTensor t, int id, int B, int T, int NH, int64_t row
 }
 // The graph of a pass, and its workspace's bytes.
 static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, size_t *workspace) {
-    fe::graph::Graph *g =
-        new fe::graph::Graph(); // stays: at the program's end its library may be gone
+    // Stays: at the program's end its library may be gone.
+    fe::graph::Graph *g = new fe::graph::Graph();
     const int64_t hs = C / NH;
     const float scale = 1.0f / sqrtf((float)hs);
     const auto input = [&](int id, int64_t row, int64_t width) {
@@ -5481,8 +5480,8 @@ static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *b
     try {
         setenv("CUDNN_FRONTEND_CUDART_LIB_NAME",
                CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
-        dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12",
-               RTLD_NOW); // which cuDNN looks for; our path finds it
+        // Which cuDNN looks for; our path finds it.
+        dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12", RTLD_NOW);
         if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW)))
             throw std::runtime_error(dlerror());
         const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
@@ -5531,10 +5530,10 @@ static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
                               {CUDNN_OUT, out.stored},
                               {CUDNN_LSE, lse}});
     Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
-    t.q = out.q, t.quantiser = out.quantiser;
+    t.q = out.q, t.quantizer = out.quantizer;
     if (out.q)
-        quantise_passes++, tiles_run(StoredSource{out.stored, (size_t)cudnn.C},
-                                     t); // cuDNN's kernel cannot make the bytes
+        // CuDNN's kernel cannot make the bytes.
+        quantize_passes++, tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t);
 }
 static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out,
                            const float *lse, const stored_t *qkv) {
@@ -5678,8 +5677,8 @@ static const char *backend_name(void) { return "CUDA"; }
 static void backend_limits(const Config *c, long batch, int named) {
     const int C = c->C, NH = c->NH, hs = C / NH;
     char hint[256] = "";
-    int low = 0, high = 0,
-        heads = 0; // the nearest channels for these heads, heads for these channels
+    // The nearest channels for these heads, heads for these channels.
+    int low = 0, high = 0, heads = 0;
     for (int n = 16 * NH; n <= MIN(128 * NH, CHANNELS_MAX); n += 16 * NH) {
         if (n <= C) low = n;
         else if (!high) high = n;
@@ -5808,6 +5807,6 @@ static void backend_summary(const Run *r) {
            usage.ru_maxrss / 1024.0);
     printf("%ld of these steps were CUDA graphs", h->graph_steps);
     if (IS_FP8 && h->graph_steps)
-        printf(", each with %ld separate quantising passes", h->graph_passes);
+        printf(", each with %ld separate quantizing passes", h->graph_passes);
     printf("\n");
 }

@@ -42,13 +42,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define GENERATOR                                                                                  \
-    "tales-1" // changes whenever the grammar does: the same name, seed and index mean the same
-              // story
-#define TALE_MAX                                                                                   \
-    256 // a story and its newline are shorter than this: it fits a context of 256 bytes
-#define TEXT_ROOM                                                                                  \
-    1024 // a grammar under development may overrun TALE_MAX; the self-test must live to say so
+// Changes whenever the grammar does: the same name, seed and index mean the same story.
+#define GENERATOR "tales-1"
+// A story and its newline are shorter than this: it fits a context of 256 bytes.
+#define TALE_MAX 256
+// A grammar under development may overrun TALE_MAX; the self-test must live to say so.
+#define TEXT_ROOM  1024
 #define WORD_ROOM  24 // bytes of a word form and its final 0
 #define MAX_WORDS  1000
 #define MAX_LISTS  40
@@ -967,9 +966,8 @@ static void corpus_write(const Config *config) {
 // 6. Self-test
 
 #define TEST_STORIES 20000
-#define TEST_TEXT                                                                                  \
-    0xe894913ac69f7b3dull // what the first 1000 validation stories of seed 1 hash to, on every
-                          // machine
+// What the first 1000 validation stories of seed 1 hash to, on every machine.
+#define TEST_TEXT      0xe894913ac69f7b3dull
 #define TEST_MICRONATS 43596442054ull
 
 typedef struct Checks {

@@ -6,7 +6,7 @@
 #   dev/gpu_check.sh smoke                   on the GPU, <= 90 s: does every kernel, product and build run at all
 #   dev/gpu_check.sh truth                   <= 4 min: is it right: bytes, bits, memory, checkpoints, losses
 #   dev/gpu_check.sh speed                   <= 8 min: ceilings, whole steps beside others, where the time goes
-#   dev/gpu_check.sh depth                   <= 8 min: races, uninitialised memory, memory traffic of the fused kernels
+#   dev/gpu_check.sh depth                   <= 8 min: races, uninitialized memory, memory traffic of the fused kernels
 #   dev/gpu_check.sh long                    <= 9 min: GPT-2 124M on novels, FP8 and BF16, two seeds
 #   dev/gpu_check.sh --collect DIR           back home: puts what a call left in $OUT with the other results
 #   dev/gpu_check.sh --rehearse              anywhere: every stage's logic on stubs, each made to fail once
@@ -241,10 +241,10 @@ stage_versions() {
 stage_kernels() {
   local p t
   items_begin
-  for t in ${TESTS:-numbers quantise scales fused encoder layernorm gelu attention cudnn classifier linear products optimiser steps}; do
+  for t in ${TESTS:-numbers quantize scales fused encoder layernorm gelu attention cudnn classifier linear products optimizer steps}; do
     for p in $precisions; do
       case "$p $t" in
-        *" quantise" | *" scales" | *" fused" | *" products" | *" steps") [ $p = fp8 ] || continue ;;
+        *" quantize" | *" scales" | *" fused" | *" products" | *" steps") [ $p = fp8 ] || continue ;;
         *" cudnn") { uses_cudnn && [ $p != fp32 ]; } || continue ;;
       esac
       spawn "$p $t" limited 25 "$gpu/test_cuda_$p" "$t"
@@ -253,7 +253,7 @@ stage_kernels() {
   items_end
 }
 
-# Four steps of which three must be graphs, with `passes` separate quantising passes in each (attention's output, turned, in each layer).
+# Four steps of which three must be graphs, with `passes` separate quantizing passes in each (attention's output, turned, in each layer).
 steps_run() { # build, passes or -, options...
   local p=$1 passes=$2 out="$work/$stage.d/run-$BASHPID" losses graphs status
   shift 2
@@ -264,7 +264,7 @@ steps_run() { # build, passes or -, options...
   graphs=$(grep 'CUDA graphs' "$out.txt")
   if [ "$losses" != 4 ]; then echo "FAIL: $losses of 4 steps have a loss between 0 and 7"; return 1; fi
   if [[ "$graphs" != "3 of these steps"* ]]; then echo "FAIL: expected 3 of 4 steps as graphs: $graphs"; return 1; fi
-  if [ "$passes" != - ] && [[ "$graphs" != *"each with $passes separate"* ]]; then echo "FAIL: expected $passes separate quantising passes: $graphs"; return 1; fi
+  if [ "$passes" != - ] && [[ "$graphs" != *"each with $passes separate"* ]]; then echo "FAIL: expected $passes separate quantizing passes: $graphs"; return 1; fi
   echo "loss $(rows_of "$out" | tail -1 | cut -f3); $graphs; $(grep -m1 '^attention_by' "$out.txt" | tr -s ' ')"
 }
 stage_steps() {
@@ -272,7 +272,7 @@ stage_steps() {
   items_begin
   spawn "fp8 own attention" steps_run fp8 2 $here ${STEPS_OPTIONS:-}
   if uses_cudnn; then
-    spawn "fp8 cudnn" steps_run fp8 4 --attention cudnn -t 128 # its outputs are quantised apart, too
+    spawn "fp8 cudnn" steps_run fp8 4 --attention cudnn -t 128 # its outputs are quantized apart, too
     for r in fp16 bf16; do spawn "$r cudnn" steps_run $r - --attention cudnn -t 128; done
   fi
   for r in fp16 bf16 fp32; do spawn "$r own attention" steps_run $r - $here; done
@@ -383,7 +383,7 @@ own_kernels() { # tool: on tests of the file's own kernels alone, as the tools r
   local t
   has_sanitizer || return 77
   items_begin
-  for t in ${TESTS:-encoder layernorm gelu classifier optimiser attention fused}; do
+  for t in ${TESTS:-encoder layernorm gelu classifier optimizer attention fused}; do
     SANITIZER_LIMIT=110 spawn "$t" sanitizer $1 $gpu/test_cuda_fp8 $t
   done
   items_end

@@ -108,7 +108,7 @@ says() { grep -qF "$2" "$out/$1.log"; }
 rehearse smoke smoke-hang HANG=versions ONLY="versions kernels" REHEARSED_SCALE=3 TESTS=encoder
 check "a stage that hangs ends at its limit, and the next one runs" [ "$(result_of smoke-hang versions),$(result_of smoke-hang kernels)" = "**timed out**,ok" ]
 rehearse smoke smoke-unfused ONLY=steps STEPS_OPTIONS="--recipe current" ITEMS=fp8-own-attention
-check "steps that never fuse are found" says smoke-unfused "expected 2 separate quantising passes"
+check "steps that never fuse are found" says smoke-unfused "expected 2 separate quantizing passes"
 rehearse smoke smoke-product ONLY=kernels CUDA_ON_CPU_LT_REFUSES=fp8 TESTS="steps encoder"
 check "a product that does not exist is one line with its status" says smoke-product "(status 7)"
 check "and its neighbours are well" grep -q "^ok   fp8 encoder" "$out/smoke-product.log"

@@ -81,7 +81,7 @@ __device__ static void value_store(void *p, size_t i, int type, float f) {
     else if (type == FP16) ((__half *)p)[i] = __float2half_rn(f);
     else ((float *)p)[i] = f;
 }
-__host__ __device__ static uint64_t mix(uint64_t z) { // splitmix64's finaliser
+__host__ __device__ static uint64_t mix(uint64_t z) { // splitmix64's finalizer
     z = (z + 0x9e3779b97f4a7c15ull ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ z >> 27) * 0x94d049bb133111ebull;
     return z ^ z >> 31;
@@ -252,8 +252,8 @@ static void matrix(char **argv, int from) {
     static const int transposes[][2] = {{1, 0}, {0, 0}, {0, 1}};
     static const char *const transposes_name[] = {"TN", "NN", "NT"};
     static const int outputs[] = {BF16, FP16, FP32, E4M3, E5M2};
-    static const double tolerance[] = {0.06, 0.12, 0.01, 0.01,
-                                       0.01}; // of D's rounding, and of FP8's narrow accumulator
+    // Of D's rounding, and of FP8's narrow accumulator.
+    static const double tolerance[] = {0.06, 0.12, 0.01, 0.01, 0.01};
 
     void *a = device_allocate(M * K * 4), *b = device_allocate(N * K * 4),
          *c = device_allocate(M * N * 4);
@@ -316,8 +316,8 @@ static void matrix(char **argv, int from) {
                             q.bias = v & 1, q.fast = v >> 1;
                             random_fill<<<128, 256, 0, stream>>>(c, (size_t)M * N, c_type, 3);
                             random_fill<<<1, 256, 0, stream>>>(bias, M, bias_type, 4);
-                            CUDA(cudaMemsetAsync(d, 0xff, M * N * type_size[out],
-                                                 stream)); // NaNs: what is not written shows
+                            // NaNs: what is not written shows.
+                            CUDA(cudaMemsetAsync(d, 0xff, M * N * type_size[out], stream));
                             const void *sa = q.mode_a == MX ? (void *)mx_scales : scale_a;
                             const void *sb = q.mode_b == MX ? (void *)mx_scales : scale_b;
                             Plan p = plan_make(q, sa, sb, bias, 1);
@@ -411,7 +411,7 @@ template <int traffic> __global__ static void stream_kernel(uint4 *out, const ui
                 sum.x ^= v[j].x, sum.y ^= v[j].y, sum.z ^= v[j].z, sum.w ^= v[j].w;
         if (traffic == WRITE || traffic == COPY)
             for (int j = 0; j < 4; j++) out[i + j * step] = v[j];
-        if (traffic == NARROW) { // as quantising does: two bytes in, one out
+        if (traffic == NARROW) { // as quantizing does: two bytes in, one out
             out[i] = {v[0].x ^ v[1].x, v[0].y ^ v[1].y, v[0].z ^ v[1].z, v[0].w ^ v[1].w};
             out[i + step] = {v[2].x ^ v[3].x, v[2].y ^ v[3].y, v[2].z ^ v[3].z, v[2].w ^ v[3].w};
         }
@@ -453,8 +453,8 @@ static void bandwidth(int rounds) {
         }
         uint4 *in = (uint4 *)device_allocate(bytes), *out = (uint4 *)device_allocate(bytes);
         const size_t n = bytes / 16;
-        const int grid =
-            device.multiProcessorCount * 8; // 8 blocks of 256 fill the threads of a multiprocessor
+        // 8 blocks of 256 fill the threads of a multiprocessor.
+        const int grid = device.multiProcessorCount * 8;
         random_fill<<<grid, 256, 0, stream>>>(in, bytes / 2, BF16, 5);
         std::vector<double> ms[6];
         std::vector<Timer> timers(6);
@@ -547,8 +547,8 @@ static void shape_time(Arena *arena, const char *group, long tokens, const char 
     printf("%-5s %6ld %-8s %-6s %6ld %6ld %6ld", group, tokens, layer, kind, (long)first.m,
            (long)first.n, (long)first.k);
     int turn = 0;
-    const int inner =
-        (int)std::min(8.0, std::max(1.0, 4e11 / flops)); // half a millisecond or so a sample
+    // Half a millisecond or so a sample.
+    const int inner = (int)std::min(8.0, std::max(1.0, 4e11 / flops));
     for (Arm *arm : arms) {
         const Product &q = arm->q;
         arm->bytes_a = q.m * q.k * type_size[q.a], arm->bytes_b = q.n * q.k * type_size[q.b];
@@ -597,8 +597,8 @@ static void shape_time(Arena *arena, const char *group, long tokens, const char 
                 if (arm->plan.status == CUBLAS_STATUS_SUCCESS && !(which && arm->best == 0))
                     arm->ms[which].push_back(arm->timer[which].milliseconds() / inner);
     }
-    double base = 0,
-           ours = 0; // bf16, and FP8 as the trainer runs it: fast accumulate in fprop only
+    // Bf16, and FP8 as the trainer runs it: fast accumulate in fprop only.
+    double base = 0, ours = 0;
     for (Arm *arm : arms) {
         char text[64];
         const bool ok = arm->plan.status == CUBLAS_STATUS_SUCCESS && !arm->ms[0].empty();

@@ -102,7 +102,7 @@ def peer(arm, model, steps, device):
         import transformer_engine.pytorch as te
         from transformer_engine.common.recipe import DelayedScaling, Format
         recipe = DelayedScaling(fp8_format=Format.HYBRID, amax_history_len=16, amax_compute_algo="max")
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(0, VOCABULARY, (8, B, T + 1), device=device)
 
     def step(i):
@@ -112,8 +112,8 @@ def peer(arm, model, steps, device):
             loss = net(batch[:, :-1], batch[:, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return loss
 
     begin = time.perf_counter()

@@ -22,7 +22,7 @@ import sys
 MODELS = {"124M": (12, 768, 12), "1.5B": (48, 1600, 25)}  # layers, channels, heads
 BATCH = {"124M": 16, "1.5B": 8}  # what gpu_check.sh times
 VOCABULARY, PADDED = 50257, 50304
-PARTS = ["linears", "head", "attention", "layernorm", "GELU", "quantise", "classifier", "embedding", "AdamW"]
+PARTS = ["linears", "head", "attention", "layernorm", "GELU", "quantize", "classifier", "embedding", "AdamW"]
 # Which part a kernel belongs to, by its name in a trace; the first that matches. A library's product can be a linear layer's
 # or the head's: both stand under "linears + head".
 PATTERNS = [
@@ -33,7 +33,7 @@ PATTERNS = [
     ("layernorm", r"layernorm|layer_norm|residual"),
     ("GELU", r"gelu"),
     ("AdamW", r"adam|norm_kernel|norm_finish|global_norm"),
-    ("quantise", r"tiles_kernel|turn_kernel|column_sums|quantis|transpose|amax|scale|decode|cast"),
+    ("quantize", r"tiles_kernel|turn_kernel|column_sums|quantiz|transpose|amax|scale|decode|cast"),
     ("embedding", r"encoder|embed|wte|wpe"),
 ]
 
@@ -72,11 +72,11 @@ def kernels(L, C, T, precision, fp8_head, lean=False):
     add("GELU", "GELU forward", 2 * 4 * C + q * 4 * C, times=L)
     add("GELU", "GELU backward + bias gradient", 2 * 4 * C * 2 + q * 4 * C, times=L)
     if fp8:  # beyond what the same kernels write in bf16: bytes in the other direction, and passes of their own
-        add("quantise", "attention's output also as bytes", C, times=L)
-        add("quantise", "bytes of GELU and its gradient also turned", 2 * 4 * C, times=L)
-        add("quantise", "x of qkv, attproj and fc turned for wgrad", 3 * 2 * C, times=L)
-        add("quantise", "dy of attproj and fcproj to bytes, both ways, and bias gradients", 2 * (2 * C + 2 * C), times=L)
-        add("quantise", "dy of qkv to bytes, both ways, and bias gradient", 2 * 3 * C + 2 * 3 * C, times=L)
+        add("quantize", "attention's output also as bytes", C, times=L)
+        add("quantize", "bytes of GELU and its gradient also turned", 2 * 4 * C, times=L)
+        add("quantize", "x of qkv, attproj and fc turned for wgrad", 3 * 2 * C, times=L)
+        add("quantize", "dy of attproj and fcproj to bytes, both ways, and bias gradients", 2 * (2 * C + 2 * C), times=L)
+        add("quantize", "dy of qkv to bytes, both ways, and bias gradient", 2 * 3 * C + 2 * 3 * C, times=L)
     else:
         add("linears", "bias gradients of attproj, fcproj and qkv", 2 * C * 2 + 2 * 3 * C, times=L)
     weight, h = PADDED * C, 1 if fp8 and fp8_head else 2
@@ -86,13 +86,13 @@ def kernels(L, C, T, precision, fp8_head, lean=False):
     add("head", "head dgrad", h * PADDED + 2 * C, 2 * weight, head_unit, h * weight)
     add("head", "head wgrad", h * PADDED + h * C, 2 * weight, head_unit, (4 if lean else 8) * weight)
     add("classifier", "softmax, loss, dlogits", logit * PADDED + 2 * PADDED)  # out: bf16; lean, FP8: bytes both ways
-    if h == 1: add("quantise", "lnf and dlogits to bytes, both ways", (2 + 2) * (C if lean else C + PADDED))
+    if h == 1: add("quantize", "lnf and dlogits to bytes, both ways", (2 + 2) * (C if lean else C + PADDED))
     add("embedding", "embedding backward", 2 * C + 8 * C)
     linear, head, all_of_them = parameters(L, C, T)
     add("AdamW", "gradient norm", bytes_step=4 * all_of_them)
     add("AdamW", "AdamW: gradient, two moments and master in, three out", bytes_step=28 * all_of_them)
     copies = 2 * linear + 2 * head  # bytes and their transpose, or bf16
-    if fp8: add("quantise", "weights to bytes, both ways (from fp32)", bytes_step=4 * linear + copies + 4 * head)
+    if fp8: add("quantize", "weights to bytes, both ways (from fp32)", bytes_step=4 * linear + copies + 4 * head)
     else: add("AdamW", "weights as bf16 (from fp32)", bytes_step=copies + (0 if lean else 4 * (linear + head)))
     if not lean: add("AdamW", "gradients set to zero", bytes_step=4 * all_of_them)
     return rows

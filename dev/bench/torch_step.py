@@ -61,7 +61,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     model = Gpt()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     loss_of = torch.compile(model) if args.compile else model
     tokens = torch.randint(0, 50257, (args.batch, args.seq_len + 1))
     times = []
@@ -71,8 +71,8 @@ def main():
             loss = loss_of(tokens[:, :-1], tokens[:, 1:].contiguous())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         times.append(1e3 * (time.perf_counter() - begin))
     print(f"ms {statistics.median(times[2:]):.1f}")
 

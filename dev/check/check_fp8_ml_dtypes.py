@@ -5,7 +5,7 @@ dev/check/dump_fp8.c converts with the trainer's code. Where the libraries diffe
   overflow  ml_dtypes gives NaN (E4M3) or Inf (E5M2), ours saturates, Inf included; gfloat saturates when asked
   NaN       theirs keeps the sign or a payload, ours is 0x7F always, as CUDA's satfinite conversion does
   scales    of a block are clamped to 2^-126 .. 2^126, so that neither they nor their inverses are denormals; OCP's E8M0 has 2^-127
-  denormals quantise() multiplies with denormals flushed (bf16's smallest numbers, and results below 2^-126), NumPy does not
+  denormals quantize() multiplies with denormals flushed (bf16's smallest numbers, and results below 2^-126), NumPy does not
 """
 
 import sys
@@ -144,7 +144,7 @@ def run(ref):
         for library, encode in encoders.items():
             check_codes(ref, f"{name} fp8_encode against {library}", codes, encode(x, name), x)
 
-        # All bf16 numbers at several scales through the trainer's quantiser, and what it counts.
+        # All bf16 numbers at several scales through the trainer's quantizer, and what it counts.
         ours, scaled, counts_wrong = [], [], []
         for scale in SCALES:
             ours.append(take(np.uint8, 65536))
@@ -159,8 +159,8 @@ def run(ref):
             scaled.append(y)
         ours, scaled = np.concatenate(ours), np.concatenate(scaled)
         for library, encode in encoders.items():
-            check_codes(ref, f"{name} quantise, all bf16 at {len(SCALES)} scales, against {library}", ours, encode(scaled, name), scaled)
-        ref.check(f"{name} quantise counts amax, saturated, flushed, non-finite", not counts_wrong, "; ".join(counts_wrong))
+            check_codes(ref, f"{name} quantize, all bf16 at {len(SCALES)} scales, against {library}", ours, encode(scaled, name), scaled)
+        ref.check(f"{name} quantize counts amax, saturated, flushed, non-finite", not counts_wrong, "; ".join(counts_wrong))
 
         # Faults that such a comparison must see: truncation, ties away from zero, no saturation.
         even = encode_ml_dtypes(x, name)

@@ -32,8 +32,8 @@ static uint8_t code_of(float f, Dtype d) {
     if (a == 0x7f800000) return (uint8_t)(sign | max_code(d));
     if (a < 0x00800000) return (uint8_t)sign;
     const double x = (double)bits_float(a);
-    int low = 0,
-        high = max_code(d) + 1; // value[low] <= x < value[high], the last one taken as infinite
+    // value[low] <= x < value[high], the last one taken as infinite.
+    int low = 0, high = max_code(d) + 1;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
         if (value[middle] <= x) low = middle;
@@ -44,15 +44,15 @@ static uint8_t code_of(float f, Dtype d) {
     return (uint8_t)(sign | (x > tie || (x == tie && (low & 1)) ? low + 1 : low));
 }
 
-// Slow, one element at a time, in doubles: what quantise_block must make and count.
-static void quantise_slowly(uint8_t *q, const stored_t *x, size_t n, float scale, Dtype d,
+// Slow, one element at a time, in doubles: what quantize_block must make and count.
+static void quantize_slowly(uint8_t *q, const stored_t *x, size_t n, float scale, Dtype d,
                             Fp8Stats *s) {
-    const double cut =
-        d == DTYPE_E4M3 ? 464 : 61440; // E4M3: 464 itself still rounds to 448 (tie to even)
+    // E4M3: 464 itself still rounds to 448 (tie to even).
+    const double cut = d == DTYPE_E4M3 ? 464 : 61440;
     memset(s, 0, sizeof(*s));
     for (size_t i = 0; i < n; i++) {
-        const float f = float_from_stored(x[i]),
-                    y = (float)((double)f * (double)scale); // the product is exact in double
+        // The product is exact in double.
+        const float f = float_from_stored(x[i]), y = (float)((double)f * (double)scale);
         const uint32_t a = float_bits(f) & 0x7fffffff;
         q[i] = code_of(y, d);
         s->count++;
@@ -82,8 +82,8 @@ static uint16_t half_of(float f, int p, int emin) {
     const double x = (double)bits_float(a);
     frexp(x, &e); // x = m 2^e, m in [1/2, 1)
     e = e - 1 < emin ? emin : e - 1;
-    const double units = nearbyint(
-        ldexp(x, fraction - e)); // of the last bit; below 2^fraction the result is a denormal
+    // Of the last bit; below 2^fraction the result is a denormal.
+    const double units = nearbyint(ldexp(x, fraction - e));
     const uint32_t code =
         units < ldexp(1, fraction)
             ? (uint32_t)units

@@ -6,16 +6,16 @@ only.
 
 FLOATS and SCALES are raw float32. RESULT, for E4M3 and then for E5M2: the value of every code from
 fp8_decode() and from decode_bf16(), the products' path (256 float32 each); a code for each number
-of FLOATS, from fp8_encode(); for each scale all 65536 bf16 numbers through quantise(), and its
+of FLOATS, from fp8_encode(); for each scale all 65536 bf16 numbers through quantize(), and its
 statistics as uint64: amax_bits, saturated, flushed, nonfinite, count. Then, for each recipe in
-blocks of `recipes` below, MATRIX, raw float32 [256, 512], through quantise_blocks(), K along its
+blocks of `recipes` below, MATRIX, raw float32 [256, 512], through quantize_blocks(), K along its
 columns and then along its rows: its bytes, and a float32 inverse of each block's scale, [blocks
 across K][blocks along it].
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
 #if PRECISION != PRECISION_FP8
-#error "dump_fp8 reads the FP8 build's quantiser: compile it with -DPRECISION=0"
+#error "dump_fp8 reads the FP8 build's quantizer: compile it with -DPRECISION=0"
 #endif
 
 static float *floats_read(const char *path, size_t *count) {
@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
     if (!f) fatal(EXIT_BAD_INPUT, "%s: %s", argv[4], strerror(errno));
     uint8_t *codes = (uint8_t *)memory_allocate(count);
     static uint16_t all_bf16[65536], decoded[256];
-    static uint8_t all_codes[256], quantised[65536];
+    static uint8_t all_codes[256], quantized[65536];
     for (int i = 0; i < 65536; i++) all_bf16[i] = (uint16_t)i;
     for (int i = 0; i < 256; i++) all_codes[i] = (uint8_t)i;
     for (int e5m2 = 0; e5m2 < 2; e5m2++) {
@@ -55,10 +55,10 @@ int main(int argc, char **argv) {
             Fp8Scale s;
             memset(&s, 0, sizeof(s));
             s.recipe = recipe, s.scale = scales[i];
-            quantise(quantised, all_bf16, 65536, &s, 1);
+            quantize(quantized, all_bf16, 65536, &s, 1);
             const uint64_t stats[5] = {s.step.amax_bits, s.step.saturated, s.step.flushed,
                                        s.step.nonfinite, s.step.count};
-            fwrite(quantised, 1, 65536, f);
+            fwrite(quantized, 1, 65536, f);
             fwrite(stats, 8, 5, f);
         }
     }
@@ -85,7 +85,7 @@ int main(int argc, char **argv) {
         Fp8Scale s;
         memset(&s, 0, sizeof(s));
         s.recipe = *r;
-        quantise_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, (int)along_rows, &s, RECORD_NONE);
+        quantize_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, (int)along_rows, &s, RECORD_NONE);
         fwrite(bytes, 1, MATRIX, f),
             fwrite(inv, 4, ceil_div(I, r->across) * ceil_div(K, r->along), f);
     }

@@ -67,8 +67,8 @@ int main(int argc, char **argv) {
         array_write(f, "gelu", l, g.gelu + 4 * at, rows * 4 * C);
         array_write(f, "block", l, g.residual + 2 * at + 2 * R * C, rows * C);
     }
-    array_write(f, "mlp", g.config.L - 1, g.y,
-                rows * C); // reused in every layer: the last one's is left
+    // Reused in every layer: the last one's is left.
+    array_write(f, "mlp", g.config.L - 1, g.y, rows * C);
     array_write(f, "ln_f", 0, g.lnf, rows * C);
     if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[3], strerror(errno));
     fclose(f);

@@ -1,6 +1,6 @@
 /*
 What the trainer computes for a small model, written to a file that dev/check/torch_check.py
-compares with PyTorch: loss, logits and every gradient of one batch, then ten optimiser steps. It
+compares with PyTorch: loss, logits and every gradient of one batch, then ten optimizer steps. It
 prints nothing and judges nothing.
 
     torch_check MODEL RESULT L NH C T V B n HEAD
@@ -62,7 +62,7 @@ static void scales_write(FILE *f, const Gpt *g, const char *name) {
     free(t);
 }
 
-// Away from the initialisation's special points: no bias is 0, no layernorm weight 1, and matrices
+// Away from the initialization's special points: no bias is 0, no layernorm weight 1, and matrices
 // are large enough for attention and GELU to be far from linear. The padded rows of wte stay 0.
 static void params_perturb(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
@@ -137,7 +137,7 @@ int main(int argc, char **argv) {
     array_write(f, "", "logits", logits, rows * (size_t)Vp);
 
     // Ten steps.
-    const AdamW optimiser = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f};
+    const AdamW optimizer = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f};
     float step_losses[STEPS], norms[STEPS];
     g.record = 1;
     for (long t = 1; t <= STEPS; t++) {
@@ -150,7 +150,7 @@ int main(int argc, char **argv) {
             gpt_backward(&g, tokens + at, B / MICROS, n);
         }
         const double norm = gradient_norm(g.grad, g.param_count, 1 / loss_scale);
-        adamw_update(&g, &optimiser, (norm > 1 ? (float)(1 / norm) : 1) / loss_scale, t);
+        adamw_update(&g, &optimizer, (norm > 1 ? (float)(1 / norm) : 1) / loss_scale, t);
         for (int i = 0; i < g.scale_count; i++) scale_advance(&g.scales[i]);
         if (IS_FP8 && (t == 1 || t == STEPS))
             scales_write(f, &g, t == 1 ? "scales.1" : "scales.10");

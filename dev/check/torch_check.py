@@ -79,10 +79,10 @@ class Stored(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """x w^T + b of quantised x and w; dx and dw from quantised dy, db from dy."""
+    """x w^T + b of quantized x and w; dx and dw from quantized dy, db from dy."""
     @staticmethod
     def forward(ctx, x, w, b, numerics, key):
-        x, w = numerics.quantise(x, (*key, "x")), numerics.quantise(numerics.round(w), (*key, "w"))
+        x, w = numerics.quantize(x, (*key, "x")), numerics.quantize(numerics.round(w), (*key, "w"))
         ctx.save_for_backward(x, w)
         ctx.numerics, ctx.key = numerics, key
         return F.linear(x, w, b)
@@ -91,7 +91,7 @@ class Linear(torch.autograd.Function):
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         dy = ctx.numerics.round(dy)
-        q = ctx.numerics.quantise(dy, (*ctx.key, "dy"))
+        q = ctx.numerics.quantize(dy, (*ctx.key, "dy"))
         db = dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return q @ w, q.flatten(0, -2).T @ x.flatten(0, -2), db, None, None
 
@@ -135,7 +135,7 @@ class Emulated(Exact):
         slabs = [Linear.apply(slab, w, None, self, ("head",)) for slab in x.flatten(0, 1).split(512)]
         return torch.cat(slabs).view(*x.shape[:2], -1)
 
-    def quantise(self, x, key):
+    def quantize(self, x, key):
         if not self.fp8 or (key[0] == "head" and not self.fp8_head): return x
         gradient = key[-1] == "dy" and self.fault != "dy in E4M3"
         dtype, largest = (torch.float8_e5m2, 57344.0) if gradient else (torch.float8_e4m3fn, 448.0)
@@ -199,11 +199,11 @@ def reference(path, tokens, targets, dtype, numerics, fault=""):
 
     decaying = [t for name, t in p.items() if name in MATRICES or fault == "decay on vectors"]
     others = [t for name, t in p.items() if not (name in MATRICES or fault == "decay on vectors")]
-    optimiser = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
+    optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
                                   lr=LR, betas=BETAS, eps=EPS)
     step_losses, norms = [], []
     for _ in range(STEPS):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         micro_losses = []
         for micro_tokens, micro_targets in zip(tokens.chunk(MICROS), targets.chunk(MICROS)):
             loss = forward(config, p, micro_tokens, micro_targets, counted, numerics, fault)[0]
@@ -211,7 +211,7 @@ def reference(path, tokens, targets, dtype, numerics, fault=""):
             micro_losses.append(loss)
         unscale()
         norms.append(torch.nn.utils.clip_grad_norm_(list(p.values()), 1e9 if fault == "no clipping" else CLIP))
-        optimiser.step()
+        optimizer.step()
         numerics.advance()
         step_losses.append(sum(micro_losses))
     out.update({"step_losses": torch.stack(step_losses), "norms": torch.stack(norms)})

@@ -20,4 +20,4 @@ make train_gpt_fp8
 ./train_gpt_fp8 -e d1 -t 64 -b 2 -x 20 -s 0 -n 0 --scales-every 1 --recipe decay=0.9 -o run
 case $python in /*) ;; */*) python=$root/$python ;; esac
 "$python" dev/check/check_decay.py run 0.9
-dev/cuda/test.sh fp8 scales quantise
+dev/cuda/test.sh fp8 scales quantize

@@ -102,8 +102,8 @@ and duration (ns) and name of every kernel, as dev/bench/gpu_trace.cpp
 #define DYNAMIC_SHARED(type, name) type *name = (type *)(void *)on_cpu::dynamic_shared
 #define VECTOR_TYPES(X)                                                                            \
     X(int, int)                                                                                    \
-    X(uint, unsigned) X(float, float) X(double, double) X(ushort, uint16_t) X(uchar, uint8_t)      \
-        X(char, signed char)
+    X(uint, unsigned)                                                                              \
+    X(float, float) X(double, double) X(ushort, uint16_t) X(uchar, uint8_t) X(char, signed char)
 #define VECTOR_TYPE(name, T)                                                                       \
     struct alignas(2 * sizeof(T)) name##2 {                                                        \
         T x, y;                                                                                    \
@@ -440,8 +440,8 @@ inline std::map<char *, size_t> allocations; // with their bytes
 inline std::map<const char *, size_t> pinned;
 inline char *device;
 inline size_t device_end, device_used; // of the range ever used; bytes now allocated
-inline constexpr size_t DEVICE_RANGE = (size_t)16 << 30,
-                        PAGE = 2 << 20; // huge pages: to open and close few is fast
+// Huge pages: to open and close few is fast.
+inline constexpr size_t DEVICE_RANGE = (size_t)16 << 30, PAGE = 2 << 20;
 inline bool in_device(const void *p) {
     return device && (const char *)p >= device && (const char *)p < device + DEVICE_RANGE;
 }

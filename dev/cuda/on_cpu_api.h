@@ -34,9 +34,8 @@ inline unsigned float_code(float f, int m, int bias) {
                    mantissa = (a & 0x7fffff) | one;
     const int exponent = std::max((int)(a >> 23), 1) - 127, least = 1 - bias,
               at = std::max(exponent, least);
-    const int drop =
-        std::min(23 - m + at - exponent,
-                 30); // bits below a unit; denormals of the format share the least exponent
+    // Bits below a unit; denormals of the format share the least exponent.
+    const int drop = std::min(23 - m + at - exponent, 30);
     const uint32_t units = mantissa >> drop, rest = mantissa & ((1u << drop) - 1),
                    half = 1u << (drop - 1);
     return (units + (rest > half || (rest == half && units % 2)) + ((unsigned)(at - least) << m));

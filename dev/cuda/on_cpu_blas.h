@@ -40,8 +40,8 @@ typedef struct OnCpuLt *cublasLtHandle_t;
 typedef struct OnCpuDesc { // what is set, by attribute
     cublasOperation_t transa = CUBLAS_OP_N, transb = CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    int fast_accum = 0, bias_type = -1, mode_a = 0,
-        mode_b = 0; // fast_accum: a byte in the interface
+    // fast_accum: a byte in the interface.
+    int fast_accum = 0, bias_type = -1, mode_a = 0, mode_b = 0;
     const void *bias = NULL, *scale_a = NULL, *scale_b = NULL;
 } * cublasLtMatmulDesc_t;
 typedef struct OnCpuLayout {
@@ -111,8 +111,8 @@ inline bool supported(const OnCpuDesc &o, const OnCpuLayout &a, const OnCpuLayou
     ON_CPU_NEEDS(arch >= 89 && type_bytes(b.type) == 1 &&
                  !(a.type == CUDA_R_8F_E5M2 && b.type == CUDA_R_8F_E5M2));
     ON_CPU_NEEDS((ta && !tb) || arch >= 100); // K-major, TN
-    ON_CPU_NEEDS(m % 16 == 0 && n % 16 == 0 && k % 16 == 0 && a.ld % 16 == 0 &&
-                 b.ld % 16 == 0); // 16 bytes
+    // 16 bytes.
+    ON_CPU_NEEDS(m % 16 == 0 && n % 16 == 0 && k % 16 == 0 && a.ld % 16 == 0 && b.ld % 16 == 0);
     ON_CPU_NEEDS(d.ld * (size_t)type_bytes(d.type) % 16 == 0 &&
                  c.ld * (size_t)type_bytes(c.type) % 16 == 0);
     ON_CPU_NEEDS(type_bytes(d.type) > 1); // FP8 output exists, but nothing here wants it
@@ -124,8 +124,8 @@ inline bool supported(const OnCpuDesc &o, const OnCpuLayout &a, const OnCpuLayou
         ON_CPU_NEEDS(mode == PER_TENSOR ||
                      (mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0 && arch == 90 && o.scale_a &&
                       o.scale_b && (!o.fast_accum || mode == PER_ROW)));
-    const char *refuses =
-        getenv("CUDA_ON_CPU_LT_REFUSES"); // what a version of the library may not have
+    // What a version of the library may not have.
+    const char *refuses = getenv("CUDA_ON_CPU_LT_REFUSES");
     ON_CPU_NEEDS(!refuses || strcmp(refuses, "bias") || o.mode_a == PER_TENSOR ||
                  o.epilogue == CUBLASLT_EPILOGUE_DEFAULT);
     ON_CPU_NEEDS(!refuses || strcmp(refuses, "fast") || o.mode_a == PER_TENSOR || !o.fast_accum);

@@ -82,8 +82,8 @@ class Graph {
                compute_data_type = DataType_t::FLOAT;
     bool well_masked = false; // as the trainer wants it
     float scale = 1;
-    std::vector<Tensor>
-        t; // forward: q, k, v, out, lse; backward: q, k, v, out, dout, lse, dq, dk, dv
+    // Forward: q, k, v, out, lse; backward: q, k, v, out, dout, lse, dq, dk, dv.
+    std::vector<Tensor> t;
     bool planned = false;
 
     struct View { // of a tensor, as numbers

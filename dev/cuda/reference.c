@@ -43,12 +43,12 @@ float ref_stored_value(uint32_t bits) {
 }
 float ref_exp(float x) { return exp_fixed_order(x); }
 float ref_gelu_sigmoid(float x) { return gelu_sigmoid(x); }
-float ref_quantise(uint8_t *q, const void *x, size_t n, void *scale, int record) {
-    return quantise(q, x, n, scale, (Record)record);
+float ref_quantize(uint8_t *q, const void *x, size_t n, void *scale, int record) {
+    return quantize(q, x, n, scale, (Record)record);
 }
-void ref_quantise_blocks(uint8_t *q, float *inv, const void *x, size_t rows, size_t columns,
+void ref_quantize_blocks(uint8_t *q, float *inv, const void *x, size_t rows, size_t columns,
                          int along_rows, void *scale, int record) {
-    quantise_blocks(q, inv, x, rows, columns, along_rows, scale, (Record)record);
+    quantize_blocks(q, inv, x, rows, columns, along_rows, scale, (Record)record);
 }
 void ref_scale_advance(void *scale) { scale_advance(scale); }
 float ref_scale_from_amax(float amax, float keep, const void *recipe) {
@@ -178,7 +178,7 @@ void *ref_gpt_tensor(void *p, const char *name, size_t *bytes) {
     const size_t R = (size_t)g->B * c->T, C = c->C, L = c->L, Vp = c->Vp, slab = MIN(R, HEAD_ROWS),
                  t = 1;
     const size_t fp8 = IS_FP8, head8 = fp8 && g->fp8_head, copies = PRECISION != PRECISION_FP32;
-    const size_t again = g->recompute ? 1 : L;
+    const size_t kept_layers = g->recompute ? 1 : L;
     const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     GPT_TENSORS(TENSOR_FIND)

@@ -29,9 +29,8 @@ typedef enum {
     REF_NUMERICS
 } RefSize;
 size_t ref_size(RefSize what);
-void ref_begin(
-    int T,
-    int hs); // denormal mode, tables, working memory for attention of T positions and heads of hs
+// Denormal mode, tables, working memory for attention of T positions and heads of hs.
+void ref_begin(int T, int hs);
 
 uint32_t ref_encode(float f, int dtype);
 float ref_decode(uint8_t code, int dtype);
@@ -39,8 +38,8 @@ uint32_t ref_stored_bits(float f); // the stored type's bits, and back
 float ref_stored_value(uint32_t bits);
 float ref_exp(float x);
 float ref_gelu_sigmoid(float x);
-float ref_quantise(uint8_t *q, const void *x, size_t n, void *scale, int record);
-void ref_quantise_blocks(uint8_t *q, float *inv, const void *x, size_t rows, size_t columns,
+float ref_quantize(uint8_t *q, const void *x, size_t n, void *scale, int record);
+void ref_quantize_blocks(uint8_t *q, float *inv, const void *x, size_t rows, size_t columns,
                          int along_rows, void *scale, int record);
 void ref_scale_advance(void *scale);
 float ref_scale_from_amax(float amax, float keep, const void *recipe);

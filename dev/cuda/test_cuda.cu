@@ -199,7 +199,7 @@ static void test_numbers() {
     printf("ok   conversions, exp, GELU's sigmoid: %zu numbers\n", x.size());
 }
 
-// ---- quantising
+// ---- quantizing
 #if IS_FP8
 struct NamedRecipe {
     const char *name;
@@ -224,7 +224,7 @@ static Fp8Scale scale_new(const ScalingRecipe &r) {
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
     s.recipe = r, s.scale = s.logged_scale = r.rule == SCALING_CONSTANT ? r.number : 1,
-    s.kept_inv = 1;
+    s.scale_inv = 1;
     return s;
 }
 // The first field in which two scales differ, or NULL.
@@ -237,7 +237,7 @@ static const char *scale_difference(const Fp8Scale &a, const Fp8Scale &b) {
     return #name
     FIELD(recipe);
     FIELD(scale);
-    FIELD(steps);
+    FIELD(amax_count);
     FIELD(amax_history);
     FIELD(logged_scale);
 #define STATS(which)                                                                               \
@@ -278,13 +278,13 @@ struct Pair {
         const char *field = scale_difference(host, found);
         CHECK(!field, "%s, %s: %s differs (scale %.9g, expected %.9g)", name, when, field,
               found.scale, host.scale);
-        const float inv = step_ended ? found.kept_inv : use.read()[0].inv;
-        CHECK(inv == host.kept_inv, "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name,
-              when, inv, host.kept_inv);
+        const float inv = step_ended ? found.scale_inv : use.read()[0].inv;
+        CHECK(inv == host.scale_inv, "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name,
+              when, inv, host.scale_inv);
     }
 };
 
-// Tensors of every kind that a quantiser may meet.
+// Tensors of every kind that a quantizer may meet.
 enum { KINDS = 9 };
 static std::vector<stored_t> tensor_of_kind(int kind, size_t n) {
     std::vector<stored_t> x = stored(normals(n, kind == 1 ? 1e-3f : kind == 6 ? 1e30f : 1));
@@ -307,7 +307,7 @@ static std::vector<stored_t> tensor_of_kind(int kind, size_t n) {
 }
 static const size_t shapes[][2] = {{1, 16}, {16, 64}, {33, 48}, {130, 144}, {257, 32}};
 
-static void test_quantise() {
+static void test_quantize() {
     size_t tensors = 0;
     for (const NamedRecipe &named : recipes_all())
         for (auto &shape : shapes) {
@@ -320,8 +320,8 @@ static void test_quantise() {
             Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns),
                 sqnr(2 * (n / CHUNK + 1));
             for (int i = 0; i < 2 * KINDS; i++, tensors++) {
-                const std::vector<stored_t> host =
-                    tensor_of_kind(i * 4 % KINDS, n); // all of them, in another order
+                // All of them, in another order.
+                const std::vector<stored_t> host = tensor_of_kind(i * 4 % KINDS, n);
                 const Record record = i % 5 == 4   ? RECORD_NONE
                                       : i % 3 == 2 ? RECORD_SQNR
                                                    : RECORD_STATS;
@@ -330,17 +330,17 @@ static void test_quantise() {
                 if (blocks) {
                     const int along_rows = i % 2;
                     std::vector<float> want_inv(n + 64);
-                    ref_quantise_blocks(want.data(), want_inv.data(), host.data(), rows, columns,
+                    ref_quantize_blocks(want.data(), want_inv.data(), host.data(), rows, columns,
                                         along_rows, &pair.host, record);
                     const Operand o = pair.operand();
-                    quantise_blocks(along_rows ? q_t.p : q.p, inv.p, x.p, rows, columns, along_rows,
+                    quantize_blocks(along_rows ? q_t.p : q.p, inv.p, x.p, rows, columns, along_rows,
                                     &o, record, sqnr.p);
                     const Blocks b = blocks_of(NULL, rows, columns, along_rows, &named.r,
                                                blocks_native(&named.r));
                     const size_t down = ceil_div(rows, b.tall), right = ceil_div(columns, b.wide);
                     const std::vector<float> all = inv.read();
-                    std::vector<float> found_inv(
-                        down * right); // in the C file's order: [across K][along it]
+                    // In the C file's order: [across K][along it].
+                    std::vector<float> found_inv(down * right);
                     want_inv.resize(down * right);
                     for (size_t r = 0; r < down; r++)
                         for (size_t c = 0; c < right; c++)
@@ -350,10 +350,10 @@ static void test_quantise() {
                     if (along_rows)
                         check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
                 } else {
-                    pair.host.kept_inv =
-                        ref_quantise(want.data(), host.data(), n, &pair.host, record);
+                    pair.host.scale_inv =
+                        ref_quantize(want.data(), host.data(), n, &pair.host, record);
                     const Operand o = pair.operand();
-                    quantise(q.p, q_t.p, x.p, columns, rows, columns, &o, record, partial.p,
+                    quantize(q.p, q_t.p, x.p, columns, rows, columns, &o, record, partial.p,
                              sqnr.p);
                     check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
                 }
@@ -362,11 +362,11 @@ static void test_quantise() {
                     padded.resize(pitch * columns);
                     check_same(named.name, padded, q.read());
                 }
-                pair.check(named.name, "after quantising", false);
+                pair.check(named.name, "after quantizing", false);
                 if (i % 2) pair.advance(), pair.check(named.name, "after a step", true);
             }
         }
-    printf("ok   quantise: %zu tensors, bytes both ways, scales, statistics\n", tensors);
+    printf("ok   quantize: %zu tensors, bytes both ways, scales, statistics\n", tensors);
 
     // Planted: one byte, one bit of a statistic, one element more in the tensor.
     const NamedRecipe named = recipes_all()[0];
@@ -374,11 +374,11 @@ static void test_quantise() {
     std::vector<stored_t> x = stored(normals(64, 1));
     std::vector<uint8_t> want(64);
     Device<uint8_t> q(16 * 16);
-    ref_quantise(want.data(), x.data(), 64, &pair.host, RECORD_STATS);
+    ref_quantize(want.data(), x.data(), 64, &pair.host, RECORD_STATS);
     x[17] = stored_from_float(float_from_stored(x[17]) * 1.25f);
     Device<stored_t> in(x);
     const Operand o = pair.operand();
-    quantise(q.p, NULL, in.p, 16, 4, 16, &o, RECORD_STATS, NULL, NULL);
+    quantize(q.p, NULL, in.p, 16, 4, 16, &o, RECORD_STATS, NULL, NULL);
     std::vector<uint8_t> found = q.read();
     found.resize(64);
     CHECK(!same(want, found), "a fault that must show: another element");
@@ -399,7 +399,7 @@ static void test_scale_update() {
             for (int i = 0; i < (history == 1024 ? 40 : 24); i++, steps++) {
                 Fp8Scale s = pair.scale.read()[0];
                 s.step.amax_bits = pair.host.step.amax_bits = float_bits(amaxes[(i * 7) % 16]);
-                s.kept_inv = pair.host.kept_inv = 1.0f / s.scale,
+                s.scale_inv = pair.host.scale_inv = 1.0f / s.scale,
                 s.step.count = pair.host.step.count = 100 + i,
                 s.step.saturated = pair.host.step.saturated = i;
                 pair.scale.write({s});
@@ -416,7 +416,7 @@ static void test_scale_update() {
 }
 
 // ---- what is fused makes the bytes of what is not
-struct Unfused { // bytes, both ways, and statistics of a stored tensor, by quantise()
+struct Unfused { // bytes, both ways, and statistics of a stored tensor, by quantize()
     std::vector<uint8_t> q, q_t;
     Fp8Scale scale;
     Unfused(const Fp8Scale &s, const stored_t *x, size_t rows, size_t columns) {
@@ -424,7 +424,7 @@ struct Unfused { // bytes, both ways, and statistics of a stored tensor, by quan
         Pair pair(s);
         Device<uint8_t> a(pitch * columns), b(columns * pitch);
         const Operand o = pair.operand();
-        quantise(a.p, b.p, x, columns, rows, columns, &o, RECORD_STATS, NULL, NULL);
+        quantize(a.p, b.p, x, columns, rows, columns, &o, RECORD_STATS, NULL, NULL);
         q = a.read(), q_t = b.read(), scale = pair.scale.read()[0];
         q.resize(rows * columns);
     }
@@ -434,7 +434,7 @@ static void test_fused() {
         for (size_t rows : {1, 37, 130})
             for (size_t C : {16, 96, 256, 272, 784}) {
                 Fp8Scale s = scale_new(recipes_all()[format == DTYPE_E5M2].r);
-                s.scale = format == DTYPE_E5M2 ? 9000 : 150, s.steps = 1; // saturates a few
+                s.scale = format == DTYPE_E5M2 ? 9000 : 150, s.amax_count = 1; // saturates a few
                 const size_t n = rows * C, pitch = round_up(rows, 16);
                 Device<stored_t> a(stored(normals(n, 1))), b(stored(normals(n, 1))), residual(n),
                     plain(n), other(n);
@@ -452,7 +452,7 @@ static void test_fused() {
                     const char *field = scale_difference(want.scale, pair.scale.read()[0]);
                     CHECK(!field, "%s: %s differs", name, field);
                 };
-                { // layernorm + quantise
+                { // layernorm + quantize
                     Pair pair(s);
                     Written w = {};
                     w.stored = plain.p;
@@ -460,14 +460,14 @@ static void test_fused() {
                                                bias.p, rows, C);
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
-                    w = {}, w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
+                    w = {}, w.q = q.p, w.quantizer = quantizer(&o, RECORD_STATS);
                     residual_layernorm_forward(residual.p, w, mean.p, rstd.p, a.p, b.p, weight.p,
                                                bias.p, rows, C);
                     compare("layernorm", want, pair, false);
                     bytes_turn(q_t.p, q.p, rows, C);
                     check_same("bytes turned", want.q_t, q_t.read());
                 }
-                { // GELU + quantise, both ways
+                { // GELU + quantize, both ways
                     Pair pair(s);
                     Tiles t = tiles(rows, C);
                     t.out = plain.p;
@@ -475,11 +475,11 @@ static void test_fused() {
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
                     t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p,
-                    t.quantiser = quantiser(&o, RECORD_STATS);
+                    t.quantizer = quantizer(&o, RECORD_STATS);
                     tiles_run(GeluSource{a.p, C}, t);
                     compare("GELU", want, pair, true);
                 }
-                { // GELU backward + quantise, both ways, + bias gradient
+                { // GELU backward + quantize, both ways, + bias gradient
                     Pair pair(s);
                     Tiles t = tiles(rows, C);
                     t.out = plain.p;
@@ -490,7 +490,7 @@ static void test_fused() {
                     Device<float> partial(tall * C), sums(std::vector<float>(C, 1)),
                         unfused(tall * C), sums2(std::vector<float>(C, 1));
                     t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.partial = partial.p,
-                    t.quantiser = quantiser(&o, RECORD_STATS);
+                    t.quantizer = quantizer(&o, RECORD_STATS);
                     tiles_run(GeluBackwardSource{a.p, b.p, C}, t);
                     compare("GELU backward", want, pair, true);
                     column_sums_finish(sums.p, NULL, partial.p, tall, C);
@@ -499,12 +499,12 @@ static void test_fused() {
                     column_sums_finish(sums2.p, NULL, unfused.p, tall, C);
                     check_same("bias gradient, fused", sums2.read(), sums.read());
                 }
-                { // a master weight, rounded and quantised
+                { // a master weight, rounded and quantized
                     Pair pair(s);
                     std::vector<float> weights = normals(n, 1);
                     for (size_t i = 3; i < n; i += 7)
-                        weights[i] =
-                            bits_float((uint32_t)i << 8 | i << 31); // denormals: they are 0
+                        // Denormals: they are 0.
+                        weights[i] = bits_float((uint32_t)i << 8 | i << 31);
                     Device<float> master(weights);
                     Tiles t = tiles(rows, C);
                     t.out = plain.p;
@@ -513,7 +513,7 @@ static void test_fused() {
                     const Unfused want(s, plain.p, rows, C);
                     const Operand o = pair.operand();
                     t = tiles(rows, C), t.q = q.p, t.q_t = q_t.p, t.out = other.p,
-                    t.quantiser = quantiser(&o, RECORD_STATS);
+                    t.quantizer = quantizer(&o, RECORD_STATS);
                     tiles_run(MasterSource{master.p, C}, t);
                     compare("a weight", want, pair, true);
                     check_same("a weight, rounded beside its bytes", plain.read(), other.read());
@@ -524,7 +524,7 @@ static void test_fused() {
             const int B = 2, NH = 2, C = NH * hs;
             const size_t rows = (size_t)B * T, n = rows * C;
             Fp8Scale s = scale_new(recipes_all()[0].r);
-            s.scale = 300, s.steps = 1;
+            s.scale = 300, s.amax_count = 1;
             Pair pair(s);
             Device<stored_t> qkv(stored(normals(3 * n, 1))), out(n), again(n);
             Device<float> lse(rows * NH);
@@ -534,7 +534,7 @@ static void test_fused() {
             attention_forward(w, lse.p, qkv.p, B, T, 0, C, NH);
             const Unfused want(s, out.p, rows, C);
             const Operand o = pair.operand();
-            w.stored = again.p, w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
+            w.stored = again.p, w.q = q.p, w.quantizer = quantizer(&o, RECORD_STATS);
             attention_forward(w, lse.p, qkv.p, B, T, 0, C, NH);
             std::vector<uint8_t> found = q.read();
             found.resize(n);
@@ -582,8 +582,8 @@ static void test_encoder() {
                      MIN((int)rows, V), B, T, C);
     check_same("encoder backward, tokens", want_dwte, d_dwte.read());
     check_same("encoder backward, positions", want_dwpe, d_dwpe.read());
-    encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, 1, 5, 7,
-                    C); // one sequence that goes on at position 7
+    // One sequence that goes on at position 7.
+    encoder_forward(x.p, d_tokens.p, d_wte.p, d_wpe.p, 1, 5, 7, C);
     ref_encoder_forward(want.data(), tokens.data(), wte.data(), wpe.data(), 1, 5, 7, C);
     check_same("encoder forward from a position on", want, x.read());
     printf("ok   encoder: same bits\n");
@@ -958,12 +958,12 @@ static void test_products() {
             drop.push_back([=] { delete pair, delete q, delete inv; });
             const bool blocks = recipe_blocks(&r);
             if (blocks) {
-                quantise_blocks(q->p, inv->p, x.p, rows[i], K, 0, &o, RECORD_NONE, NULL);
-                ref_quantise_blocks(bytes.data(), scales.data(), host[i].data(), rows[i], K, 0,
+                quantize_blocks(q->p, inv->p, x.p, rows[i], K, 0, &o, RECORD_NONE, NULL);
+                ref_quantize_blocks(bytes.data(), scales.data(), host[i].data(), rows[i], K, 0,
                                     &pair->host, RECORD_NONE);
             } else {
-                quantise(q->p, NULL, x.p, K, rows[i], K, &o, RECORD_NONE, NULL, NULL);
-                scales[0] = ref_quantise(bytes.data(), host[i].data(), rows[i] * K, &pair->host,
+                quantize(q->p, NULL, x.p, K, rows[i], K, &o, RECORD_NONE, NULL, NULL);
+                scales[0] = ref_quantize(bytes.data(), host[i].data(), rows[i] * K, &pair->host,
                                          RECORD_NONE);
             }
             m.push_back(operand_bytes(&o, q->p, blocks ? inv->p : NULL, K, rows[i], K));
@@ -1051,13 +1051,13 @@ static void test_cudnn() {
         check_error(name, floats(want_d), floats(d_dqkv.read()), 3 * ROUNDED);
         check_same("cuDNN's gradients, twice", d_dqkv.read(), again.read());
 #if IS_FP8
-        Fp8Scale scale =
-            scale_new(recipes_all()[0].r); // from a graph, with the bytes of its output
-        scale.scale = 300, scale.steps = 1;
+        // From a graph, with the bytes of its output.
+        Fp8Scale scale = scale_new(recipes_all()[0].r);
+        scale.scale = 300, scale.amax_count = 1;
         Pair pair(scale);
         Device<uint8_t> q(round_up((size_t)B * T, 16) * C);
         const Operand o = pair.operand();
-        w.q = q.p, w.quantiser = quantiser(&o, RECORD_STATS);
+        w.q = q.p, w.quantizer = quantizer(&o, RECORD_STATS);
         cudaGraph_t graph;
         cudaGraphExec_t replay;
         CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
@@ -1090,7 +1090,7 @@ static void test_cudnn() {
 }
 #endif
 
-static void test_optimiser() {
+static void test_optimizer() {
     const size_t n = 3 * CHUNK + 1000;
     std::vector<float> w = normals(n, 1), m = normals(n, 0.01f), v = normals(n, 0.01f),
                        grad = normals(n, 1);
@@ -1261,7 +1261,7 @@ struct Both {
 };
 #if IS_FP8
 // Whether steps run as they should: from the second on as graphs, in which one tensor a layer
-// (attention's output, turned) and the head's input are quantised apart from the kernels that make
+// (attention's output, turned) and the head's input are quantized apart from the kernels that make
 // them; those that record SQNR neither.
 static void test_steps() {
     struct {
@@ -1274,7 +1274,7 @@ static void test_steps() {
             b.r.g.record = b.r.g.record_weights = step == 3 ? RECORD_SQNR : RECORD_STATS,
             b.step_cuda(step);
         CHECK(b.r.g.host.graph_steps == 3 && b.r.g.host.graph_passes == c.passes,
-              "'%s': %ld of 5 steps are graphs, expected 3; with %ld separate quantising passes, "
+              "'%s': %ld of 5 steps are graphs, expected 3; with %ld separate quantizing passes, "
               "expected %ld",
               c.options, b.r.g.host.graph_steps, b.r.g.host.graph_passes, c.passes);
         for (long step = 1; step <= 400;
@@ -1284,7 +1284,7 @@ static void test_steps() {
                   "step %ld records SQNR, or does not", step);
         }
     }
-    printf("ok   steps are graphs, and quantise in the kernels that make operands\n");
+    printf("ok   steps are graphs, and quantize in the kernels that make operands\n");
 }
 #endif
 
@@ -1400,8 +1400,8 @@ static void test_model() {
                       "'%s', step %d: %d %s counts %llu elements, expected %llu", options, step,
                       layer, name, (unsigned long long)o->logged.count,
                       (unsigned long long)s[i].logged.count);
-                CHECK(o->steps == s[i].steps, "'%s': %d %s: %ld steps, expected %ld", options,
-                      layer, name, (long)o->steps, (long)s[i].steps);
+                CHECK(o->amax_count == s[i].amax_count, "'%s': %d %s: %ld steps, expected %ld",
+                      options, layer, name, (long)o->amax_count, (long)s[i].amax_count);
                 if (step > 0 || s[i].logged.count == 0) continue;
                 const float a = bits_float(o->logged.amax_bits),
                             c = bits_float(s[i].logged.amax_bits); // weights and data are the same
@@ -1486,8 +1486,8 @@ static void test_bits() {
 // its number in hexadecimal.
 static void test_generate() {
     Both b("--temperature 0");
-    const std::string path = scratch + "/written.txt",
-                      prompt = "6161"; // two tokens behind the separator
+    // Two tokens behind the separator.
+    const std::string path = scratch + "/written.txt", prompt = "6161";
     std::vector<std::string> texts(b.r.g.config.V);
     std::vector<const unsigned char *> text(texts.size());
     for (size_t i = 0; i < texts.size(); i++) {
@@ -1528,8 +1528,8 @@ static void test_generate() {
             if (-logits[t] < best) best = -logits[t], token = t;
         agree += token == written[n - 3], asked++;
     }
-    CHECK(agree + 2 >= asked, "with a cache %zu of %zu tokens are those without", agree,
-          asked); // FP8: its scales are the same, its sums nearly
+    // FP8: its scales are the same, its sums nearly.
+    CHECK(agree + 2 >= asked, "with a cache %zu of %zu tokens are those without", agree, asked);
     const std::vector<int> no_targets(all.size(), -1);
     CHECK(gpt_loss(&b.r.g, all.data(), no_targets.data(), 1, 5) == 0, "targets of -1 count");
     printf("ok   generation with a cache: %zu of %zu tokens as without\n", agree, asked);
@@ -1576,8 +1576,8 @@ static std::vector<double> log_column(const std::string &dir, int column) {
 }
 #define SHAPE "-i text.txt --layers 2 --heads 2 --channels 64 -t 32 -b 2 -s 0 "
 
-static double log_distance(const std::vector<double> &a,
-                           const std::vector<double> &b) { // mean over the steps
+// Mean over the steps.
+static double log_distance(const std::vector<double> &a, const std::vector<double> &b) {
     double sum = 0;
     for (size_t i = 0; i < a.size() && i < b.size(); i++) sum += fabs(a[i] - b[i]);
     return a.size() == b.size() && !a.empty() ? sum / (double)a.size() : 1e30;
@@ -1592,8 +1592,9 @@ static void test_losses() {
     }
     run_well("cuda", run + "-o loss_cuda");
     const std::vector<double> ours = log_column("loss_cuda", 2);
-    double spread = 0; // of the C file's precisions; five times as much is a tenth of what another
-                       // learning rate makes
+    // Of the C file's precisions; five times as much is a tenth of what another learning rate
+    // makes.
+    double spread = 0;
     for (int p = 0; p < 4; p++)
         spread = MAX(spread, 5 * log_distance(theirs[p], theirs[PRECISION]));
     const double distance = log_distance(ours, theirs[PRECISION]);
@@ -1685,8 +1686,8 @@ static void test_runs() {
             for (size_t k = 0;
                  i == SECTION_SCALES && k + sizeof(Fp8Scale) <= MIN(a.size(), b.size());
                  k += sizeof(Fp8Scale)) {
-                memset(&a[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
-                memset(&b[k + offsetof(Fp8Scale, kept_inv)], 0, sizeof(float));
+                memset(&a[k + offsetof(Fp8Scale, scale_inv)], 0, sizeof(float));
+                memset(&b[k + offsetof(Fp8Scale, scale_inv)], 0, sizeof(float));
                 memset(&a[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
                 memset(&b[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
             }
@@ -1892,7 +1893,7 @@ int main(int argc, char **argv) {
         {"numbers", test_numbers},
         {"data", test_data},
 #if IS_FP8
-        {"quantise", test_quantise},
+        {"quantize", test_quantize},
         {"scales", test_scale_update},
         {"fused", test_fused},
 #endif
@@ -1909,7 +1910,7 @@ int main(int argc, char **argv) {
 #ifdef USES_CUDNN
         {"cudnn", test_cudnn},
 #endif
-        {"optimiser", test_optimiser},
+        {"optimizer", test_optimizer},
         {"model", test_model},
         {"bits", test_bits},
         {"generate", test_generate},

@@ -36,9 +36,8 @@ static float dot_narrow(const float *a, const float *b, int K, int fraction_bits
         double products[32];
         int top = exponent_of(acc);
         for (int i = 0; i < n; i++) {
-            products[i] =
-                (double)a[k0 + i] *
-                b[k0 + i]; // exact; its exponent is the sum of the two, denormals' being -6
+            // Exact; its exponent is the sum of the two, denormals' being -6.
+            products[i] = (double)a[k0 + i] * b[k0 + i];
             if (products[i] != 0)
                 top = MAX(top, MAX(exponent_of(a[k0 + i]), -6) + MAX(exponent_of(b[k0 + i]), -6));
         }

@@ -30,14 +30,15 @@ and as keys of one layer alone.
 #include "lab.h"
 
 enum {
+    // Ways from PARTS on are of the first layer: logits of a part of x.
     T_MAX = 4096,
     WAYS = 8,
     PARTS = 6
-}; // ways from PARTS on are of the first layer: logits of a part of x
+};
 static const struct {
     const char *name;
-    int x8, w8, queries,
-        keys;     // in FP8 are: operands of the product; which of its outputs are taken
+    // In FP8 are: operands of the product; which of its outputs are taken.
+    int x8, w8, queries, keys;
     Dtype format; // of x
 } ways[WAYS] = {{"x, w E4M3", 1, 1, 1, 1, DTYPE_E4M3}, {"x alone", 1, 0, 1, 1, DTYPE_E4M3},
                 {"w alone", 0, 1, 1, 1, DTYPE_E4M3},   {"queries", 1, 1, 1, 0, DTYPE_E4M3},
@@ -61,7 +62,7 @@ static struct {
 // The bytes of x [n] in a format; returns what they have to be multiplied by.
 static float bytes_of(uint8_t *bytes, const stored_t *x, size_t n, Dtype format) {
     Fp8Scale own = {.recipe = {.rule = SCALING_CURRENT, .format = format}};
-    return quantise(bytes, x, n, &own, RECORD_NONE);
+    return quantize(bytes, x, n, &own, RECORD_NONE);
 }
 
 // What comes of the tokens' embeddings or of the positions' in the first layer's x: (embedding -

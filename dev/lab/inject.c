@@ -51,8 +51,8 @@ static void fault_apply(Gpt *g, int fault, int layer, int linear, int which, flo
         gpt_refresh_weights(g);
         const Linear f = gpt_linear(g, layer, linear);
         if (!undo)
-            f.operand[OPERAND_W].bytes[OVER_COLUMNS][0] ^=
-                0x40; // in blocks: of the copy that fprop reads
+            // In blocks: of the copy that fprop reads.
+            f.operand[OPERAND_W].bytes[OVER_COLUMNS][0] ^= 0x40;
         return;
     }
     size_t n;

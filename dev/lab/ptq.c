@@ -1,18 +1,18 @@
 /*
-Post-training quantisation of a model that was trained in 16 bits: the last table of "FP8 Formats
+Post-training quantization of a model that was trained in 16 bits: the last table of "FP8 Formats
 for Deep Learning", at this size.
 
     make build/lab/ptq && build/lab/ptq MODEL -i CALIBRATION -j VALIDATION [-t T] [-m ROWS]
 
 MODEL: a model file of this trainer or of llm.c. CALIBRATION: text or shards from which the scales
 of activations are taken (64 rows); VALIDATION: what is scored, ROWS rows of T tokens. Everything
-that is quantised is made of real bytes: INT8 with a scale per output channel of a weight and a
+that is quantized is made of real bytes: INT8 with a scale per output channel of a weight and a
 scale per tensor of an activation, the best of three ways to calibrate (largest value;
 percentile 99.99; least squared error), sums of the linear layers in int32 (what attention reads is
 rounded to INT8 and back to bf16); the calibration is chosen by the score itself; E4M3 and E5M2 with
 a scale per tensor from the largest value. Prints loss and perplexity of: 16 bits, weights alone,
 weights and activations of the linear layers, the same with the products of attention; then the
-paper's study of one exponent bias for all tensors, with the residual stream quantised too.
+paper's study of one exponent bias for all tensors, with the residual stream quantized too.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -32,7 +32,7 @@ typedef struct {
     float fixed_scale;       // FP8: one scale for all tensors, 0: each its own
 } Scheme;
 
-// A place in the model where an activation is quantised: what was seen there during calibration.
+// A place in the model where an activation is quantized: what was seen there during calibration.
 enum {
     SITE_QKV,
     SITE_ATTPROJ,
@@ -148,8 +148,8 @@ static void lab_linear(int l, int i, stored_t *y, const stored_t *x, size_t rows
             lab.channel[o] = 1 / scale;
             for (size_t k = 0; k < in; k++) {
                 lab.w8[o * in + k] = int8_encode(float_from_stored(w[o * in + k]) * scale);
-                lab.wide[o * in + k] =
-                    stored_from_float(lab.w8[o * in + k]); // at most 8 bits: exact
+                // At most 8 bits: exact.
+                lab.wide[o * in + k] = stored_from_float(lab.w8[o * in + k]);
             }
         }
         b.data = lab.wide;
@@ -310,7 +310,7 @@ int main(int argc, char **argv) {
     lab.calibrates = 0;
 
     char name[96];
-    printf("what is quantised\tloss\tperplexity\tover 16 bits\tbest calibration\n");
+    printf("what is quantized\tloss\tperplexity\tover 16 bits\tbest calibration\n");
     const double base =
         row_print("nothing: 16 bits", (Scheme){NONE, NONE, 0, 0, BY_MAX, 0}, &score, 0);
     for (Kind k = INT8; k <= E5M2; k++)
