@@ -498,6 +498,11 @@ static const BadOption bad_recipes[] = {
     {"--recipe scale=2+pow2", "pow2"},
     {"--recipe scale=2+floor", "floor"},
     {"--recipe mx+exact", "exact"},
+    {"--recipe margin", "margin"},
+    {"--recipe scale", "scale"},
+    {"--recipe block", "block"},
+    {"--recipe +", "--recipe"},
+    {"--recipe block=1x32all", "block"},
     {"--recipe deepseek,delayed=", "delayed"},
     {"--recipe=", "--recipe"},
     {"--recipe mx --fp8-head", "--fp8-head"},
@@ -623,6 +628,7 @@ static const struct {
     {"rowwise", "--recipe rowwise"},
     {"blocks", "--recipe deepseek --recompute"},
     {"mx", "--recipe mx+floor"},
+    {"head", "--recipe delayed=10+dy:e4m3+dy:block=1x32 --fp8-head"},
     {"mixed", "--recipe current,x:block=1x32,dy:block=1x128,dy:e4m3 --recompute --bf16 fc.wgrad"},
 };
 

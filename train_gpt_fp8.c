@@ -11,10 +11,10 @@ nothing but the precision.
 HOW FP8 TRAINING WORKS
 
 Formats. A byte has 256 codes. E4M3 (4 bits of exponent, 3 of mantissa) has normal numbers from
-2^-6 to 448, which are off by at most 1/16; denormal ones go down to 2^-9. E5M2 has normal numbers
-from 2^-14 to 57344, off by at most 1/8, and denormal ones down to 2^-16. The operands of the
-forward pass, x and w, are E4M3. The gradient dy is E5M2: gradients of one tensor spread over more
-powers of two, and a value that underflows to zero is lost.
+2^-6 to 448; rounding to them has a relative error of at most 1/16; denormal ones go down to 2^-9.
+E5M2 has normal numbers from 2^-14 to 57344, with an error of at most 1/8, and denormal ones down
+to 2^-16. The operands of the forward pass, x and w, are E4M3. The gradient dy is E5M2: gradients
+of one tensor spread over more powers of two, and a value that underflows to zero is lost.
 
 Scales. A tensor rarely fits into such a range as it is. Each one has a scale:
     scale = FP8_MAX / amax      amax: the largest |value|;  FP8_MAX: 448 or 57344
@@ -23,33 +23,39 @@ Scales. A tensor rarely fits into such a range as it is. Each one has a scale:
 A product multiplies decoded bytes and sums them in fp32. Its epilogue multiplies the sum by
 scale_inv of both operands: there the scale is undone (matmul(), section 5). If a scale is too
 small by 2, the top power of two of the format stays unused, and one more power of two of small
-values underflows. If it is too large by 2, values above about amax / 2 saturate. The other values
-are as precise as before, because FP8 is floating point.
+values underflows. If it is too large by 2, values above about amax / 2 saturate. In both cases
+scale_inv matches, so the product is not off by 2; and values that stay normal keep their relative
+precision, because FP8 is floating point.
 
 Where amax comes from. quantize() (section 4) makes the bytes and takes amax of the same tensor, as
 it is stored (bf16), in the same pass. With the default rule, delayed scaling, that amax does not
-scale this tensor. At the end of the step the largest amax of its micro-batches enters a history,
-and the largest of the last 16 steps makes the scale of the next step (scale_advance(), which
-gpt_step() calls). In the very first step there is no history, and each tensor is scaled by its own
-amax. An amax that is 0, denormal, Inf or NaN never enters the history: the scale stays as it was.
-A value of Inf becomes +-FP8_MAX, a NaN the code 0x7F; both are counted. A gradient that is not
-finite is seen in the bias gradient, which sums dy itself and not its bytes, and ends the run.
+scale this tensor, so that one pass is enough; if values grow suddenly, they saturate for a step.
+At the end of the step the largest amax of its micro-batches enters a history, and the largest of
+the last 16 steps makes the scale of the next step (scale_advance(), which gpt_step() calls). Until
+there is a history, normally in the first step, each tensor is scaled by its own amax. An amax that
+is 0, denormal, Inf or NaN never enters the history: the scale stays as it was. A value of Inf
+becomes +-FP8_MAX, a NaN the code 0x7F; both are counted. An Inf in dy, which its bytes hide, is
+seen in the bias gradient, which sums dy itself, and ends the run; so does a NaN anywhere.
 
-The three products of a linear layer (section 6), and who makes the bytes they read:
+The three products of a linear layer (section 6), and who makes the bytes they read, with one scale
+a tensor:
     fprop  y  = x w^T    x: linear_forward()     w: gpt_refresh_weights(), once a step
     dgrad  dx = dy w     dy: linear_backward()   w: the same bytes
     wgrad  dw = dy^T x   dy: the same bytes      x: the same bytes, kept from the forward pass
-So the inputs of linear layers are kept for the backward pass as bytes: one byte an element, where
-BF16 and FP16 keep two. Everything else that is kept (section 8, KEPT) has 16 bits in all three.
-Under block scaling a block lies along the dimension that is summed over. The two products that
-read an operand sum over different dimensions, so it is quantized twice.
+So the inputs of a block's four linear layers are kept for the backward pass as bytes: one byte an
+element, where BF16 and FP16 keep two. The residual stream, qkv, the GELU's input and the head's
+input have 16 bits in all three. In a layer that is 25 bytes instead of 32 for each channel of a
+position. Block scaling gives each block of a tensor, 32 elements for example, a scale of its own.
+A block lies along the dimension that is summed over, and the two products that read an operand sum
+over different ones, so it is quantized twice.
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
-stream and gradients of activations are bf16; master weights, their gradients, AdamW's moments and
-all sums are fp32. The head is FP8 with --fp8-head only. The FP16 build differs in this: the stored
-type is fp16; products read the stored tensors themselves and an fp16 copy of the weights; the loss
-is scaled so that gradients do not underflow, and a step whose gradients overflow is skipped. (A
-recipe with a constant scale for dy scales the loss, too.) All else is the same text.
+stream and gradients of activations are bf16; master weights, their gradients and AdamW's moments
+are fp32, sums fp32 or double. The head is FP8 with --fp8-head only. The FP16 build differs in
+this: the stored type is fp16; products read the stored tensors themselves and an fp16 copy of the
+weights; the loss is scaled so that gradients do not underflow, and a step whose gradients overflow
+is skipped. (A recipe with a constant scale for dy scales the loss, too: saturated gradients halve
+the loss scale, but skip no step.) All else is the same text.
 
 A step (gpt_step(), section 9) is: forward and backward of every micro-batch, the scales of the
 next step, AdamW, and a mark that the weights' bytes are stale. The next forward pass makes them
@@ -123,9 +129,9 @@ Part three, speed: 15 the fast product, 16 the machine.
 // #################################################################################################
 
 // ==== 1. precision ===============================================================================
-// Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an
-// activation; an *operand* is what a linear layer's product reads. Master weights, moments,
-// parameter gradients, logits and sums are fp32 always.
+// Roles: a *stored* tensor is the residual stream, an activation between layers or its gradient; an
+// *operand* is what a linear layer's product reads, and what is kept of it for wgrad. Master
+// weights, moments, parameter gradients and logits are fp32 always; sums are fp32 or double.
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -321,15 +327,15 @@ typedef struct {
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
-// rule says which amax that is. Rows after CURRENT remember earlier steps. Their function turns the
-// amax of the step that ended into the one that the next step's scale is made of; that of the rows
-// before is never called. A new rule is a function and a row at the end (dev/RECIPES.md adds one as
-// an example). Columns: name, word in --recipe, its argument (=N is a whole number), the argument's
-// default, least and largest, function, help.
+// A scale is FP8_MAX / amax. A rule says which amax that is. Rules after CURRENT use earlier steps:
+// their function gets the amax of the step that ended and returns the amax for the next scale.
+// CONSTANT and CURRENT need none; amax_of_step only fills the column. A new rule is a function and
+// a row at the end, in both files (dev/RECIPES.md adds one as an example). Columns: name, word in
+// --recipe, its argument (=N is a whole number), the argument's default (0: it has to be given),
+// least and largest, function, help.
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
-    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
+    X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, amax_of_step,                                       \
       "the constant S; a power of two adds no rounding error")                                     \
     X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
       "from the tensor's own amax, found before it is quantized")                                  \
@@ -337,7 +343,7 @@ typedef struct {
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_UNSAID };
 
 // How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
 // them.
@@ -346,8 +352,8 @@ typedef struct {
     int rule;
     float number; // the rule's: the constant scale, or how many steps are remembered
     int margin;   // the scale is divided by 2^margin
-    // POW2: the scale is rounded down to a power of two. FLOOR: amax is, as in OCP's MX, so that
-    // the scale can be up to twice as large and saturate.
+    // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
+    // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
     int rounding;
     // Block scaling: elements across and along K that share a scale; along is 0 where all do.
     int across, along;
@@ -447,7 +453,8 @@ INLINE void quantize_block(uint8_t *q, const stored_t *x, size_t n, float scale,
         }
         for (size_t i = 0; i < m; i++) q[at + i] = (uint8_t)code[i];
     }
-    // Seldom: again, with all cases.
+    // The code above is wrong where something saturates or is not finite. That is rare: encode
+    // again.
     if (amax >= 0x7f800000 || float_bits(bits_float(amax) * scale) > f8->saturated_above)
         for (size_t i = 0; i < n; i++) {
             const float f = float_from_stored(x[i]);
@@ -686,9 +693,9 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself, not of
-// its bytes: FP8 saturates Inf, so that a dy that is not finite shows in dbias alone. partial: room
-// for these sums, [ceil(rows / ROWS)][out].
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself: an Inf
+// saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
+// partial: room for these sums, [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_t rows,
                             Record record) {
     const stored_t *dy = f->operand[OPERAND_DY].stored[OVER_COLUMNS];
@@ -1572,9 +1579,9 @@ static Linear gpt_head(const Gpt *g, size_t row) {
     return f;
 }
 
-// Makes the operand copies of the master weights, once an optimizer step; the scale in use is the
-// stored one, so that a resumed run makes the same bytes. What is quantized is the weight rounded
-// to the stored type.
+// Makes the operand copies of the master weights, once after each update, when a forward pass first
+// needs them. The scale is the one that checkpoints hold, so that a resumed run makes the same
+// bytes. What is quantized is the weight rounded to the stored type.
 static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
@@ -2521,7 +2528,7 @@ static void model_load(Gpt *g, const File *f) {
     // Of wte's elements.
     const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C;
     size_t at = sizeof(FileHeader);
-    float block[1 << 14];
+    static float block[1 << 15]; // what file_block() gives of 16-bit numbers
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         const size_t n = s->layers * s->rows * s->cols;
@@ -2901,44 +2908,62 @@ static void recipe_help(void) {
     printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
 }
 
-// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("":
-// nothing).
+// Reads the whole number at *text and moves behind it; 0 if there is none.
+static double recipe_digits(const char **text) {
+    const size_t n = strspn(*text, "0123456789");
+    const double number = n ? strtod(*text, NULL) : 0;
+    *text += n;
+    return number;
+}
+static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *where) {
+    const char *at = text;
+    const double across = recipe_digits(&at);
+    const int times = *at == 'x';
+    at += times;
+    const int all = times && !strcmp(at, "all");
+    const double along = all ? 32 : recipe_digits(&at);
+    EXPECT(
+        times && (all || !*at) && along >= 32 && along <= 65536 && fmod(along, 32) == 0 &&
+            (across == 1 || (across >= 32 && across <= 1024 && fmod(across, 32) == 0)),
+        "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of "
+        "32 up to 65536, or all; found 'block=%s'",
+        where, text);
+    r->rule = SCALING_CURRENT;
+    r->across = across;
+    r->along = all ? INT_MAX : along;
+}
+
+// Sets one operand's recipe by a word of the table and what stands behind its equals sign (NULL:
+// nothing, which words with a default allow).
 static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument,
                             const char *where) {
-    char *end = NULL;
-    const double number = argument ? strtod(argument, &end) : w->initial;
+    const int wants = *w->argument != 0, whole = !strcmp(w->argument, "=N");
+    EXPECT(argument ? wants : !wants || w->initial > 0,
+           "%s --recipe: expected %s%s, found '%s%s%s'", where, w->word, w->argument, w->word,
+           argument ? "=" : "", argument ? argument : "");
     if (w->sets == WORD_BLOCK) {
-        const double along =
-            end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
-        EXPECT((number == 1 || (number >= 32 && number <= 1024 && fmod(number, 32) == 0)) &&
-                   (along == INT_MAX ||
-                    (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
-               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a "
-               "multiple of 32 up to 65536, or all; "
-               "found 'block=%s'",
-               where, argument);
-        r->rule = SCALING_CURRENT, r->across = number, r->along = along;
+        recipe_blocks_set(r, argument, where);
         return;
     }
-    EXPECT(!end || (*w->argument && end != argument && !*end),
-           "%s --recipe: expected %s%s, found '%s=%s'", where, w->word, w->argument, w->word,
-           argument);
-    const int whole = !strcmp(w->argument, "=N");
-    EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
-           "%s --recipe: expected %s=%.9g to %.9g%s, found %s", where, w->word, w->least,
-           w->largest, whole ? ", whole" : "", argument);
-    EXPECT(w->sets != WORD_ROUNDING || w->value != ROUNDING_EXACT || !recipe_blocks(r),
-           "%s --recipe: %s: scales of blocks are powers of two", where, w->word);
+    char *end = NULL;
+    const double number = argument ? strtod(argument, &end) : w->initial;
+    EXPECT(!argument || (end != argument && !*end && number >= w->least && number <= w->largest &&
+                         (!whole || !argument[strspn(argument, "0123456789")])),
+           "%s --recipe: expected %s=%.9g to %.9g%s, found '%s=%s'", where, w->word, w->least,
+           w->largest, whole ? ", a whole number" : "", w->word, argument);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
-    if (w->sets == WORD_RULE) r->rule = w->value, r->number = number, r->across = r->along = 0;
+    if (w->sets != WORD_RULE) return;
+    r->rule = w->value;
+    r->number = number;
+    r->across = r->along = 0;
 }
 // Applies words to the recipes of the operands in `operands`, a bit for each.
 static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
                          const char *where) {
     char list[256], *words = list;
-    EXPECT(*text && strlen(text) < sizeof(list),
+    EXPECT(strspn(text, "+,") < strlen(text) && strlen(text) < sizeof(list),
            "%s --recipe: expected 1 to %zu characters of words", where, sizeof(list) - 1);
     strcpy(list, text);
     for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
@@ -2971,19 +2996,18 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
 // Reads a recipe. `where` is what errors begin with.
 static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3,
-                                       SCALING_DELAYED,
-                                       16,
-                                       0,
-                                       ROUNDING_EXACT,
-                                       0,
-                                       0};
+        const Dtype format = i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3;
+        const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0};
         recipes[i] = delayed;
     }
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &recipes[i];
-        if (recipe_blocks(r) && r->rounding == ROUNDING_EXACT) r->rounding = ROUNDING_POW2;
+        EXPECT(r->rounding != ROUNDING_EXACT || !recipe_blocks(r),
+               "%s --recipe: exact: %s is in blocks, whose scales are powers of two", where,
+               operand_name[i]);
+        if (r->rounding == ROUNDING_UNSAID)
+            r->rounding = recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT;
         EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
                "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
                where, operand_name[i]);
@@ -3003,11 +3027,13 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
                               : kind == WORD_RULE ? r->rule
                                                   : r->rounding;
             if (w->sets != kind || w->value != value) continue;
-            if (*w->argument) { // the shortest text that reads back as the same float
+            if (!*w->argument) strcpy(out, w->word);
+            else if (r->number == floorf(r->number)) sprintf(out, "%s=%.0f", w->word, r->number);
+            else { // the shortest text that reads back as the same float
                 int digits = 1;
                 do sprintf(out, "%s=%.*g", w->word, digits, r->number);
                 while (strtof(strchr(out, '=') + 1, NULL) != r->number && digits++ < 9);
-            } else strcpy(out, w->word);
+            }
         }
 }
 // The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy
@@ -3242,6 +3268,7 @@ static void options_recipes(const Options *o, Gpt *g) {
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_CONSTANT;
     g->head_dy_recipe.number = 1;
+    g->head_dy_recipe.across = g->head_dy_recipe.along = 0;
     g->fp8_head = o->fp8_head;
 }
 

@@ -510,15 +510,15 @@ typedef struct {
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// A scale is FP8_MAX / amax: it maps the largest number of a tensor to the largest of the format. A
-// rule says which amax that is. Rows after CURRENT remember earlier steps. Their function turns the
-// amax of the step that ended into the one that the next step's scale is made of; that of the rows
-// before is never called. A new rule is a function and a row at the end (dev/RECIPES.md adds one as
-// an example). Columns: name, word in --recipe, its argument (=N is a whole number), the argument's
-// default, least and largest, function, help.
+// A scale is FP8_MAX / amax. A rule says which amax that is. Rules after CURRENT use earlier steps:
+// their function gets the amax of the step that ended and returns the amax for the next scale.
+// CONSTANT and CURRENT need none; amax_of_step only fills the column. A new rule is a function and
+// a row at the end, in both files (dev/RECIPES.md adds one as an example). Columns: name, word in
+// --recipe, its argument (=N is a whole number), the argument's default (0: it has to be given),
+// least and largest, function, help.
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
-    X(CONSTANT, "scale", "=S", 1, 1e-15, 1e15, amax_of_step,                                       \
+    X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, amax_of_step,                                       \
       "the constant S; a power of two adds no rounding error")                                     \
     X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
       "from the tensor's own amax, found before it is quantized")                                  \
@@ -526,7 +526,7 @@ typedef struct {
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_UNSAID };
 
 // How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
 // them.
@@ -535,8 +535,8 @@ typedef struct {
     int rule;
     float number; // the rule's: the constant scale, or how many steps are remembered
     int margin;   // the scale is divided by 2^margin
-    // POW2: the scale is rounded down to a power of two. FLOOR: amax is, as in OCP's MX, so that
-    // the scale can be up to twice as large and saturate.
+    // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
+    // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
     int rounding;
     // Block scaling: elements across and along K that share a scale; along is 0 where all do.
     int across, along;
@@ -1053,8 +1053,8 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     tiles_run<true>(StoredSource{x, columns}, t);
     LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
     if (record == RECORD_SQNR)
-        sqnr_record(q, along_rows ? 1 : columns, along_rows ? t.pitch : 1, x, columns, rows,
-                    columns, o, b, sqnr_sums);
+        sqnr_record(q, along_rows ? 1 : columns, along_rows ? round_up(rows, 16) : 1, x, columns,
+                    rows, columns, o, b, sqnr_sums);
 }
 
 // ==== 5. matrix product ==========================================================================
@@ -2114,8 +2114,11 @@ static void weight_refresh(const Linear *f, const float *master, stored_t *store
     tiles_run(MasterSource{master, f->in}, t);
     if (!any8 || fuses) return;
     if (!f->w_inv) return quantize(q, q_t, t.out, f->in, f->out, f->in, o, record, NULL, f->sqnr);
-    quantize_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, record, f->sqnr);
-    if (training) quantize_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, RECORD_NONE, NULL);
+    const int fprop8 = linear_in_fp8(f, FPROP);
+    if (fprop8) quantize_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, record, f->sqnr);
+    if (training && linear_in_fp8(f, DGRAD))
+        quantize_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, fprop8 ? RECORD_NONE : record,
+                        f->sqnr);
 }
 
 // Makes the operand copies of the master weights, once an optimizer step; the scale in use is the
@@ -3267,7 +3270,7 @@ static void model_load(Gpt *g, const File *f) {
     // Of wte's elements.
     const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C;
     size_t at = sizeof(FileHeader);
-    float block[1 << 14];
+    static float block[1 << 15]; // what file_block() gives of 16-bit numbers
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         const size_t n = s->layers * s->rows * s->cols;
@@ -3647,44 +3650,62 @@ static void recipe_help(void) {
     printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
 }
 
-// Sets one operand's recipe by a word of the table and what stands behind its equals sign ("":
-// nothing).
+// Reads the whole number at *text and moves behind it; 0 if there is none.
+static double recipe_digits(const char **text) {
+    const size_t n = strspn(*text, "0123456789");
+    const double number = n ? strtod(*text, NULL) : 0;
+    *text += n;
+    return number;
+}
+static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *where) {
+    const char *at = text;
+    const double across = recipe_digits(&at);
+    const int times = *at == 'x';
+    at += times;
+    const int all = times && !strcmp(at, "all");
+    const double along = all ? 32 : recipe_digits(&at);
+    EXPECT(
+        times && (all || !*at) && along >= 32 && along <= 65536 && fmod(along, 32) == 0 &&
+            (across == 1 || (across >= 32 && across <= 1024 && fmod(across, 32) == 0)),
+        "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of "
+        "32 up to 65536, or all; found 'block=%s'",
+        where, text);
+    r->rule = SCALING_CURRENT;
+    r->across = across;
+    r->along = all ? INT_MAX : along;
+}
+
+// Sets one operand's recipe by a word of the table and what stands behind its equals sign (NULL:
+// nothing, which words with a default allow).
 static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument,
                             const char *where) {
-    char *end = NULL;
-    const double number = argument ? strtod(argument, &end) : w->initial;
+    const int wants = *w->argument != 0, whole = !strcmp(w->argument, "=N");
+    EXPECT(argument ? wants : !wants || w->initial > 0,
+           "%s --recipe: expected %s%s, found '%s%s%s'", where, w->word, w->argument, w->word,
+           argument ? "=" : "", argument ? argument : "");
     if (w->sets == WORD_BLOCK) {
-        const double along =
-            end && *end == 'x' ? strcmp(end, "xall") ? strtod(end + 1, &end) : INT_MAX : 0;
-        EXPECT((number == 1 || (number >= 32 && number <= 1024 && fmod(number, 32) == 0)) &&
-                   (along == INT_MAX ||
-                    (end && *end == 0 && along >= 32 && along <= 65536 && fmod(along, 32) == 0)),
-               "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a "
-               "multiple of 32 up to 65536, or all; "
-               "found 'block=%s'",
-               where, argument);
-        r->rule = SCALING_CURRENT, r->across = number, r->along = along;
+        recipe_blocks_set(r, argument, where);
         return;
     }
-    EXPECT(!end || (*w->argument && end != argument && !*end),
-           "%s --recipe: expected %s%s, found '%s=%s'", where, w->word, w->argument, w->word,
-           argument);
-    const int whole = !strcmp(w->argument, "=N");
-    EXPECT(number >= w->least && number <= w->largest && (!whole || number == floor(number)),
-           "%s --recipe: expected %s=%.9g to %.9g%s, found %s", where, w->word, w->least,
-           w->largest, whole ? ", whole" : "", argument);
-    EXPECT(w->sets != WORD_ROUNDING || w->value != ROUNDING_EXACT || !recipe_blocks(r),
-           "%s --recipe: %s: scales of blocks are powers of two", where, w->word);
+    char *end = NULL;
+    const double number = argument ? strtod(argument, &end) : w->initial;
+    EXPECT(!argument || (end != argument && !*end && number >= w->least && number <= w->largest &&
+                         (!whole || !argument[strspn(argument, "0123456789")])),
+           "%s --recipe: expected %s=%.9g to %.9g%s, found '%s=%s'", where, w->word, w->least,
+           w->largest, whole ? ", a whole number" : "", w->word, argument);
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
-    if (w->sets == WORD_RULE) r->rule = w->value, r->number = number, r->across = r->along = 0;
+    if (w->sets != WORD_RULE) return;
+    r->rule = w->value;
+    r->number = number;
+    r->across = r->along = 0;
 }
 // Applies words to the recipes of the operands in `operands`, a bit for each.
 static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
                          const char *where) {
     char list[256], *words = list;
-    EXPECT(*text && strlen(text) < sizeof(list),
+    EXPECT(strspn(text, "+,") < strlen(text) && strlen(text) < sizeof(list),
            "%s --recipe: expected 1 to %zu characters of words", where, sizeof(list) - 1);
     strcpy(list, text);
     for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
@@ -3717,19 +3738,18 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
 // Reads a recipe. `where` is what errors begin with.
 static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
-        const ScalingRecipe delayed = {i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3,
-                                       SCALING_DELAYED,
-                                       16,
-                                       0,
-                                       ROUNDING_EXACT,
-                                       0,
-                                       0};
+        const Dtype format = i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3;
+        const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0};
         recipes[i] = delayed;
     }
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &recipes[i];
-        if (recipe_blocks(r) && r->rounding == ROUNDING_EXACT) r->rounding = ROUNDING_POW2;
+        EXPECT(r->rounding != ROUNDING_EXACT || !recipe_blocks(r),
+               "%s --recipe: exact: %s is in blocks, whose scales are powers of two", where,
+               operand_name[i]);
+        if (r->rounding == ROUNDING_UNSAID)
+            r->rounding = recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT;
         EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
                "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
                where, operand_name[i]);
@@ -3749,11 +3769,13 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
                               : kind == WORD_RULE ? r->rule
                                                   : r->rounding;
             if (w->sets != kind || w->value != value) continue;
-            if (*w->argument) { // the shortest text that reads back as the same float
+            if (!*w->argument) strcpy(out, w->word);
+            else if (r->number == floorf(r->number)) sprintf(out, "%s=%.0f", w->word, r->number);
+            else { // the shortest text that reads back as the same float
                 int digits = 1;
                 do sprintf(out, "%s=%.*g", w->word, digits, r->number);
                 while (strtof(strchr(out, '=') + 1, NULL) != r->number && digits++ < 9);
-            } else strcpy(out, w->word);
+            }
         }
 }
 // The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy
@@ -3988,6 +4010,7 @@ static void options_recipes(const Options *o, Gpt *g) {
     g->head_dy_recipe = g->recipes[OPERAND_DY];
     g->head_dy_recipe.rule = SCALING_CONSTANT;
     g->head_dy_recipe.number = 1;
+    g->head_dy_recipe.across = g->head_dy_recipe.along = 0;
     g->fp8_head = o->fp8_head;
 }
 
@@ -4887,8 +4910,8 @@ static int product_try(const Output *out, const Matrix *a, const Matrix *b, size
 static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int across_b,
                             int along_b) {
     const int rows = along_a == INT_MAX && across_a == 1 && across_b == 1;
-    const int blocks =
-        along_a == 128 && (across_a == 1 || across_a == 128) && (across_b == 1 || across_b == 128);
+    const int blocks = along_a == 128 && (across_a == 1 || across_a == 128) &&
+                       (across_b == 1 || across_b == 128) && across_a * across_b <= 128;
     return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || along_a != along_b ||
            (along_a && !(machine.sm == 90 && (rows || blocks)));
 }

@@ -575,6 +575,18 @@ def builds():
 # 4. Numbers and memory: rows 9 and 10
 
 @test
+def models_of_16_bits():
+    run("-i t.txt -j t.txt -e d2 -t 16 -b 1 -s 0 -x 2 -v 0 -n 2 -o narrow")
+    rounded = lambda i, w: struct.unpack("<f", struct.pack("<I", struct.unpack("<I", struct.pack("<f", w))[0] & 0xffff0000))[0]
+    model_edit("narrow/model_00000002.bin", "rounded.bin", rounded)
+    data = read("rounded.bin")
+    numbers = data[1024:]
+    write("bf16.bin", data[:4] + struct.pack("<i", 5) + data[8:1024] + b"".join(numbers[i + 2:i + 4] for i in range(0, len(numbers), 4)))
+    losses = [run(f"-i t.txt -j t.txt -b 1 --eval -e {name}").out.strip().splitlines()[-1:] for name in ("rounded.bin", "bf16.bin")]
+    check(losses[0] == losses[1] and "loss" in str(losses), "words: a model file of bf16 weights is the model of their values", losses)
+
+
+@test
 def not_finite():
     options = "-i t.txt -j t.txt -e d1 --channels 16 --heads 1 -t 16 -b 1 -s 0 "
     run(options + "-x 2 -v 0 -n 2 -o base")

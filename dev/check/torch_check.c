@@ -101,6 +101,7 @@ int main(int argc, char **argv) {
     g.head_dy_recipe = g.recipes[OPERAND_DY];
     g.head_dy_recipe.rule = SCALING_CONSTANT;
     g.head_dy_recipe.number = 1;
+    g.head_dy_recipe.across = g.head_dy_recipe.along = 0;
     gpt_allocate(&g);
     gpt_init(&g, 7);
     params_perturb(&g, 8);
