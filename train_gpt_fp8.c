@@ -392,7 +392,9 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
 INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t count, float amax) {
-    (void)r, (void)history, (void)count;
+    (void)r;
+    (void)history;
+    (void)count;
     return amax;
 }
 INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t count, float amax) {
@@ -421,9 +423,12 @@ INLINE void scale_advance(Fp8Scale *s) {
 
 static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->amax_bits = MAX(into->amax_bits, s->amax_bits);
-    into->saturated += s->saturated, into->flushed += s->flushed;
-    into->nonfinite += s->nonfinite, into->count += s->count;
-    into->signal += s->signal, into->noise += s->noise;
+    into->saturated += s->saturated;
+    into->flushed += s->flushed;
+    into->nonfinite += s->nonfinite;
+    into->count += s->count;
+    into->signal += s->signal;
+    into->noise += s->noise;
 }
 // Threads merge theirs in any order: whole numbers and a maximum. Signal and noise, which need an
 // order, come after.
@@ -464,8 +469,10 @@ INLINE void quantize_block(uint8_t *q, const stored_t *x, size_t n, float scale,
             q[i] = (uint8_t)fp8_encode_bits(u, f8);
         }
     stats->amax_bits = MAX(stats->amax_bits, amax);
-    stats->saturated += saturated, stats->flushed += flushed, stats->nonfinite += nonfinite,
-        stats->count += n;
+    stats->saturated += saturated;
+    stats->flushed += flushed;
+    stats->nonfinite += nonfinite;
+    stats->count += n;
 }
 // Section 7:
 static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
@@ -503,8 +510,10 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
         if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
     }
     const double inv2 = (double)scale_inv * scale_inv;
-    for (size_t c = 0; sums && c < chunks; c++)
-        total.signal += sums[c][0] * inv2, total.noise += sums[c][1] * inv2;
+    for (size_t c = 0; sums && c < chunks; c++) {
+        total.signal += sums[c][0] * inv2;
+        total.noise += sums[c][1] * inv2;
+    }
     free(sums);
     if (record != RECORD_NONE) stats_merge(&s->step, &total);
     return scale_inv;
@@ -738,7 +747,8 @@ static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t 
 #define NOISE  (SIGNAL - fp8_value(q[i], f8) / (stride ? scale[i] : 1))
     STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
     STRIPED_SUM(noise, i, n, NOISE * NOISE);
-    sums[0] += signal, sums[1] += noise;
+    sums[0] += signal;
+    sums[1] += noise;
 }
 
 // ---- block scaling: quantize() with a scale for each block
@@ -847,7 +857,10 @@ static double log_fixed_order(double x) {
     u = (u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
     double m;
     memcpy(&m, &u, 8);
-    if (m > 1.4142135623730951) m *= 0.5, e++;
+    if (m > 1.4142135623730951) {
+        m *= 0.5;
+        e++;
+    }
     double s = (m - 1) / (m + 1), z = s * s, p = 0;
     for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
     return 2 * s * p + e * 0.6931471805599453;
@@ -900,8 +913,10 @@ static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const
         for (int row = 0; row < B * T; row++) {
             float *e = dwte + (size_t)tokens[row] * C, *p = dwpe + (size_t)(row % T) * C;
             const stored_t *d = dx + (size_t)row * C;
-            SIMD for (int c = begin; c < MIN(begin + 64, C); c++) e[c] += float_from_stored(d[c]),
+            SIMD for (int c = begin; c < MIN(begin + 64, C); c++) {
+                e[c] += float_from_stored(d[c]);
                 p[c] += float_from_stored(d[c]);
+            }
         }
 }
 
@@ -925,7 +940,8 @@ static void residual_layernorm_forward(stored_t *residual, stored_t *normed, flo
         const float r = 1.0f / sqrtf(squares / (float)C + 1e-5f);
         SIMD for (size_t c = 0; c < C; c++) y[c] =
             stored_from_float((float_from_stored(x[c]) - m) * r * weight[c] + bias[c]);
-        mean[row] = m, rstd[row] = r;
+        mean[row] = m;
+        rstd[row] = r;
     }
 }
 
@@ -940,7 +956,8 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
     const size_t blocks = ceil_div(rows, ROWS);
     PARALLEL(static) for (size_t k = 0; k < blocks; k++) {
         float *dw = partial + k * C, *db = partial + (blocks + k) * C, sum, sum_norm;
-        memset(dw, 0, C * 4), memset(db, 0, C * 4);
+        memset(dw, 0, C * 4);
+        memset(db, 0, C * 4);
         for (size_t row = k * ROWS; row < MIN(rows, (k + 1) * ROWS); row++) {
             const stored_t *dy = dout + row * C, *in = x + row * C;
             stored_t *dx = dresidual + row * C;
@@ -1127,7 +1144,8 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         pack_b(w.k_scores, k, 0, T, 0, hs);
         pack_b(w.v_scores, v, 0, T, 0, hs);
         pack_b(w.k_out, k_t, 0, hs, 0, T);
-        memset(w.dk, 0, (size_t)T * hs * 4), memset(w.dv, 0, (size_t)T * hs * 4);
+        memset(w.dk, 0, (size_t)T * hs * 4);
+        memset(w.dv, 0, (size_t)T * hs * 4);
         for (int i0 = 0; i0 < T; i0 += QROWS) {
             const int rows = MIN(T - i0, QROWS), keys = i0 + rows, ru = units_of(rows);
             pack_a(w.a, q, i0, rows, 0, hs);
@@ -1138,7 +1156,10 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
                 float *s = w.scores + i * Tp, *d = w.dp + i * Tp, max, dot;
                 stored_t *p = w.p + i * Tp, *ds_row = w.ds + i * Tp;
                 const float inverse = 1.0f / softmax_row(s, i0 + i + 1, keys, &max);
-                SIMD for (int j = 0; j < keys; j++) s[j] *= inverse, p[j] = stored_from_float(s[j]);
+                SIMD for (int j = 0; j < keys; j++) {
+                    s[j] *= inverse;
+                    p[j] = stored_from_float(s[j]);
+                }
                 STRIPED_SUM(dot, j, keys, s[j] * d[j]);
                 SIMD for (int j = 0; j < keys; j++) ds_row[j] =
                     stored_from_float(s[j] * (d[j] - dot));
@@ -1186,11 +1207,14 @@ static void classifier(float *losses, stored_t *dlogits, float *logits, const in
 static void sincos_turns(double u, double *sine, double *cosine) {
     int q = (int)(4 * u + 0.5);
     double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
-    for (int k = 17; k >= 1; k -= 2)
-        s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
+    for (int k = 17; k >= 1; k -= 2) {
+        s = 1 - s * z / ((k + 1) * (double)(k + 2));
+        c = 1 - c * z / (k * (double)(k + 1));
+    }
     s *= x;
     const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
-    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
+    *sine = turned[q & 3];
+    *cosine = turned[(q & 3) + 1];
 }
 // ---- random numbers: counter based, so that any thread may draw any element. mix64 is
 // splitmix64's finalizer (Steele, Lea, Flood 2014).
@@ -1436,7 +1460,8 @@ typedef struct {
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {0};
     size_t fp16[LIVES] = {0};
-    tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
+    tensors_make(g, PRECISION, plan.part);
+    tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] += g->scale_count * sizeof(Fp8Scale) + workspace_bytes(g);
     plan.part[REUSED] += memory_taken + PROGRAM_BYTES;
@@ -1450,7 +1475,7 @@ static void gpt_allocate(Gpt *g) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
-        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1,
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
         s->scale_inv = 1;
     }
     g->loss_scaling[0] = 1;
@@ -1835,9 +1860,13 @@ static int gpt_scales_loss(const Gpt *g) {
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
-    if (overflow) *good = 0, *scale = *scale > 1 ? *scale * 0.5f : 1;
-    else if ((*good += 1) >= LOSS_SCALE_PATIENCE)
-        *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+    if (overflow) {
+        *good = 0;
+        *scale = *scale > 1 ? *scale * 0.5f : 1;
+    } else if ((*good += 1) >= LOSS_SCALE_PATIENCE) {
+        *good = 0;
+        *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+    }
 }
 
 // ---- a step
@@ -1948,7 +1977,8 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
         if (n == 8) memcpy(&w, p, 8);
         h = (h ^ w) * 0x9fb21c651e98df25ull;
         h ^= h >> 32;
-        p += n, bytes -= n;
+        p += n;
+        bytes -= n;
     }
     return h;
 }
@@ -1989,7 +2019,8 @@ static File file_open(const char *path, int optional) {
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
     EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size),
            "%s: is empty, or a directory, pipe or device", path);
-    f.bytes = st.st_size, f.time = st.st_mtim;
+    f.bytes = st.st_size;
+    f.time = st.st_mtim;
     file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
     return f;
 }
@@ -2080,10 +2111,13 @@ static Shard shard_open(const char *path, int *V) {
     const char *dot = path_dot(path), *packed = strstr(".gz/.bz2/.xz/.zst/.zip/", dot);
     EXPECT(!packed || packed[strlen(dot)] != '/', "%s: is compressed; unpack it first", path);
     if (header[0] != SHARD_MAGIC && strcmp(dot, ".bin")) { // a text
-        s.count = s.file.bytes, *V = 256;
+        s.count = s.file.bytes;
+        *V = 256;
         return s;
     }
-    s.begin = sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
+    s.begin = sizeof(FileHeader);
+    s.count = (uint32_t)header[2];
+    s.width = 2;
     *V = header[3] ? header[3] : GPT2_VOCAB;
     const long bytes = sizeof(FileHeader) + 2 * s.count;
     file_expect(path, "a token shard (data/tokens.py) with magic number", header[0], SHARD_MAGIC,
@@ -2122,14 +2156,16 @@ static Dataset dataset_open(const char *pattern) {
         EXPECT(errno == ENOENT && !glob(pattern, GLOB_ERR, NULL, &found),
                "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern,
                strerror(errno));
-        paths = (const char *const *)found.gl_pathv, d.shard_count = found.gl_pathc;
+        paths = (const char *const *)found.gl_pathv;
+        d.shard_count = found.gl_pathc;
     }
     d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         d.shards[i] = shard_open(paths[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i],
                paths[0], d.V, V);
-        d.V = V, d.tokens += d.shards[i].count;
+        d.V = V;
+        d.tokens += d.shards[i].count;
     }
     d.hash = dataset_hash(&d);
     globfree(&found);
@@ -2156,13 +2192,18 @@ static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
     val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
-    val.shard_count = 0, val.tokens = 0;
+    val.shard_count = 0;
+    val.tokens = 0;
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
         s->count = MIN(s->count, keep);
         keep -= s->count;
-        rest.begin += s->count * s->width, rest.count -= s->count;
-        if (rest.count) val.shards[val.shard_count++] = rest, val.tokens += rest.count;
+        rest.begin += s->count * s->width;
+        rest.count -= s->count;
+        if (rest.count) {
+            val.shards[val.shard_count++] = rest;
+            val.tokens += rest.count;
+        }
     }
     train->tokens -= val.tokens;
     return val;
@@ -2171,7 +2212,8 @@ static Dataset dataset_hold_out(Dataset *train) {
 // Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the
 // shift of an epoch.
 static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
-    d->windows = 0, d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
+    d->windows = 0;
+    d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->windows = s->count > 0 ? (s->count - 1) / T : 0;
@@ -2188,12 +2230,16 @@ static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
 static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens,
                            int *targets, int T) {
     const Shard *s = d->shards;
-    while (index >= s->windows) index -= s->windows, s++;
+    while (index >= s->windows) {
+        index -= s->windows;
+        s++;
+    }
     const size_t at = index * T + shift % (s->slack + 1);
     file_read(&s->file, s->begin + at * s->width, d->bytes, (T + 1) * s->width);
-    for (int t = 0; t < T; t++)
-        tokens[t] = token_at(d->bytes, s->width, t),
+    for (int t = 0; t < T; t++) {
+        tokens[t] = token_at(d->bytes, s->width, t);
         targets[t] = token_at(d->bytes, s->width, t + 1);
+    }
 }
 
 // A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the
@@ -2270,7 +2316,9 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
             v->tokens[row * v->T + t] = t == 0 || t >= bytes ? '\n' : d->bytes[t - 1];
             v->targets[row * v->T + t] = t < bytes ? d->bytes[t] : -1;
         }
-        v->counted += bytes, nats += x[2], row++;
+        v->counted += bytes;
+        nats += x[2];
+        row++;
     }
     text_free(text);
     v->floor = row == v->rows ? nats / v->counted : 0;
@@ -2335,8 +2383,10 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         for (int i = 0; t->text && i < t->V; i++) {
             const int bytes = t->text[i][-1];
             if (bytes > length && bytes <= left && i != t->separator &&
-                !memcmp(t->text[i], text, bytes))
-                best = i, length = bytes;
+                !memcmp(t->text[i], text, bytes)) {
+                best = i;
+                length = bytes;
+            }
         }
         EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d",
                (unsigned char)*text);
@@ -2553,7 +2603,8 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
-    state_sections(g, progress, options, s), state_header(header);
+    state_sections(g, progress, options, s);
+    state_header(header);
     FILE *f = file_begin(d, name);
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
@@ -2679,8 +2730,11 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
         for (int i = 0; i < 3; i++)
-            // DONE goes first.
-            snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0);
+        // DONE goes first.
+        {
+            snprintf(name, sizeof(name), names[i], old);
+            unlinkat(d->fd, name, 0);
+        }
 }
 
 // ==== 12. log ====================================================================================
@@ -2970,8 +3024,10 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         int only = operands, found = 0;
         char *colon = strchr(word, ':');
         for (int i = 0; colon && i < NOPERAND; i++)
-            if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word])
-                only = operands & 1 << i, found = 1;
+            if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word]) {
+                only = operands & 1 << i;
+                found = 1;
+            }
         EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'",
                where, word);
         if (colon) word = colon + 1;
@@ -2979,8 +3035,10 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         const int length = strcspn(word, "=");
         found = 0;
         for (int n = 0; n < COUNT(recipe_names) && !found; n++)
-            if (!strcmp(word, recipe_names[n].name))
-                recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
+            if (!strcmp(word, recipe_names[n].name)) {
+                recipe_apply(recipes, recipe_names[n].words, only, where);
+                found = 1;
+            }
         for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
             const RecipeWord *w = &recipe_words[n];
             if (strncmp(word, w->word, length) || w->word[length]) continue;
@@ -3190,12 +3248,14 @@ static void options_help(void) {
 static Options options_parse(int argc, char **argv, int *given) {
     Options o;
     struct option longs[OPTION_COUNT + 1];
-    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
+    memset(&o, 0, sizeof(o));
+    memset(longs, 0, sizeof(longs));
     char shorts[4 * OPTION_COUNT + 2] = "+:";
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
-        longs[i].name = s->name, longs[i].val = s->letter ? s->letter : 1000 + i;
+        longs[i].name = s->name;
+        longs[i].val = s->letter ? s->letter : 1000 + i;
         longs[i].has_arg = s->kind == OPT_FLAG    ? no_argument
                            : s->kind == OPT_MAYBE ? optional_argument
                                                   : required_argument;
@@ -3218,8 +3278,11 @@ static Options options_parse(int argc, char **argv, int *given) {
                s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
-        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe"))
-            o.help = 2, optind++;
+        if (s->field == offsetof(Options, help) && optind < argc &&
+            !strcmp(argv[optind], "recipe")) {
+            o.help = 2;
+            optind++;
+        }
     }
     EXPECT(optind >= argc,
            "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help",
@@ -3249,7 +3312,8 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
             continue; // another backend's state
         option_set(&theirs, s, value, path);
-        option_text(&theirs, s, theirs_text), option_text(o, s, mine);
+        option_text(&theirs, s, theirs_text);
+        option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
                "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name,
                path, theirs_text, mine);
@@ -3290,7 +3354,10 @@ static void options_bf16(const Options *o, Gpt *g) {
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
             for (int k = 0; k < 3; k++)
-                if (part[k] < 0 && is[k] >= 0) part[k] = is[k], added = 1;
+                if (part[k] < 0 && is[k] >= 0) {
+                    part[k] = is[k];
+                    added = 1;
+                }
             EXPECT(added,
                    "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
                    "attproj, fc, fcproj), one product "
@@ -3349,7 +3416,8 @@ static double mib(size_t bytes) { return bytes / 1048576.0; }
 static void directory_make(char *path) {
     for (char *p = path, end = '/'; end; *p = end) {
         p += 1 + strcspn(p + 1, "/");
-        end = *p, *p = 0;
+        end = *p;
+        *p = 0;
         EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path,
                strerror(errno));
     }
@@ -3360,7 +3428,10 @@ static int directory_lock(const char *path) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
     if (!flock(fd, LOCK_EX | LOCK_NB)) return fd;
-    if (errno == EWOULDBLOCK) return close(fd), -1;
+    if (errno == EWOULDBLOCK) {
+        close(fd);
+        return -1;
+    }
     fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path,
             strerror(errno));
     return fd;
@@ -3452,7 +3523,10 @@ static void scale_table_print(const Gpt *g) {
             const Fp8Stats *t = &g->scales[i].logged;
             const double share =
                 t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
-            if (!shown[i] && share > most) most = share, best = i;
+            if (!shown[i] && share > most) {
+                most = share;
+                best = i;
+            }
         }
         if (best < 0) break;
         shown[best] = 1;
@@ -3516,7 +3590,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
             memmove(context, context + length - half, half * sizeof(int));
-            length = half, pos = 0;
+            length = half;
+            pos = 0;
         }
         gpt_logits(g, logits, context + pos, length - pos, pos);
         if (floats_nonfinite(logits, V))
@@ -3527,7 +3602,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
         token_print(&r->tokenizer, context[length++]);
     }
     printf("\n");
-    free(all), free(logits);
+    free(all);
+    free(logits);
 }
 
 // Mean loss over the validation set, in nats a token.
@@ -3738,7 +3814,8 @@ static int run_train(Run *r) {
         float lr;
         g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
-        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1);
+        g->record = RECORD_NONE;
+        g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
         r->progress.step = step;
 
@@ -3848,10 +3925,13 @@ static void run_open(Run *r) {
     else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
-    r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
+    r->g.B = r->prompts ? 1 : o->batch;
+    r->g.training = r->trains;
+    r->g.recompute = o->recompute;
     run_open_numbers(r);
     V = r->g.config.V;
-    r->tokenizer.V = V, r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
+    r->tokenizer.V = V;
+    r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
     EXPECT(!r->prompts || V == 256 || r->tokenizer.text,
            "option --prompt: this model's %d tokens need --tokenizer FILE", V);
@@ -3877,7 +3957,9 @@ static void output_check(void) {
 static void surroundings_init(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
-    signal(SIGXFSZ, SIG_IGN), signal(SIGILL, on_illegal), atexit(output_check);
+    signal(SIGXFSZ, SIG_IGN);
+    signal(SIGILL, on_illegal);
+    atexit(output_check);
 }
 
 // The tests have a main() of their own.
@@ -3888,11 +3970,20 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Options *o = &r->o;
     *o = options_parse(argc, argv, r->given);
-    if (o->help == 2) return recipe_help(), EXIT_DONE;
-    if (o->help) return options_help(), EXIT_DONE;
-    if (o->version)
-        return printf("train_gpt_" PRECISION_NAME " " COMMIT ", %s\n", backend_name()), EXIT_DONE;
-    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
+    if (o->help == 2) {
+        recipe_help();
+        return EXIT_DONE;
+    }
+    if (o->help) {
+        options_help();
+        return EXIT_DONE;
+    }
+    if (o->version) {
+        printf("train_gpt_" PRECISION_NAME " " COMMIT ", %s\n", backend_name());
+        return EXIT_DONE;
+    }
+    r->prompts = r->given[option_index("prompt")];
+    r->trains = !r->prompts && !o->eval;
     r->baseline = r->baseline_at = "";
     run_open(r);
     backend_start(r);
@@ -3901,7 +3992,10 @@ int main(int argc, char **argv) {
     else gpt_init(&r->g, o->seed);
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
     if (o->resume) state_load(&r->g, &r->state);
-    if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
+    if (r->prompts) {
+        run_write(r, o->prompt, o->generate, o->seed);
+        return EXIT_DONE;
+    }
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
@@ -3910,8 +4004,13 @@ int main(int argc, char **argv) {
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash)
         printf("note: train and val are the same data\n");
-    if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
-    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
+    if (o->eval) {
+        run_validate(r, r->progress.step);
+        return EXIT_DONE;
+    }
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+    signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
     r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
     if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
@@ -3940,7 +4039,8 @@ static uint8_t fp8_low[2][128], fp8_high[2][128];
 static void fp8_tables_init(void) {
     for (int i = 0; i < 256; i++) {
         const uint32_t h = float_bits(fp8_value(i & 127, &fp8_formats[i >> 7])) >> 16;
-        fp8_low[i >> 7][i & 127] = h & 0xff, fp8_high[i >> 7][i & 127] = h >> 8;
+        fp8_low[i >> 7][i & 127] = h & 0xff;
+        fp8_high[i >> 7][i & 127] = h >> 8;
     }
 }
 
@@ -4140,7 +4240,10 @@ static void amx_configure(void) {
     static __thread int configured;
     uint8_t shape[64] = {
         1}; // the palette; from 16 on bytes a row, two of shape each; from 48 on rows
-    for (int i = 0; i < 8; i++) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
+    for (int i = 0; i < 8; i++) {
+        shape[16 + 2 * i] = 64;
+        shape[48 + i] = 16;
+    }
     UNIT_FENCE; // gcc's intrinsic does not say that it reads all of it
     if (!configured) _tile_loadconfig(shape);
     configured = 1;
@@ -4184,7 +4287,8 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, con
     else
         for (; units > 0; units -= 32, a += 32 * MR, b += 32 * NR) {
             float sums[2][MR * NR] __attribute__((aligned(64))) = {{0}};
-            kernel_every_other(32, a, b, sums[0]), kernel_every_other(32, a + MR, b + NR, sums[1]);
+            kernel_every_other(32, a, b, sums[0]);
+            kernel_every_other(32, a + MR, b + NR, sums[1]);
             SIMD for (int i = 0; i < MR * NR; i++) tile[i] += sums[0][i] + sums[1][i];
         }
 }
@@ -4236,8 +4340,10 @@ INLINE void units_transpose(unit_t *to, size_t to_stride, const unit_t *from, si
             __m128 r0 = _mm_loadu_ps(f), r1 = _mm_loadu_ps(f + from_stride);
             __m128 r2 = _mm_loadu_ps(f + 2 * from_stride), r3 = _mm_loadu_ps(f + 3 * from_stride);
             _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
-            _mm_storeu_ps(t, r0), _mm_storeu_ps(t + to_stride, r1);
-            _mm_storeu_ps(t + 2 * to_stride, r2), _mm_storeu_ps(t + 3 * to_stride, r3);
+            _mm_storeu_ps(t, r0);
+            _mm_storeu_ps(t + to_stride, r1);
+            _mm_storeu_ps(t + 2 * to_stride, r2);
+            _mm_storeu_ps(t + 3 * to_stride, r3);
         }
 #endif
     for (; c < columns; c++)
@@ -4280,7 +4386,8 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
             const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
             const char *later = (const char *)s->data +
                                 (from + 32 * s->k_stride) * dtype_size[s->dtype]; // strides hide it
-            __builtin_prefetch(later), __builtin_prefetch(later + 64);
+            __builtin_prefetch(later);
+            __builtin_prefetch(later + 64);
             if (u * per_unit >= nk || n < STRIP) memset(line, 0, STRIP * 4);
             if (u * per_unit < nk && product_uses_pairs) {
                 decode_row(even, s, i0 + j, k, n);
@@ -4505,7 +4612,8 @@ static void machine_init(int in_tiles) {
     fp_mode_set();
     volatile float v[2] = {1 + 0x1p-12f, 0x1p24f};
     const float x = v[0], y = v[1];
-    v[0] = x * x - (1 + 0x1p-11f), v[1] = (y + 1) - y; // not 0 if contracted, or reordered
+    v[0] = x * x - (1 + 0x1p-11f);
+    v[1] = (y + 1) - y; // not 0 if contracted, or reordered
     EXPECT(v[0] == 0 && v[1] == 0, "built with flags that change arithmetic; use the Makefile's");
     fp8_tables_init();
     product_in_tiles = in_tiles;
@@ -4574,7 +4682,9 @@ static MemoryPlan memory_check(Gpt *g) {
 
 static const char *backend_name(void) { return ISA_NAME; }
 static void backend_limits(const Config *c, long batch, int from_options) {
-    (void)c, (void)batch, (void)from_options;
+    (void)c;
+    (void)batch;
+    (void)from_options;
 }
 static void backend_open(Run *r) { (void)r; }
 static void backend_start(Run *r) { machine_init(r->o.sum_order); }

@@ -352,7 +352,8 @@ template <class T> INLINE T get(const void *p) {
     return *(const T *)p;
 #else
     T word;
-    return memcpy(&word, p, sizeof(T)), word;
+    memcpy(&word, p, sizeof(T));
+    return word;
 #endif
 }
 template <class T> INLINE void put(void *p, T word) {
@@ -370,10 +371,18 @@ template <int N> INLINE void load_words(uint32_t *w, const void *p) { // N a mul
 }
 INLINE void load8(float *v, const float *p) {
     const float4 a = get<float4>(p), b = get<float4>(p + 4);
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    v[0] = a.x;
+    v[1] = a.y;
+    v[2] = a.z;
+    v[3] = a.w;
+    v[4] = b.x;
+    v[5] = b.y;
+    v[6] = b.z;
+    v[7] = b.w;
 }
 INLINE void store8(float *p, const float *v) {
-    put(p, make_float4(v[0], v[1], v[2], v[3])), put(p + 4, make_float4(v[4], v[5], v[6], v[7]));
+    put(p, make_float4(v[0], v[1], v[2], v[3]));
+    put(p + 4, make_float4(v[4], v[5], v[6], v[7]));
 }
 #if PRECISION == PRECISION_FP32
 enum { WORDS = 8 };                              // that eight stored numbers fill
@@ -389,12 +398,15 @@ INLINE void unpack8(float *v, const uint32_t *w) {
 enum { WORDS = 4 };
 INLINE float stored_round(float f) { return float_from_stored(stored_from_float(f)); }
 INLINE void unpack8(float *v, const uint32_t *w) {
-    UNROLL for (int i = 0; i < 4; i++) v[2 * i] = float_from_stored(w[i] & 0xffff),
-                                             v[2 * i + 1] = float_from_stored(w[i] >> 16);
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[2 * i] = float_from_stored(w[i] & 0xffff);
+        v[2 * i + 1] = float_from_stored(w[i] >> 16);
+    }
 }
 INLINE void load2(float *v, const stored_t *p) {
     const uint32_t w = get<uint32_t>(p);
-    v[0] = float_from_stored(w & 0xffff), v[1] = float_from_stored(w >> 16);
+    v[0] = float_from_stored(w & 0xffff);
+    v[1] = float_from_stored(w >> 16);
 }
 INLINE uint32_t pack2(float low, float high) {
 #if PRECISION != PRECISION_FP16
@@ -407,7 +419,8 @@ INLINE void pack8(uint32_t *w, const float *v) {
 }
 INLINE void load8(float *v, const stored_t *p) {
     uint32_t w[4];
-    load_words<4>(w, p), unpack8(v, w);
+    load_words<4>(w, p);
+    unpack8(v, w);
 }
 INLINE void store8(stored_t *p, const float *v) {
     uint32_t w[4];
@@ -575,7 +588,9 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
 INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t count, float amax) {
-    (void)r, (void)history, (void)count;
+    (void)r;
+    (void)history;
+    (void)count;
     return amax;
 }
 INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t count, float amax) {
@@ -612,7 +627,8 @@ typedef struct {
 
 // What is about to be quantized with *use.
 INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) {
-    s->scale_inv = use->inv = 1.0f / scale, use->scale = scale;
+    s->scale_inv = use->inv = 1.0f / scale;
+    use->scale = scale;
 }
 // Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the
 // first one, or a model without its state file).
@@ -631,8 +647,10 @@ KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long lo
     s->scale_inv = use[i].inv;
     scale_advance(s);
     if (i % operands == operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
-    if (recipe_remembers(&s->recipe) && s->amax_count > 0)
-        use[i].scale = s->scale, use[i].inv = 1.0f / s->scale;
+    if (recipe_remembers(&s->recipe) && s->amax_count > 0) {
+        use[i].scale = s->scale;
+        use[i].inv = 1.0f / s->scale;
+    }
 }
 static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count,
                            int operands) {
@@ -672,9 +690,9 @@ typedef struct {
     uint32_t amax, saturated, flushed, nonfinite;
 } Counts;
 DEVICE Counts counts_of_warp(Counts c) {
-    c.amax = __reduce_max_sync(0xffffffff, c.amax),
+    c.amax = __reduce_max_sync(0xffffffff, c.amax);
     c.saturated = __reduce_add_sync(0xffffffff, c.saturated);
-    c.flushed = __reduce_add_sync(0xffffffff, c.flushed),
+    c.flushed = __reduce_add_sync(0xffffffff, c.flushed);
     c.nonfinite = __reduce_add_sync(0xffffffff, c.nonfinite);
     return c;
 }
@@ -944,7 +962,10 @@ static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride,
                      float *sqnr_sums) {
     Tiles t = tiles(rows, columns);
     quantize_passes++;
-    t.q = q, t.q_t = q_t, t.partial = partial, t.quantizer = quantizer(o, record);
+    t.q = q;
+    t.q_t = q_t;
+    t.partial = partial;
+    t.quantizer = quantizer(o, record);
     scale_choose(x, rows * columns, o, record);
     tiles_run(StoredSource{x, stride}, t);
     if (record == RECORD_SQNR)
@@ -1049,7 +1070,9 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
         columns);
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
         o->use);
-    (along_rows ? t.q_t : t.q) = q, t.quantizer = quantizer(o, record), t.blocks = b;
+    (along_rows ? t.q_t : t.q) = q;
+    t.quantizer = quantizer(o, record);
+    t.blocks = b;
     tiles_run<true>(StoredSource{x, columns}, t);
     LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
     if (record == RECORD_SQNR)
@@ -1152,7 +1175,9 @@ static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t 
     m.inv = inv ? inv : &o->use->inv;
     if (!inv) return m;
     const Blocks b = blocks_of(inv, rows, K, 0, &o->recipe, blocks_native(&o->recipe));
-    m.across = o->recipe.across, m.along = o->recipe.along, m.inv_across = b.row_stride,
+    m.across = o->recipe.across;
+    m.along = o->recipe.along;
+    m.inv_across = b.row_stride;
     m.inv_along = b.column_stride;
     return m;
 }
@@ -1200,9 +1225,11 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
     Tiles t = tiles(rows, out);
     t.partial = f->dbias && !(later && Source::IS_STORED) ? f->partial : NULL;
     if (!Source::IS_STORED && !(fuses && dgrad8 && wgrad8)) t.out = dy;
-    if (fuses)
-        t.q = dgrad8 ? f->dy_q : NULL, t.q_t = wgrad8 ? f->dy_t : NULL,
+    if (fuses) {
+        t.q = dgrad8 ? f->dy_q : NULL;
+        t.q_t = wgrad8 ? f->dy_t : NULL;
         t.quantizer = quantizer(o + OPERAND_DY, record);
+    }
     if (t.partial || t.out || fuses) tiles_run(source, t);
     if (later)
         quantize(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record,
@@ -1217,7 +1244,8 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, stored
         b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
     }
     matmul({dx, STORED, in, NULL, 0, 0}, a, b, dgrad8 ? pitch : rows, in, out);
-    a = matrix(dy, STORED, 1, dy_stride), b = matrix(x, STORED, 1, in);
+    a = matrix(dy, STORED, 1, dy_stride);
+    b = matrix(x, STORED, 1, in);
     if (wgrad8) {
         if (in_blocks)
             quantize_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY,
@@ -1251,7 +1279,10 @@ INLINE double log_fixed_order(double x) {
     const uint64_t u = bits_as<uint64_t>(x);
     int e = (int)(u >> 52) - 1023;
     double m = bits_as<double>((u & 0xfffffffffffffull) | 0x3ff0000000000000ull);
-    if (m > 1.4142135623730951) m *= 0.5, e++;
+    if (m > 1.4142135623730951) {
+        m *= 0.5;
+        e++;
+    }
     double s = (m - 1) / (m + 1), z = s * s, p = 0;
     for (int k = 21; k >= 1; k -= 2) p = p * z + 1.0 / k;
     return 2 * s * p + e * 0.6931471805599453;
@@ -1300,7 +1331,8 @@ KERNEL encoder_forward_kernel(stored_t *x, const int *tokens, const float *wte, 
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, row = i / C, c = i % C;
     float e[8], p[8];
     if (row >= (size_t)rows) return;
-    load8(e, wte + (size_t)tokens[row] * C + c), load8(p, wpe + (pos + row % n) * C + c);
+    load8(e, wte + (size_t)tokens[row] * C + c);
+    load8(p, wpe + (pos + row % n) * C + c);
     UNROLL for (int k = 0; k < 8; k++) e[k] += p[k];
     store8(x + i, e);
 }
@@ -1355,7 +1387,8 @@ static int token_buckets(int *order, int *buckets, int *seen, const int *tokens,
     for (int token = 0; token < V; token++) {
         const int n = seen[token];
         if (n) buckets[count++] = at;
-        seen[token] = at, at += n;
+        seen[token] = at;
+        at += n;
     }
     buckets[count] = at;
     for (int row = 0; row < rows; row++) order[seen[tokens[row]]++] = row;
@@ -1399,11 +1432,16 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
         }
         const float r = 1.0f / sqrtf(warp_sum(squares) / (float)C + 1e-5f),
                     scale = normed.q ? normed.quantizer.use->scale : 1;
-        if (lane == 0) mean[row] = m, rstd[row] = r;
+        if (lane == 0) {
+            mean[row] = m;
+            rstd[row] = r;
+        }
         UNROLL for (int i = 0; i < VECTORS; i++) {
             const size_t c = (i * 32 + lane) * 8, at = row * C + c;
             if (c >= C) continue;
-            load8(w, weight + c), load8(v, bias + c), unpack8(x, kept[i]);
+            load8(w, weight + c);
+            load8(v, bias + c);
+            unpack8(x, kept[i]);
             UNROLL for (int k = 0; k < 8; k++) v[k] = stored_round((x[k] - m) * r * w[k] + v[k]);
             if (normed.stored) store8(normed.stored + at, v);
             if (normed.q)
@@ -1443,14 +1481,20 @@ layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__re
         const float m = mean[row], r = rstd[row];
         float sum = 0, sum_norm = 0, d[8], in[8], w[8], dx[8];
         for (size_t c = lane * 8; c < C; c += 256) {
-            load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c);
-            UNROLL for (int k = 0; k < 8; k++) sum += d[k] * w[k],
+            load8(d, dout + row * C + c);
+            load8(in, x + row * C + c);
+            load8(w, weight + c);
+            UNROLL for (int k = 0; k < 8; k++) {
+                sum += d[k] * w[k];
                 sum_norm += d[k] * w[k] * ((in[k] - m) * r);
+            }
         }
         const float mean_dn = warp_sum(sum) / (float)C, mean_dnn = warp_sum(sum_norm) / (float)C;
         for (size_t c = lane * 8; c < C; c += 256) {
-            load8(d, dout + row * C + c), load8(in, x + row * C + c), load8(w, weight + c),
-                load8(dx, dresidual + row * C + c);
+            load8(d, dout + row * C + c);
+            load8(in, x + row * C + c);
+            load8(w, weight + c);
+            load8(dx, dresidual + row * C + c);
             UNROLL for (int k = 0; k < 8; k++) dx[k] +=
                 ((d[k] * w[k] - mean_dn) - (in[k] - m) * r * mean_dnn) * r;
             store8(dresidual + row * C + c, dx);
@@ -1461,11 +1505,19 @@ layernorm_backward_kernel(stored_t *__restrict__ dresidual, const stored_t *__re
         UNROLL_BY(4) for (size_t row = first; row < end; row++) {
             const float m = mean[row], r = rstd[row];
             float d[2], in[2];
-            load2(d, dout + row * C + c), load2(in, x + row * C + c);
-            UNROLL for (int k = 0; k < 2; k++) dw[k] += d[k] * ((in[k] - m) * r), db[k] += d[k];
+            load2(d, dout + row * C + c);
+            load2(in, x + row * C + c);
+            UNROLL for (int k = 0; k < 2; k++) {
+                dw[k] += d[k] * ((in[k] - m) * r);
+                db[k] += d[k];
+            }
         }
         float *to = partial + blockIdx.x * C + c;
-        to[0] = dw[0], to[1] = dw[1], to += gridDim.x * C, to[0] = db[0], to[1] = db[1];
+        to[0] = dw[0];
+        to[1] = dw[1];
+        to += gridDim.x * C;
+        to[0] = db[0];
+        to[1] = db[1];
     }
 }
 static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias,
@@ -1556,8 +1608,10 @@ classifier_kernel(float *losses, float *logits, const int *targets, int V, int V
         load8(v, z + i);
         UNROLL for (int k = 0; k < 8; k++) {
             if (i + k >= V) continue;
-            if (v[k] > top) sum = sum * exp2f((top - v[k]) * LOG2E) + 1, top = v[k];
-            else sum += exp2f((v[k] - top) * LOG2E);
+            if (v[k] > top) {
+                sum = sum * exp2f((top - v[k]) * LOG2E) + 1;
+                top = v[k];
+            } else sum += exp2f((v[k] - top) * LOG2E);
         }
     }
     float max = top;
@@ -1609,11 +1663,14 @@ static void loss_add(double *total, const float *losses, int rows) {
 INLINE void sincos_turns(double u, double *sine, double *cosine) {
     int q = (int)(4 * u + 0.5);
     double x = 6.283185307179586 * (u - 0.25 * q), z = x * x, s = 0, c = 0;
-    for (int k = 17; k >= 1; k -= 2)
-        s = 1 - s * z / ((k + 1) * (double)(k + 2)), c = 1 - c * z / (k * (double)(k + 1));
+    for (int k = 17; k >= 1; k -= 2) {
+        s = 1 - s * z / ((k + 1) * (double)(k + 2));
+        c = 1 - c * z / (k * (double)(k + 1));
+    }
     s *= x;
     const double turned[5] = {s, c, -s, -c, s}; // by quarters; the cosine is a quarter ahead
-    *sine = turned[q & 3], *cosine = turned[(q & 3) + 1];
+    *sine = turned[q & 3];
+    *cosine = turned[(q & 3) + 1];
 }
 // ---- random numbers: counter based, so that any thread may draw any element. mix64 is
 // splitmix64's finalizer (Steele, Lea, Flood 2014).
@@ -1936,7 +1993,8 @@ typedef struct {
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {};
     size_t fp16[LIVES] = {0};
-    tensors_make(g, PRECISION, plan.part), tensors_make(g, PRECISION_FP16, fp16);
+    tensors_make(g, PRECISION, plan.part);
+    tensors_make(g, PRECISION_FP16, fp16);
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] +=
         g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
@@ -1989,7 +2047,7 @@ static void gpt_allocate(Gpt *g) {
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
-        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1,
+        s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
         s->scale_inv = 1;
     }
     g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
@@ -1999,7 +2057,9 @@ static void gpt_allocate(Gpt *g) {
     g->step_results = (StepResults *)device_allocate(sizeof(StepResults));
     for (float *p : {g->master, g->m, g->v}) // without training there are no moments
         if (p) device_zero(p, g->param_count * sizeof(float));
-    emulation.a = g->emulate_a, emulation.b = g->emulate_b, emulation.sums = g->emulate_sums;
+    emulation.a = g->emulate_a;
+    emulation.b = g->emulate_b;
+    emulation.sums = g->emulate_sums;
     attention_init();
     g->loss_scaling[0] = 1;
     if (g->training) step_host_make(g);
@@ -2058,7 +2118,8 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {};
-    f.in = g->params[id].cols, f.out = g->params[id].rows;
+    f.in = g->params[id].cols;
+    f.out = g->params[id].rows;
     f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l)
                                       : g->weights + (l * 12 + start[i]) * CC;
     f.bias = PRECISION == PRECISION_FP32 ? (stored_t *)gpt_param(g, g->master, id + 1, l)
@@ -2067,10 +2128,14 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.dbias = gpt_param(g, g->grad, id + 1, l);
     f.partial = g->partial_sums;
     if (!IS_FP8) return f;
-    f.fp8 = 1, f.bf16 = g->bf16[l][i];
+    f.fp8 = 1;
+    f.bf16 = g->bf16[l][i];
     for (int o = 0; o < NOPERAND; o++) f.operands[o] = gpt_operand(g, l, i, o);
     f.w_t = g->weights_t + (l * 12 + start[i]) * CC;
-    f.dy_q = g->dy_bytes, f.dy_t = g->dy_turned, f.sqnr = g->sqnr, f.x_q = g->x_bytes;
+    f.dy_q = g->dy_bytes;
+    f.dy_t = g->dy_turned;
+    f.sqnr = g->sqnr;
+    f.x_q = g->x_bytes;
     if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
     if (g->training && f.bf16 & 1 << WGRAD)
         f.x16 = i == LIN_ATTPROJ
@@ -2081,9 +2146,10 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     else if (i != LIN_ATTPROJ) f.x_q = (uint8_t *)gpt_kept(g, l, i);
     const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     f.inv = g->inv;
-    if (g->w_inv)
-        f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C,
+    if (g->w_inv) {
+        f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C;
         f.w_t_inv = f.w_inv + room;
+    }
     if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
     return f;
 }
@@ -2092,10 +2158,18 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
 static Linear gpt_head(const Gpt *g) {
     Linear f = {};
     f.w = PRECISION == PRECISION_FP32 ? (void *)g->master : g->head_w; // wte is first
-    f.dw = g->grad, f.in = g->config.C, f.out = g->config.Vp;
+    f.dw = g->grad;
+    f.in = g->config.C;
+    f.out = g->config.Vp;
     if (!g->head_q) return f;
-    f.fp8 = 1, f.w = g->head_q, f.w_t = g->head_t, f.x_q = g->lnf_q, f.x_kept = g->lnf_t;
-    f.dy_q = g->dy_bytes, f.dy_t = g->dy_turned, f.sqnr = g->sqnr;
+    f.fp8 = 1;
+    f.w = g->head_q;
+    f.w_t = g->head_t;
+    f.x_q = g->lnf_q;
+    f.x_kept = g->lnf_t;
+    f.dy_q = g->dy_bytes;
+    f.dy_t = g->dy_turned;
+    f.sqnr = g->sqnr;
     for (int o = 0; o < NOPERAND; o++) f.operands[o] = gpt_operand(g, g->config.L, 0, o);
     return f;
 }
@@ -2110,7 +2184,11 @@ static void weight_refresh(const Linear *f, const float *master, stored_t *store
     uint8_t *q = (uint8_t *)f->w, *q_t = training ? (uint8_t *)f->w_t : NULL;
     Tiles t = tiles(f->out, f->in);
     t.out = stored ? stored : any8 && !fuses ? rounded : NULL;
-    if (fuses) t.q = q, t.q_t = q_t, t.quantizer = quantizer(o, record);
+    if (fuses) {
+        t.q = q;
+        t.q_t = q_t;
+        t.quantizer = quantizer(o, record);
+    }
     tiles_run(MasterSource{master, f->in}, t);
     if (!any8 || fuses) return;
     if (!f->w_inv) return quantize(q, q_t, t.out, f->in, f->out, f->in, o, record, NULL, f->sqnr);
@@ -2153,8 +2231,10 @@ static Written gpt_input(const Gpt *g, const Linear *f, int l, int i) {
     if (!IS_FP8) return w;
     const int fprop8 = linear_in_fp8(f, FPROP),
               any8 = fprop8 || (g->training && linear_in_fp8(f, WGRAD));
-    if (any8 && linear_fuses(f, OPERAND_X, g->record))
-        w.q = f->x_q, w.quantizer = quantizer(&f->operands[OPERAND_X], g->record);
+    if (any8 && linear_fuses(f, OPERAND_X, g->record)) {
+        w.q = f->x_q;
+        w.quantizer = quantizer(&f->operands[OPERAND_X], g->record);
+    }
     if (!w.stored && f->x16) w.stored = f->x16;
     if (!w.stored && !(w.q && fprop8)) w.stored = g->x;
     return w;
@@ -2180,7 +2260,10 @@ static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written n
 static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned,
                              size_t rows) {
     Tiles t = tiles(rows, f->in);
-    t.out = w.stored, t.q = w.q, t.quantizer = w.quantizer, t.q_t = turned;
+    t.out = w.stored;
+    t.q = w.q;
+    t.quantizer = w.quantizer;
+    t.q_t = turned;
     tiles_run(GeluSource{g->fc + l * gpt_rows(g) * f->in, f->in}, t);
 }
 
@@ -2199,11 +2282,15 @@ static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t
         stored_t *att = g->att + l * gpt_rows(g) * g->config.C;
         if (!IS_FP8) return att;
         Tiles t = tiles(rows, f->in);
-        t.q_t = g->x_turned, t.quantizer = quantizer(o, RECORD_NONE);
+        t.q_t = g->x_turned;
+        t.quantizer = quantizer(o, RECORD_NONE);
         if (f->kept_inv)
             quantize_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o,
                             linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record, f->sqnr);
-        else quantize_passes++, tiles_run(StoredSource{att, f->in}, t);
+        else {
+            quantize_passes++;
+            tiles_run(StoredSource{att, f->in}, t);
+        }
         return g->x_turned;
     }
     if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
@@ -2249,7 +2336,10 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     for (int l = 0; l < c->L; l++) {
         Linear f[NLIN];
         Written x[NLIN];
-        for (int i = 0; i < NLIN; i++) f[i] = gpt_linear(g, l, i), x[i] = gpt_input(g, &f[i], l, i);
+        for (int i = 0; i < NLIN; i++) {
+            f[i] = gpt_linear(g, l, i);
+            x[i] = gpt_input(g, &f[i], l, i);
+        }
         stored_t *qkv = g->qkv + l * R * 3 * C;
         // The encoder wrote the first.
         gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV], rows);
@@ -2458,15 +2548,16 @@ adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges 
         w[k] -= lr * (step + decay * w[k]);
         if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
     }
-    put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3])),
-        put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
+    put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3]));
+    put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
     put(weights + i, make_float4(w[0], w[1], w[2], w[3]));
 }
 static void adamw_update(Gpt *g) {
     ParamRanges ranges;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        ranges.end[id] = s->offset + s->layers * s->rows * s->cols, ranges.decays[id] = s->decays;
+        ranges.end[id] = s->offset + s->layers * s->rows * s->cols;
+        ranges.decays[id] = s->decays;
     }
     RUN(adamw_kernel, ceil_div(g->param_count / 4, THREADS), g->master, g->m, g->v, g->grad, ranges,
         g->step_inputs, g->step_results);
@@ -2501,9 +2592,13 @@ static int gpt_scales_loss(const Gpt *g) {
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
-    if (overflow) *good = 0, *scale = *scale > 1 ? *scale * 0.5f : 1;
-    else if ((*good += 1) >= LOSS_SCALE_PATIENCE)
-        *good = 0, *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+    if (overflow) {
+        *good = 0;
+        *scale = *scale > 1 ? *scale * 0.5f : 1;
+    } else if ((*good += 1) >= LOSS_SCALE_PATIENCE) {
+        *good = 0;
+        *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
+    }
 }
 
 // ---- a step
@@ -2526,10 +2621,13 @@ typedef struct {
 // A step has three phases on the device. From the second step on each is a CUDA graph: what changes
 // from step to step lies in buffers that are written before.
 static void phase_work(Gpt *g, int phase) {
-    if (phase == PHASE_REFRESH) g->weights_ready = 0, gpt_refresh_weights(g);
-    else if (phase == PHASE_MICRO_BATCH)
-        gpt_forward_device(g, g->B, g->config.T, 1), gpt_backward(g, g->B, g->config.T);
-    else {
+    if (phase == PHASE_REFRESH) {
+        g->weights_ready = 0;
+        gpt_refresh_weights(g);
+    } else if (phase == PHASE_MICRO_BATCH) {
+        gpt_forward_device(g, g->B, g->config.T, 1);
+        gpt_backward(g, g->B, g->config.T);
+    } else {
         gpt_reduce_ranks(g);
         gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
         scales_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count,
@@ -2552,7 +2650,9 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
         // a library may still load a kernel.
         CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
         h->graph_passes -= quantize_passes;
-        machine.captures = 1, phase_work(g, phase), machine.captures = 0;
+        machine.captures = 1;
+        phase_work(g, phase);
+        machine.captures = 0;
         h->graph_passes += quantize_passes;
         CUDA(cudaStreamEndCapture(STREAM, &graph));
         CUDA(cudaGraphInstantiate(&h->graphs[phase], graph, 0));
@@ -2589,13 +2689,19 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     const AdamW *a = &s->adamw;
     const float loss_scale = g->loss_scaling[0];
     const int as_graph = h->warm && g->record == RECORD_STATS;
-    if (h->graphs_own_amax != g->own_amax)
-        graphs_drop(h), h->graphs_own_amax = g->own_amax; // other kernels than before
-    in->lr = a->lr, in->beta1 = a->beta1, in->beta2 = a->beta2, in->eps = a->eps,
+    if (h->graphs_own_amax != g->own_amax) {
+        graphs_drop(h);
+        h->graphs_own_amax = g->own_amax;
+    } // other kernels than before
+    in->lr = a->lr;
+    in->beta1 = a->beta1;
+    in->beta2 = a->beta2;
+    in->eps = a->eps;
     in->weight_decay = a->weight_decay;
-    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update)),
+    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update));
     in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
-    in->grad_scale = loss_scale / (float)s->tokens, in->loss_scale = loss_scale,
+    in->grad_scale = loss_scale / (float)s->tokens;
+    in->loss_scale = loss_scale;
     in->grad_clip = s->grad_clip;
     CUDA(cudaMemcpyAsync(g->step_inputs, in, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
     device_zero(g->step_results, sizeof(StepResults));
@@ -2612,7 +2718,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     if (!s->last)
         batch_prepare(g, run, (s->index + 1) * s->micro_batches); // while the device works
     device_wait();
-    h->warm = 1, h->graph_steps += as_graph;
+    h->warm = 1;
+    h->graph_steps += as_graph;
     StepOutcome r = {h->results->loss / s->tokens, h->results->norm, !isfinite(h->results->norm),
                      NULL};
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
@@ -2690,7 +2797,8 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
         if (n == 8) memcpy(&w, p, 8);
         h = (h ^ w) * 0x9fb21c651e98df25ull;
         h ^= h >> 32;
-        p += n, bytes -= n;
+        p += n;
+        bytes -= n;
     }
     return h;
 }
@@ -2731,7 +2839,8 @@ static File file_open(const char *path, int optional) {
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
     EXPECT(S_ISREG(st.st_mode) && (optional || st.st_size),
            "%s: is empty, or a directory, pipe or device", path);
-    f.bytes = st.st_size, f.time = st.st_mtim;
+    f.bytes = st.st_size;
+    f.time = st.st_mtim;
     file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
     return f;
 }
@@ -2822,10 +2931,13 @@ static Shard shard_open(const char *path, int *V) {
     const char *dot = path_dot(path), *packed = strstr(".gz/.bz2/.xz/.zst/.zip/", dot);
     EXPECT(!packed || packed[strlen(dot)] != '/', "%s: is compressed; unpack it first", path);
     if (header[0] != SHARD_MAGIC && strcmp(dot, ".bin")) { // a text
-        s.count = s.file.bytes, *V = 256;
+        s.count = s.file.bytes;
+        *V = 256;
         return s;
     }
-    s.begin = sizeof(FileHeader), s.count = (uint32_t)header[2], s.width = 2;
+    s.begin = sizeof(FileHeader);
+    s.count = (uint32_t)header[2];
+    s.width = 2;
     *V = header[3] ? header[3] : GPT2_VOCAB;
     const long bytes = sizeof(FileHeader) + 2 * s.count;
     file_expect(path, "a token shard (data/tokens.py) with magic number", header[0], SHARD_MAGIC,
@@ -2864,14 +2976,16 @@ static Dataset dataset_open(const char *pattern) {
         EXPECT(errno == ENOENT && !glob(pattern, GLOB_ERR, NULL, &found),
                "%s: %s; expected a text or a glob of shards (`make` writes data/tales.d)", pattern,
                strerror(errno));
-        paths = (const char *const *)found.gl_pathv, d.shard_count = found.gl_pathc;
+        paths = (const char *const *)found.gl_pathv;
+        d.shard_count = found.gl_pathc;
     }
     d.shards = (Shard *)memory_allocate(d.shard_count * sizeof(Shard));
     for (int i = 0, V = 0; i < d.shard_count; i++) {
         d.shards[i] = shard_open(paths[i], &V);
         EXPECT(i == 0 || V == d.V, "%s: expected the vocabulary of %s, %d, found %d", paths[i],
                paths[0], d.V, V);
-        d.V = V, d.tokens += d.shards[i].count;
+        d.V = V;
+        d.tokens += d.shards[i].count;
     }
     d.hash = dataset_hash(&d);
     globfree(&found);
@@ -2898,13 +3012,18 @@ static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
     val.shards = (Shard *)memory_allocate(train->shard_count * sizeof(Shard));
-    val.shard_count = 0, val.tokens = 0;
+    val.shard_count = 0;
+    val.tokens = 0;
     for (int i = 0; i < train->shard_count; i++) {
         Shard *s = &train->shards[i], rest = *s;
         s->count = MIN(s->count, keep);
         keep -= s->count;
-        rest.begin += s->count * s->width, rest.count -= s->count;
-        if (rest.count) val.shards[val.shard_count++] = rest, val.tokens += rest.count;
+        rest.begin += s->count * s->width;
+        rest.count -= s->count;
+        if (rest.count) {
+            val.shards[val.shard_count++] = rest;
+            val.tokens += rest.count;
+        }
     }
     train->tokens -= val.tokens;
     return val;
@@ -2913,7 +3032,8 @@ static Dataset dataset_hold_out(Dataset *train) {
 // Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the
 // shift of an epoch.
 static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
-    d->windows = 0, d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
+    d->windows = 0;
+    d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
     for (int i = 0; i < d->shard_count; i++) {
         Shard *s = &d->shards[i];
         s->windows = s->count > 0 ? (s->count - 1) / T : 0;
@@ -2930,12 +3050,16 @@ static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
 static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens,
                            int *targets, int T) {
     const Shard *s = d->shards;
-    while (index >= s->windows) index -= s->windows, s++;
+    while (index >= s->windows) {
+        index -= s->windows;
+        s++;
+    }
     const size_t at = index * T + shift % (s->slack + 1);
     file_read(&s->file, s->begin + at * s->width, d->bytes, (T + 1) * s->width);
-    for (int t = 0; t < T; t++)
-        tokens[t] = token_at(d->bytes, s->width, t),
+    for (int t = 0; t < T; t++) {
+        tokens[t] = token_at(d->bytes, s->width, t);
         targets[t] = token_at(d->bytes, s->width, t + 1);
+    }
 }
 
 // A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the
@@ -3012,7 +3136,9 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
             v->tokens[row * v->T + t] = t == 0 || t >= bytes ? '\n' : d->bytes[t - 1];
             v->targets[row * v->T + t] = t < bytes ? d->bytes[t] : -1;
         }
-        v->counted += bytes, nats += x[2], row++;
+        v->counted += bytes;
+        nats += x[2];
+        row++;
     }
     text_free(text);
     v->floor = row == v->rows ? nats / v->counted : 0;
@@ -3077,8 +3203,10 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         for (int i = 0; t->text && i < t->V; i++) {
             const int bytes = t->text[i][-1];
             if (bytes > length && bytes <= left && i != t->separator &&
-                !memcmp(t->text[i], text, bytes))
-                best = i, length = bytes;
+                !memcmp(t->text[i], text, bytes)) {
+                best = i;
+                length = bytes;
+            }
         }
         EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d",
                (unsigned char)*text);
@@ -3295,7 +3423,8 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
-    state_sections(g, progress, options, s), state_header(header);
+    state_sections(g, progress, options, s);
+    state_header(header);
     FILE *f = file_begin(d, name);
     fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
@@ -3421,8 +3550,11 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
         for (int i = 0; i < 3; i++)
-            // DONE goes first.
-            snprintf(name, sizeof(name), names[i], old), unlinkat(d->fd, name, 0);
+        // DONE goes first.
+        {
+            snprintf(name, sizeof(name), names[i], old);
+            unlinkat(d->fd, name, 0);
+        }
 }
 
 // ==== 12. log ====================================================================================
@@ -3712,8 +3844,10 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         int only = operands, found = 0;
         char *colon = strchr(word, ':');
         for (int i = 0; colon && i < NOPERAND; i++)
-            if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word])
-                only = operands & 1 << i, found = 1;
+            if (!strncmp(word, operand_name[i], colon - word) && !operand_name[i][colon - word]) {
+                only = operands & 1 << i;
+                found = 1;
+            }
         EXPECT(!colon || found, "%s --recipe: expected x:, w: or dy: before a word, found '%s'",
                where, word);
         if (colon) word = colon + 1;
@@ -3721,8 +3855,10 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         const int length = strcspn(word, "=");
         found = 0;
         for (int n = 0; n < COUNT(recipe_names) && !found; n++)
-            if (!strcmp(word, recipe_names[n].name))
-                recipe_apply(recipes, recipe_names[n].words, only, where), found = 1;
+            if (!strcmp(word, recipe_names[n].name)) {
+                recipe_apply(recipes, recipe_names[n].words, only, where);
+                found = 1;
+            }
         for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
             const RecipeWord *w = &recipe_words[n];
             if (strncmp(word, w->word, length) || w->word[length]) continue;
@@ -3932,12 +4068,14 @@ static void options_help(void) {
 static Options options_parse(int argc, char **argv, int *given) {
     Options o;
     struct option longs[OPTION_COUNT + 1];
-    memset(&o, 0, sizeof(o)), memset(longs, 0, sizeof(longs));
+    memset(&o, 0, sizeof(o));
+    memset(longs, 0, sizeof(longs));
     char shorts[4 * OPTION_COUNT + 2] = "+:";
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
         option_set(&o, s, s->initial, "default");
-        longs[i].name = s->name, longs[i].val = s->letter ? s->letter : 1000 + i;
+        longs[i].name = s->name;
+        longs[i].val = s->letter ? s->letter : 1000 + i;
         longs[i].has_arg = s->kind == OPT_FLAG    ? no_argument
                            : s->kind == OPT_MAYBE ? optional_argument
                                                   : required_argument;
@@ -3960,8 +4098,11 @@ static Options options_parse(int argc, char **argv, int *given) {
                s->name);
         option_set(&o, s, value, "option");
         given[i] = 1;
-        if (s->field == offsetof(Options, help) && optind < argc && !strcmp(argv[optind], "recipe"))
-            o.help = 2, optind++;
+        if (s->field == offsetof(Options, help) && optind < argc &&
+            !strcmp(argv[optind], "recipe")) {
+            o.help = 2;
+            optind++;
+        }
     }
     EXPECT(optind >= argc,
            "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help",
@@ -3991,7 +4132,8 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
             continue; // another backend's state
         option_set(&theirs, s, value, path);
-        option_text(&theirs, s, theirs_text), option_text(o, s, mine);
+        option_text(&theirs, s, theirs_text);
+        option_text(o, s, mine);
         EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
                "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name,
                path, theirs_text, mine);
@@ -4032,7 +4174,10 @@ static void options_bf16(const Options *o, Gpt *g) {
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
             for (int k = 0; k < 3; k++)
-                if (part[k] < 0 && is[k] >= 0) part[k] = is[k], added = 1;
+                if (part[k] < 0 && is[k] >= 0) {
+                    part[k] = is[k];
+                    added = 1;
+                }
             EXPECT(added,
                    "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
                    "attproj, fc, fcproj), one product "
@@ -4091,7 +4236,8 @@ static double mib(size_t bytes) { return bytes / 1048576.0; }
 static void directory_make(char *path) {
     for (char *p = path, end = '/'; end; *p = end) {
         p += 1 + strcspn(p + 1, "/");
-        end = *p, *p = 0;
+        end = *p;
+        *p = 0;
         EXPECT(mkdir(path, 0777) == 0 || errno == EEXIST, "%s: cannot make the directory: %s", path,
                strerror(errno));
     }
@@ -4102,7 +4248,10 @@ static int directory_lock(const char *path) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
     if (!flock(fd, LOCK_EX | LOCK_NB)) return fd;
-    if (errno == EWOULDBLOCK) return close(fd), -1;
+    if (errno == EWOULDBLOCK) {
+        close(fd);
+        return -1;
+    }
     fprintf(stderr, "%s: %s: cannot lock it (%s); run one program there\n", PROGRAM, path,
             strerror(errno));
     return fd;
@@ -4194,7 +4343,10 @@ static void scale_table_print(const Gpt *g) {
             const Fp8Stats *t = &g->scales[i].logged;
             const double share =
                 t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
-            if (!shown[i] && share > most) most = share, best = i;
+            if (!shown[i] && share > most) {
+                most = share;
+                best = i;
+            }
         }
         if (best < 0) break;
         shown[best] = 1;
@@ -4258,7 +4410,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     for (long i = 0; i < count && !ferror(stdout); i++) {
         if (length > T) {
             memmove(context, context + length - half, half * sizeof(int));
-            length = half, pos = 0;
+            length = half;
+            pos = 0;
         }
         gpt_logits(g, logits, context + pos, length - pos, pos);
         if (floats_nonfinite(logits, V))
@@ -4269,7 +4422,8 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
         token_print(&r->tokenizer, context[length++]);
     }
     printf("\n");
-    free(all), free(logits);
+    free(all);
+    free(logits);
 }
 
 // Mean loss over the validation set, in nats a token.
@@ -4480,7 +4634,8 @@ static int run_train(Run *r) {
         float lr;
         g->record = step_record(o, step);
         const double loss = run_step(r, step - 1, &norm, &lr);
-        g->record = RECORD_NONE, g->record_weights = step_record(o, step + 1);
+        g->record = RECORD_NONE;
+        g->record_weights = step_record(o, step + 1);
         t = seconds_now() - t;
         r->progress.step = step;
 
@@ -4590,10 +4745,13 @@ static void run_open(Run *r) {
     else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
     options_bf16(o, &r->g);
-    r->g.B = r->prompts ? 1 : o->batch, r->g.training = r->trains, r->g.recompute = o->recompute;
+    r->g.B = r->prompts ? 1 : o->batch;
+    r->g.training = r->trains;
+    r->g.recompute = o->recompute;
     run_open_numbers(r);
     V = r->g.config.V;
-    r->tokenizer.V = V, r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
+    r->tokenizer.V = V;
+    r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
     EXPECT(!r->prompts || V == 256 || r->tokenizer.text,
            "option --prompt: this model's %d tokens need --tokenizer FILE", V);
@@ -4619,7 +4777,9 @@ static void output_check(void) {
 static void surroundings_init(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
-    signal(SIGXFSZ, SIG_IGN), signal(SIGILL, on_illegal), atexit(output_check);
+    signal(SIGXFSZ, SIG_IGN);
+    signal(SIGILL, on_illegal);
+    atexit(output_check);
 }
 
 // The tests have a main() of their own.
@@ -4630,11 +4790,20 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Options *o = &r->o;
     *o = options_parse(argc, argv, r->given);
-    if (o->help == 2) return recipe_help(), EXIT_DONE;
-    if (o->help) return options_help(), EXIT_DONE;
-    if (o->version)
-        return printf("train_gpt_" PRECISION_NAME " " COMMIT ", %s\n", backend_name()), EXIT_DONE;
-    r->prompts = r->given[option_index("prompt")], r->trains = !r->prompts && !o->eval;
+    if (o->help == 2) {
+        recipe_help();
+        return EXIT_DONE;
+    }
+    if (o->help) {
+        options_help();
+        return EXIT_DONE;
+    }
+    if (o->version) {
+        printf("train_gpt_" PRECISION_NAME " " COMMIT ", %s\n", backend_name());
+        return EXIT_DONE;
+    }
+    r->prompts = r->given[option_index("prompt")];
+    r->trains = !r->prompts && !o->eval;
     r->baseline = r->baseline_at = "";
     run_open(r);
     backend_start(r);
@@ -4643,7 +4812,10 @@ int main(int argc, char **argv) {
     else gpt_init(&r->g, o->seed);
     if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
     if (o->resume) state_load(&r->g, &r->state);
-    if (r->prompts) return run_write(r, o->prompt, o->generate, o->seed), EXIT_DONE;
+    if (r->prompts) {
+        run_write(r, o->prompt, o->generate, o->seed);
+        return EXIT_DONE;
+    }
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
@@ -4652,8 +4824,13 @@ int main(int argc, char **argv) {
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash)
         printf("note: train and val are the same data\n");
-    if (o->eval) return run_validate(r, r->progress.step), EXIT_DONE;
-    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt), signal(SIGPIPE, SIG_IGN);
+    if (o->eval) {
+        run_validate(r, r->progress.step);
+        return EXIT_DONE;
+    }
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+    signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
     r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
     if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
@@ -4730,7 +4907,10 @@ static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *cand
         CUDA(cudaEventRecord(end, STREAM));
         CUDA(cudaEventSynchronize(end));
         CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (i % RUNS && ms < best) best = ms, p->chosen = i / RUNS;
+        if (i % RUNS && ms < best) {
+            best = ms;
+            p->chosen = i / RUNS;
+        }
     }
     p->algorithm = candidates[p->chosen].algo;
     if (old) CUDA(cudaMemcpyAsync(out->data, old, bytes, cudaMemcpyDeviceToDevice, STREAM));
@@ -4827,16 +5007,26 @@ static Product *product_find(const Output *out, const Matrix *a, const Matrix *b
                              size_t N, size_t K) {
     ProductKey k;
     memset(&k, 0, sizeof(k)); // keys are compared as bytes
-    k.M = M, k.N = N, k.K = K, k.a_across = a->k_stride != 1, k.b_across = b->k_stride != 1;
-    k.a_stride = MAX(a->row_stride, a->k_stride), k.b_stride = MAX(b->row_stride, b->k_stride),
+    k.M = M;
+    k.N = N;
+    k.K = K;
+    k.a_across = a->k_stride != 1;
+    k.b_across = b->k_stride != 1;
+    k.a_stride = MAX(a->row_stride, a->k_stride);
+    k.b_stride = MAX(b->row_stride, b->k_stride);
     k.out_stride = out->row_stride;
-    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]),
+    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]);
     k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype]);
     k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
     k.bias_align = out->bias ? alignment(out->bias, 0) : 0; // which the choice may depend on, too
-    k.a_dtype = a->dtype, k.b_dtype = b->dtype, k.out_dtype = out->dtype;
-    k.bias = out->bias != NULL, k.accumulate = out->accumulate, k.fast = out->fast,
-    k.a_mode = scale_mode(a), k.b_mode = scale_mode(b);
+    k.a_dtype = a->dtype;
+    k.b_dtype = b->dtype;
+    k.out_dtype = out->dtype;
+    k.bias = out->bias != NULL;
+    k.accumulate = out->accumulate;
+    k.fast = out->fast;
+    k.a_mode = scale_mode(a);
+    k.b_mode = scale_mode(b);
     for (int i = 0; i < product_count; i++)
         if (!memcmp(&products[i].key, &k, sizeof(k)))
             return products[i].found ? &products[i] : NULL;
@@ -4940,7 +5130,8 @@ static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_
          i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then
         if ((i & 1 && !fast) || (i & 2 && !out.bias)) continue;
         Output o = out;
-        o.fast = fast && !(i & 1), o.bias = i & 2 ? NULL : out.bias;
+        o.fast = fast && !(i & 1);
+        o.bias = i & 2 ? NULL : out.bias;
         if (!product_try(&o, &a, &b, M, N, K)) continue;
         if (out.bias && !o.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
         return;
@@ -5030,7 +5221,9 @@ DEVICE void att_right_turned(uint32_t b[4], const AttTile<HS> *s, int r0, int c0
 }
 // Sums of 16 rows and 16 columns, two fragments wide, as the left operand of the next product.
 DEVICE void att_as_left(uint32_t a[4], float s[2][4]) {
-    a[0] = pack2(s[0][0], s[0][1]), a[1] = pack2(s[0][2], s[0][3]), a[2] = pack2(s[1][0], s[1][1]),
+    a[0] = pack2(s[0][0], s[0][1]);
+    a[1] = pack2(s[0][2], s[0][3]);
+    a[2] = pack2(s[1][0], s[1][1]);
     a[3] = pack2(s[1][2], s[1][3]);
 }
 // s[16 rows, 8 N columns] = left [16, HS] right [8 N, HS]^T, of rows r0 on and r1 on.
@@ -5043,7 +5236,8 @@ DEVICE void att_scores(float s[N][4], const AttTile<HS> *left, int r0, const Att
         att_left(a, left, r0, k);
         UNROLL for (int j = 0; j < N; j += 2) {
             att_right(b, right, r1 + j * 8, k);
-            mma_m16n8k16(s[j], a, b), mma_m16n8k16(s[j + 1], a, b + 2);
+            mma_m16n8k16(s[j], a, b);
+            mma_m16n8k16(s[j + 1], a, b + 2);
         }
     }
 }
@@ -5055,7 +5249,8 @@ DEVICE void att_add(float out[HS / 8][4], float p[N][4], const AttTile<HS> *righ
         att_as_left(a, p + j);
         UNROLL for (int d = 0; d < HS; d += 16) {
             att_right_turned(b, right, r1 + j * 8, d);
-            mma_m16n8k16(out[d / 8], a, b), mma_m16n8k16(out[d / 8 + 1], a, b + 2);
+            mma_m16n8k16(out[d / 8], a, b);
+            mma_m16n8k16(out[d / 8 + 1], a, b + 2);
         }
     }
 }
@@ -5181,7 +5376,8 @@ KERNEL attention_delta_kernel(float *delta, const stored_t *dout, const stored_t
     if (row < (size_t)B * at.T)
         for (int c = lane * 8; c < at.hs; c += 64) {
             float x[8], y[8];
-            load8(x, dout + row * at.C + h * at.hs + c), load8(y, out + row * at.C + h * at.hs + c);
+            load8(x, dout + row * at.C + h * at.hs + c);
+            load8(y, out + row * at.C + h * at.hs + c);
             UNROLL for (int k = 0; k < 8; k++) sum += x[k] * y[k];
         }
     UNROLL for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
@@ -5221,7 +5417,7 @@ attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv,
             if (threadIdx.x < ATT_TILE) {
                 const size_t row = (size_t)blockIdx.y * at.T + next + threadIdx.x;
                 const int there = (int)threadIdx.x < rows; // beyond, p must be 0
-                rows_lse[side][threadIdx.x] = there ? lse[row] : INFINITY,
+                rows_lse[side][threadIdx.x] = there ? lse[row] : INFINITY;
                 rows_delta[side][threadIdx.x] = there ? delta[row] : 0;
             }
         }
@@ -5249,7 +5445,8 @@ attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv,
         }
         __syncthreads();
     }
-    att_round(tile, dk, at.scale, at.scale), att_round(tile + 1, dv, 1, 1); // a warp's own rows
+    att_round(tile, dk, at.scale, at.scale);
+    att_round(tile + 1, dv, 1, 1); // a warp's own rows
     __syncthreads();
     att_store(dqkv + base + at.C + j0 * stride, stride, tile, keys, at.hs);
     att_store(dqkv + base + 2 * at.C + j0 * stride, stride, tile + 1, keys, at.hs);
@@ -5273,7 +5470,7 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
     UNROLL for (int i = 0; i < 2; i++) {
         const int row = r0 + l / 4 + 8 * i;
         const size_t at_row = (size_t)blockIdx.y * at.T + i0 + row;
-        row_lse[i] = row < rows ? lse[at_row] : INFINITY,
+        row_lse[i] = row < rows ? lse[at_row] : INFINITY;
         row_delta[i] = row < rows ? delta[at_row] : 0;
     }
     att_fetch(tile, qkv + base + i0 * stride, stride, rows, at.hs);
@@ -5346,7 +5543,8 @@ KERNEL attention_forward_kernel(Written out, float *lse, const float *qkv, Atten
         float m = fmaxf(top, s);
         for (int d = 16; d > 0; d /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, d));
         const float p = exp2f(s - m), alpha = exp2f(top - m);
-        sum = sum * alpha + warp_sum(p), top = m;
+        sum = sum * alpha + warp_sum(p);
+        top = m;
         for (int k = 0; k < HEAD_LANES; k++) o[k] *= alpha;
         for (int k = 0; k < MIN(keys - j0, 32); k++)
             row_add(o, __shfl_sync(0xffffffff, p, k), base + 2 * at.C + (j0 + k) * stride, at.hs);
@@ -5406,8 +5604,8 @@ KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, c
             row_add(dk, __shfl_sync(0xffffffff, s.y, n), qkv + base + (i0 + n) * stride, at.hs);
         }
     }
-    row_store(dqkv + base + at.C + j * stride, dk, at.scale, at.hs),
-        row_store(dqkv + base + 2 * at.C + j * stride, dv, 1, at.hs);
+    row_store(dqkv + base + at.C + j * stride, dk, at.scale, at.hs);
+    row_store(dqkv + base + 2 * at.C + j * stride, dv, 1, at.hs);
 }
 #endif
 
@@ -5474,7 +5672,8 @@ static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, 
                            .set_causal_mask(true)
                            .set_attn_scale(scale);
         auto [out, lse] = g->sdpa(q, k, v, options);
-        output(out, CUDNN_OUT, C, hs), output(lse, CUDNN_LSE, 0, 1);
+        output(out, CUDNN_OUT, C, hs);
+        output(lse, CUDNN_LSE, 0, 1);
     } else {
         const CudnnTensor out = input(CUDNN_OUT, C, hs), dout = input(CUDNN_DOUT, C, hs),
                           lse = input(CUDNN_LSE, 0, 1);
@@ -5483,8 +5682,9 @@ static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, 
                            .set_attn_scale(scale)
                            .set_deterministic_algorithm(true);
         auto [dq, dk, dv] = g->sdpa_backward(q, k, v, out, dout, lse, options);
-        output(dq, CUDNN_DQ, 3 * C, hs), output(dk, CUDNN_DK, 3 * C, hs),
-            output(dv, CUDNN_DV, 3 * C, hs);
+        output(dq, CUDNN_DQ, 3 * C, hs);
+        output(dk, CUDNN_DK, 3 * C, hs);
+        output(dv, CUDNN_DV, 3 * C, hs);
     }
     int64_t bytes = 0;
     fe_check(g->validate());
@@ -5553,10 +5753,14 @@ static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
                               {CUDNN_OUT, out.stored},
                               {CUDNN_LSE, lse}});
     Tiles t = tiles((size_t)cudnn.B * cudnn.T, cudnn.C);
-    t.q = out.q, t.quantizer = out.quantizer;
+    t.q = out.q;
+    t.quantizer = out.quantizer;
     if (out.q)
-        // CuDNN's kernel cannot make the bytes.
-        quantize_passes++, tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t);
+    // CuDNN's kernel cannot make the bytes.
+    {
+        quantize_passes++;
+        tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t);
+    }
 }
 static void cudnn_backward(stored_t *dqkv, const stored_t *dout, const stored_t *out,
                            const float *lse, const stored_t *qkv) {
@@ -5672,7 +5876,8 @@ static void machine_find(int emulate, int tune) {
            found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
     CUDA(cudaSetDevice(0));
     CUDA(cudaGetDeviceProperties(&p, 0));
-    machine.sm = 10 * p.major + p.minor, machine.processors = p.multiProcessorCount;
+    machine.sm = 10 * p.major + p.minor;
+    machine.processors = p.multiProcessorCount;
     snprintf(machine.name, sizeof(machine.name), "%s", p.name);
     EXPECT(machine.sm >= 80,
            "%s has compute capability %d.%d; this program needs 8.0 (Ampere) or newer", p.name,
@@ -5683,7 +5888,8 @@ static void machine_find(int emulate, int tune) {
         code == cudaSuccess,
         "%s is sm_%d, for which this program holds no code (%s); make cuda GPU_ARCH=sm_%d, or all",
         p.name, machine.sm, cudaGetErrorString(code), machine.sm);
-    machine.emulates = IS_FP8 && (emulate || machine.sm < 89), machine.tunes = tune;
+    machine.emulates = IS_FP8 && (emulate || machine.sm < 89);
+    machine.tunes = tune;
     CUDA(cudaMemGetInfo(&machine.available, &total));
 }
 static void machine_init(void) {
@@ -5778,7 +5984,8 @@ static void run_tune(Run *r) {
     device_write(g->step_inputs, &in, sizeof(in));
     device_zero(g->step_results, sizeof(StepResults));
     device_zero(g->grad, g->param_count * sizeof(float));
-    batch_prepare(g, r, 0), batch_send(g, 0);
+    batch_prepare(g, r, 0);
+    batch_send(g, 0);
     phase_run(g, PHASE_MICRO_BATCH, 0);
     device_wait();
     char *end = r->option_lines + strlen(r->option_lines);
