@@ -1936,9 +1936,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
 // differs between a CPU and a GPU goes through these hooks. Part one defines:
 // - device_read(), device_write(): copies between the host's memory and the model's
 // - gpt_step(), gpt_loss(), gpt_logits(), gpt_scales_read(), gpt_scales_write(): the model's work
-// - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, the options of this file alone,
-// and
-//   room for their lines in a log
+// - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only this file has,
+//   and room for their lines in a log
 // Part three defines:
 static const char *backend_name(void);                                     // for --version
 static void backend_limits(const Config *c, long batch, int from_options); // refuses a shape
@@ -1953,7 +1952,6 @@ static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
 
 // ==== 10. data ===================================================================================
-// =================================================================================================
 // Prints a file name into out[PATH_MAX].
 __attribute__((format(printf, 2, 3))) static void path_print(char *out, const char *format, ...) {
     va_list args;
@@ -1967,8 +1965,8 @@ static double seconds_now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-// A 64-bit checksum, eight bytes at a time. Every step is one-to-one in the state, so a single
-// changed byte always shows.
+// A 64-bit checksum, eight bytes at a time. Each step maps states one to one, so a single changed
+// byte always changes the result.
 static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
     while (bytes > 0) {
@@ -1983,17 +1981,18 @@ static uint64_t checksum(uint64_t h, const void *data, size_t bytes) {
     return h;
 }
 
-// A data set is a list of files: llm.c token shards (uint16) or plain texts, whose bytes are the
-// tokens. A window is T inputs and the T tokens one further on. Which windows a step reads is a
-// pure function of the seed and the step.
+// A data set is a list of files: llm.c token shards (uint16), or plain texts, whose bytes are the
+// tokens. A window is T inputs and their T targets, which are one token further on. The seed and
+// the step alone decide which windows a step reads.
 #define SHARD_MAGIC     20240520
 #define TOKENIZER_MAGIC 20240328
 #define GPT2_VOCAB      50257
 typedef int32_t FileHeader[256]; // at the start of each of llm.c's files
 
-// ---- reading files. A file counts as absent only if it does not exist; any other failure to read
-// it ends the program. Files are read in parts and never mapped, so a file that shrinks is an error
-// (no SIGBUS), and its pages are not the program's memory.
+// ---- reading files
+// A file is absent only if it does not exist. Any other failure to read it ends the program. Files
+// are read in parts and never mapped: a file that shrinks is then an error and no SIGBUS, and its
+// pages are not the program's memory.
 typedef struct {
     const char *path;
     int fd; // -1: there is none
@@ -2002,7 +2001,7 @@ typedef struct {
     FileHeader header;    // its first bytes; what a short file lacks is 0
 } File;
 
-// Reads the n bytes from `at` on; all of them, or the program ends.
+// Reads n bytes from offset `at`. The program ends if they are not there.
 static void file_read(const File *f, size_t at, void *to, size_t n) {
     for (ssize_t got = 0; n > 0; at += got, n -= got, to = (char *)to + got) {
         got = pread(f->fd, to, n, at);
@@ -2010,10 +2009,10 @@ static void file_read(const File *f, size_t at, void *to, size_t n) {
                got ? strerror(errno) : "it became shorter");
     }
 }
-// optional: it need not exist, and may be empty.
+// optional: the file need not exist, and may be empty.
 static File file_open(const char *path, int optional) {
     struct stat st;
-    // Or a pipe would be waited for.
+    // O_NONBLOCK: opening a pipe would wait for its writer.
     File f = {path, open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC), 0, {0, 0}, {0}};
     if (optional && f.fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return f;
     EXPECT(f.fd >= 0 && !fstat(f.fd, &st), "%s: cannot open: %s", path, strerror(errno));
@@ -2024,8 +2023,8 @@ static File file_open(const char *path, int optional) {
     file_read(&f, 0, f.header, MIN(f.bytes, sizeof(FileHeader)));
     return f;
 }
-// Reads bytes `at` to `end` of a file block by block: returns the block at `at`, of *n bytes. Every
-// block but the last is a multiple of 8 bytes, as checksum() needs.
+// Reads bytes `at` to `end` of a file block by block. Returns the block at `at` and its size in *n.
+// Every block but the last is a multiple of 8 bytes, as checksum() needs.
 static const unsigned char *file_block(const File *f, size_t at, size_t end, size_t *n) {
     static unsigned char block[1 << 16] __attribute__((aligned(8)));
     *n = MIN(end - at, sizeof(block));
@@ -2033,7 +2032,7 @@ static const unsigned char *file_block(const File *f, size_t at, size_t end, siz
     return block;
 }
 
-// A number found in a file, or its size, must lie in min .. max.
+// Ends the program unless the number that was found in a file lies in min .. max.
 static void file_expect(const char *path, const char *what, long found, long min, long max) {
     EXPECT(min < max || found == min, "%s: expected %s %ld, found %ld", path, what, min, found);
     EXPECT(found >= min && found <= max, "%s: expected %s of %ld to %ld, found %ld", path, what,
@@ -2066,8 +2065,8 @@ static const char *text_value(const char *text, const char *key, char *out) {
     return out;
 }
 
-// Reads the numbers in the first n columns of a line and moves *at behind it. Returns how many
-// there are before another.
+// Reads numbers from the first n columns of a line and moves *at to the next line. Returns how many
+// columns had numbers before the first that has none.
 static int text_row(const char **at, double *row, int n) {
     int found = 0;
     for (const char *p = *at; found < n && !isspace((unsigned char)*p); found++) {
@@ -2128,8 +2127,8 @@ static Shard shard_open(const char *path, int *V) {
     return s;
 }
 
-// The hash of every token, of their order, and of how they are split into files, which windows do
-// not cross.
+// The hash of every token, their order, and how they are split into files, which windows do not
+// cross.
 static uint64_t dataset_hash(const Dataset *d) {
     uint64_t hash = 0;
     for (int i = 0; i < d->shard_count; i++) {
@@ -2172,8 +2171,8 @@ static Dataset dataset_open(const char *pattern) {
     return d;
 }
 
-// Ends the program if the data changed since they were opened. If only a file's time did, they are
-// hashed again, once.
+// Ends the program if the data changed since they were opened. Where only a file's time changed,
+// they are hashed again, once.
 static void dataset_check(Dataset *d, const char *name) {
     int same = 1, touched = 0;
     for (int i = 0; i < d->shard_count; i++) {
@@ -2187,7 +2186,7 @@ static void dataset_check(Dataset *d, const char *name) {
            "%s: changed during the run; bring it back and resume", name);
 }
 
-// Takes the last tenth of `train` away and returns it.
+// Moves the last tenth of `train` into a new data set and returns it.
 static Dataset dataset_hold_out(Dataset *train) {
     Dataset val = *train;
     size_t keep = train->tokens - train->tokens / 10;
@@ -2209,8 +2208,8 @@ static Dataset dataset_hold_out(Dataset *train) {
     return val;
 }
 
-// Divides the data into windows. spare: a file of more than 8 windows gives one up, as room for the
-// shift of an epoch.
+// Divides the data into windows. spare: a file of more than 8 windows leaves one out, so that the
+// windows of an epoch can be shifted.
 static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
     d->windows = 0;
     d->bytes = (unsigned char *)memory_allocate(2 * (T + 1));
@@ -2226,7 +2225,7 @@ static void dataset_windows(Dataset *d, const char *role, int T, int spare) {
            T + 1);
 }
 
-// Window `index`, moved on by `shift` (taken modulo what the shard allows).
+// Reads window `index`, moved forward by `shift` (modulo what the shard allows).
 static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *tokens,
                            int *targets, int T) {
     const Shard *s = d->shards;
@@ -2242,7 +2241,7 @@ static void dataset_window(const Dataset *d, size_t index, uint64_t shift, int *
     }
 }
 
-// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, walked until the
+// A permutation of 0 .. n-1: four Feistel rounds on the next even power of two, repeated until the
 // value is below n.
 static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     int half = 1;
@@ -2259,7 +2258,8 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
     return i;
 }
 
-// B from `first` on of the endless shuffled windows; from the second epoch on they are shifted.
+// Reads B windows of the endless shuffled sequence, from number `first`. From the second epoch on
+// they are shifted.
 static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *tokens,
                           int *targets, int B, int T) {
     for (int b = 0; b < B; b++) {
@@ -2269,9 +2269,10 @@ static void dataset_batch(const Dataset *d, uint64_t seed, uint64_t first, int *
     }
 }
 
-// ---- the validation set: a fixed list of rows. Windows spread evenly over the data; or, where a
-// sidecar NAME.floor.tsv gives the exact surprisal of every story, whole stories, each at the start
-// of a row, so that the loss has a known floor.
+// ---- the validation set, a fixed list of rows
+// The rows are windows, spread evenly over the data. If a sidecar NAME.floor.tsv gives the exact
+// surprisal of every story, they are whole stories, one at the start of each row. The loss then has
+// a known floor.
 typedef struct {
     int T;
     long rows;
@@ -2285,8 +2286,8 @@ static void validation_allocate(ValidationSet *v, long rows) {
     v->targets = (int *)memory_allocate(rows * v->T * sizeof(int));
 }
 
-// Fills the set with at most `want` of the sidecar's stories; returns whether it did: not if one of
-// them is longer than T.
+// Fills the set with at most `want` of the sidecar's stories. Returns 0 if one of them is longer
+// than T.
 static int validation_stories(ValidationSet *v, const Dataset *d, const char *path, long want) {
     const File *f = &d->shards->file;
     char *text = text_read(path), value[PATH_MAX];
@@ -2342,11 +2343,11 @@ static ValidationSet validation_open(Dataset *d, int T, long want) {
     return v;
 }
 
-// ---- tokens to text and back. Byte vocabularies need nothing; GPT-2's comes from llm.c's
-// tokenizer file.
+// ---- tokens to text and back
+// Bytes need no file. GPT-2's vocabulary comes from llm.c's tokenizer file.
 typedef struct {
     int V, separator; // the token between documents
-    // [V] a token's bytes; the byte before them is their number. NULL without a file.
+    // [V] the bytes of each token; the byte before them is their number. NULL: no file.
     const unsigned char **text;
 } Tokenizer;
 
@@ -2372,9 +2373,9 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     return t;
 }
 
-// Tokens of a text: its bytes, or the longest token that fits, again and again; out has room for
-// its bytes. GPT-2's own split, by merges, is another one now and then (data/tokens.py makes
-// that).
+// The tokens of a text: its bytes, or again and again the longest token that fits. out has room for
+// one token a byte. GPT-2's own split, by merges, sometimes differs (data/tokens.py makes that
+// one).
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
     for (int length, left = strlen(text); left > 0; text += length, left -= length) {
@@ -2394,8 +2395,8 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     }
     return n;
 }
-// Prints a token's bytes, '?' for those that a terminal obeys; of a vocabulary without a file, its
-// number.
+// Prints a token's bytes; control characters, which a terminal would obey, become '?'. Without a
+// tokenizer file it prints the token's number.
 static void token_print(const Tokenizer *t, int token) {
     const unsigned char byte = token, *text = t->text ? t->text[token] : &byte;
     if (!t->text && t->V != 256) printf("<%d>", token);
@@ -2408,11 +2409,10 @@ static void token_print(const Tokenizer *t, int token) {
 }
 
 // ==== 11. checkpoint =============================================================================
-// =================================================================================================
 // model_%08d.bin   llm.c's format, version 3: the fp32 master weights
 // state_%08d.bin   everything else that training needs, in tagged, checksummed sections
-// DONE_%08d        written last: the two above are whole. Every file is written to a temporary
-// name, flushed to disk, renamed.
+// DONE_%08d        written last: the two above are whole
+// Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 6
@@ -2426,11 +2426,11 @@ enum {
     SECTIONS
 };
 
-// Magic, version, numerics, precision, world, rank, sections; checksum of these.
+// Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
 typedef struct {
     char name[24];
-    // dtype: E4M3 stands for bytes; checksum: of all before it, and of the data.
+    // dtype: E4M3 also means bytes. checksum: of the fields before it and of the data.
     uint64_t dtype, rows, cols, bytes, checksum;
 } SectionHeader;
 typedef struct {
@@ -2449,7 +2449,8 @@ static void state_header(uint64_t *h) {
     h[7] = checksum(0, fields, sizeof(fields));
 }
 
-// The sections: the one table for writing, checking and reading a state; without their checksums.
+// The one table of sections, for writing, checking and reading a state. Checksums are filled in
+// later.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
                    scales = g->scale_count;
@@ -2465,14 +2466,14 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
     };
     memcpy(sections, table, sizeof(table));
 }
-// A directory that is written to, through its descriptor: a run's files stay together even if the
-// directory is renamed. Reading, and the search for old checkpoints, go by the path.
+// A directory that files are written to through its descriptor, so that they stay together even if
+// the directory is renamed. Reading and the search for old checkpoints use the path.
 typedef struct {
     int fd;
     char path[PATH_MAX];
 } Directory;
 
-// Begins a new file under a temporary name. Whatever has that name, a link for example, is removed
+// Begins a new file under a temporary name. Whatever has that name (a link, for example) is removed
 // and never followed.
 static FILE *file_begin(const Directory *d, const char *name) {
     char temporary[PATH_MAX];
@@ -2484,8 +2485,8 @@ static FILE *file_begin(const Directory *d, const char *name) {
     EXPECT(f, "%s/%s: cannot create: %s", d->path, temporary, strerror(errno));
     return f;
 }
-// Flushes the file to disk, then gives it its name, and flushes the directory where the system can.
-// A failed write shows here.
+// Flushes the file to disk, gives it its name, and flushes the directory where the system can. A
+// write that failed is noticed here.
 static void file_commit(FILE *f, const Directory *d, const char *name) {
     char temporary[PATH_MAX];
     path_print(temporary, "%s.tmp", name);
@@ -2495,7 +2496,7 @@ static void file_commit(FILE *f, const Directory *d, const char *name) {
     fsync(d->fd);
 }
 
-// Continues a checksum over memory of the host or of the device, and writes it to a file unless
+// Continues a checksum over memory of the host or the device. Also writes the memory to f, unless
 // that is NULL.
 static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t bytes, int on_device) {
     static unsigned char block[1 << 16]; // a multiple of 8 bytes, as checksum() needs
@@ -2508,8 +2509,7 @@ static uint64_t memory_save(FILE *f, uint64_t sum, const void *data, size_t byte
     }
     return sum;
 }
-// Whether n floats of the host hold Inf or NaN; and a tensor of fp32 or the stored type on the
-// device.
+// Whether n floats of the host hold Inf or NaN; below, the same for a tensor of the device.
 static int floats_nonfinite(const float *x, size_t n) {
     uint32_t largest = 0; // bits of the largest |x|
     for (size_t i = 0; i < n; i++) largest = MAX(largest, float_bits(x[i]) & 0x7fffffff);
@@ -2572,10 +2572,10 @@ static Config model_check(const File *f, uint64_t *sum) {
     return c;
 }
 
-// Loads a checked model file. Its context may be longer than g's: the first positions are taken.
-// Rows of the padded vocabulary become zeros, whatever the file has there.
+// Loads a checked model file. If its context is longer than the model's, the first positions are
+// taken. Rows of the padded vocabulary become zeros, whatever the file has there.
 static void model_load(Gpt *g, const File *f) {
-    // Of wte's elements.
+    // real: how many elements of wte are not padding.
     const size_t width = f->header[1] == 3 ? 4 : 2, real = (size_t)g->config.V * g->config.C;
     size_t at = sizeof(FileHeader);
     static float block[1 << 15]; // what file_block() gives of 16-bit numbers
@@ -2617,8 +2617,7 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     file_commit(f, d, name);
 }
 
-// A state file whose header and every section's checksum were found right, before anything is taken
-// from it.
+// A state file. Nothing is taken from it before its header and all checksums were found right.
 typedef struct {
     char path[PATH_MAX];
     File file;
@@ -2660,8 +2659,8 @@ static void state_check(StateFile *f) {
     file_read(&f->file, f->at[1], &f->progress, sizeof(Progress));
 }
 
-// Moves a checked state into the model: moments (where it trains), scales, histories, loss scale.
-// The checksums were right, so what remains to be checked is that training can have made these
+// Copies a checked state into the model: moments (if it trains), scales with their histories, loss
+// scale. The checksums were right, so it only has to check that training can have made these
 // numbers.
 static void state_load(Gpt *g, const StateFile *f) {
     Section s[SECTIONS];
@@ -2694,8 +2693,8 @@ static void state_load(Gpt *g, const StateFile *f) {
     g->weights_ready = 0;
 }
 
-// The newest finished checkpoint in a directory before step `before`; -1: none, but other files of
-// a run; -2: nothing of a run.
+// Returns the step of the newest finished checkpoint before step `before`; -1 if there are only
+// other files of a run, -2 if there is nothing of a run.
 static long checkpoint_newest(const char *dir, long before) {
     DIR *d = opendir(dir);
     long newest = -2, step;
@@ -2714,8 +2713,8 @@ static long checkpoint_newest(const char *dir, long before) {
     return newest;
 }
 
-// Model, then state, then DONE; a kill at any instant leaves the older checkpoint whole. Then
-// removes all but `keep`.
+// Writes the model, then the state, then DONE, so that a kill at any instant leaves the older
+// checkpoint whole. Then removes old checkpoints, all but `keep`.
 static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char *options,
                             int keep) {
     static const char *const names[3] = {"DONE_%08ld", "state_%08ld.bin", "model_%08ld.bin"};
@@ -2738,11 +2737,10 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
 }
 
 // ==== 12. log ====================================================================================
-// =================================================================================================
 // DIR/log.tsv     `# key<TAB>value` lines, then a row a step
 // DIR/scales.tsv  a row an operand, every --scales-every steps
-// Rows are written whole and flushed, and flushed to disk before every checkpoint. A resume drops
-// the rows beyond its checkpoint.
+// Rows are written and flushed whole. They are flushed to disk before every checkpoint. A resume
+// drops the rows that are newer than its checkpoint.
 #define LOG_COLUMNS                                                                                \
     "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
@@ -2755,9 +2753,9 @@ static void lines_print(const char *line) {
     }
 }
 
-// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. The rows must be whole
-// and in order; log.tsv (`every`) must have one for every step, and has one column more. A last
-// line without a newline is what a kill left.
+// Opens a table and checks its rows up to `step`; log_begin() cuts the rest. Rows must be whole and
+// in order. log.tsv (`every`) must have one for every step, and has one column more. A kill can
+// leave a last line without a newline.
 static FILE *log_open(const Directory *d, const char *name, long step, int every) {
     const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
@@ -2782,12 +2780,12 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
            "%s/%s: expected rows up to step %ld, they end at %ld", d->path, name, step, last);
     return f;
 }
-// Cuts what log_open() did not keep. A new table gets its header.
+// Cuts what log_open() did not keep. Writes the header of a new table.
 static void log_begin(FILE *f, const Directory *d, const char *header, const char *columns) {
     EXPECT(!ftruncate(fileno(f), ftell(f)), "%s: cannot cut a log: %s", d->path, strerror(errno));
     if (!ftell(f)) fprintf(f, "%s%s\n", header, columns);
 }
-// Hands rows to the system; on_disk: and waits until they are on disk.
+// Gives rows to the operating system. on_disk: also waits until they are on disk.
 static void log_flush(FILE *f, const Directory *d, int on_disk) {
     EXPECT(!ferror(f) && !fflush(f) && (!on_disk || !fsync(fileno(f))),
            "%s: cannot write the log: %s; make room, go on with -y", d->path, strerror(errno));
@@ -2817,9 +2815,9 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
     }
 }
 
-// Moves on in a log's text to the row of `step`; returns whether it has one with a validation loss,
-// which is then row[3]. Rows ascend, so *at and row serve the next, higher step too; both start as
-// the text and zeros.
+// Moves forward in a log's text to the row of `step`. Returns whether that has a validation loss,
+// which is then row[3]. Rows ascend, so *at and row can be used again for the next, higher step.
+// They start as the text and zeros.
 static int log_validation(const char **at, double *row, double step) {
     double next[4];
     while (**at && row[0] < step)
@@ -2828,16 +2826,15 @@ static int log_validation(const char **at, double *row, double step) {
 }
 
 // ==== 13. options ================================================================================
-// =================================================================================================
 
-// What an option is to a run: FIXED, part of its identity (a resume may not change it, a comparison
-// needs the same); FREE (a resume may change it); CALL, of this call of the program alone. FP8: it
-// exists in the FP8 build only.
+// The scope of an option. FIXED: a part of the run's identity, which a resume may not change and a
+// comparison needs equal. FREE: a resume may change it. CALL: it concerns this call of the program
+// only. FP8: only the FP8 build has it.
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
 
-// The one table behind parser, --help, the printed configuration, log header and state. MAYBE: 0 or
-// 1, may be left out (1). CHOICE: one of the words of its argument; a field holds the word's
-// number.
+// The one table that parser, --help, printed configuration, log header and state read. MAYBE: 0 or
+// 1; without a number 1. CHOICE: one of the words of its argument; the field holds the number of
+// the word.
 // clang-format off
 #define OPTIONS(X) /* kind, field, letter, name, argument, scope, least, largest, default, help */ \
     X(TEXT, train, 'i', "train", "GLOB", FREE, 0, 0, "data/tales.d/train.txt", \
@@ -2911,8 +2908,9 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(FLAG, help, 0, "help", "[recipe]", CALL, 0, 1, "0", "this page; or the words of --recipe") \
     X(FLAG, version, 0, "version", "", CALL, 0, 1, "0", "commit and instruction set")
 // clang-format on
-// ---- the language of --recipe: words joined by plus signs or commas. The table of words is what
-// the parser, --help recipe, the log and build/lab/explain read.
+// ---- the language of --recipe
+// Words are joined by plus signs or commas. Parser, --help recipe, log and build/lab/explain read
+// this table.
 enum { WORD_FORMAT, WORD_RULE, WORD_BLOCK, WORD_ROUNDING, WORD_MARGIN };
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
@@ -2987,8 +2985,8 @@ static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *wh
     r->along = all ? INT_MAX : along;
 }
 
-// Sets one operand's recipe by a word of the table and what stands behind its equals sign (NULL:
-// nothing, which words with a default allow).
+// Changes one operand's recipe by a word of the table and what stands behind its equals sign. NULL:
+// nothing does, which words with a default allow.
 static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *argument,
                             const char *where) {
     const int wants = *w->argument != 0, whole = !strcmp(w->argument, "=N");
@@ -3094,8 +3092,8 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
             }
         }
 }
-// The recipes as the shortest words that recipe_parse() reads back: those of x, then where w or dy
-// differ. out[256].
+// Writes the recipes to out[256] in the shortest words that recipe_parse() reads back: those of x,
+// then those in which w or dy differ.
 static char *recipe_text(const ScalingRecipe *recipes, char *out) {
     static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
     char first[64], word[64], *end = out;
@@ -3173,7 +3171,7 @@ static void option_set(Options *o, const OptionSpec *s, const char *text, const 
         *(char **)field = strdup(text);
         return;
     }
-    // Kept in its shortest words, so that two that mean the same are the same.
+    // Kept in its shortest words: two texts of the same recipe are then equal.
     if (s->kind == OPT_RECIPE) {
         ScalingRecipe recipes[NOPERAND];
         char shortest[256];
@@ -3203,7 +3201,7 @@ static const char *option_text(const Options *o, const OptionSpec *s, char *out)
     const void *field = (const char *)o + s->field;
     if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) path_print(out, "%s", *(char *const *)field);
     else if (s->kind == OPT_CHOICE) option_word(s, *(const long *)field, out);
-    // Short where that gives the number back, else in full: a resume reads it.
+    // Short if that gives the same number back, else in full, because a resume reads it.
     else if (s->kind == OPT_DOUBLE) {
         path_print(out, "%.9g", *(const double *)field);
         if (strtod(out, NULL) != *(const double *)field)
@@ -3301,8 +3299,8 @@ static char *options_lines(const Options *o) {
     return text;
 }
 
-// Takes the options of a checkpoint; what the command line gave stands if a resume may change it,
-// and must agree if not.
+// Takes the options of a checkpoint. An option of the command line wins if a resume may change it;
+// otherwise both must agree.
 static void options_resume(Options *o, const char *lines, const int *given, const char *path) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
@@ -3336,9 +3334,9 @@ static void options_recipes(const Options *o, Gpt *g) {
     g->fp8_head = o->fp8_head;
 }
 
-// --bf16: items parted by commas or plus signs, words within one by dots. An item names the
-// products that agree with all its words: a layer (first, last or a number), a matrix (linear_name)
-// and a product (product_name).
+// --bf16: items are separated by commas or plus signs, the words of an item by dots. An item
+// selects the products that match all its words: a layer (first, last or a number), a matrix
+// (linear_name), a product (product_name).
 static void options_bf16(const Options *o, Gpt *g) {
     char list[PATH_MAX], *items = list, *end;
     const int L = g->config.L;
@@ -3348,7 +3346,7 @@ static void options_bf16(const Options *o, Gpt *g) {
         int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
         for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
             const long number = strtol(word, &end, 10);
-            // What the word may mean.
+            // What the word can mean.
             long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0;
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
@@ -3395,13 +3393,12 @@ static Config options_config(const Options *o, int depth, int V) {
 }
 
 // ==== 14. training loop ==========================================================================
-// =================================================================================================
 
 #ifndef COMMIT
 #define COMMIT "unknown"
 #endif
 static volatile sig_atomic_t interrupted = 0;
-// a second Ctrl-C ends the program at once; TERM and HUP may come twice.
+// A second Ctrl-C ends the program at once. TERM and HUP may come twice.
 static void on_interrupt(int signal_number) {
     interrupted = 1;
     if (signal_number == SIGINT) signal(SIGINT, SIG_DFL);
@@ -3422,8 +3419,8 @@ static void directory_make(char *path) {
                strerror(errno));
     }
 }
-// Opens and locks a directory; -1: another program has it. Without locks in the file system there
-// is a warning.
+// Opens and locks a directory. Returns -1 if another program has locked it. A file system without
+// locks gives a warning.
 static int directory_lock(const char *path) {
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     EXPECT(fd >= 0, "%s: cannot open: %s", path, strerror(errno));
@@ -3443,10 +3440,10 @@ static const char *run_name(long n, char *out) {
     return out;
 }
 
-// Finds or makes the directory of a run, and locks it before it looks at what is there (`lock` 0:
-// no lock, to look only). A new run never writes into an old one's directory: without --out it
-// takes the name after the last one's, with --out it refuses. A resume without --out takes the last
-// run; 99 missing numbers end the search. Returns the step of the newest checkpoint.
+// Finds or makes the directory of a run and locks it before it looks at what is there (lock 0: only
+// looks). A new run never writes into an old run's directory: without --out it takes the name after
+// the last one, with --out it refuses. A resume without --out takes the last run. 99 missing
+// numbers in a row end the search. Returns the step of the newest checkpoint.
 static long run_directory(Directory *d, const char *out, int resume, int lock) {
     long last = 0;
     for (long n = 1; !out[0] && n < last + 100; n++)
@@ -3471,12 +3468,12 @@ static long run_directory(Directory *d, const char *out, int resume, int lock) {
     }
 }
 
-// Names the first tensor that holds Inf or NaN, in out[256]: activations in the order in which they
-// are made (those that others would show are left out), then gradients from the top down, then
-// losses and weights.
+// Writes the name of the first tensor that holds Inf or NaN to out[256]. It looks at activations in
+// the order in which they are made (leaving out those that later ones would show), then at
+// gradients from the top down, then at losses and weights.
 static void nonfinite_find(Gpt *g, char *out) {
     const int L = g->config.L;
-    // Rows that count, elements that lie there.
+    // Rows in use, channels, and allocated elements of one activation.
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C, RC = gpt_rows(g) * C;
     for (int l = 0; l <= L; l++) {
         const stored_t *residual = g->residual + 2 * l * RC;
@@ -3511,7 +3508,7 @@ static const char *duration_text(double seconds, char *out) {
     return out;
 }
 
-// The operands that were cut or flushed most in the last step.
+// Prints the operands that saturated or underflowed most in the last step.
 static void scale_table_print(const Gpt *g) {
     char *shown = (char *)memory_allocate(g->scale_count), name[32];
     printf("\nscales in the last step\n  layer operand          amax       scale   saturated     "
@@ -3550,7 +3547,7 @@ struct Run {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    // Another run, its log's text ("": none), and how far it was read.
+    // Another run's directory and log ("": none), and how far the log was read.
     const char *baseline_dir, *baseline, *baseline_at;
     double baseline_row[4]; // its row there
     MemoryPlan plan;
@@ -3563,7 +3560,7 @@ struct Run {
     FILE *log, *scales;
 };
 
-// Ends the program and says what is not finite, where that began, and which checkpoint is left.
+// Ends the program. Says what is not finite, where that began, and which checkpoint is left.
 __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const char *what) {
     char tensor[256], last[PATH_MAX] = "no checkpoint yet";
     const long newest = r->trains ? checkpoint_newest(r->dir.path, LONG_MAX) : -1;
@@ -3574,9 +3571,10 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
           tensor, last);
 }
 
-// Continues `text` by `count` tokens onto stdout. It begins with a separator, as the training text
-// has between documents. Keys and values stay in the KV cache; when the context is full, its last
-// half is read again from the start. Never touches training: own random numbers, no statistics.
+// Prints `text` and `count` more tokens. The model first reads a separator, as it stands between
+// documents of the training text. Keys and values stay in the KV cache. When the context is full,
+// the last half is read again from its start. Training does not notice: the random numbers are
+// separate and no statistics are recorded.
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     Gpt *g = &r->g;
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
@@ -3584,7 +3582,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
-    // Of a long prompt, its end.
+    // The end of a prompt that is longer than the context.
     int pos = 0, length = MIN(n, MAX(T - 1, 1)), *context = all + n - length;
     fputs(text, stdout);
     for (long i = 0; i < count && !ferror(stdout); i++) {
@@ -3624,8 +3622,8 @@ static double run_validate(Run *r, long step) {
     return loss;
 }
 
-// What the run is, then every option, as `# key<TAB>value` lines: the header of its log, and what
-// the screen shows first.
+// A description of the run, then every option, as `# key<TAB>value` lines. The log begins with
+// them, and the screen shows them first.
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
@@ -3655,8 +3653,8 @@ static char *run_header(const Run *r) {
     return text;
 }
 
-// What makes another log's run, but for its precision, another one than ours: data, shape, seeds,
-// any hyper-parameter.
+// Returns the name of the first thing in which another log's run differs from this one: data,
+// shape, seeds, a hyper-parameter. The precision may differ. NULL: nothing.
 static const char *run_difference(const Run *r, const char *log) {
     char theirs[PATH_MAX], mine[PATH_MAX];
     for (int i = 0; i < OPTION_COUNT; i++) {
@@ -3673,8 +3671,8 @@ static const char *run_difference(const Run *r, const char *log) {
     return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
 }
 
-// A resume must find the data that the run began with. A baseline must be the same run, but for its
-// precision.
+// A resume must find the data that the run began with. A baseline must be the same run except for
+// its precision.
 static void run_logs_compare(Run *r) {
     const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
     char path[PATH_MAX];
@@ -3708,8 +3706,7 @@ static void run_batch(Run *r, long index, int *tokens, int *targets) {
     dataset_batch(&r->train, r->o.data_seed, (uint64_t)index * r->g.B, tokens, targets, r->g.B,
                   r->g.config.T);
 }
-// The step with this index, from 0. Returns its mean loss; what must not be trained with ends the
-// program.
+// Runs step `step` (from 0) and returns its mean loss. Ends the program if something is not finite.
 static double run_step(Run *r, long step, double *norm, float *lr) {
     const Options *o = &r->o;
     *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
@@ -3727,7 +3724,7 @@ static double run_step(Run *r, long step, double *norm, float *lr) {
     return results.loss;
 }
 
-// The curves of this run and its baseline, then where everything is.
+// Prints the curves of this run and its baseline, and where the files are.
 static void run_summary(const Run *r, double val_loss, double seconds, long steps) {
     char text[PATH_MAX];
     const long step = r->progress.step;
@@ -3754,27 +3751,27 @@ static void run_summary(const Run *r, double val_loss, double seconds, long step
         printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
 }
 
-// Whether a step, every `every`th or the last, is one of those in question.
+// Whether something is due after this step: after every `every` steps and after the last.
 static int step_is_due(const Options *o, long step, long every) {
     return every && (step % every == 0 || step == o->steps);
 }
-// What a step records: an SQNR for the first row of scales.tsv from each multiple of --sqnr-every
-// on, and for the last.
+// What a step records: an SQNR if its row of scales.tsv is the first after a multiple of
+// --sqnr-every, or the last.
 static Record step_record(const Options *o, long step) {
     const long rows = o->scales_every, every = o->sqnr_every;
     const int asked = every && (step == o->steps || step / every > (step - rows) / every);
     return IS_FP8 && asked && step_is_due(o, step, rows) ? RECORD_SQNR : RECORD_STATS;
 }
 
-// What is printed and logged of a step. seconds: of the step; each: a step with all that lies
-// between.
+// What is printed and logged of a step. seconds: of the step. each: of a step with all that lies
+// between two.
 typedef struct {
     double loss, norm;
     float lr, loss_scale;
     double seconds, each;
 } StepReport;
-// FLOPs of a step: 6 N a token for the matrices (head included, embeddings not), plus attention's
-// causal half.
+// FLOPs of a step: 6 N a token for the matrices (with the head, without embeddings), and the causal
+// half of attention.
 static double step_flops(const Run *r) {
     const Config *c = &r->g.config;
     const double C = c->C, matrices = 12 * C * C * c->L + c->Vp * C;
@@ -3834,8 +3831,8 @@ static int run_train(Run *r) {
             run_write(r, "", o->sample_len, o->seed ^ mix64(step));
             printf("---\n");
         }
-        // Read once, so that the message below is true. A run also stops when its output cannot be
-        // written any more.
+        // `interrupted` is read once, so that the message below is true. A run also stops when its
+        // output can no longer be written.
         const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
         const int saves = stop || step_is_due(o, step, o->checkpoint_every);
         if (saves || last) dataset_check(&r->train, o->train);
@@ -3855,7 +3852,8 @@ static int run_train(Run *r) {
     return EXIT_DONE;
 }
 
-// Takes the shape from a model file, checked whole. V: the data's vocabulary; 0: no data.
+// Takes the model's shape from a file, which is checked whole. V: the vocabulary of the data; 0: no
+// data.
 static void run_open_model(Run *r, int V) {
     Options *o = &r->o;
     uint64_t sum;
@@ -3875,7 +3873,7 @@ static void run_open_model(Run *r, int V) {
     r->g.config.T = o->seq_len;
 }
 
-// Completes the numbers whose defaults depend on others.
+// Fills in the numbers whose defaults depend on others.
 static void run_open_numbers(Run *r) {
     Options *o = &r->o;
     const long micro_batch = o->batch * o->seq_len; // tokens
@@ -3885,7 +3883,7 @@ static void run_open_numbers(Run *r) {
     EXPECT(o->total_batch % micro_batch == 0,
            "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
     if (o->lr == 0)
-        // a short number; wider models want smaller steps: 1.6e-3 for d3, 4e-4 for d12
+        // A short number. Wider models want smaller rates: 1.6e-3 for d3, 4e-4 for d12.
         o->lr = round(3e8 / r->g.config.C) / 1e9;
     const long rows = o->val_batches ? o->val_batches * o->batch : o->val_rows;
     EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
@@ -3893,8 +3891,8 @@ static void run_open_numbers(Run *r) {
     o->val_rows = rows;
 }
 
-// Reads the checkpoint to resume from, data, and shape of the model, and completes the options. All
-// is checked here, before anything is allocated or a thread started.
+// Reads the checkpoint to resume from, the data, and the shape of the model, and completes the
+// options. It checks all of them before anything is allocated or a thread started.
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
@@ -3946,14 +3944,14 @@ static void run_open(Run *r) {
     if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
 }
 
-// Runs at the program's end: was everything that it printed written? (Ctrl-C also ends the reader
-// of a pipe.)
+// Runs when the program ends: everything that it printed must have been written. (Ctrl-C also ends
+// the reader of a pipe.)
 static void output_check(void) {
     EXPECT(interrupted || (fflush(stdout) == 0 && !ferror(stdout)),
            "the standard output cannot be written to");
 }
-// Opens descriptors 0 to 2 where they are closed: otherwise a file of ours gets such a number, and
-// what is printed lands in it. Turns signals that would end the program without a word into errors.
+// Opens descriptors 0 to 2 if they are closed: otherwise one of our files would get such a number,
+// and what is printed would land in it. Turns signals that end a program silently into errors.
 static void surroundings_init(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
@@ -4029,12 +4027,13 @@ int main(int argc, char **argv) {
 // #################################################################################################
 
 // ==== 15. the fast product =======================================================================
-// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in panels
-// of MR rows (a) or NR columns (b), [unit][row in panel]. A unit is a pair of bf16 (k, k+1) for
-// vdpbf16ps, or one fp32 number. FP8 is decoded here, so a transposed operand needs no transposed
-// copy in memory.
+// Operands are packed: decoded to 32-bit *units* and laid out as the kernel reads them, in *panels*
+// of MR rows (a) or NR columns (b), [unit][row in panel]. A unit is a pair of bf16 numbers (k, k+1)
+// for vdpbf16ps, or one fp32 number. A *chain* is the sum of one output element. Packing decodes
+// FP8, so a transposed operand needs no transposed copy in memory.
 
-// The first 128 codes as bf16, which holds both formats exactly, split in bytes for vpermi2b.
+// The bf16 values of the first 128 codes (bf16 holds both formats exactly), split into bytes for
+// vpermi2b.
 static uint8_t fp8_low[2][128], fp8_high[2][128];
 static void fp8_tables_init(void) {
     for (int i = 0; i < 256; i++) {
@@ -4044,9 +4043,10 @@ static void fp8_tables_init(void) {
     }
 }
 
-// STRIP: rows of a that one task packs, and elements that are decoded at once across K. A multiple
-// of MR, NR and AMX_MR. n <= STRIP FP8 codes to fp32. They are widened first: gcc's code for both
-// in one loop is half as fast.
+// STRIP: how many rows of a one task packs, and how many elements are decoded at once across K. It
+// is a multiple of MR, NR and AMX_MR.
+// Decodes n <= STRIP FP8 codes to fp32. The codes are widened first, because gcc makes code of half
+// the speed for both in one loop.
 #define STRIP 96
 static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     uint32_t wide[STRIP];
@@ -4056,7 +4056,7 @@ static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
 }
 
-// n FP8 codes to bf16.
+// Decodes n FP8 codes to bf16.
 static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     int i = 0;
 #ifdef __AVX512VBMI__
@@ -4141,16 +4141,16 @@ typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-// Whether units are bf16 pairs. The bits are the same; which is faster depends on the CPU (a Zen 5
-// runs vdpbf16ps at twice the FLOPs of FMA, a Sapphire Rapids at half), so machine_init() measures
-// it.
+// Whether units are pairs of bf16. The bits are the same. Which is faster depends on the CPU (a Zen
+// 5 runs vdpbf16ps at twice the FLOPs of FMA, a Sapphire Rapids at half), so machine_init()
+// measures it.
 static int product_uses_pairs = 0;
 INLINE int panel_rows(void) {
     return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR;
 }
 
-// tile[MR][NR] += the chain over `units` of one panel of a and one of b. tile lies in L1. Kernels
-// are not inlined, and a fence keeps the loads of one unit from moving into another: compilers that
+// tile[MR][NR] += the chains over `units` of one panel of a and one of b. tile is in L1. Kernels
+// are not inlined, and a fence keeps the loads of one unit from moving into another. Compilers that
 // do either run out of registers, and spilled accumulators cost a quarter of the speed.
 #define KERNEL     __attribute__((noinline)) static void
 #define UNIT_FENCE __asm__ volatile("" : : : "memory")
@@ -4162,7 +4162,7 @@ INLINE int panel_rows(void) {
 #define EACH_ROW    UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR UNROLL for (int j = 0; j < NR / LANES; j++)
 #if LANES > 1 || !defined(__SSE2__)
-// A chain takes `group` units in turn, of these number `from` first, then the ones before it, down
+// A chain takes `group` units at a time: of these first number `from`, then those before it, down
 // to 0.
 INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs,
                          const int group, const int from) {
@@ -4185,10 +4185,10 @@ INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *til
     EACH_ROW EACH_VECTOR t[i * (NR / LANES) + j] = c[i][j];
 }
 #else
-// No FMA instruction. The product of two floats is exact in double. If the sum, rounded to double,
-// is no tie between two floats, rounding it to float is rounding once; with 16-bit operands ties
-// are true ones too (53 >= 2 * 24 + 2 bits). Converting from memory, where the chains stay, takes
-// no shuffle; gcc has no intrinsic for it.
+// Without an FMA instruction. The product of two floats is exact in double. If the sum, rounded to
+// double, is not halfway between two floats, rounding it to float is the same as rounding once.
+// With 16-bit operands it never is by accident (53 >= 2 * 24 + 2 bits). Converting from memory,
+// where the chains are, needs no shuffle; gcc has no intrinsic for it.
 static inline __m128d float2_to_double(const void *p) {
     __m128d d;
     __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
@@ -4235,7 +4235,7 @@ KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *ti
     kernel_chain(units, a, b, tile, 0, 2, 0);
 }
 #if HAS_AMX
-// Shapes a thread's eight tile registers, once: 16 rows of 64 bytes each.
+// Sets the shape of a thread's eight tile registers, once: 16 rows of 64 bytes each.
 static void amx_configure(void) {
     static __thread int configured;
     uint8_t shape[64] = {
@@ -4253,8 +4253,8 @@ static void amx_configure(void) {
     move(1, tile + 16, line);                                                                      \
     move(2, tile + 16 * NR, line);                                                                 \
     move(3, tile + 16 * NR + 16, line)
-// tile[32][32] in four of AMX's. Meanwhile `later`, a quarter of such a piece of the next panel of
-// a (or what lies beyond the last), comes into L2.
+// tile[32][32] in four AMX tiles. Meanwhile `later`, a part of the next panel of a, is prefetched
+// into L2.
 KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
     const long line = NR * 4;
     amx_configure();
@@ -4294,8 +4294,8 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, con
 }
 
 // ---- packing
-// n consecutive elements, from (i, k) on along K or across it, to the kernel's numbers: bf16
-// (pairs) or fp32 (n <= STRIP across K).
+// Decodes n consecutive elements, from (i, k) on along K or across it, to what the kernel reads:
+// bf16 (pairs) or fp32. Across K, n <= STRIP.
 static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
     const void *from =
         (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
@@ -4322,7 +4322,7 @@ static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
     }
 }
 
-// Units that nk elements of K take, padded with zeros as the order of the sum has it.
+// How many units nk elements of K take, padded with zeros as the order of the sum demands.
 static int units_of(int nk) {
     return round_up(nk, product_in_tiles ? 32 : 2) / (product_uses_pairs ? 2 : 1);
 }
@@ -4350,9 +4350,9 @@ INLINE void units_transpose(unit_t *to, size_t to_stride, const unit_t *from, si
         for (int r = 0; r < rows; r++) to[c * to_stride + r] = from[r * from_stride + c];
 }
 
-// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s in panels of `width` rows. Rows beyond ni
-// are zeros. dst: [ceil(ni / width)][units][width], or, for AMX's left operand (by_row), [ceil(ni /
-// width)][units / 16][width][16].
+// Packs rows i0 .. i0+ni and elements k0 .. k0+nk of s into panels of `width` rows. Rows after ni
+// are zeros. dst: [ceil(ni / width)][units][width]; for the left operand of AMX (by_row)
+// [ceil(ni / width)][units / 16][width][16].
 INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk,
                        const int width, const int by_row) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
@@ -4376,7 +4376,7 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
         }
         return;
     }
-    // Across K: decode rows k and k+1 of the source, STRIP elements at a time, and interleave
+    // Across K: decode rows k and k+1 of the source, STRIP elements at a time. Then interleave
     // (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
         const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
@@ -4414,7 +4414,7 @@ static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) 
 }
 
 // ---- the product of packed panels
-// Turns rows x cols of a finished tile into output elements at out + (m, n).
+// Makes output elements, from (m, n) on, of rows x cols of a finished tile.
 static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
     const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
     const float scale = out->scale;
@@ -4433,8 +4433,7 @@ static void epilogue(const Output *out, size_t m, size_t n, const float *tile, i
     }
 }
 
-// rows x cols floats between the tile and memory; whole lines, the usual case, are copied without a
-// loop.
+// Copies rows x cols floats between the tile and memory. Whole lines, the usual case, need no loop.
 static void tile_copy(float *to, size_t to_stride, const float *from, size_t from_stride, int rows,
                       int cols) {
     for (int r = 0; r < rows; r++, to += to_stride, from += from_stride)
@@ -4442,15 +4441,15 @@ static void tile_copy(float *to, size_t to_stride, const float *from, size_t fro
         else memcpy(to, from, cols * 4);
 }
 
-// Multiplies packed a (m rows) by packed b (n columns, panels of b_units units of which the first
-// `units` are used). `partial`, where given, holds the raw chains of unfinished products,
-// [m][partial_stride]: loaded unless `first`, stored unless `last`.
+// Multiplies packed a (m rows) by packed b (n columns), over `units` of the b_units units that b
+// was packed with. partial [m][partial_stride] holds chains that several calls make: it is read
+// unless `first`, written unless `last`.
 static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a,
                            const unit_t *b, int m, int n, int units, int b_units, float *partial,
                            size_t partial_stride, int first, int last) {
     float tiles[MAX(MR, HAS_AMX * AMX_MR) * NB] __attribute__((aligned(64)));
     const int panel = panel_rows(), amx = panel == AMX_MR;
-    // a piece of a's panel stays in L1 while a group of b's pass.
+    // A part of a's panel stays in L1 while several panels of b pass.
     const int group = amx ? NB : NR, piece = amx ? 128 : units;
     for (int i = 0; i < m; i += panel, a += units * panel)
         for (int j0 = 0; j0 < n; j0 += group) {
@@ -4501,7 +4500,8 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
     out.scale *= a.scale_inv * b.scale_inv;
     const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
     const size_t step = round_up(ceil_div(K, blocks), 32); // K in equal blocks
-    // Raw chains between blocks of K lie in the output itself where it has room for them.
+    // Between blocks of K the chains lie in the output itself, if that is fp32 and holds nothing
+    // else.
     const int in_place = out.dtype == DTYPE_FP32 && !out.accumulate;
     float *partial = blocks == 1 ? NULL : in_place ? out.data : workspace.partial;
     const size_t partial_stride = in_place ? out.row_stride : N;
@@ -4546,7 +4546,7 @@ static void packed_product_add(const Output *out, const unit_t *left, const unit
     product_panels(out, 0, 0, left, right, rows, columns, units, units, sums, columns, 0, last);
 }
 
-// partial_count: floats of raw chains; attention_bytes: what one thread of attention needs.
+// partial_count: floats of unfinished chains. attention_bytes: what one thread of attention needs.
 static void workspace_init(size_t partial_count, size_t attention_bytes) {
     workspace.threads = thread_count();
     workspace.packed_a = memory_allocate(round_up(MC, MR) * KU * 4);
@@ -4556,11 +4556,10 @@ static void workspace_init(size_t partial_count, size_t attention_bytes) {
     workspace.thread = memory_allocate(workspace.threads * workspace.thread_bytes);
 }
 
-// Floats of raw chains that the largest product over several blocks of K needs, for matmul's
-// workspace.
+// How many floats of unfinished chains the largest product over several blocks of K has.
 static size_t partial_count(const Gpt *g) {
     const size_t R = (size_t)g->B * g->config.T, C = g->config.C;
-    // Logits need none: they are fp32 and hold their own chains.
+    // Logits need none: they are fp32 and hold their own.
     const size_t forward = MAX(R * C, C > KU ? R * 4 * C : 0);
     return g->training ? MAX(forward, R > KU ? 4 * C * C : 0) : forward;
 }
@@ -4574,8 +4573,8 @@ static size_t workspace_bytes(const Gpt *g) {
 }
 static void workspace_make(const Gpt *g) { workspace_init(partial_count(g), attention_bytes(g)); }
 // ==== 16. the machine ============================================================================
-// Flushes denormal results (FTZ) and inputs (DAZ). vdpbf16ps does so whatever the mode is; every
-// other path has to be told, or bits would depend on the instruction set.
+// Flushes denormal results (FTZ) and inputs (DAZ) to zero. vdpbf16ps always does so. The other
+// paths have to be told, or bits would depend on the instruction set.
 static void fp_mode_set(void) {
 #if defined(__x86_64__)
     _mm_setcsr(_mm_getcsr() | 0x8040);
@@ -4587,7 +4586,7 @@ static void fp_mode_set(void) {
 }
 
 // ---- the machine's peak
-// GFLOP/s of one thread in the kernel now in use, its operands in L1.
+// The GFLOP/s of one thread in the kernel that is in use, with operands in L1.
 static double kernel_speed(void) {
     enum { UNITS = 128, CALLS = LANES > 1 ? 1600 : 32 };
     unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)] __attribute__((aligned(64))),
@@ -4603,9 +4602,9 @@ static double kernel_speed(void) {
 }
 static double machine_peak_gflops; // all threads together
 
-// Denormal mode, tables, and which instruction computes the products: for an order of pairs the
-// faster of two, measured in turn; the best of each counts, so that a moment in which the machine
-// is busy misleads neither.
+// Sets the denormal mode and the tables, and chooses the instruction for products. For sums of
+// pairs it takes the faster of two. They are measured in turn and the best of each counts, so that
+// a busy moment misleads neither.
 static void machine_init(int in_tiles) {
     fp_mode_set(); // libomp's threads take over the first one's mode; libgomp's keep what each sets
 #pragma omp parallel
@@ -4635,8 +4634,8 @@ static const char *product_instruction(void) {
                                : "vdpbf16ps";
 }
 
-// What follows `key` in the first line that begins with it of a file as in /proc, or "unknown";
-// out[256].
+// Copies what follows `key`, in the first line of a /proc file that begins with it, to out[256]; or
+// "unknown".
 static const char *proc_value(const char *path, const char *key, char *out) {
     char line[512] = "";
     FILE *f = fopen(path, "r");
@@ -4647,8 +4646,9 @@ static const char *proc_value(const char *path, const char *key, char *out) {
     snprintf(out, 256, "%.*s", (int)strcspn(at, "\n"), at);
     return out;
 }
-// What can still be taken, in MiB: of the machine's memory, and of what each control group above
-// this process (a container) may have, less the anonymous memory that it holds. 0: unknown.
+// How many MiB can still be taken; 0: unknown. It is the least of the machine's available memory
+// and, for each control group above this process (a container), its limit without the anonymous
+// memory that it holds.
 static double memory_available(void) {
     char line[PATH_MAX], path[PATH_MAX], value[256];
     double least = atof(proc_value("/proc/meminfo", "MemAvailable", value)) / 1024;
