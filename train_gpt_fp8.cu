@@ -192,10 +192,11 @@ INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
 INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
-// ---- PTX's own conversions, which kernels use. They give the bits of the C file's rules but for
-// two things (PTX ISA, cvt): every NaN becomes the positive one of all ones, and denormals of bf16
-// stay. No kernel makes those: fp32 arithmetic leaves none
-// (-ftz=true), and numbers from memory or from a matrix unit go through denormal_flush().
+// ---- PTX's own conversions, which kernels use
+// They give the bits of the C file's rules with two exceptions (PTX ISA, cvt): every NaN becomes
+// the positive one of all ones, and denormals of bf16 stay. No kernel makes denormals: fp32
+// arithmetic flushes them (-ftz=true), and numbers from memory or from a matrix unit go through
+// denormal_flush().
 #ifdef CUDA_ON_CPU // on_cpu_api.h has the same by the same document
 #define DEVICE static inline
 #define IN_KERNEL(sm, statement)                                                                   \
@@ -270,8 +271,9 @@ INLINE float float_from_fp16(uint16_t h) {
     return bits_float(sign | r);
 }
 
-// ---- the GPU. Every kernel stands right above its launcher; a launch or call that fails ends the
-// program with its name and line.
+// ---- the GPU
+// Every kernel stands right above its launcher. A launch or call that fails ends the program with
+// its name and line.
 #ifndef CUDA_ON_CPU
 #define SHARED __shared__
 #define DYNAMIC_SHARED(type, name)                                                                 \
@@ -294,12 +296,13 @@ static void lt_check(cublasStatus_t status, const char *what, const char *file, 
 #define CUDA(call) cuda_check(call, #call, __FILE__, __LINE__)
 #define LT(call)   lt_check(call, #call, __FILE__, __LINE__)
 
-// The device, its one stream, and cuBLASLt with a workspace of its own: bits would depend on
-// sharing it.
+// The device, its one stream, and cuBLASLt with a workspace of its own: if it were shared, bits
+// would depend on the sharing.
 #define LT_WORKSPACE ((size_t)32 << 20)
 typedef struct {
     char name[256];
-    // 90 for compute capability 9.0; versions as 13000; multiprocessors.
+    // sm: 90 for compute capability 9.0. Versions are numbers as 13000. processors:
+    // multiprocessors.
     int sm, driver, runtime, processors;
     int captures;        // a graph is being made
     int emulates, tunes; // no FP8 units, or --emulate: FP8 products are computed from the same
@@ -331,8 +334,9 @@ static void device_read(void *to, const void *from, size_t bytes) {
     device_copy(to, from, bytes, cudaMemcpyDeviceToHost);
 }
 
-// ---- what kernels share. Eight neighbouring elements are what a thread moves: 16 bytes of a
-// 16-bit tensor. Blocks are one-dimensional.
+// ---- what kernels share
+// A thread moves eight neighboring elements at a time: 16 bytes of a 16-bit tensor. Blocks are
+// one-dimensional.
 #define THREADS                256
 #define KERNEL                 static __global__ void
 #define KERNEL_OF(threads)     static __global__ void __launch_bounds__(threads)
@@ -346,7 +350,7 @@ static void device_read(void *to, const void *from, size_t bytes) {
 #define UNROLL
 #define UNROLL_BY(n)
 #endif
-// Several elements as one word; p is aligned as T is.
+// Loads several elements as one word. p is aligned as T is.
 template <class T> INLINE T get(const void *p) {
 #ifdef __CUDA_ARCH__
     return *(const T *)p;
@@ -436,12 +440,12 @@ INLINE void store8(stored_t *p, const float *v) {
 }
 #endif
 
-// Sums and maxima over the threads of a warp: every thread gets the result, whose order is fixed.
+// Sums over the threads of a warp, in a fixed order. Every thread gets the result.
 template <class T> DEVICE T warp_sum(T v) {
     UNROLL for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);
     return v;
 }
-// Of a block; all its threads call it, and all get the result.
+// The sum over a block. All its threads call it, and all get the result.
 template <class T> DEVICE T block_sum(T v) {
     SHARED T warps[32];
     v = warp_sum(v);
@@ -454,9 +458,8 @@ template <class T> DEVICE T block_sum(T v) {
 }
 
 // ==== 3. FP8 formats =============================================================================
-// A value x is kept as the byte encode(x * scale) and read back as decode(byte) * scale_inv. scale
-// maps the tensor's amax (its largest absolute value) near the format's largest number; scale_inv =
-// 1 / scale goes into the product's epilogue.
+// A value x is kept as the byte encode(x * scale) and read as decode(byte) * scale_inv (the page at
+// the top of train_gpt_fp8.c).
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
@@ -497,7 +500,8 @@ INLINE uint8_t fp8_encode(float f, Dtype d) {
     const Fp8Format format = fp8_format(d);
     return fp8_encode_bits(float_bits(f), &format);
 }
-// Two at once, the first in the low byte: one instruction from sm_89 on, of the same bits.
+// Encodes two numbers, the first into the low byte. From sm_89 on it is one instruction with the
+// same bits.
 INLINE uint32_t fp8_encode2(float low, float high, Dtype d) {
 #if defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 890
     IN_KERNEL(89, return d == DTYPE_E5M2 ? cvt_e5m2x2(low, high) : cvt_e4m3x2(low, high));
@@ -505,8 +509,8 @@ INLINE uint32_t fp8_encode2(float low, float high, Dtype d) {
     return fp8_encode(low, d) | (uint32_t)fp8_encode(high, d) << 8;
 }
 
-// The value of a code, through half precision: E5M2 is its upper byte, E4M3 has its exponent off
-// by 8.
+// The value of a code, by way of half precision: an E5M2 code is the upper byte of a half; E4M3 has
+// its exponent off by 8.
 INLINE float fp8_decode(uint8_t code, Dtype d) {
     if (d == DTYPE_E5M2) return float_from_fp16((uint16_t)(code << 8));
     if ((code & 0x7f) == 0x7f) return bits_float(0x7fc00000);
@@ -617,7 +621,7 @@ INLINE void scale_advance(Fp8Scale *s) {
 }
 // ---- rules end
 
-// What kernels and cuBLASLt read of a scale: 16 bytes, whose first the products take by their
+// What kernels and cuBLASLt read of a scale: 16 bytes. Products take the first field by its
 // address.
 typedef struct {
     float inv, scale;   // of the bytes that now lie in memory, or are about to be made
@@ -625,20 +629,20 @@ typedef struct {
     uint32_t unused;
 } ScaleInUse;
 
-// What is about to be quantized with *use.
+// Sets the scale that the next tensor is quantized with.
 INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) {
     s->scale_inv = use->inv = 1.0f / scale;
     use->scale = scale;
 }
-// Whether a tensor is scaled by its own amax: by its rule, or because no step has ended yet (the
-// first one, or a model without its state file).
+// Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
+// (in the first step, or of a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
     return s->recipe.rule == SCALING_CURRENT ||
            (recipe_remembers(&s->recipe) && s->amax_count == 0);
 }
 
-// A thread has a scale; *cut gets the number of gradients that were saturated (every `operands`th
-// scale is of a dy).
+// One thread a scale. *cut gets the number of gradients that saturated (every `operands`th scale is
+// that of a dy).
 KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count,
                              int operands) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -683,9 +687,10 @@ static Quantizer quantizer(const Operand *o, Record record) {
     return {o->use, record == RECORD_NONE ? NULL : o->s, o->recipe.format};
 }
 
-// A thread's counts. counts_commit() adds a block's to the operand's: integers and a maximum, whose
-// order does not matter. All threads of the block call it, once in a kernel. count: how many
-// elements were quantized, by this block, or in all and then 0 from all blocks but one.
+// The counts of a thread. counts_commit() adds those of a block to the operand's: integers and a
+// maximum, so that the order does not matter. All threads of the block call it, once in a kernel.
+// count: how many elements this block quantized; or the number of all elements in one block, and 0
+// in the others.
 typedef struct {
     uint32_t amax, saturated, flushed, nonfinite;
 } Counts;
@@ -713,8 +718,8 @@ DEVICE void counts_commit(Fp8Scale *s, Counts c, size_t count) {
     if (count) atomicAdd((unsigned long long *)&s->step.count, (unsigned long long)count);
 }
 
-// bytes = encode(v * scale) of eight stored values, with their counts; SCALES: one scale for each.
-// What is seldom, values that were cut or became 0, is only counted where there is some.
+// bytes = encode(v * scale) of eight stored values, and their counts. SCALES: each has a scale of
+// its own. Values that saturated or became 0 are rare, and only counted if there are any.
 template <bool SCALES>
 INLINE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts *c) {
     const uint32_t above = fp8_format(format).saturated_above;
@@ -742,8 +747,8 @@ INLINE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts 
     return make_uint2(code[0], code[1]);
 }
 
-// Where a tile's elements come from: rounded to the stored type, so that a fused and an unfused
-// path make the same bytes. Section 5 adds GELU and its backward.
+// Where the elements of a tile come from. They are rounded to the stored type, so that a fused and
+// an unfused path make the same bytes. Section 7 adds GELU and its backward pass.
 template <class T> struct TensorSource {
     static constexpr bool IS_STORED = false;
     static constexpr int RAW = 2 * sizeof(T); // words that eight elements fill as they are fetched
@@ -762,7 +767,7 @@ struct MasterSource : TensorSource<float> {
         UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(denormal_flush(bits_float(raw[i])));
     }
 };
-// Scales of blocks: that of element (row, column) is 1 / inv[row / tall * row_stride + column /
+// Block scaling: the scale of element (row, column) is 1 / inv[row / tall * row_stride + column /
 // wide * column_stride].
 typedef struct {
     float *inv; // NULL: one scale for the tensor
@@ -793,8 +798,8 @@ typedef struct {
 
 typedef uint32_t TurnedTile[TILE_COLUMNS][TILE_ROWS / 4 + 1];
 
-// A thread has four rows of eight columns: 4 x 4 bytes are turned in registers, the rest in shared
-// memory, so that either direction is written in whole sectors.
+// A thread has four rows of eight columns. It transposes 4 x 4 bytes in registers; shared memory
+// does the rest, so that both directions are written in whole sectors.
 DEVICE void tile_turn(TurnedTile turned, const uint2 *bytes) {
     const unsigned group = threadIdx.x / 8, first = threadIdx.x % 8 * 8;
     UNROLL for (int half = 0; half < 2; half++) { // columns 0-3, 4-7
@@ -808,7 +813,7 @@ DEVICE void tile_turn(TurnedTile turned, const uint2 *bytes) {
         turned[first + half * 4 + 3][group] = __byte_perm(ab1, cd1, 0x7632);
     }
 }
-// A warp writes 128 bytes of a column at a time. After a barrier.
+// A warp writes 128 bytes of a column at a time. To be called after a barrier.
 DEVICE void tile_turned_store(uint8_t *q_t, const TurnedTile turned, size_t columns, size_t pitch) {
     const size_t row = (size_t)blockIdx.x * TILE_ROWS + threadIdx.x % 32 * 4;
     for (unsigned c = threadIdx.x / 32; c < TILE_COLUMNS; c += THREADS / 32) {
@@ -817,8 +822,8 @@ DEVICE void tile_turned_store(uint8_t *q_t, const TurnedTile turned, size_t colu
     }
 }
 
-// One pass over a tensor [rows, columns]: what has to be read once is, and all that its readers
-// want is written: the tensor, its bytes in both directions, the sums of its columns.
+// One pass over a tensor [rows, columns]. It reads the source once and writes what is wanted of:
+// the tensor, its bytes in both directions, the sums of its columns.
 template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source source, Tiles t) {
     SHARED TurnedTile turned;
     SHARED float sums[TILE_ROWS / 4][TILE_COLUMNS + 4];
@@ -881,7 +886,7 @@ static Tiles tiles(size_t rows, size_t columns) {
     return {rows, columns, 0, NULL, NULL, NULL, NULL, {}, {}};
 }
 
-// The bits of the largest |x| of n elements, n a multiple of 8, into *top.
+// Writes the bits of the largest |x| of n elements to *top. n is a multiple of 8.
 KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
     uint32_t amax = 0;
     for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < n;
@@ -893,9 +898,8 @@ KERNEL amax_kernel(uint32_t *top, const stored_t *x, size_t n) {
     amax = __reduce_max_sync(0xffffffff, amax);
     if (threadIdx.x % 32 == 0 && amax) atomicMax(top, amax);
 }
-// An operand with no history yet (first step, or a model evaluated without a state file) is scaled
-// by its own amax, and so is every one under `current`. The decision is made here, on the device:
-// the host's copies may be old.
+// An operand that has no history yet, or whose rule is `current`, is scaled by its own amax. This
+// is decided on the device, because the host's copies may be old.
 KERNEL scale_choose_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = s->scale;
@@ -913,10 +917,10 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
     LAUNCH(scale_choose_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
 }
 
-// Signal and noise for the SQNR: of each chunk sums of squares of x, and of what encoding changed
-// of x; where all have one scale, in the numbers that codes stand for, else in x's own. In 16
-// striped lanes and a tree, the C file's order for one scale. A warp has a chunk, half of it a sum.
-// Element (row, column) of the bytes q is at q[row * q_row + column * q_column].
+// Signal and noise for the SQNR: for each chunk the sums of squares of x, and of what encoding
+// changed of x. With one scale they are sums of (x scale)^2, in blocks of x itself. The order for
+// one scale is the C file's: 16 striped lanes and a tree. A warp computes both sums of a chunk,
+// half a warp each. Element (row, column) of the bytes q is at q[row * q_row + column * q_column].
 KERNEL sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
                    size_t stride, size_t columns, size_t n, const ScaleInUse *use, Dtype format,
                    Blocks blocks) {
@@ -942,7 +946,7 @@ KERNEL sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const S
     UNROLL_BY(8) for (size_t c = 0; c < chunks; c++) total += sums[2 * c + threadIdx.x] * inv2;
     *(threadIdx.x ? &s->step.noise : &s->step.signal) += total;
 }
-// sums: [ceil(n / CHUNK)][2]. After the bytes q were made of x.
+// sums: [ceil(n / CHUNK)][2]. To be called after the bytes q were made of x.
 static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
                         size_t stride, size_t rows, size_t columns, const Operand *o, Blocks blocks,
                         float *sums) {
@@ -952,11 +956,12 @@ static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const s
     LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
-// So far: tensors that were read again to be quantized, and not by the kernel that made them.
+// How many tensors were read again to be quantized, instead of being quantized by the kernel that
+// made them.
 static long quantize_passes;
-// FP8 bytes of a stored tensor x [rows, columns] that lies whole in memory: q row-major, q_t turned
-// (may be NULL); partial: column sums or NULL. record: whether the statistics count for this step,
-// and the sums for SQNR with them (sqnr_sums: their room).
+// Makes the FP8 bytes of a stored tensor x [rows, columns] that is whole in memory: q as x lies,
+// q_t transposed (may be NULL). partial: room for column sums, or NULL. record: whether statistics
+// count for this step, and whether to sum for the SQNR (sqnr_sums: room for that).
 static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows,
                      size_t columns, const Operand *o, Record record, float *partial,
                      float *sqnr_sums) {
@@ -972,8 +977,8 @@ static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride,
         sqnr_record(q, columns, 1, x, stride, rows, columns, o, t.blocks, sqnr_sums);
 }
 
-// Bytes that were made before, turned: q_t [columns, pitch] of q [rows, columns]. A wgrad's x, in
-// the backward pass.
+// Transposes bytes that were made before: q_t [columns, pitch] of q [rows, columns]. The backward
+// pass does so for the x of a wgrad.
 KERNEL_OF(THREADS)
 turn_kernel(uint8_t *q_t, const uint8_t *q, size_t rows, size_t columns, size_t pitch) {
     SHARED TurnedTile turned;
@@ -993,9 +998,9 @@ static void bytes_turn(uint8_t *q_t, const uint8_t *q, size_t rows, size_t colum
     RUN(turn_kernel, grid, q_t, q, rows, columns, pitch);
 }
 
-// ---- blocks with scales of their own: two passes, amax of every block (which lies where its
-// scale_inv will), then bytes. A thread has eight columns of 32 rows; no block has fewer rows than
-// that, unless it has one.
+// ---- block scaling in two passes
+// The first finds the amax of each block, where its scale_inv will be; the second makes the bytes.
+// A thread has eight columns of 32 rows; a block has one row or at least as many.
 KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t columns) {
     const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = columns / 8,
                  column = chunk % chunks * 8;
@@ -1033,14 +1038,14 @@ KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
     }
     use->amax_bits = 0, use->inv = use->scale = 1;
 }
-// Whether cuBLASLt multiplies blocks of 128 itself; it wants their scales in an order of its own.
+// Whether cuBLASLt multiplies blocks of 128 itself. It wants their scales in an order of its own.
 static int blocks_native(const ScalingRecipe *r) {
     return r->along == 128 && (r->across == 1 || r->across == 128) && machine.sm == 90 &&
            !machine.emulates;
 }
-// The blocks of x [rows, columns]; its K runs along the columns or, for products that read x
-// across, along the rows. In memory inv is [blocks across K][blocks along it]; where it is native,
-// rows of that are a multiple of 4, and of 1 x 128 blocks it is turned.
+// The blocks of x [rows, columns]. K is the row index if along_rows, else the column index. In
+// memory inv is [blocks across K][blocks along it]. In cuBLASLt's order its rows are padded to a
+// multiple of 4, and for blocks of 1 x 128 it is transposed.
 static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
                         const ScalingRecipe *r, int native) {
     const int turned = native && r->across == 1;
@@ -1057,8 +1062,8 @@ static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
     if (along_rows) return {inv, tall, wide, per_along, per_across, count};
     return {inv, tall, wide, per_across, per_along, count};
 }
-// Bytes of x in blocks, into q as x lies, or, where K runs along the rows, turned: K is contiguous
-// in both.
+// Makes the bytes of x in blocks: as x lies, or transposed if K is the row index, so that K is
+// contiguous in both.
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, const Operand *o, Record record, float *sqnr_sums) {
     const Blocks b =
@@ -1081,16 +1086,15 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 }
 
 // ==== 5. matrix product ==========================================================================
-// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt: its first algorithm for a
-// shape, so that bits stay from run to run (--tune times its candidates instead), sums in fp32, no
-// split of K into 16-bit partial sums. FP8 products take K-major operands only, all sizes multiples
-// of 16: rows are padded, and what lies beyond them in an output is not read. cuBLASLt counts
-// columns first: its A is our b, its B our a, and "transposed A, plain B" is what K-major means.
-//
-// An FP8 product that cuBLASLt has not here (E5M2 x E5M2, MX, two rules of which one has blocks;
-// rows and blocks of 128 but on sm_90; all without FP8 units), or under --emulate, is computed from
-// the same bytes: decoded to bf16, which holds them exactly (times their block's power of two),
-// multiplied as bf16, then scaled.
+// out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt. It takes the first algorithm
+// for a shape, so that bits stay from run to run (--tune times several instead). Sums are fp32; K
+// is never split into 16-bit partial sums. FP8 operands must be K-major, and all sizes multiples of
+// 16: rows are padded, and what lies behind them in an output is not read. cuBLASLt counts columns
+// first: its A is our b, its B our a, and K-major means "transposed A, plain B".
+// Some FP8 products do not exist in cuBLASLt: E5M2 x E5M2, MX, operands in different blocks, rows
+// and blocks of 128 except on sm_90, and all on GPUs without FP8 units. They, and all with
+// --emulate, are emulated: the same bytes are decoded to bf16, which holds them exactly (times the
+// power of two of their block), multiplied as bf16, then scaled.
 
 // A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of
 // the strides is 1.
@@ -1106,7 +1110,8 @@ static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_
     return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0};
 }
 
-// What becomes of a sum: the operands' scales, plus bias[n] or the old out[m, n].
+// Epilogue: how the sum becomes an output element: times the operands' scale_inv, plus bias[n] or
+// the old out[m, n].
 typedef struct {
     void *data; // [m, n], stored type or fp32
     Dtype dtype;
@@ -1116,7 +1121,7 @@ typedef struct {
     int fast;             // FP8: Hopper's shorter accumulator for the whole sum; fprop only
 } Output;
 
-// The emulated path's scratch, sized by the plan: operands as bf16, sums in fp32.
+// Working memory of the emulated path, sized by the plan: operands as bf16, sums in fp32.
 static struct {
     stored_t *a, *b;
     float *sums;
@@ -1161,14 +1166,14 @@ static int linear_in_fp8(const Linear *f, int product) {
 static int linear_blocks(const Linear *f, int operand) {
     return f->fp8 && recipe_blocks(&f->operands[operand].recipe);
 }
-// Whether the kernel that writes an operand also makes its bytes: not when it has to be whole in
-// memory for its amax or SQNR.
+// Whether the kernel that writes an operand also makes its bytes. It cannot if the tensor has to be
+// whole in memory first, for its amax or an SQNR.
 static int linear_fuses(const Linear *f, int operand, Record record) {
     return f->fp8 && !linear_blocks(f, operand) && !f->operands[operand].own_amax &&
            record != RECORD_SQNR;
 }
 
-// The bytes q [rows, K] of an operand as a product reads them, K-major.
+// The bytes q [rows, K] of an operand, K-major, as a product reads them.
 static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t stride, size_t rows,
                             size_t K) {
     Matrix m = matrix(q, o->recipe.format, stride, 1);
@@ -1182,8 +1187,8 @@ static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t 
     return m;
 }
 
-// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor; made: its bytes are there
-// already (then x may be NULL).
+// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor. made: its bytes exist
+// already; x may then be NULL.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, int made,
                            size_t rows, Record record) {
     const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
@@ -1207,11 +1212,12 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored
            in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += column sums of the unquantized dy; since FP8 turns
-// Inf into its largest number, a non-finite dy is seen in dbias. One kernel reads dy's source and
-// writes dy, its bytes in both directions and its column sums, whatever of these is wanted. dy:
-// [rows, out] with that row stride; a source other than dy itself is written there when something
-// reads it in 16 bits. x: what wgrad reads, FP8 bytes [in, rows] or the stored [rows, in].
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself: an Inf
+// saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
+// One kernel reads the source of dy and writes what is wanted of: dy, its bytes in both directions,
+// its column sums. dy: [rows, out] with that row stride; a source other than dy itself is written
+// there if something reads it in 16 bits. x: what wgrad reads, FP8 bytes [in, rows] or the stored
+// [rows, in].
 template <class Source>
 static void linear_backward(const Linear *f, stored_t *dx, Source source, stored_t *dy,
                             size_t dy_stride, const void *x, size_t rows, Record record) {
@@ -1288,8 +1294,8 @@ INLINE double log_fixed_order(double x) {
     return 2 * s * p + e * 0.6931471805599453;
 }
 
-// Where the input of a linear layer goes, by the kernel that makes it: the tensor, or its FP8
-// bytes, or both; either may be NULL.
+// Where the kernel that makes the input of a linear layer writes it: the tensor, its FP8 bytes, or
+// both. Either may be NULL.
 typedef struct {
     stored_t *stored;
     uint8_t *q;
@@ -1301,9 +1307,9 @@ typedef struct {
 #define WARPS        (THREADS / 32)
 #define CHANNELS_MAX 4096 // what a warp holds of a row in registers
 
-// out[c] += sum over k of partial[k][c], [blocks][width]: column sums of many rows, whose blocks of
-// rows made `partial`. Two vectors at once (a layernorm's weight and bias): those of the second
-// follow in memory.
+// out[c] += sum over k of partial[k][c], [blocks][width]: finishes sums over rows that were made in
+// blocks of rows. Two vectors at once (the weight and bias of a layernorm): the partial sums of the
+// second follow in memory.
 KERNEL_OF(1024)
 column_sums_kernel(float *out, float *out2, const float *partial, size_t blocks, size_t width) {
     SHARED float sums[32][33];
@@ -1369,7 +1375,8 @@ KERNEL encoder_backward_wpe_kernel(float *dwpe, const stored_t *dx, int B, int T
     }
     store8(dwpe + i, sum);
 }
-// order, buckets, count: as token_buckets() makes them, on the device; at most most_buckets.
+// order, buckets, count: made by token_buckets(), here on the device. There are at most
+// most_buckets.
 static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const int *tokens,
                              const int *order, const int *buckets, const int *count,
                              int most_buckets, int B, int T, int C) {
@@ -1378,8 +1385,8 @@ static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const
            count, C);
     RUN(encoder_backward_wpe_kernel, ceil_div((size_t)T * C / 8, THREADS), dwpe, dx, B, T, C);
 }
-// Rows sorted by token, each token's ascending: a counting sort. seen: [V] scratch. Returns the
-// number of buckets.
+// Sorts the rows by token (a counting sort), those of a token in ascending order. seen: [V]
+// scratch. Returns the number of buckets.
 static int token_buckets(int *order, int *buckets, int *seen, const int *tokens, int rows, int V) {
     int count = 0, at = 0;
     memset(seen, 0, V * sizeof(int));
@@ -1417,7 +1424,7 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             load8(x, a + at);
             if (b) {
                 load8(v, b + at);
-                // What is normalized is the stored value.
+                // The stored value is what is normalized.
                 UNROLL for (int k = 0; k < 8; k++) x[k] = stored_round(x[k] + v[k]);
             }
             if (b || residual != a) store8(residual + at, x);
@@ -1531,12 +1538,13 @@ static void layernorm_backward(stored_t *dresidual, float *dweight, float *dbias
 }
 
 // tanh GELU: 0.5 x (1 + tanh u) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); no
-// tanh is needed. dx = dout (s + x s (1 - s) 2 u'). Both are sources of tiles_kernel (section 3),
-// which writes the bytes that the next product reads and, backwards, the bias gradient.
+// tanh is needed. dx = dout (s + x s (1 - s) 2 u'). Both are sources of tiles_kernel (section 4),
+// which also writes the bytes that the next product reads and, in the backward pass, the bias
+// gradient.
 #define LOG2E       1.4426950408889634f
 #define GELU_LINEAR 0.7978845608f
 #define GELU_CUBIC  (0.044715f * 0.7978845608f)
-// By the special function unit: the C file's own exp would take longer than memory does.
+// Uses the special function unit: the C file's own exp would take longer than the memory does.
 DEVICE float gelu_sigmoid(float x) {
     return __fdividef(
         1.0f, 1.0f + exp2f(x * fmaf(x * x, -2 * LOG2E * GELU_CUBIC, -2 * LOG2E * GELU_LINEAR)));
@@ -1579,10 +1587,10 @@ static void attention_init(void);
 static size_t cudnn_bytes(void); // device memory that cuDNN's attention takes
 
 // Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln
-// p[target], 0 where target is -1. A block has a row. dlogits (wanted where dscale is not NULL) =
-// (p - onehot) * *dscale, rounded to the stored type, padding exactly 0, take the place of the
-// row's first half (DLOGITS_STRIDE): what a step of the loop writes, it and those before it have
-// read.
+// p[target], 0 where target is -1. A block has a row. dlogits (if dscale is not NULL) = (p -
+// onehot) * *dscale, rounded to the stored type; the padding is exactly 0. They overwrite the first
+// half of the row (DLOGITS_STRIDE): each step of the loop writes only what it and the steps before
+// it have read.
 #define DLOGITS_STRIDE(Vp) ((Vp) * (sizeof(float) / sizeof(stored_t)))
 // From sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is read
 // again.
@@ -1757,7 +1765,7 @@ static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcpro
 // dwte.
 #define HEAD_ROWS 8192
 typedef enum {
-    // Of a tensor; its type here:
+    // The storage of a tensor, and its type in this build:
     STORAGE_fp32,
     STORAGE_stored,
     STORAGE_operand,
@@ -1862,7 +1870,7 @@ static size_t role_size(Storage role, int precision) {
      64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
 typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
-// Each is an allocation of its own, so that compute-sanitizer sees what goes beyond one.
+// Each tensor is an allocation of its own, so that compute-sanitizer sees an access beyond it.
 #define TENSOR_MAKE(role, name, layers, count, life)                                               \
     bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                               \
     if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */               \
@@ -1870,7 +1878,7 @@ typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
     else g->name = (role##_t *)device_allocate(bytes);
 
 // What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R]
-// and buckets [R + 1] (encoder_backward), and how many buckets there are.
+// and buckets [R + 1] (encoder_backward), and the number of buckets.
 #define INPUTS(R) (4 * (R) + 2)
 typedef struct {
     int *tokens, *targets, *order, *buckets, *count;
@@ -1984,7 +1992,7 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
     GPT_TENSORS(TENSOR_MAKE)
 }
 
-// What CUDA loads onto the device with the kernels, at most.
+// How much CUDA loads onto the device with the kernels, at most.
 #define PROGRAM_BYTES ((size_t)96 << 20)
 typedef struct {
     // Bytes; kept_fp16: what the FP16 build keeps for the same model.
@@ -2006,8 +2014,8 @@ static MemoryPlan memory_plan(Gpt *g) {
     return plan;
 }
 
-// Scales from the device to the host; and, of a new or loaded state, the other way, where they are
-// put to use.
+// Copies the scales from the device to the host; below, those of a new or loaded state to the
+// device, where they are put to use.
 static void gpt_scales_read(Gpt *g) {
     if (g->scale_count) device_read(g->scales, g->device_scales, g->scale_count * sizeof(Fp8Scale));
     g->own_amax = 0;
@@ -2174,8 +2182,8 @@ static Linear gpt_head(const Gpt *g) {
     return f;
 }
 
-// Copies of a master weight for its products: rounded to the stored type, then bytes in both
-// directions, in one pass where the scale is known.
+// Makes the copies of a master weight that its products read: rounded to the stored type, then
+// bytes in both directions. One pass does both if the scale is known.
 static void weight_refresh(const Linear *f, const float *master, stored_t *stored,
                            stored_t *rounded, int training, Record record) {
     const Operand *o = &f->operands[OPERAND_W];
@@ -2199,9 +2207,9 @@ static void weight_refresh(const Linear *f, const float *master, stored_t *store
                         f->sqnr);
 }
 
-// Makes the operand copies of the master weights, once an optimizer step; the scale in use is the
-// stored one, so that a resumed run makes the same bytes. What is quantized is the weight rounded
-// to the stored type.
+// Makes the operand copies of the master weights, once after each update, when a forward pass first
+// needs them. The scale is the one that checkpoints hold, so that a resumed run makes the same
+// bytes. What is quantized is the weight rounded to the stored type.
 static void gpt_refresh_weights(Gpt *g) {
     if (g->weights_ready) return;
     g->weights_ready = 1;
@@ -2222,8 +2230,8 @@ static void gpt_refresh_weights(Gpt *g) {
     }
 }
 
-// Where the kernel that makes a linear layer's input writes it: bytes where it can, and the tensor
-// where something reads that.
+// Where the kernel that makes a linear layer's input writes it: its bytes if it can make them, and
+// the tensor if something reads that.
 static Written gpt_input(const Gpt *g, const Linear *f, int l, int i) {
     Written w = {};
     if (i == LIN_ATTPROJ) w.stored = g->att + l * gpt_rows(g) * g->config.C;
@@ -2256,7 +2264,8 @@ static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written n
                                y ? residual - R * C : residual, y, gpt_param(g, g->master, id, l),
                                gpt_param(g, g->master, id + 1, l), rows, C);
 }
-// GELU of layer l's fc, to where fcproj reads it: the tensor or its bytes, and turned for wgrad.
+// GELU of layer l's fc, written to where fcproj reads it: the tensor or its bytes; and transposed
+// for wgrad.
 static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned,
                              size_t rows) {
     Tiles t = tiles(rows, f->in);
@@ -2267,12 +2276,12 @@ static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t 
     tiles_run(GeluSource{g->fc + l * gpt_rows(g) * f->in, f->in}, t);
 }
 
-// The input of linear layer i was made: its product.
+// The product of a linear layer whose input was made.
 static void gpt_linear_forward(Gpt *g, const Linear *f, Written x, stored_t *y, size_t rows) {
     linear_forward(f, y, STORED, x.stored, x.q != NULL, rows, g->record);
 }
-// What the wgrad of linear layer i reads: what was kept, turned if it is bytes; or its input again,
-// of the same bits.
+// What the wgrad of linear layer i reads: what was kept, transposed if it is bytes; or, with
+// --recompute, its input made again with the same bits.
 static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t rows) {
     const int again = g->recompute && i != LIN_ATTPROJ, wgrad8 = linear_in_fp8(f, WGRAD);
     const Operand *o = &f->operands[OPERAND_X];
@@ -2370,7 +2379,7 @@ static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
     linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, 0, rows, g->record);
 }
 
-// dlogits are bounded by grad_scale: a static power-of-two scale.
+// dlogits are bounded by grad_scale, so their scale is a constant power of two.
 KERNEL head_scale_kernel(Fp8Scale *s, ScaleInUse *use, const float *grad_scale) {
     const float max = fp8_format(s->recipe.format).max;
     for (s->scale = 1; s->scale * *grad_scale * 2 <= max;) s->scale *= 2;
@@ -2474,8 +2483,8 @@ INLINE double power_int(double x, long n) { // x^n by squaring, n >= 0
     return r;
 }
 
-// Squares of the unscaled gradient, by chunks: 16 striped lanes and a tree, the C file's order.
-// Half a warp has a chunk.
+// Sums of squares of the unscaled gradient by chunks, in the C file's order: 16 striped lanes and a
+// tree. Half a warp has a chunk.
 KERNEL norm_kernel(float *sums, const float *grad, size_t n, const StepInputs *in) {
     const size_t chunk = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16,
                  begin = chunk * CHUNK, end = MIN(n, begin + CHUNK);
@@ -2488,8 +2497,8 @@ KERNEL norm_kernel(float *sums, const float *grad, size_t n, const StepInputs *i
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
     if (threadIdx.x % 16 == 0 && begin < n) sums[chunk] = sum;
 }
-// The norm, and from it what AdamW multiplies by: clipped, unscaled, or 0 where norm or loss is not
-// finite.
+// The norm, and from it the factor that AdamW multiplies gradients by (clipping and loss scale); 0
+// if norm or loss is not finite.
 KERNEL_OF(1024)
 norm_finish_kernel(StepResults *r, const float *sums, size_t chunks, const StepInputs *in) {
     double total = 0;
@@ -2518,8 +2527,8 @@ static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
 // update's number, from 1.
-//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 -
-//   b2^t)) + eps) + decay w)
+//   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+//   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
 // One pass over all parameters; a thread has four.
 typedef struct {
     size_t end[NPARAM];
@@ -2618,8 +2627,8 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// A step has three phases on the device. From the second step on each is a CUDA graph: what changes
-// from step to step lies in buffers that are written before.
+// A step has three phases on the device. From the second step on each is a CUDA graph: whatever
+// changes from step to step is in buffers that are written before.
 static void phase_work(Gpt *g, int phase) {
     if (phase == PHASE_REFRESH) {
         g->weights_ready = 0;
@@ -2662,7 +2671,8 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
     g->weights_ready = phase != PHASE_UPDATE; // as phase_work() leaves it
 }
 
-// Micro-batch `index` into one of two buffers; the other may still be on its way to the device.
+// Writes micro-batch `index` to one of two buffers, while the other may still be on its way to the
+// device.
 static void batch_prepare(Gpt *g, Run *run, long index) {
     StepHost *h = &g->host;
     const Inputs in = inputs_at(h->inputs[index % 2], gpt_rows(g));
@@ -2680,9 +2690,9 @@ static void batch_send(Gpt *g, long index) {
     CUDA(cudaEventRecord(g->host.sent[index % 2], STREAM));
 }
 
-// One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A
-// non-finite loss or gradient ends it before it can reach a weight; FP16 first tries smaller loss
-// scales and skips the step.
+// One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A loss or
+// gradient that is not finite ends the run before any weight changes. In FP16, while the loss scale
+// is above 1, such a gradient skips the update and halves the loss scale instead.
 static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     StepHost *h = &g->host;
     StepInputs *in = h->inputs_of_step;
@@ -4847,7 +4857,7 @@ int main(int argc, char **argv) {
 // #################################################################################################
 
 // ==== 15. the fast product =======================================================================
-// A product's descriptors and algorithm, made when its shape is first seen.
+// The descriptors and the algorithm of a product, made when its shape is first seen.
 typedef struct {
     size_t M, N, K, a_stride, b_stride, out_stride, a_align, b_align, out_align, bias_align;
     int a_dtype, b_dtype, out_dtype, a_across, b_across; // strides run across K
@@ -4885,8 +4895,8 @@ static cublasStatus_t product_launch(const Product *p, const Output *out, const 
                           &p->algorithm, machine.lt_workspace, LT_WORKSPACE, STREAM);
 }
 
-// Takes the fastest of the candidates, by the best of four runs after a first. What the output held
-// is put back where it counts.
+// Takes the fastest of the candidates, by the best of four runs after a first one. What the output
+// held is put back if it matters.
 static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *candidates,
                          const Output *out, const Matrix *a, const Matrix *b) {
     enum { RUNS = 5 };
@@ -4962,8 +4972,8 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
     enum { CANDIDATES = 16 };
     const ProductKey *k = &p->key;
     const size_t workspace = LT_WORKSPACE;
-    // a K that is split is summed in fp32 and in a fixed order: in the workspace, or one after the
-    // other in an fp32 output
+    // A K that is split is summed in fp32 and in a fixed order: in the workspace, or one part after
+    // the other in an fp32 output.
     const uint32_t reductions =
         CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
         (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
@@ -4985,8 +4995,7 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
         cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
                                        machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
     cublasLtMatmulPreferenceDestroy(preference);
-    // whatever the status: for FP8 it is INVALID_VALUE now and then, of combinations that do not
-    // exist
+    // Any status but success: for FP8 products that do not exist it is sometimes INVALID_VALUE.
     p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0 &&
                candidates[0].state == CUBLAS_STATUS_SUCCESS;
     if (!p->found) return product_missing(p, status);
@@ -5053,7 +5062,7 @@ KERNEL decode_kernel(stored_t *out, Matrix m, size_t rows, size_t K) {
     }
     store8(out + i * K + k, v);
 }
-// value = fma(sum, scale_inv of a times that of b, bias or the old value), rounded once.
+// value = fma(sum, scale_inv of a * scale_inv of b, bias or the old value), rounded once.
 KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const float *inv_b,
                        size_t M, size_t N) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, m = i / N, n = i % N;
@@ -5076,8 +5085,8 @@ KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread ha
     store8(to, v);
 }
 
-// Computes a product; returns whether cuBLASLt has it. Its heuristic may offer what the call then
-// refuses.
+// Computes a product. Returns 0 if cuBLASLt does not have it: the heuristic may offer what the call
+// then refuses.
 static int product_try(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N,
                        size_t K) {
     Product *p = product_find(out, a, b, M, N, K);
@@ -5117,8 +5126,8 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
     RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv,
         b->across ? NULL : b->inv, M, N);
 }
-// FP8 operands are K-major, and M and K multiples of 16: so much room there is behind their rows,
-// and behind out's.
+// FP8 operands are K-major, and M and K are multiples of 16; there is room for that behind the rows
+// of the operands and of out.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
     const int fast = out.fast && a.along != 128; // blocks of 128 have their sums promoted anyway
     if (dtype_size[a.dtype] == 1 &&
@@ -5607,10 +5616,10 @@ KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, c
 }
 #endif
 
-// ---- cuDNN's attention instead, for the shape of a run's micro-batches, where `make cuda` found
-// its headers, this machine has its library, and cuDNN takes the shape. All other shapes (a sample,
-// a last batch of validation) take the kernels above. Its lse is in nats; only its own backward
-// pass reads it.
+// ---- cuDNN's attention instead of the file's own
+// It is used for the shape of a run's micro-batches, if `make cuda` found its headers, this machine
+// has its library, and cuDNN takes the shape. All other shapes (a sample, a last batch of
+// validation) take the kernels above. Its lse is in nats; only its own backward pass reads it.
 enum { ATTENTION_AUTO, ATTENTION_OWN, ATTENTION_CUDNN }; // --attention's words
 #ifdef USES_CUDNN
 #define CUDNN_LIBRARY "libcudnn.so.9"
@@ -5701,7 +5710,7 @@ static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *b
     try {
         setenv("CUDNN_FRONTEND_CUDART_LIB_NAME",
                CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
-        // Which cuDNN looks for; our path finds it.
+        // cuDNN looks for this library; the path that we give finds it.
         dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12", RTLD_NOW);
         if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW)))
             throw std::runtime_error(dlerror());
@@ -5754,7 +5763,7 @@ static void cudnn_forward(const Written &out, float *lse, const stored_t *qkv) {
     t.q = out.q;
     t.quantizer = out.quantizer;
     if (out.q)
-    // CuDNN's kernel cannot make the bytes.
+    // cuDNN's kernel cannot make the bytes.
     {
         quantize_passes++;
         tiles_run(StoredSource{out.stored, (size_t)cudnn.C}, t);
@@ -5828,7 +5837,7 @@ static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dou
     LAUNCH(dkdv_kernel, grid, ATT_THREADS, bytes, STREAM, dqkv, dout, qkv, lse, delta, at);
 #endif
 }
-// What blocks may take of shared memory has to be said once, before anything is captured.
+// How much shared memory blocks may take has to be said once, before anything is captured.
 static void attention_init(void) {
     cudnn_begin();
 #if PRECISION != PRECISION_FP32
@@ -5900,11 +5909,12 @@ static void machine_init(void) {
 
 static const char *backend_name(void) { return "CUDA"; }
 
-// What the kernels ask of a shape; named: it comes from options, which then are told what would do.
+// Refuses a shape that the kernels do not take. named: the shape comes from options; the message
+// then says what would do.
 static void backend_limits(const Config *c, long batch, int named) {
     const int C = c->C, NH = c->NH, hs = C / NH;
     char hint[256] = "";
-    // The nearest channels for these heads, heads for these channels.
+    // The nearest channels for these heads, and the nearest heads for these channels.
     int low = 0, high = 0, heads = 0;
     for (int n = 16 * NH; n <= MIN(128 * NH, CHANNELS_MAX); n += 16 * NH) {
         if (n <= C) low = n;
@@ -5930,9 +5940,9 @@ static void backend_limits(const Config *c, long batch, int named) {
            batch * NH);
 }
 
-// Whose attention this run has: its bits differ between the two, and between versions of cuDNN. A
-// resume takes what the run had (own if its state names none, as those of the C file), unless
-// --attention own or cudnn is given.
+// Decides whose attention this run has. Its bits differ between the file's own and cuDNN's, and
+// between versions of cuDNN. A resume takes what the run had (own if its state names none, as those
+// of the C file), unless --attention own or cudnn is given.
 static void attention_choose(Run *r) {
     Gpt *g = &r->g;
     const int asked = r->o.attention,
@@ -5973,8 +5983,8 @@ static MemoryPlan memory_check(Gpt *g) {
 }
 static void backend_start(Run *r) { (void)r, machine_init(); }
 
-// --tune: one micro-batch whose results are dropped makes all products; what was chosen joins the
-// lines that log and state hold.
+// --tune: runs one micro-batch and drops its results, so that all products are made. What was
+// chosen is added to the lines that log and state hold.
 static void run_tune(Run *r) {
     Gpt *g = &r->g;
     const StepInputs in = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1};
@@ -6008,8 +6018,8 @@ static void backend_note(const Run *r) {
     if (r->g.attention_why[0] && PRECISION != PRECISION_FP32)
         printf("note: attention is not cuDNN's: %s\n", r->g.attention_why);
 }
-// A log names attention in its header; where a resume has another than the rows before it, that is
-// said again, from there on.
+// The header of a log names attention. If a resume has another attention than the rows before it,
+// the log says so from there on.
 static void backend_resumed(Run *r) {
     char path[PATH_MAX], line[128];
     path_print(path, "%s/log.tsv", r->dir.path);
