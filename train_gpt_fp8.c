@@ -1315,74 +1315,80 @@ static size_t role_size(Storage role, int precision) {
     return role == STORAGE_fp32 || precision == PRECISION_FP32 ? 4 : 2;
 }
 
-// Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows; of
-// logits a slab of min(R, HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward,
-// REUSED ones are overwritten. Those of 0 elements (what only training, t, one build, one recipe or
-// an option needs) are not allocated.
+// Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows.
+// Logits exist for a slab of min(R, HEAD_ROWS) rows at a time. KEPT: from forward to backward.
+// REUSED: overwritten. A factor t, copies, fp8, head8 or BLOCKS() is 0 if the call, the build or
+// the recipe does not need the tensor; it is then not allocated.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
-    /* weights, their gradients, AdamW's moments */ \
+    /* weights, their gradients, and AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
     X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
     X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
-    /* made of the master weights once a step by gpt_refresh_weights() */ \
+    /* what products read, made of the master weights by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * 12 * C * C, REUSED) \
-    /* [Vp, C] likewise; the fp32 build reads the master */ \
+    /* [Vp, C] of wte, likewise; the fp32 build reads the master. head_q: its bytes */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED) \
-    X(byte, head_q, 1, head8 * Vp * C, REUSED)           /* [Vp, C] likewise */ \
-    /* for products that --bf16 names: weights, */ \
+    X(byte, head_q, 1, head8 * Vp * C, REUSED) \
+    /* for products that --bf16 names: weights, and the inputs that wgrad reads */ \
     X(stored, w16, w16_layers, 12 * C * C, REUSED) \
-    X(stored, x16, x16_layers, 7 * R * C, KEPT)          /* and what wgrad keeps */ \
-    /* of operands in blocks: weights with K along their outputs; */ \
+    X(stored, x16, x16_layers, 7 * R * C, KEPT) \
+    /* block scaling: the weights' bytes for dgrad, [out, in] with blocks along `out` */ \
     X(byte, w_for_dgrad, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED) \
-    /* scales of the weights' two copies, */ \
+    /* block scaling: scale_inv of the blocks of weights, of w_for_dgrad (the second half), */ \
     X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED) \
-    /* of what wgrad keeps, */ \
+    /* of the inputs that are kept for wgrad, */ \
     X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
     /* of x_for_fprop, */ \
     X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
-    /* and of dy */ \
+    /* and of dy_bytes and dy_for_wgrad */ \
     X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
-    X(byte, x_for_fprop, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED)      /* [R, 4C] x for fprop */ \
-    /* [R, 4C] dy for wgrad */ \
+    /* block scaling: [R, 4C] the bytes of an input for fprop */ \
+    X(byte, x_for_fprop, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED) \
+    /* block scaling: [R, 4C] the bytes of dy for wgrad */ \
     X(byte, dy_for_wgrad, 1, t * BLOCKS(OPERAND_DY) * R * 4 * C, REUSED) \
     /* [R, C] before attention, before the MLP, and at the end */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
-    /* ln1, att, ln2, gelu: inputs of the linear layers, for wgrad */ \
+    /* ln1, att, ln2 and gelu: the inputs of the linear layers, for wgrad. kept_layers is 1 if the \
+       backward pass makes them again */ \
     X(operand, ln1, kept_layers, R * C, KEPT) \
-    X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
+    /* [R, 3C]; a KV cache while sampling */ \
+    X(stored, qkv, L, R * 3 * C, KEPT) \
     X(operand, att, L, R * C, KEPT) \
-    /* of those that are made again, one layer's exist */ \
     X(operand, ln2, kept_layers, R * C, KEPT) \
-    X(stored, fc, L, R * 4 * C, KEPT)                  /* [R, 4C] before the GELU */ \
+    /* [R, 4C] before the GELU */ \
+    X(stored, fc, L, R * 4 * C, KEPT) \
     X(operand, gelu, kept_layers, R * 4 * C, KEPT) \
-    X(stored, lnf, 1, R * C, KEPT)                     /* [R, C] input of the head */ \
-    X(byte, lnf_q, 1, head8 * slab * C, REUSED)          /* [slab, C] */ \
-    /* [R, 4C] a linear layer's input before it is quantized */ \
+    /* [R, C] the head's input. lnf_q: [slab, C] its bytes */ \
+    X(stored, lnf, 1, R * C, KEPT) \
+    X(byte, lnf_q, 1, head8 * slab * C, REUSED) \
+    /* [R, 4C] the input of a linear layer, and a weight matrix, before they are quantized */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
-    /* a weight matrix before it is quantized */ \
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
-    X(fp32, logits, 1, slab * Vp, REUSED)                /* [slab, Vp] */ \
-    X(stored, dlogits, 1, t * slab * Vp, REUSED)         /* [slab, Vp] */ \
-    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
-    /* [R, C] the gradient of the residual stream, walked backwards */ \
+    /* [slab, Vp] */ \
+    X(fp32, logits, 1, slab * Vp, REUSED) \
+    X(stored, dlogits, 1, t * slab * Vp, REUSED) \
+    /* dy as FP8 */ \
+    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
+    /* [R, C] the gradient of the residual stream, from the end to the beginning. dwide: [R, 4C], \
+       dnarrow: [R, C] gradients on the way */ \
     X(stored, dresidual, 1, t * R * C, REUSED) \
-    X(stored, dwide, 1, t * R * 4 * C, REUSED)           /* [R, 4C] */ \
-    X(stored, dnarrow, 1, t * R * C, REUSED)             /* [R, C] */ \
+    X(stored, dwide, 1, t * R * 4 * C, REUSED) \
+    X(stored, dnarrow, 1, t * R * C, REUSED) \
     /* column sums by blocks of rows */ \
     X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) \
-    X(fp32, losses, 1, R, REUSED)                        /* [R] */
+    /* [R] */ \
+    X(fp32, losses, 1, R, REUSED)
 // clang-format on
-#define BLOCKS(operand)                                                                            \
-    (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
-#define SCALE_ROOM(elements, C)                                                                    \
-    ((elements) / 32 +                                                                             \
-     64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
+// 1 where this operand is in blocks.
+#define BLOCKS(operand) (fp8 * (size_t)recipe_blocks(&g->recipes[operand]))
+// Room for the scales of four matrices with so many elements together, whatever the blocks.
+#define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C))
 typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 #define TENSOR_MAKE(role, name, layers, count, life)                                               \
