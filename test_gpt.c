@@ -1828,10 +1828,6 @@ static int model_tokens[MODEL_R], model_targets[MODEL_R];
 // A model with new weights, of a configuration, batch and recipe that are set.
 static void model_begin(Gpt *g, uint64_t seed, const char *recipe) {
     recipe_parse(g->recipes, recipe, "test");
-    g->head_dy_recipe = g->recipes[OPERAND_DY];
-    g->head_dy_recipe.rule = SCALING_CONSTANT;
-    g->head_dy_recipe.number = 1;
-    g->head_dy_recipe.across = g->head_dy_recipe.along = 0;
     g->training = 1;
     workspace_free();
     gpt_allocate(g);

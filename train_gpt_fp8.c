@@ -279,7 +279,7 @@ static const Fp8Format fp8_formats[2] = {
     {2, 15, 0x7b, 57344.0f, 0x476fffff}, // E5M2: as IEEE; 61440 would tie to Inf
 };
 static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
-INLINE float fp8_max(Dtype d) { return d == DTYPE_E5M2 ? 57344.0f : 448.0f; }
+INLINE float fp8_max(Dtype d) { return fp8_format(d)->max; }
 
 // The code of a magnitude, given by its bits. One beyond `saturated_above` gives a code above
 // max_code. It has no branches, so that the compiler vectorizes the loop in quantize_block().
@@ -1402,7 +1402,7 @@ typedef struct {
     int training; // gradients and moments exist
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
-    ScalingRecipe recipes[NOPERAND], head_dy_recipe;
+    ScalingRecipe recipes[NOPERAND];
     uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer stays in bf16
 
     ParamSpec params[NPARAM];
@@ -1475,12 +1475,21 @@ static MemoryPlan memory_plan(Gpt *g) {
     return plan;
 }
 
+// The recipe of scale i. The head's dy has a scale that the loss scale gives: a constant one.
+static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
+    ScalingRecipe r = g->recipes[i % NOPERAND];
+    if (i < g->scale_count - 1) return r;
+    r.rule = SCALING_CONSTANT;
+    r.number = 1;
+    r.across = r.along = 0;
+    return r;
+}
 static void gpt_allocate(Gpt *g) {
     tensors_make(g, PRECISION, NULL);
     g->scales = memory_allocate(g->scale_count * sizeof(Fp8Scale));
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *s = &g->scales[i];
-        s->recipe = i < g->scale_count - 1 ? g->recipes[i % NOPERAND] : g->head_dy_recipe;
+        s->recipe = gpt_recipe(g, i);
         s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
         s->scale_inv = 1;
     }
@@ -2689,9 +2698,8 @@ static void state_load(Gpt *g, const StateFile *f) {
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
-        const ScalingRecipe *r =
-            i < g->scale_count - 1 ? &g->recipes[i % NOPERAND] : &g->head_dy_recipe;
-        wild |= memcmp(&q->recipe, r, sizeof(*r)) || !amax_usable(q->scale) || q->amax_count < 0;
+        const ScalingRecipe r = gpt_recipe(g, i);
+        wild |= memcmp(&q->recipe, &r, sizeof(r)) || !amax_usable(q->scale) || q->amax_count < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
     EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
@@ -3325,18 +3333,13 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
     }
 }
 
-// The recipes of the model's operands. The head's gradient has a scale that gpt_forward() sets:
-// dlogits are bounded.
+// The recipes of the model's operands.
 static void options_recipes(const Options *o, Gpt *g) {
     recipe_parse(g->recipes, o->recipe, "option");
     const int blocks =
         recipe_blocks(&g->recipes[OPERAND_X]) || recipe_blocks(&g->recipes[OPERAND_W]);
     EXPECT(!blocks || !o->fp8_head,
            "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
-    g->head_dy_recipe = g->recipes[OPERAND_DY];
-    g->head_dy_recipe.rule = SCALING_CONSTANT;
-    g->head_dy_recipe.number = 1;
-    g->head_dy_recipe.across = g->head_dy_recipe.along = 0;
     g->fp8_head = o->fp8_head;
 }
 

@@ -98,10 +98,6 @@ int main(int argc, char **argv) {
     const int B = arg[5], n = arg[6], Vp = g.config.Vp;
     const size_t rows = (size_t)B * (size_t)n, C = (size_t)g.config.C;
     recipe_parse(g.recipes, "delayed", "torch_check");
-    g.head_dy_recipe = g.recipes[OPERAND_DY];
-    g.head_dy_recipe.rule = SCALING_CONSTANT;
-    g.head_dy_recipe.number = 1;
-    g.head_dy_recipe.across = g.head_dy_recipe.along = 0;
     gpt_allocate(&g);
     gpt_init(&g, 7);
     params_perturb(&g, 8);
