@@ -230,6 +230,7 @@ static Linear linear_of(const stored_t *x, const stored_t *w, const float *bias,
     return f;
 }
 static void linear_bytes(Linear *f, Fp8Scale *scales, uint8_t *x, uint8_t *w, uint8_t *dy) {
+    f->fp8 = ALL_PRODUCTS;
     uint8_t *const bytes[NOPERAND] = {[OPERAND_X] = x, [OPERAND_W] = w, [OPERAND_DY] = dy};
     for (int i = 0; i < NOPERAND; i++) {
         f->operand[i].scale = scales + i;
@@ -1653,7 +1654,7 @@ static void fp8_layer_bf16(void) {
         int f16 = mask >> FPROP & 1, d16 = mask >> DGRAD & 1, w16 = mask >> WGRAD & 1;
         Fp8Layer m = l;
         linear_bytes(&m.f, m.scale, l.kept, l.w, l.dy_bytes);
-        m.f.bf16 = mask;
+        m.f.fp8 = ALL_PRODUCTS & ~mask;
         operand_is(&m.f, OPERAND_W, f16 || d16 ? l.w16 : NULL);
         m.f.operand[OPERAND_X].stored[OVER_ROWS] = w16 ? stored(X) : NULL;
         Fp8Stats *sx = &m.scale[OPERAND_X].step, *sdy = &m.scale[OPERAND_DY].step;

@@ -625,6 +625,7 @@ static void column_sums(float *out, const stored_t *x, float *partial, size_t ro
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 enum { FPROP, DGRAD, WGRAD, NPRODUCT };
 enum { OVER_COLUMNS, OVER_ROWS };
+enum { READ_W = 1 << FPROP | 1 << DGRAD, ALL_PRODUCTS = READ_W | 1 << WGRAD }; // bits of products
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 static const char *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
 static const int operand_product[NOPERAND][2] = {{FPROP, WGRAD}, {FPROP, DGRAD}, {DGRAD, WGRAD}};
@@ -643,11 +644,9 @@ typedef struct {
     size_t in, out;
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
-    int bf16;          // bit p: product p of an FP8 layer stays in bf16
+    int fp8;           // bit p: product p reads FP8 bytes
 } Linear;
-static int linear_in_fp8(const Linear *f, int product) {
-    return f->operand[OPERAND_W].scale && !(f->bf16 >> product & 1);
-}
+static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
 static void operand_is(Linear *f, int which, const stored_t *tensor) {
     f->operand[which].stored[OVER_COLUMNS] = f->operand[which].stored[OVER_ROWS] = tensor;
 }
@@ -658,7 +657,7 @@ static void operand_quantize(const Linear *f, int which, const stored_t *tensor,
                              int way, Record record) {
     const Operand *o = &f->operand[which];
     for (; way <= OVER_ROWS; way++) {
-        if (!linear_in_fp8(f, operand_product[which][way]) || !o->bytes[way]) continue;
+        if (!linear_in_fp8(f, operand_product[which][way])) continue;
         if (!recipe_blocks(&o->scale->recipe)) {
             o->scale->scale_inv =
                 quantize(o->bytes[way], tensor, rows * o->columns, o->scale, record);
@@ -1429,7 +1428,6 @@ static void gpt_scales_read(Gpt *g) { (void)g; }
 static void gpt_scales_write(Gpt *g) { (void)g; }
 
 // How many of the first `end` layers have one of these products in bf16.
-#define READ_W (1 << FPROP | 1 << DGRAD)
 static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     size_t n = 0;
     for (int l = 0; l < end; l++)
@@ -1555,9 +1553,9 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
     uint8_t *kept = (uint8_t *)gpt_kept(g, l, i);
     for (int o = 0; o < NOPERAND; o++) f->operand[o].scale = gpt_scale(g, l, i, o);
-    f->bf16 = g->bf16[l][i];
+    f->fp8 = ~g->bf16[l][i] & (g->training ? ALL_PRODUCTS : 1 << FPROP);
     x->bytes[0] = g->x_for_fprop ? g->x_for_fprop : kept;
-    x->bytes[1] = g->training ? kept : NULL;
+    x->bytes[1] = kept;
     w->bytes[0] = w->bytes[1] = (uint8_t *)(g->weights + (l * 12 + start[i]) * CC);
     dy->bytes[0] = g->dy_bytes;
     dy->bytes[1] = g->dy_for_wgrad ? g->dy_for_wgrad : g->dy_bytes;
@@ -1567,7 +1565,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
         x->inv[1] = g->kept_inv + l * x_room + i * (RC / 32 + 16 * C);
     }
     if (g->w_for_dgrad) {
-        w->bytes[1] = g->training ? g->w_for_dgrad + (l * 12 + start[i]) * CC : NULL;
+        w->bytes[1] = g->w_for_dgrad + (l * 12 + start[i]) * CC;
         w->inv[0] = g->w_inv + 2 * l * w_room + start[i] * CC / 32 + i * 16 * C;
         w->inv[1] = w->inv[0] + w_room;
     }
@@ -1575,9 +1573,9 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
         dy->inv[0] = g->dy_inv;
         dy->inv[1] = g->dy_inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
     }
-    if (f->bf16 & READ_W)
+    if (g->bf16[l][i] & READ_W)
         operand_is(f, OPERAND_W, g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC);
-    if (g->x16 && f->bf16 & 1 << WGRAD)
+    if (g->x16 && g->bf16[l][i] & 1 << WGRAD)
         x->stored[OVER_ROWS] = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + i) * RC;
 }
 // One of the four linear layers of layer l.
@@ -1611,6 +1609,7 @@ static Linear gpt_head(const Gpt *g, size_t row) {
     operand_is(&f, OPERAND_X, g->lnf + row * f.in);
     operand_is(&f, OPERAND_W, PRECISION == PRECISION_FP32 ? (stored_t *)g->master : g->head_w);
     if (!g->head_q) return f;
+    f.fp8 = g->training ? ALL_PRODUCTS : 1 << FPROP;
     uint8_t *const bytes[NOPERAND] = {g->lnf_q, g->head_q, g->dy_bytes};
     for (int o = 0; o < NOPERAND; o++) {
         f.operand[o].scale = gpt_scale(g, g->config.L, 0, o);

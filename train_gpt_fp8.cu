@@ -669,13 +669,21 @@ static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long
 #define CHUNK 8192
 
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
-// An operand as launchers see it.
+// An operand of a linear layer: how it is quantized, and where its tensor and its bytes are. Of two
+// values, [0] is for the product that sums over the tensor's columns, [1] for that which sums over
+// its rows (section 6).
 typedef struct {
     ScalingRecipe recipe;
-    Fp8Scale *s;
+    Fp8Scale *s; // on the device; NULL: this layer is not in FP8
     ScaleInUse *use;
-    int own_amax; // its scale may have to come from this very tensor, which then must be whole in
-                  // memory first
+    int own_amax;     // its scale may have to come from this very tensor
+    stored_t *tensor; // [rows, columns]
+    size_t columns, stride;
+    int is_read; // in 16 bits, so that the tensor is written even if its bytes are made at once
+    int whole;   // the kernel that writes the tensor does not make bytes
+    uint8_t *bytes[2]; // [rows, columns]; turned, [columns, rows rounded up to 16]: K is contiguous
+                       // in both. [1] may be NULL: the backward pass turns [0]
+    float *inv[2];     // in blocks: their scale_inv
 } Operand;
 // What a kernel needs to write FP8 bytes beside, or instead of, a stored tensor.
 typedef struct {
@@ -960,8 +968,8 @@ static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const s
 // made them.
 static long quantize_passes;
 // Makes the FP8 bytes of a stored tensor x [rows, columns] that is whole in memory: q as x lies,
-// q_t transposed (may be NULL). partial: room for column sums, or NULL. record: whether statistics
-// count for this step, and whether to sum for the SQNR (sqnr_sums: room for that).
+// q_t transposed (one of them may be NULL). partial: room for column sums, or NULL. record: whether
+// statistics count for this step, and whether to sum for the SQNR (sqnr_sums: room for that).
 static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows,
                      size_t columns, const Operand *o, Record record, float *partial,
                      float *sqnr_sums) {
@@ -974,7 +982,8 @@ static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride,
     scale_choose(x, rows * columns, o, record);
     tiles_run(StoredSource{x, stride}, t);
     if (record == RECORD_SQNR)
-        sqnr_record(q, columns, 1, x, stride, rows, columns, o, t.blocks, sqnr_sums);
+        sqnr_record(q ? q : q_t, q ? columns : 1, q ? 1 : round_up(rows, 16), x, stride, rows,
+                    columns, o, t.blocks, sqnr_sums);
 }
 
 // Transposes bytes that were made before: q_t [columns, pitch] of q [rows, columns]. The backward
@@ -1063,9 +1072,10 @@ static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
     return {inv, tall, wide, per_across, per_along, count};
 }
 // Makes the bytes of x in blocks: as x lies, or transposed if K is the row index, so that K is
-// contiguous in both.
+// contiguous in both. partial, sqnr_sums: as above.
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
-                            int along_rows, const Operand *o, Record record, float *sqnr_sums) {
+                            int along_rows, const Operand *o, Record record, float *partial,
+                            float *sqnr_sums) {
     const Blocks b =
         blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
@@ -1076,6 +1086,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
         o->use);
     (along_rows ? t.q_t : t.q) = q;
+    t.partial = partial;
     t.quantizer = quantizer(o, record);
     t.blocks = b;
     tiles_run<true>(StoredSource{x, columns}, t);
@@ -1089,8 +1100,9 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt. It takes the first algorithm
 // for a shape, so that bits stay from run to run (--tune times several instead). Sums are fp32; K
 // is never split into 16-bit partial sums. FP8 operands must be K-major, and all sizes multiples of
-// 16: rows are padded, and what lies behind them in an output is not read. cuBLASLt counts columns
-// first: its A is our b, its B our a, and K-major means "transposed A, plain B".
+// 16: M and K are rounded up, bytes behind the last row are zeros, and what lies behind it in an
+// output is not read. cuBLASLt counts columns first: its A is our b, its B our a, and K-major means
+// "transposed A, plain B".
 // Some FP8 products do not exist in cuBLASLt: E5M2 x E5M2, MX, operands in different blocks, rows
 // and blocks of 128 except on sm_90, and all on GPUs without FP8 units. They, and all with
 // --emulate, are emulated: the same bytes are decoded to bf16, which holds them exactly (times the
@@ -1137,49 +1149,95 @@ static void column_sums_finish(float *out, float *out2, const float *partial, si
                                size_t width); // section 7
 #define ROWS 32
 
-// One linear layer of the model, y = x w^T + bias, with all that its three products need.
+// y = x w^T + bias. Each of its three operands is a matrix [rows, columns] that two products read:
+// one sums over the column index, the other over the row index.
+//                  over columns    over rows
+//   x  [R, in]     fprop           wgrad
+//   w  [out, in]   fprop           dgrad
+//   dy [R, out]    dgrad           wgrad
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 enum { FPROP, DGRAD, WGRAD, NPRODUCT };
-static const char *const operand_name[NOPERAND] = {"x", "w", "dy"}, *const product_name[NPRODUCT] =
-                                                                        {"fprop", "dgrad", "wgrad"};
+enum { OVER_COLUMNS, OVER_ROWS };
+enum { READ_W = 1 << FPROP | 1 << DGRAD, ALL_PRODUCTS = READ_W | 1 << WGRAD }; // bits of products
+static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
+static const char *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
+static const int operand_product[NOPERAND][2] = {{FPROP, WGRAD}, {FPROP, DGRAD}, {DGRAD, WGRAD}};
+
 typedef struct {
-    const void *w;        // [out, in]: FP8 bytes, the stored type, or the fp32 master itself
-    const uint8_t *w_t;   // [in, out] FP8 bytes for dgrad, whose K is `out`
+    Operand operand[NOPERAND];
+    size_t in, out;
     const stored_t *bias; // [out] rounded to the stored type, or NULL
     float *dw, *dbias;    // [out, in], [out] or NULL
-    size_t in, out;
-    int fp8; // in the FP8 build, but for the head
-    Operand operands[NOPERAND];
-    int bf16;              // bit p: product p of an FP8 layer stays in bf16, and reads these:
-    stored_t *w16, *x16;   // [out, in] and, kept for wgrad, [rows, in]
-    uint8_t *x_q, *x_kept; // room for x's bytes: [rows, in] for fprop; [in, rows] for wgrad (NULL:
-                           // turned in the backward pass)
-    uint8_t *dy_q, *dy_t;  // room for dy's bytes, [rows, out] and [out, rows]
+    int fp8;              // bit p: product p reads FP8 bytes
     // Room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record().
     float *partial, *sqnr;
-    // scales of operands in blocks, which are rounded once for each direction of K; else NULL
-    float *w_inv, *w_t_inv, *kept_inv, *inv; // of w, w_t, x_kept, and of x_q and dy as they pass
 } Linear;
-static int linear_in_fp8(const Linear *f, int product) {
-    return f->fp8 && !(f->bf16 >> product & 1);
-}
-static int linear_blocks(const Linear *f, int operand) {
-    return f->fp8 && recipe_blocks(&f->operands[operand].recipe);
-}
-// Whether the kernel that writes an operand also makes its bytes. It cannot if the tensor has to be
-// whole in memory first, for its amax or an SQNR.
-static int linear_fuses(const Linear *f, int operand, Record record) {
-    return f->fp8 && !linear_blocks(f, operand) && !f->operands[operand].own_amax &&
-           record != RECORD_SQNR;
+static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
+static int operand_in_fp8(const Linear *f, int which) {
+    const int *product = operand_product[which];
+    return linear_in_fp8(f, product[OVER_COLUMNS]) || linear_in_fp8(f, product[OVER_ROWS]);
 }
 
-// The bytes q [rows, K] of an operand, K-major, as a product reads them.
-static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t stride, size_t rows,
-                            size_t K) {
-    Matrix m = matrix(q, o->recipe.format, stride, 1);
-    m.inv = inv ? inv : &o->use->inv;
-    if (!inv) return m;
-    const Blocks b = blocks_of(inv, rows, K, 0, &o->recipe, blocks_native(&o->recipe));
+// Where the bytes for one of an operand's products are made; NULL if they are not: it does not read
+// FP8, or what it reads is turned later, of the bytes for the other product.
+static uint8_t *operand_bytes(const Linear *f, int which, int way) {
+    const Operand *o = &f->operand[which];
+    const int *product = operand_product[which];
+    const int turned = way == OVER_COLUMNS && linear_in_fp8(f, product[OVER_ROWS]) &&
+                       !o->bytes[OVER_ROWS] && !recipe_blocks(&o->recipe);
+    return turned || linear_in_fp8(f, product[way]) ? o->bytes[way] : NULL;
+}
+
+// Whether the kernel that writes an operand's tensor also makes its bytes. It cannot where the
+// tensor has to be whole in memory first, for its amax or an SQNR.
+static int operand_fuses(const Linear *f, int which, Record record) {
+    const Operand *o = &f->operand[which];
+    return operand_in_fp8(f, which) && !recipe_blocks(&o->recipe) && !o->whole && !o->own_amax &&
+           record != RECORD_SQNR;
+}
+// What the kernel that makes an operand writes: the tensor, its bytes, or both.
+static Tiles operand_tiles(const Linear *f, int which, size_t rows, Record record) {
+    const Operand *o = &f->operand[which];
+    const int fuses = operand_fuses(f, which, record);
+    Tiles t = tiles(rows, o->columns);
+    if (o->is_read || !fuses) t.out = o->tensor;
+    if (!fuses) return t;
+    t.q = operand_bytes(f, which, OVER_COLUMNS);
+    t.q_t = operand_bytes(f, which, OVER_ROWS);
+    t.quantizer = quantizer(o, record);
+    return t;
+}
+// Makes the bytes of an operand whose tensor is there, unless the kernel that wrote it has made
+// them. partial: room for the tensor's column sums, or NULL.
+static void operand_quantize(const Linear *f, int which, size_t rows, float *partial,
+                             Record record) {
+    const Operand *o = &f->operand[which];
+    uint8_t *q = operand_bytes(f, which, OVER_COLUMNS), *q_t = operand_bytes(f, which, OVER_ROWS);
+    if (!operand_in_fp8(f, which) || operand_fuses(f, which, record)) return;
+    if (!recipe_blocks(&o->recipe)) {
+        quantize(q, q_t, o->tensor, o->stride, rows, o->columns, o, record, partial, f->sqnr);
+        return;
+    }
+    if (q)
+        quantize_blocks(q, o->inv[0], o->tensor, rows, o->columns, 0, o, record, partial, f->sqnr);
+    if (q_t) // counted, and summed, once
+        quantize_blocks(q_t, o->inv[1], o->tensor, rows, o->columns, 1, o, q ? RECORD_NONE : record,
+                        q ? NULL : partial, f->sqnr);
+}
+
+// An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks.
+// rows: of its tensor.
+static Matrix operand(const Linear *f, int which, int product, size_t rows) {
+    const Operand *o = &f->operand[which];
+    const int way = operand_product[which][OVER_ROWS] == product;
+    if (!linear_in_fp8(f, product))
+        return matrix(o->tensor, STORED, way ? 1 : o->stride, way ? o->stride : 1);
+    Matrix m = matrix(o->bytes[way], o->recipe.format, way ? round_up(rows, 16) : o->columns, 1);
+    m.inv = &o->use->inv;
+    if (!recipe_blocks(&o->recipe)) return m;
+    const Blocks b = blocks_of(o->inv[way], way ? o->columns : rows, way ? rows : o->columns, 0,
+                               &o->recipe, blocks_native(&o->recipe));
+    m.inv = b.inv;
     m.across = o->recipe.across;
     m.along = o->recipe.along;
     m.inv_across = b.row_stride;
@@ -1187,79 +1245,34 @@ static Matrix operand_bytes(const Operand *o, const void *q, float *inv, size_t 
     return m;
 }
 
-// y[rows, out] = x w^T + bias, of type y_dtype. x is the stored tensor. made: its bytes exist
-// already; x may then be NULL.
-static void linear_forward(const Linear *f, void *y, Dtype y_dtype, const stored_t *x, int made,
-                           size_t rows, Record record) {
-    const int fprop8 = linear_in_fp8(f, FPROP), wgrad8 = f->dw && linear_in_fp8(f, WGRAD);
-    const size_t in = f->in;
-    const Operand *o = f->operands;
-    Matrix a = matrix(x, STORED, in, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, in, 1);
-    const int in_blocks = linear_blocks(f, OPERAND_X);
-    if (in_blocks) {
-        if (fprop8) quantize_blocks(f->x_q, f->inv, x, rows, in, 0, o + OPERAND_X, record, f->sqnr);
-        if (wgrad8 && f->x_kept)
-            quantize_blocks(f->x_kept, f->kept_inv, x, rows, in, 1, o + OPERAND_X,
-                            fprop8 ? RECORD_NONE : record, f->sqnr);
-    } else if ((fprop8 || wgrad8) && !made)
-        quantize(f->x_q, wgrad8 ? f->x_kept : NULL, x, in, rows, in, o + OPERAND_X, record, NULL,
-                 f->sqnr);
-    if (fprop8) {
-        a = operand_bytes(o + OPERAND_X, f->x_q, in_blocks ? f->inv : NULL, in, rows, in);
-        b = operand_bytes(o + OPERAND_W, f->w, f->w_inv, in, f->out, in);
-    }
-    matmul({y, y_dtype, f->out, f->bias, 0, 1}, a, b, fprop8 ? round_up(rows, 16) : rows, f->out,
-           in);
+// y[rows, out] = x w^T + bias, of type y_dtype.
+static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows, Record record) {
+    operand_quantize(f, OPERAND_X, rows, NULL, record);
+    matmul({y, y_dtype, f->out, f->bias, 0, 1}, operand(f, OPERAND_X, FPROP, rows),
+           operand(f, OPERAND_W, FPROP, f->out), rows, f->out, f->in);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself: an Inf
 // saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
-// One kernel reads the source of dy and writes what is wanted of: dy, its bytes in both directions,
-// its column sums. dy: [rows, out] with that row stride; a source other than dy itself is written
-// there if something reads it in 16 bits. x: what wgrad reads, FP8 bytes [in, rows] or the stored
-// [rows, in].
+// source: the tensor dy, or what a kernel makes it of. One pass over it writes what is wanted of
+// dy, its bytes in both directions and its column sums; a tensor that is only quantized is read by
+// operand_quantize() alone.
 template <class Source>
-static void linear_backward(const Linear *f, stored_t *dx, Source source, stored_t *dy,
-                            size_t dy_stride, const void *x, size_t rows, Record record) {
-    const int dgrad8 = linear_in_fp8(f, DGRAD), wgrad8 = linear_in_fp8(f, WGRAD),
-              any8 = dgrad8 || wgrad8;
-    const int in_blocks = linear_blocks(f, OPERAND_DY);
-    const int fuses = any8 && linear_fuses(f, OPERAND_DY, record),
-              later = any8 && !fuses && !in_blocks;
-    const size_t in = f->in, out = f->out, pitch = round_up(rows, 16);
-    const Operand *o = f->operands;
-    Tiles t = tiles(rows, out);
-    t.partial = f->dbias && !(later && Source::IS_STORED) ? f->partial : NULL;
-    if (!Source::IS_STORED && !(fuses && dgrad8 && wgrad8)) t.out = dy;
-    if (fuses) {
-        t.q = dgrad8 ? f->dy_q : NULL;
-        t.q_t = wgrad8 ? f->dy_t : NULL;
-        t.quantizer = quantizer(o + OPERAND_DY, record);
-    }
-    if (t.partial || t.out || fuses) tiles_run(source, t);
-    if (later)
-        quantize(f->dy_q, f->dy_t, dy, dy_stride, rows, out, o + OPERAND_DY, record,
-                 f->dbias && !t.partial ? f->partial : NULL, f->sqnr);
-    if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), out);
-
-    Matrix a = matrix(dy, STORED, dy_stride, 1), b = matrix(f->w16 ? f->w16 : f->w, STORED, 1, in);
-    if (dgrad8) {
-        if (in_blocks)
-            quantize_blocks(f->dy_q, f->inv, dy, rows, out, 0, o + OPERAND_DY, record, f->sqnr);
-        a = operand_bytes(o + OPERAND_DY, f->dy_q, in_blocks ? f->inv : NULL, out, rows, out);
-        b = operand_bytes(o + OPERAND_W, f->w_t, f->w_t_inv, out, in, out);
-    }
-    matmul({dx, STORED, in, NULL, 0, 0}, a, b, dgrad8 ? pitch : rows, in, out);
-    a = matrix(dy, STORED, 1, dy_stride);
-    b = matrix(x, STORED, 1, in);
-    if (wgrad8) {
-        if (in_blocks)
-            quantize_blocks(f->dy_t, f->inv, dy, rows, out, 1, o + OPERAND_DY,
-                            dgrad8 ? RECORD_NONE : record, f->sqnr);
-        a = operand_bytes(o + OPERAND_DY, f->dy_t, in_blocks ? f->inv : NULL, pitch, out, rows);
-        b = operand_bytes(o + OPERAND_X, x, f->kept_inv, pitch, in, rows);
-    }
-    matmul({f->dw, DTYPE_FP32, in, NULL, 1, 0}, a, b, out, in, wgrad8 ? pitch : rows);
+static void linear_backward(const Linear *f, stored_t *dx, Source source, size_t rows,
+                            Record record) {
+    float *partial = f->dbias ? f->partial : NULL;
+    const int later =
+        Source::IS_STORED && operand_in_fp8(f, OPERAND_DY) && !operand_fuses(f, OPERAND_DY, record);
+    Tiles t = operand_tiles(f, OPERAND_DY, rows, record);
+    if (Source::IS_STORED) t.out = NULL;
+    if (!later) t.partial = partial;
+    if (t.out || t.q || t.q_t || t.partial) tiles_run(source, t);
+    operand_quantize(f, OPERAND_DY, rows, later ? partial : NULL, record);
+    if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), f->out);
+    matmul({dx, STORED, f->in, NULL, 0, 0}, operand(f, OPERAND_DY, DGRAD, rows),
+           operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
+    matmul({f->dw, DTYPE_FP32, f->in, NULL, 1, 0}, operand(f, OPERAND_DY, WGRAD, rows),
+           operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
 }
 
 // ==== 7. other layers ============================================================================
@@ -1814,7 +1827,7 @@ static size_t role_size(Storage role, int precision) {
     X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
     /* of x and of dy as they pass */ \
     X(fp32, inv, 1, \
-        (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
+        MAX(BLOCKS(OPERAND_X), 2 * BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
     /* [R, C] before attention, before the MLP, and at the end */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
@@ -1955,7 +1968,6 @@ typedef struct {
 static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
 
 // How many of the first `end` layers have one of these products in bf16.
-#define READ_W (1 << FPROP | 1 << DGRAD)
 static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     size_t n = 0;
     for (int l = 0; l < end; l++)
@@ -2114,10 +2126,15 @@ static void gpt_init(Gpt *g, uint64_t seed) {
     g->weights_ready = 0;
 }
 
+// The scale of an operand: what gpt_linear() and gpt_head() add the tensor and the bytes to.
 static Operand gpt_operand(const Gpt *g, int l, int linear, int which) {
     const int i = (l * NLIN + linear) * NOPERAND + which;
-    const Fp8Scale *s = &g->scales[i];
-    return {s->recipe, g->device_scales + i, g->scales_in_use + i, scale_is_own(s)};
+    Operand o = {};
+    o.recipe = g->scales[i].recipe;
+    o.s = g->device_scales + i;
+    o.use = g->scales_in_use + i;
+    o.own_amax = scale_is_own(&g->scales[i]);
+    return o;
 }
 
 // What linear layer i of layer l keeps for wgrad.
@@ -2126,94 +2143,103 @@ static operand_t *gpt_kept(const Gpt *g, int l, int i) {
     const size_t layer = g->recompute ? 0 : l;
     return kept[i] + layer * gpt_rows(g) * g->params[linear_param[i]].cols;
 }
-// One of the four linear layers of layer l. Its operand weights lie in g->weights, 12 C^2 of them a
-// layer: qkv 3, attproj 1, fc 4, fcproj 4; the fp32 build reads the master.
+// The input of linear layer i of layer l in 16 bits. A wgrad in bf16 keeps it.
+static stored_t *gpt_input(const Gpt *g, int l, int i) {
+    // Inputs are C wide; fcproj's, the last one, is 4 C wide.
+    static const size_t start[NLIN] = {0, 0, 1, 2};
+    const size_t RC = gpt_rows(g) * g->config.C;
+    if (i == LIN_ATTPROJ) return g->att + l * RC; // attention's backward pass reads it, too
+    if (!IS_FP8) return (stored_t *)gpt_kept(g, l, i);
+    if (!g->training || !(g->bf16[l][i] & 1 << WGRAD)) return g->x;
+    return g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + start[i]) * RC;
+}
+// Where a layer's weights, or their copies, begin in units of C^2 elements, of 12 in a layer.
+static const size_t weights_start[NLIN] = {0, 3, 4, 8};
+// The FP8 build's operands of a linear layer.
+static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
+    const size_t C = g->config.C, RC = gpt_rows(g) * C, start = weights_start[i] * C * C;
+    const size_t w_room = SCALE_ROOM(12 * C * C, C), x_room = SCALE_ROOM(7 * RC, C);
+    const int bf16 = g->bf16[l][i];
+    f->fp8 = ~bf16 & (g->training ? ALL_PRODUCTS : 1 << FPROP);
+    for (int o = 0; o < NOPERAND; o++) f->operand[o] = gpt_operand(g, l, i, o);
+    Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
+    x->is_read = gpt_input(g, l, i) != g->x || !linear_in_fp8(f, FPROP);
+    x->bytes[0] = g->x_bytes;
+    if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ))
+        x->bytes[1] = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
+    else if (i != LIN_ATTPROJ) x->bytes[0] = (uint8_t *)gpt_kept(g, l, i);
+    w->is_read = (bf16 & READ_W) != 0;
+    w->tensor =
+        w->is_read ? g->w16 + layers_in_bf16(g, l, READ_W) * 12 * C * C + start : g->rounded;
+    w->bytes[0] = (uint8_t *)g->weights + l * 12 * C * C + start;
+    w->bytes[1] = g->training ? g->weights_t + l * 12 * C * C + start : NULL;
+    dy->is_read = !linear_in_fp8(f, DGRAD) || !linear_in_fp8(f, WGRAD);
+    dy->bytes[0] = g->dy_bytes;
+    dy->bytes[1] = g->dy_turned;
+    x->inv[0] = dy->inv[0] = g->inv;
+    if (g->inv) dy->inv[1] = g->inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
+    // Inputs are C wide, the last one 4 C, so that those of a layer start at i C.
+    if (g->kept_inv) x->inv[1] = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
+    if (!g->w_inv) return;
+    w->inv[0] = g->w_inv + 2 * l * w_room + start / 32 + i * 16 * C;
+    w->inv[1] = w->inv[0] + w_room;
+}
+// One of the four linear layers of layer l.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    // inputs are C wide, the last one 4 C, so that those of a layer start at i C; but x16 has none
-    // of attproj
-    static const size_t start[NLIN] = {0, 3, 4, 8}, x16_start[NLIN] = {0, 0, 1, 2};
-    const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
+    const size_t C = g->config.C, start = weights_start[i];
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {};
+    Operand *x = &f.operand[OPERAND_X], *w = &f.operand[OPERAND_W], *dy = &f.operand[OPERAND_DY];
     f.in = g->params[id].cols;
     f.out = g->params[id].rows;
-    f.w = PRECISION == PRECISION_FP32 ? (void *)gpt_param(g, g->master, id, l)
-                                      : g->weights + (l * 12 + start[i]) * CC;
-    f.bias = PRECISION == PRECISION_FP32 ? (stored_t *)gpt_param(g, g->master, id + 1, l)
-                                         : g->biases + start[i] * C * g->config.L + l * f.out;
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
     f.partial = g->partial_sums;
-    if (!IS_FP8) return f;
-    f.fp8 = 1;
-    f.bf16 = g->bf16[l][i];
-    for (int o = 0; o < NOPERAND; o++) f.operands[o] = gpt_operand(g, l, i, o);
-    f.w_t = g->weights_t + (l * 12 + start[i]) * CC;
-    f.dy_q = g->dy_bytes;
-    f.dy_t = g->dy_turned;
     f.sqnr = g->sqnr;
-    f.x_q = g->x_bytes;
-    if (f.bf16 & READ_W) f.w16 = g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC;
-    if (g->training && f.bf16 & 1 << WGRAD)
-        f.x16 = i == LIN_ATTPROJ
-                    ? g->att + l * RC
-                    : g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + x16_start[i]) * RC;
-    if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ))
-        f.x_kept = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
-    else if (i != LIN_ATTPROJ) f.x_q = (uint8_t *)gpt_kept(g, l, i);
-    const size_t room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
-    f.inv = g->inv;
-    if (g->w_inv) {
-        f.w_inv = g->w_inv + 2 * l * room + start[i] * CC / 32 + i * 16 * C;
-        f.w_t_inv = f.w_inv + room;
+    if (PRECISION == PRECISION_FP32) {
+        w->tensor = (stored_t *)gpt_param(g, g->master, id, l);
+        f.bias = (stored_t *)gpt_param(g, g->master, id + 1, l);
+    } else {
+        w->tensor = (stored_t *)(g->weights + (l * 12 + start) * C * C);
+        f.bias = g->biases + start * C * g->config.L + l * f.out;
     }
-    if (g->kept_inv) f.kept_inv = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
+    if (IS_FP8) gpt_linear_bytes(g, l, i, &f);
+    x->tensor = gpt_input(g, l, i);
+    x->columns = x->stride = w->columns = w->stride = f.in;
+    dy->columns = dy->stride = f.out;
     return f;
 }
 
-// The head, logits = lnf wte^T, as a linear layer: FP8 with --fp8-head only.
-static Linear gpt_head(const Gpt *g) {
+// The head, logits = lnf wte^T, for the rows of lnf from `row` on. FP8 with --fp8-head only.
+static Linear gpt_head(const Gpt *g, size_t row) {
     Linear f = {};
-    f.w = PRECISION == PRECISION_FP32 ? (void *)g->master : g->head_w; // wte is first
-    f.dw = g->grad;
+    Operand *x = &f.operand[OPERAND_X], *w = &f.operand[OPERAND_W], *dy = &f.operand[OPERAND_DY];
+    uint8_t *const bytes[NOPERAND][2] = {
+        {g->lnf_q, g->lnf_t}, {g->head_q, g->head_t}, {g->dy_bytes, g->dy_turned}};
+    for (int o = 0; o < NOPERAND && g->head_q; o++) {
+        f.operand[o] = gpt_operand(g, g->config.L, 0, o);
+        for (int way = 0; way < 2; way++) f.operand[o].bytes[way] = bytes[o][way];
+    }
+    f.dw = g->grad; // wte is first
     f.in = g->config.C;
     f.out = g->config.Vp;
-    if (!g->head_q) return f;
-    f.fp8 = 1;
-    f.w = g->head_q;
-    f.w_t = g->head_t;
-    f.x_q = g->lnf_q;
-    f.x_kept = g->lnf_t;
-    f.dy_q = g->dy_bytes;
-    f.dy_t = g->dy_turned;
     f.sqnr = g->sqnr;
-    for (int o = 0; o < NOPERAND; o++) f.operands[o] = gpt_operand(g, g->config.L, 0, o);
+    if (g->head_q) f.fp8 = g->training ? ALL_PRODUCTS : 1 << FPROP;
+    x->tensor = g->lnf + row * f.in;
+    x->whole = 1;
+    w->tensor = PRECISION == PRECISION_FP32 ? (stored_t *)g->master : g->head_w;
+    dy->tensor = (stored_t *)g->logits;
+    x->columns = x->stride = w->columns = w->stride = f.in;
+    dy->columns = f.out;
+    dy->stride = DLOGITS_STRIDE(f.out);
     return f;
 }
 
 // Makes the copies of a master weight that its products read: rounded to the stored type, then
 // bytes in both directions. One pass does both if the scale is known.
-static void weight_refresh(const Linear *f, const float *master, stored_t *stored,
-                           stored_t *rounded, int training, Record record) {
-    const Operand *o = &f->operands[OPERAND_W];
-    const int any8 = linear_in_fp8(f, FPROP) || linear_in_fp8(f, DGRAD),
-              fuses = any8 && linear_fuses(f, OPERAND_W, record);
-    uint8_t *q = (uint8_t *)f->w, *q_t = training ? (uint8_t *)f->w_t : NULL;
-    Tiles t = tiles(f->out, f->in);
-    t.out = stored ? stored : any8 && !fuses ? rounded : NULL;
-    if (fuses) {
-        t.q = q;
-        t.q_t = q_t;
-        t.quantizer = quantizer(o, record);
-    }
-    tiles_run(MasterSource{master, f->in}, t);
-    if (!any8 || fuses) return;
-    if (!f->w_inv) return quantize(q, q_t, t.out, f->in, f->out, f->in, o, record, NULL, f->sqnr);
-    const int fprop8 = linear_in_fp8(f, FPROP);
-    if (fprop8) quantize_blocks(q, f->w_inv, t.out, f->out, f->in, 0, o, record, f->sqnr);
-    if (training && linear_in_fp8(f, DGRAD))
-        quantize_blocks(q_t, f->w_t_inv, t.out, f->out, f->in, 1, o, fprop8 ? RECORD_NONE : record,
-                        f->sqnr);
+static void weight_refresh(const Linear *f, const float *master, Record record) {
+    tiles_run(MasterSource{master, f->in}, operand_tiles(f, OPERAND_W, f->out, record));
+    operand_quantize(f, OPERAND_W, f->out, NULL, record);
 }
 
 // Makes the operand copies of the master weights, once after each update, when a forward pass first
@@ -2224,8 +2250,8 @@ static void gpt_refresh_weights(Gpt *g) {
     g->weights_ready = 1;
     if (PRECISION == PRECISION_FP32) return;
     const Record record = MAX(g->record_weights, RECORD_STATS);
-    const Linear head = gpt_head(g);
-    weight_refresh(&head, g->master, g->head_w, NULL, g->training, record);
+    const Linear head = gpt_head(g, 0);
+    weight_refresh(&head, g->master, record);
     for (int i = 0; i < NLIN; i++) {
         const Linear first = gpt_linear(g, 0, i);
         Tiles t = tiles(g->config.L, first.out); // the biases of all layers
@@ -2233,28 +2259,15 @@ static void gpt_refresh_weights(Gpt *g) {
         tiles_run(MasterSource{gpt_param(g, g->master, linear_param[i] + 1, 0), first.out}, t);
         for (int l = 0; l < g->config.L; l++) {
             const Linear f = gpt_linear(g, l, i);
-            weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l),
-                           IS_FP8 ? f.w16 : (stored_t *)f.w, g->rounded, g->training, record);
+            weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l), record);
         }
     }
 }
 
-// Where the kernel that makes a linear layer's input writes it: its bytes if it can make them, and
-// the tensor if something reads that.
-static Written gpt_input(const Gpt *g, const Linear *f, int l, int i) {
-    Written w = {};
-    if (i == LIN_ATTPROJ) w.stored = g->att + l * gpt_rows(g) * g->config.C;
-    else if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
-    if (!IS_FP8) return w;
-    const int fprop8 = linear_in_fp8(f, FPROP),
-              any8 = fprop8 || (g->training && linear_in_fp8(f, WGRAD));
-    if (any8 && linear_fuses(f, OPERAND_X, g->record)) {
-        w.q = f->x_q;
-        w.quantizer = quantizer(&f->operands[OPERAND_X], g->record);
-    }
-    if (!w.stored && f->x16) w.stored = f->x16;
-    if (!w.stored && !(w.q && fprop8)) w.stored = g->x;
-    return w;
+// Where layernorm and attention write the input of a linear layer: see operand_tiles().
+static Written input_written(const Linear *f, Record record) {
+    const Tiles t = operand_tiles(f, OPERAND_X, 0, record);
+    return {t.out, t.q, t.quantizer};
 }
 // The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention
 // and before the MLP, and 2L at the end. The bias is the parameter after the weight.
@@ -2273,64 +2286,52 @@ static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written n
                                y ? residual - R * C : residual, y, gpt_param(g, g->master, id, l),
                                gpt_param(g, g->master, id + 1, l), rows, C);
 }
-// GELU of layer l's fc, written to where fcproj reads it: the tensor or its bytes; and transposed
-// for wgrad.
-static void gpt_gelu_forward(Gpt *g, const Linear *f, int l, Written w, uint8_t *turned,
-                             size_t rows) {
-    Tiles t = tiles(rows, f->in);
-    t.out = w.stored;
-    t.q = w.q;
-    t.quantizer = w.quantizer;
-    t.q_t = turned;
-    tiles_run(GeluSource{g->fc + l * gpt_rows(g) * f->in, f->in}, t);
+static Written gpt_written(const Gpt *g, int l, int i) {
+    const Linear f = gpt_linear(g, l, i);
+    return input_written(&f, g->record);
+}
+static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
+    const Linear f = gpt_linear(g, l, i);
+    linear_forward(&f, y, STORED, rows, g->record);
+}
+// GELU of layer l's fc: the input of fcproj.
+static void gpt_gelu_forward(Gpt *g, const Linear *fcproj, int l, size_t rows, Record record) {
+    tiles_run(GeluSource{g->fc + l * gpt_rows(g) * fcproj->in, fcproj->in},
+              operand_tiles(fcproj, OPERAND_X, rows, record));
 }
 
-// The product of a linear layer whose input was made.
-static void gpt_linear_forward(Gpt *g, const Linear *f, Written x, stored_t *y, size_t rows) {
-    linear_forward(f, y, STORED, x.stored, x.q != NULL, rows, g->record);
+// Completes what the wgrad of linear layer i reads of x, with the scale of the forward pass: bytes
+// that it kept are turned; with --recompute the input is made again, with the same bits.
+static void gpt_wgrad_input(Gpt *g, Linear *f, int l, int i, size_t rows) {
+    const int fp8 = linear_in_fp8(f, WGRAD);
+    Linear now = *f; // wgrad alone reads x now
+    Operand *x = &now.operand[OPERAND_X];
+    Record record = RECORD_NONE;
+    now.fp8 &= 1 << WGRAD;
+    x->own_amax = 0;
+    if (IS_FP8 && !fp8) return; // it was kept in bf16
+    if (i == LIN_ATTPROJ) {     // kept in 16 bits, since attention's backward pass reads it
+        x->bytes[1] = f->operand[OPERAND_X].bytes[1] = g->x_turned;
+        x->whole = 1;
+        // Blocks that no forward product read are counted here.
+        if (recipe_blocks(&x->recipe) && !linear_in_fp8(f, FPROP)) record = g->record;
+    } else if (g->recompute && i == LIN_FCPROJ) gpt_gelu_forward(g, &now, l, rows, record);
+    else if (g->recompute)
+        gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, input_written(&now, record), rows);
+    if (i == LIN_ATTPROJ || g->recompute) operand_quantize(&now, OPERAND_X, rows, NULL, record);
+    if (!fp8 || x->bytes[1]) return;
+    bytes_turn(g->x_turned, x->bytes[0], rows, f->in);
+    f->operand[OPERAND_X].bytes[1] = g->x_turned;
 }
-// What the wgrad of linear layer i reads: what was kept, transposed if it is bytes; or, with
-// --recompute, its input made again with the same bits.
-static const void *gpt_wgrad_input(Gpt *g, const Linear *f, int l, int i, size_t rows) {
-    const int again = g->recompute && i != LIN_ATTPROJ, wgrad8 = linear_in_fp8(f, WGRAD);
-    const Operand *o = &f->operands[OPERAND_X];
-    Written w = {};
-    if (f->x16 && !wgrad8) return f->x16;
-    if (i == LIN_ATTPROJ) { // kept in 16 bits, since attention's backward pass reads it
-        stored_t *att = g->att + l * gpt_rows(g) * g->config.C;
-        if (!IS_FP8) return att;
-        Tiles t = tiles(rows, f->in);
-        t.q_t = g->x_turned;
-        t.quantizer = quantizer(o, RECORD_NONE);
-        if (f->kept_inv)
-            quantize_blocks(g->x_turned, f->kept_inv, att, rows, f->in, 1, o,
-                            linear_in_fp8(f, FPROP) ? RECORD_NONE : g->record, f->sqnr);
-        else {
-            quantize_passes++;
-            tiles_run(StoredSource{att, f->in}, t);
-        }
-        return g->x_turned;
-    }
-    if (!IS_FP8) w.stored = (stored_t *)gpt_kept(g, l, i);
-    else if (f->kept_inv) w.stored = g->x;
-    else if (i != LIN_FCPROJ) w.q = f->x_q;
-    if (IS_FP8) w.quantizer = quantizer(o, RECORD_NONE);
-    if (again && i == LIN_FCPROJ)
-        gpt_gelu_forward(g, f, l, w, IS_FP8 && !f->kept_inv ? f->x_kept : NULL, rows);
-    else if (again) gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, w, rows);
-    if (!IS_FP8) return w.stored;
-    if (again && f->kept_inv)
-        quantize_blocks(f->x_kept, f->kept_inv, g->x, rows, f->in, 1, o, RECORD_NONE, NULL);
-    if (f->x_kept) return f->x_kept;
-    bytes_turn(g->x_turned, f->x_q, rows, f->in);
-    return g->x_turned;
-}
-// dx and the gradients of linear layer i of layer l, from dy.
+// dx and the gradients of linear layer i of layer l, from dy [rows, out]: the tensor, or where it
+// is written if something reads it in 16 bits.
 template <class Source>
 static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, Source source, stored_t *dy,
                                 size_t rows) {
-    const Linear f = gpt_linear(g, l, i);
-    linear_backward(&f, dx, source, dy, f.out, gpt_wgrad_input(g, &f, l, i, rows), rows, g->record);
+    Linear f = gpt_linear(g, l, i);
+    f.operand[OPERAND_DY].tensor = dy;
+    gpt_wgrad_input(g, &f, l, i, rows);
+    linear_backward(&f, dx, source, rows, g->record);
 }
 
 // dresidual += the layernorm's backward of dnarrow.
@@ -2352,40 +2353,28 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     encoder_forward(g->residual, tokens, g->master, gpt_param(g, g->master, WPE, 0), B, n, pos,
                     c->C);
     for (int l = 0; l < c->L; l++) {
-        Linear f[NLIN];
-        Written x[NLIN];
-        for (int i = 0; i < NLIN; i++) {
-            f[i] = gpt_linear(g, l, i);
-            x[i] = gpt_input(g, &f[i], l, i);
-        }
         stored_t *qkv = g->qkv + l * R * 3 * C;
         // The encoder wrote the first.
-        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, x[LIN_QKV], rows);
-        gpt_linear_forward(g, &f[LIN_QKV], x[LIN_QKV], qkv + pos * 3 * C, rows);
-        attention_forward(x[LIN_ATTPROJ], g->lse + l * R * c->NH, qkv, B, n, pos, c->C, c->NH);
-        gpt_linear_forward(g, &f[LIN_ATTPROJ], x[LIN_ATTPROJ], g->y, rows);
-        gpt_layernorm_forward(g, 2 * l + 1, g->y, x[LIN_FC], rows);
-        gpt_linear_forward(g, &f[LIN_FC], x[LIN_FC], g->fc + l * R * 4 * C, rows);
-        gpt_gelu_forward(
-            g, &f[LIN_FCPROJ], l, x[LIN_FCPROJ],
-            x[LIN_FCPROJ].q && linear_in_fp8(&f[LIN_FCPROJ], WGRAD) ? f[LIN_FCPROJ].x_kept : NULL,
-            rows);
-        gpt_linear_forward(g, &f[LIN_FCPROJ], x[LIN_FCPROJ], g->y, rows);
+        gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_written(g, l, LIN_QKV), rows);
+        gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
+        attention_forward(gpt_written(g, l, LIN_ATTPROJ), g->lse + l * R * c->NH, qkv, B, n, pos,
+                          c->C, c->NH);
+        gpt_linear_forward(g, l, LIN_ATTPROJ, g->y, rows);
+        gpt_layernorm_forward(g, 2 * l + 1, g->y, gpt_written(g, l, LIN_FC), rows);
+        gpt_linear_forward(g, l, LIN_FC, g->fc + l * R * 4 * C, rows);
+        const Linear fcproj = gpt_linear(g, l, LIN_FCPROJ);
+        gpt_gelu_forward(g, &fcproj, l, rows, g->record);
+        gpt_linear_forward(g, l, LIN_FCPROJ, g->y, rows);
     }
     Written lnf = {};
     lnf.stored = g->lnf;
     gpt_layernorm_forward(g, 2 * c->L, g->y, lnf, rows);
 }
 
-// What the head's wgrad reads of a slab: its rows of lnf, or their bytes.
-static void *head_kept(const Gpt *g, size_t row) {
-    return g->head_q ? (void *)g->lnf_t : g->lnf + row * g->config.C;
-}
-
 // logits [rows, Vp] = lnf wte^T for rows from `row` on.
 static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
-    const Linear f = gpt_head(g);
-    linear_forward(&f, logits, DTYPE_FP32, g->lnf + row * f.in, 0, rows, g->record);
+    const Linear f = gpt_head(g, row);
+    linear_forward(&f, logits, DTYPE_FP32, rows, g->record);
 }
 
 // dlogits are bounded by grad_scale, so their scale is a constant power of two.
@@ -2402,20 +2391,18 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
     const size_t rows = (size_t)B * n;
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
     const float *grad_scale = grads ? &g->step_inputs->grad_scale : NULL;
-    const Linear f = gpt_head(g);
-    const Operand *dy = &f.operands[OPERAND_DY];
-    stored_t *dlogits = (stored_t *)g->logits;
-    const StoredSource source = {dlogits, DLOGITS_STRIDE(f.out)};
     gpt_forward_blocks(g, in.tokens, B, n, 0);
-    if (f.fp8 && grads) LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, dy->s, dy->use, grad_scale);
+    const Operand dy = gpt_head(g, 0).operand[OPERAND_DY];
+    if (dy.s && grads) LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, dy.s, dy.use, grad_scale);
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
         classifier(g->losses + row, g->logits, in.targets + row, slab, g->config.V, g->config.Vp,
                    grad_scale);
-        if (grads)
-            linear_backward(&f, g->dnarrow + row * f.in, source, dlogits, source.stride,
-                            head_kept(g, row), slab, g->record);
+        if (!grads) continue;
+        const Linear f = gpt_head(g, row);
+        linear_backward(&f, g->dnarrow + row * f.in, StoredSource{dy.tensor, dy.stride}, slab,
+                        g->record);
     }
     loss_add(&g->step_results->loss, g->losses, rows);
 }
@@ -5133,8 +5120,10 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
 // of the operands and of out.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
     const int fast = out.fast && a.along != 128; // blocks of 128 have their sums promoted anyway
-    if (dtype_size[a.dtype] == 1 &&
-        product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along))
+    const int fp8 = dtype_size[a.dtype] == 1;
+    M = fp8 ? round_up(M, 16) : M;
+    K = fp8 ? round_up(K, 16) : K;
+    if (fp8 && product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along))
         return matmul_emulated(&out, &a, &b, M, N, K);
     for (int i = 0; i < (a.across ? 4 : 1);
          i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then
@@ -5146,8 +5135,7 @@ static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_
         if (out.bias && !o.bias) RUN(bias_kernel, ceil_div(M * N / 8, THREADS), out, M, N);
         return;
     }
-    EXPECT(dtype_size[a.dtype] == 1, "a product that the run needs does not exist on %s (above)",
-           machine.name);
+    EXPECT(fp8, "a product that the run needs does not exist on %s (above)", machine.name);
     matmul_emulated(&out, &a, &b, M, N, K);
 }
 

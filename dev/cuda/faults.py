@@ -37,7 +37,7 @@ FAULTS = [
     ("the initial weights from another draw", "random_u64(seed, id, i + 1)", "random_u64(seed, id, i + 2)", "model"),
     ("a denormal weight is not flushed before it is rounded", "stored_round(denormal_flush(bits_float(raw[i])))", "stored_round(bits_float(raw[i]))", "fused"),
     ("a NaN's byte is another without FP8 units", "return a > 0x7f800000 ? 0x7f :", "return a > 0x7f800000 ? 0x7e :", "CUDA_ON_CPU_ARCH=8.0 numbers"),
-    ("steps never fuse", "!f->operands[operand].own_amax && record != RECORD_SQNR;", "!f->operands[operand].own_amax && record == RECORD_NONE;", "steps"),
+    ("steps never fuse", "!o->own_amax && record != RECORD_SQNR;", "!o->own_amax && record == RECORD_NONE;", "steps"),
     ("steps are never graphs", "h->warm && g->record == RECORD_STATS", "h->warm && g->record == RECORD_NONE", "steps"),
     ("every logged step records SQNR", "step / every > (step - rows) / every)", "step > 0)", "steps"),
     ("a bias is lost where it is not fused", "if (out.bias && !o.bias)", "if (out.bias && o.bias && 0)", "CUDA_ON_CPU_LT_REFUSES=bias products"),

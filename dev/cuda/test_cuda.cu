@@ -266,7 +266,11 @@ struct Pair {
         scale_use(&copy, &in_use, copy.scale);
         scale.write({copy}), use.write({in_use});
     }
-    Operand operand() const { return {host.recipe, scale.p, use.p, scale_is_own(&host)}; }
+    Operand operand() const {
+        Operand o = {};
+        o.recipe = host.recipe, o.s = scale.p, o.use = use.p, o.own_amax = scale_is_own(&host);
+        return o;
+    }
     void advance() {
         ref_scale_advance(&host);
         scales_advance(scale.p, use.p, cut.p, 1, 1);
@@ -335,7 +339,7 @@ static void test_quantize() {
                                         along_rows, &pair.host, record);
                     const Operand o = pair.operand();
                     quantize_blocks(along_rows ? q_t.p : q.p, inv.p, x.p, rows, columns, along_rows,
-                                    &o, record, sqnr.p);
+                                    &o, record, NULL, sqnr.p);
                     const Blocks b = blocks_of(NULL, rows, columns, along_rows, &named.r,
                                                blocks_native(&named.r));
                     const size_t down = ceil_div(rows, b.tall), right = ceil_div(columns, b.wide);
@@ -803,10 +807,15 @@ static void test_linear() {
     Device<stored_t> d_x(x), d_w(w), d_dy(dy), d_b(b), d_y(rows * out), d_dx(rows * in);
     Device<float> d_dw(dw0), d_db(db0), partial(ceil_div(rows, TILE_ROWS) * out);
     Linear f = {};
-    f.w = d_w.p, f.bias = d_b.p, f.dw = d_dw.p, f.dbias = d_db.p, f.in = in, f.out = out,
-    f.partial = partial.p;
-    linear_forward(&f, d_y.p, STORED, d_x.p, 0, rows, RECORD_STATS);
-    linear_backward(&f, d_dx.p, StoredSource{d_dy.p, out}, d_dy.p, out, d_x.p, rows, RECORD_STATS);
+    f.bias = d_b.p, f.dw = d_dw.p, f.dbias = d_db.p, f.in = in, f.out = out, f.partial = partial.p;
+    const size_t columns[NOPERAND] = {in, in, out};
+    stored_t *const tensors[NOPERAND] = {d_x.p, d_w.p, d_dy.p};
+    for (int o = 0; o < NOPERAND; o++) {
+        f.operand[o].tensor = tensors[o];
+        f.operand[o].columns = f.operand[o].stride = columns[o];
+    }
+    linear_forward(&f, d_y.p, STORED, rows, RECORD_STATS);
+    linear_backward(&f, d_dx.p, StoredSource{d_dy.p, out}, rows, RECORD_STATS);
     const double fp32 = PRECISION == PRECISION_FP32 ? 1e-6 : 0; // sums in another order
     check_error("linear layer, fprop", y, floats(d_y.read()), EPSILON + fp32);
     check_error("linear layer, dgrad", dx, floats(d_dx.read()), EPSILON + fp32);
@@ -953,13 +962,18 @@ static void test_products() {
             Device<stored_t> x(host[i]);
             Device<uint8_t> *q = new Device<uint8_t>(rows[i] * K);
             Device<float> *inv = new Device<float>(rows[i] * K / 16 + 4096);
-            const Operand o = pair->operand();
+            const int which = i == 0 ? OPERAND_X : OPERAND_W;
+            Linear f = {};
+            f.fp8 = 1 << FPROP;
+            Operand &o = f.operand[which];
+            o = pair->operand();
+            o.bytes[0] = q->p, o.inv[0] = inv->p, o.columns = K;
             std::vector<uint8_t> bytes(rows[i] * K);
             std::vector<float> scales(rows[i] * K / 16 + 4096, 1);
             drop.push_back([=] { delete pair, delete q, delete inv; });
             const bool blocks = recipe_blocks(&r);
             if (blocks) {
-                quantize_blocks(q->p, inv->p, x.p, rows[i], K, 0, &o, RECORD_NONE, NULL);
+                quantize_blocks(q->p, inv->p, x.p, rows[i], K, 0, &o, RECORD_NONE, NULL, NULL);
                 ref_quantize_blocks(bytes.data(), scales.data(), host[i].data(), rows[i], K, 0,
                                     &pair->host, RECORD_NONE);
             } else {
@@ -967,7 +981,7 @@ static void test_products() {
                 scales[0] = ref_quantize(bytes.data(), host[i].data(), rows[i] * K, &pair->host,
                                          RECORD_NONE);
             }
-            m.push_back(operand_bytes(&o, q->p, blocks ? inv->p : NULL, K, rows[i], K));
+            m.push_back(operand(&f, which, FPROP, rows[i]));
             const size_t along = blocks ? MIN((size_t)r.along, K) : K,
                          across = blocks ? (size_t)r.across : rows[i];
             for (size_t row = 0; row < rows[i]; row++)
