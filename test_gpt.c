@@ -366,8 +366,8 @@ static void codes_decode_bf16(void) {
 static void quantize_both_ways(uint8_t *q, uint8_t *want, const stored_t *x, size_t n, float scale,
                                Dtype d, Fp8Stats *s, Fp8Stats *slow) {
     memset(s, 0, sizeof(*s));
-    if (d == DTYPE_E5M2) quantize_block(q, x, n, scale, s, &fp8_formats[1]);
-    else quantize_block(q, x, n, scale, s, &fp8_formats[0]);
+    if (d == DTYPE_E5M2) quantize_chunk(q, x, n, scale, s, &fp8_formats[1]);
+    else quantize_chunk(q, x, n, scale, s, &fp8_formats[0]);
     quantize_slowly(want, x, n, scale, d, slow);
 }
 static void test_fp8_blocks(void) {
@@ -395,7 +395,7 @@ static void test_fp8_blocks(void) {
         }
         check_none(
             bytes,
-            label("fp8 %s: quantize_block makes the right bytes of 65536 stored values x 7 scales",
+            label("fp8 %s: quantize_chunk makes the right bytes of 65536 stored values x 7 scales",
                   dtype_names[d]));
         check_none(
             stats,
@@ -403,7 +403,7 @@ static void test_fp8_blocks(void) {
                   dtype_names[d]));
     }
     memset(&s, 0, sizeof(s));
-    quantize_block(q, x, n, 2, &s, &fp8_formats[0]);
+    quantize_chunk(q, x, n, 2, &s, &fp8_formats[0]);
     quantize_slowly(want, x, n, 1, DTYPE_E4M3, &slow);
     check(memcmp(q, want, n) != 0 && !stats_same(&s, &slow),
           "planted fault: a scale off by 2 shows in bytes and in statistics", "nothing differed");

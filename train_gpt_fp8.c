@@ -20,18 +20,18 @@ Scales. A tensor rarely fits into such a range as it is. Each one has a scale:
     scale = FP8_MAX / amax      amax: the largest |value|;  FP8_MAX: 448 or 57344
     byte  = encode(x * scale)   to nearest even; what is too large saturates at +-FP8_MAX
     x    ~= decode(byte) * scale_inv, scale_inv = 1 / scale
-A product multiplies decoded bytes and sums them in fp32. Its epilogue multiplies the sum by
-scale_inv of both operands: there the scale is undone (matmul(), section 5). If a scale is too
-small by 2, the top power of two of the format stays unused, and one more power of two of small
-values underflows. If it is too large by 2, values above about amax / 2 saturate. In both cases
-scale_inv matches, so the product is not off by 2; and values that stay normal keep their relative
-precision, because FP8 is floating point.
+matmul() (section 5) multiplies decoded bytes, sums them in fp32, and multiplies the sum by
+scale_inv of both operands, which undoes the scales. If a scale is too small by 2, the top power of
+two of the format stays unused, and one more power of two of small values underflows. If it is too
+large by 2, values above about amax / 2 saturate. In both cases scale_inv matches, so the product
+is not off by 2; and values that stay normal keep their relative precision, because FP8 is floating
+point.
 
 Where amax comes from. quantize() (section 4) makes the bytes and takes amax of the same tensor, as
 it is stored (bf16), in the same pass. With the default rule, delayed scaling, that amax does not
 scale this tensor, so that one pass is enough; if values grow suddenly, they saturate for a step.
-At the end of the step the largest amax of its micro-batches enters a history, and the largest of
-the last 16 steps makes the scale of the next step (scale_advance(), which gpt_step() calls). Until
+After the last micro-batch the largest amax of the step enters a history, and the largest of the
+last 16 steps makes the scale of the next step (scale_advance(), which gpt_step() calls). Until
 there is a history, normally in the first step, each tensor is scaled by its own amax. An amax that
 is 0, denormal, Inf or NaN never enters the history: the scale stays as it was. A value of Inf
 becomes +-FP8_MAX, a NaN the code 0x7F; both are counted. An Inf in dy, which its bytes hide, is
@@ -42,12 +42,15 @@ a tensor:
     fprop  y  = x w^T    x: linear_forward()     w: gpt_refresh_weights(), once a step
     dgrad  dx = dy w     dy: linear_backward()   w: the same bytes
     wgrad  dw = dy^T x   dy: the same bytes      x: the same bytes, kept from the forward pass
-So the inputs of a block's four linear layers are kept for the backward pass as bytes: one byte an
-element, where BF16 and FP16 keep two. The residual stream, qkv, the GELU's input and the head's
-input have 16 bits in all three. In a layer that is 25 bytes instead of 32 for each channel of a
-position. Block scaling gives each block of a tensor, 32 elements for example, a scale of its own.
-A block lies along the dimension that is summed over, and the two products that read an operand sum
-over different ones, so it is quantized twice.
+So the inputs of a layer's four products are kept for the backward pass as bytes: one byte an
+element, where BF16 and FP16 keep two (--recompute makes most of them again instead). The residual
+stream, qkv, the GELU's input and the input of the head (the projection to the vocabulary) have 16
+bits in the FP8, BF16 and FP16 builds alike. In a layer that is 25 bytes instead of 32 for each
+channel of a position.
+
+Block scaling gives each block of a tensor, 32 elements for example, a scale of its own, undone as
+an element is read. A block lies along the dimension that is summed over, and the two products that
+read an operand sum over different ones, so it is quantized twice.
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
 stream and gradients of activations are bf16; master weights, their gradients and AdamW's moments
@@ -58,9 +61,9 @@ is skipped. (A recipe with a constant scale for dy scales the loss, too: saturat
 the loss scale, but skip no step.) All else is the same text.
 
 A step (gpt_step(), section 9) is: forward and backward of every micro-batch, the scales of the
-next step, AdamW, and a mark that the weights' bytes are stale. The next forward pass makes them
-again. To try a recipe: --recipe WORDS (--help recipe). To add a rule of scales: one function and
-one row (SCALING_RULES, section 4; dev/RECIPES.md shows it).
+next step, AdamW, which marks the weights' bytes as stale, and the next loss scale. The next forward
+pass makes the bytes again. To try a recipe: --recipe WORDS (--help recipe). To add a rule of
+scales: one function and one row in both files (SCALING_RULES, section 4; dev/RECIPES.md shows it).
 
 What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other
 architectures, several machines.
@@ -282,7 +285,7 @@ static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M
 INLINE float fp8_max(Dtype d) { return fp8_format(d)->max; }
 
 // The code of a magnitude, given by its bits. One beyond `saturated_above` gives a code above
-// max_code. It has no branches, so that the compiler vectorizes the loop in quantize_block().
+// max_code. It has no branches, so that the compiler vectorizes the loop in quantize_chunk().
 static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
     // normal results: round at the last kept bit and move the exponent's bias
@@ -320,19 +323,19 @@ static float fp8_decode(uint8_t code, Dtype d) { return fp8_value(code, fp8_form
 // ==== 4. scales and recipes ======================================================================
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
-// What is counted for every operand, in the pass that quantizes it.
+// What is counted for every operand, in the pass that quantizes it. SQNR is the signal to
+// quantization noise ratio, 10 log10(signal / noise) dB.
 typedef struct {
     uint32_t amax_bits; // of the largest |x|; as integers, Inf is above all numbers, NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// A scale is FP8_MAX / amax. A rule says which amax that is. Rules after CURRENT use earlier steps:
-// their function gets the amax of the step that ended and returns the amax for the next scale.
-// CONSTANT and CURRENT need none; amax_of_step only fills the column. A new rule is a function and
-// a row at the end, in both files (dev/RECIPES.md adds one as an example). Columns: name, word in
-// --recipe, its argument (=N is a whole number), the argument's default (0: it has to be given),
-// least and largest, function, help.
+// A scale is FP8_MAX / amax. A rule says which amax that is: a row of the table. Its columns: name,
+// word in --recipe, its argument (=N is a whole number), the argument's default (0: it has to be
+// given), least and largest, function, help. The function gets the amax of the step that ended and
+// returns the amax for the next scale; it is not called for CONSTANT and CURRENT. A new rule is a
+// function and a row at the end, in both files (dev/RECIPES.md adds one as an example).
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
     X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, amax_of_step,                                       \
@@ -355,7 +358,8 @@ typedef struct {
     // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
     // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
     int rounding;
-    // Block scaling: elements across and along K that share a scale; along is 0 where all do.
+    // Block scaling: how many elements share a scale across K, the dimension that a product sums
+    // over, and along it. along is 0 where the whole tensor has one scale.
     int across, along;
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
@@ -365,7 +369,8 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;        // of the whole step where the rule remembers, else of the last tensor
+    float scale;        // with a history: of this step; else of the last recorded tensor (of the
+                        // largest amax of its blocks, for the log)
     float scale_inv;    // of the bytes that are in memory now, for all products that read them
     int64_t amax_count; // steps whose amax the rule has seen; 0: tensors are scaled by their own
     float amax_history[AMAX_HISTORY_MAX];
@@ -438,10 +443,10 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 // Sums over a whole tensor are split into chunks of so many elements, whatever the thread count.
 #define CHUNK 8192
 
-// q[i] = encode(x[i] * scale) for one block, with its statistics. Integer reductions only: order
+// q[i] = encode(x[i] * scale) for one chunk, with its statistics. Integer reductions only: order
 // does not matter. Inlined for each format, whose numbers are then constants. Numbers are widened
 // and narrowed in loops of their own: so gcc's code is faster.
-INLINE void quantize_block(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats,
+INLINE void quantize_chunk(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats,
                            const Fp8Format *f8) {
     uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
     for (size_t at = 0, m; at < n; at += m) {
@@ -505,8 +510,8 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
         if (r->format == DTYPE_E4M3)
-            quantize_block(q + at, x + at, m, scale, &total, &fp8_formats[0]);
-        else quantize_block(q + at, x + at, m, scale, &total, &fp8_formats[1]);
+            quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[0]);
+        else quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[1]);
         if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
     }
     const double inv2 = (double)scale_inv * scale_inv;
@@ -524,8 +529,8 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
 // multiply-adds, the odd element of each pair first,
 //     acc = fma(a[k], b[k], fma(a[k+1], b[k+1], acc)),  k = 0, 2, 4, ...
 // which is what vdpbf16ps does. Products of FP8, bf16 or fp16 numbers are exact in fp32, so fp32
-// FMA gives the same bits. Blocks of K reload the accumulator and so keep the chain: no bit depends
-// on tiles, threads or the instruction set.
+// FMA gives the same bits. The fast product splits K, but goes on from the stored sum, so that the
+// order is the same: no bit depends on tiles, threads or the instruction set.
 // --sum-order tiles is another rule, that of AMX's tdpbf16ps: each 32 elements of K, the last
 // padded with zeros, have two sums from zero, and their sum is added,
 //     even = fma(a[k], b[k], even), k = 0, 2, .. 30;  odd likewise, k = 1, 3, .. 31;  acc += even +
@@ -539,8 +544,8 @@ typedef struct {
     Dtype dtype;
     size_t row_stride, k_stride;
     float scale_inv; // FP8: an element is worth its decoded byte times this; else 1
-    // Block scaling: element (i, k) is also multiplied by inv[i / across * inv_stride + k / along],
-    // a power of two, so that it stays exact. NULL: no blocks.
+    // Block scaling: element (i, k) is also multiplied by inv[i / across * inv_stride + k / along].
+    // recipe_parse() makes that a power of two, so that the product stays exact. NULL: no blocks.
     const float *inv;
     size_t across, along, inv_stride;
 } Matrix;
@@ -571,7 +576,7 @@ static float matrix_element(const Matrix *m, size_t i, size_t k) {
     else value = float_from_stored(((const stored_t *)m->data)[at]);
     return m->inv ? value * m->inv[i / m->across * m->inv_stride + k / m->along] : value;
 }
-// fma(a[m, k], b[n, k], sum); beyond K the elements are zeros.
+// fma(a[m, k], b[n, k], sum). Beyond K the elements are zeros, as packing has them.
 static float element_fma(const Matrix *a, const Matrix *b, size_t m, size_t n, size_t k, size_t K,
                          float sum) {
     return k < K ? fmaf(matrix_element(a, m, k), matrix_element(b, n, k), sum) : fmaf(0, 0, sum);
@@ -584,7 +589,7 @@ static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N,
     PARALLEL(static) for (size_t at = 0; at < M * N; at++) {
         const size_t m = at / N, n = at % N;
         float sum = 0;
-        for (size_t k = 0; !product_in_tiles && k < K; k += 2)
+        for (size_t k = 0; !product_in_tiles && k < K; k += 2) // in pairs
             sum = element_fma(&a, &b, m, n, k, K, element_fma(&a, &b, m, n, k + 1, K, sum));
         for (size_t k = 0; product_in_tiles && k < K; k += 32) {
             float even = 0, odd = 0;
@@ -624,8 +629,8 @@ static void column_sums(float *out, const stored_t *x, float *partial, size_t ro
 //   dy [R, out]    dgrad           wgrad
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 enum { FPROP, DGRAD, WGRAD, NPRODUCT };
-enum { OVER_COLUMNS, OVER_ROWS };
-enum { READ_W = 1 << FPROP | 1 << DGRAD, ALL_PRODUCTS = READ_W | 1 << WGRAD }; // bits of products
+enum { OVER_COLUMNS, OVER_ROWS }; // an operand's two ways: which index a product sums over
+enum { READ_W = 1 << FPROP | 1 << DGRAD, ALL_PRODUCTS = READ_W | 1 << WGRAD }; // bits
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 static const char *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
 static const int operand_product[NOPERAND][2] = {{FPROP, WGRAD}, {FPROP, DGRAD}, {DGRAD, WGRAD}};
@@ -651,8 +656,8 @@ static void operand_is(Linear *f, int which, const stored_t *tensor) {
     f->operand[which].stored[OVER_COLUMNS] = f->operand[which].stored[OVER_ROWS] = tensor;
 }
 
-// Makes the bytes of an operand from the tensor [rows, columns], for those of its products, from
-// `way` on, that are in FP8.
+// Makes the bytes of an operand from the tensor [rows, columns], for its products in FP8: both, or
+// with way OVER_ROWS only the second. Blocks are made for each of them.
 static void operand_quantize(const Linear *f, int which, const stored_t *tensor, size_t rows,
                              int way, Record record) {
     const Operand *o = &f->operand[which];
@@ -736,7 +741,7 @@ INLINE float lanes_sum(float *lanes) {
     return lanes[0];
 }
 
-// Signal and noise for the SQNR: adds sums over n <= CHUNK of squares of x, and of what encoding
+// Adds signal and noise for the SQNR: sums over n <= CHUNK of squares of x, and of what encoding
 // changed of x. With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's own.
 static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
                       const float *scale, int stride, Dtype format) {
@@ -791,17 +796,20 @@ static void columns_encode(uint8_t *q, const stored_t *x, size_t columns, size_t
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
+    // A block has `tall` rows and `wide` columns; there are `down` times `right` of them.
     const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across));
     const size_t wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
     const size_t down = ceil_div(rows, tall), right = ceil_div(columns, wide);
     const size_t inv_row = along_rows ? 1 : right, inv_column = along_rows ? down : 1;
-    const size_t step = wide < SPAN ? SPAN / wide * wide : wide, spans = ceil_div(columns, step);
+    // A task takes blocks side by side: as many as fit into SPAN columns, or one.
+    const size_t task_columns = wide < SPAN ? SPAN / wide * wide : wide;
+    const size_t spans = ceil_div(columns, task_columns);
     double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(down * spans * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel for schedule(static) reduction(merge : total)
     for (size_t task = 0; task < down * spans; task++) {
-        const size_t band = task / spans, r0 = band * tall, r1 = MIN(rows, r0 + tall);
-        const size_t c0 = task % spans * step, c1 = MIN(columns, c0 + step);
+        const size_t block_row = task / spans, r0 = block_row * tall, r1 = MIN(rows, r0 + tall);
+        const size_t c0 = task % spans * task_columns, c1 = MIN(columns, c0 + task_columns);
         const size_t used = MIN(SPAN, c1 - c0), width = MIN(wide, SPAN);
         uint32_t top[SPAN] = {0};
         float scale[SPAN];
@@ -812,7 +820,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
             for (size_t l = i; l < end; l++) amax = MAX(amax, top[l]);
             const float own = scale_from_amax(bits_float(amax), 1, r);
             for (size_t l = i; l < end; l++) scale[l] = own;
-            inv[band * inv_row + (c0 + i) / wide * inv_column] = 1 / own;
+            inv[block_row * inv_row + (c0 + i) / wide * inv_column] = 1 / own;
             total.amax_bits = MAX(total.amax_bits, amax);
         }
         columns_encode(q, x, columns, r0, r1, c0, c1, scale, r->format, &total,
@@ -831,9 +839,10 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 
 // ---- functions of one number. Every operation is IEEE and in the order in which it is written, so
 // that all compilers and vectors give the same bits.
+
 // e^x, about 2 ulp. x = n ln2 + r, |r| <= ln2 / 2, Taylor to r^7; 2^n in two factors, so that tiny
-// results flush to 0. Above 88.3 it saturates near 2.2e38. A NaN stays one.
-// 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits of the sum.
+// results flush to 0. Above 88.3 it saturates near 2.2e38. A NaN stays one. ROUNDER is 1.5 * 2^23:
+// adding it rounds to a whole number, which stands in the low bits of the sum.
 #define ROUNDER 12582912.0f
 INLINE float pow2_whole(float n) { return bits_float((float_bits(n + ROUNDER) + 127) << 23); }
 INLINE float exp_fixed_order(float x) {
@@ -1115,9 +1124,10 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
     }
 }
 
-// dv = p^T dout;  dp = dout v^T;  ds = p (dp - sum_j p dp);  dq = ds k / sqrt(hs);  dk = ds^T q /
-// sqrt(hs) dqkv: [B, T, 3C]; dout: [B, T, C]. dk and dv are one chain over all queries, kept raw in
-// fp32 between blocks.
+//   dv = p^T dout;  dp = dout v^T;  ds = p (dp - sum_j p dp)
+//   dq = ds k / sqrt(hs);  dk = ds^T q / sqrt(hs)
+// dqkv: [B, T, 3C]; dout: [B, T, C]. dk and dv are sums over all queries, kept as fp32 sums between
+// blocks of queries.
 static void attention_backward(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, int B,
                                int T, int C, int NH) {
     const int hs = C / NH, hu = units_of(hs), Tu = units_of(T);
@@ -1300,7 +1310,7 @@ static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcpro
 // dwte.
 #define HEAD_ROWS 512
 typedef enum {
-    // Of a tensor, and its type in this build:
+    // The role of a tensor (section 1), which decides its type in this build:
     STORAGE_fp32,
     STORAGE_stored,
     STORAGE_operand,
@@ -1316,8 +1326,9 @@ static size_t role_size(Storage role, int precision) {
 
 // Every tensor of the model: the one table for fields, memory plan and allocation. R = B T rows.
 // Logits exist for a slab of min(R, HEAD_ROWS) rows at a time. KEPT: from forward to backward.
-// REUSED: overwritten. A factor t, copies, fp8, head8 or BLOCKS() is 0 if the call, the build or
-// the recipe does not need the tensor; it is then not allocated.
+// REUSED: overwritten. A tensor of 0 elements is not allocated. Factors that are 0 or 1: t, the
+// call trains; fp8, the FP8 build; copies, any but the fp32 build; head8, --fp8-head; BLOCKS(), the
+// recipe has that operand in blocks.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
     /* weights, their gradients, and AdamW's moments */ \
@@ -1416,9 +1427,9 @@ typedef struct {
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
                            // it), and good steps in a row
     int *tokens, *targets; // [B, T] of a micro-batch, where it trains
-    Record record;         // of x and dy: NONE but in a training step
-    // Of weights: a validation may be the first to quantize them after an update.
-    Record record_weights;
+    // What is recorded of x and dy: NONE, but run_train() (section 14) sets more around gpt_step();
+    // and of weights, which a validation may be the first to quantize after an update.
+    Record record, record_weights;
 } Gpt;
 
 // Rows that activations have room for.
@@ -1473,7 +1484,7 @@ static MemoryPlan memory_plan(Gpt *g) {
     return plan;
 }
 
-// The recipe of scale i. The head's dy has a scale that the loss scale gives: a constant one.
+// The recipe of scale i. The head's dy, the last one, takes no amax: gpt_forward() sets its scale.
 static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
     if (i < g->scale_count - 1) return r;
@@ -1544,11 +1555,11 @@ static stored_t *gpt_input(const Gpt *g, int l, int i) {
     return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i);
 }
 
+// Where a linear layer's weights, or copies of them, begin in a layer's: in units of C^2, of 12.
+static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 // The FP8 operands of linear layer i of layer l: where their bytes and scales lie.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
-    // Of its weights, in units of C^2, of 12 in a layer.
-    static const size_t start[NLIN] = {0, 3, 4, 8};
-    const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C;
+    const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C, start = weights_start[i] * CC;
     const size_t w_room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
     uint8_t *kept = (uint8_t *)gpt_kept(g, l, i);
@@ -1556,7 +1567,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     f->fp8 = ~g->bf16[l][i] & (g->training ? ALL_PRODUCTS : 1 << FPROP);
     x->bytes[0] = g->x_for_fprop ? g->x_for_fprop : kept;
     x->bytes[1] = kept;
-    w->bytes[0] = w->bytes[1] = (uint8_t *)(g->weights + (l * 12 + start[i]) * CC);
+    w->bytes[0] = w->bytes[1] = (uint8_t *)g->weights + l * 12 * CC + start;
     dy->bytes[0] = g->dy_bytes;
     dy->bytes[1] = g->dy_for_wgrad ? g->dy_for_wgrad : g->dy_bytes;
     if (g->x_for_fprop) {
@@ -1565,8 +1576,8 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
         x->inv[1] = g->kept_inv + l * x_room + i * (RC / 32 + 16 * C);
     }
     if (g->w_for_dgrad) {
-        w->bytes[1] = g->w_for_dgrad + (l * 12 + start[i]) * CC;
-        w->inv[0] = g->w_inv + 2 * l * w_room + start[i] * CC / 32 + i * 16 * C;
+        w->bytes[1] = g->w_for_dgrad + l * 12 * CC + start;
+        w->inv[0] = g->w_inv + 2 * l * w_room + start / 32 + i * 16 * C;
         w->inv[1] = w->inv[0] + w_room;
     }
     if (g->dy_for_wgrad) {
@@ -1574,13 +1585,12 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
         dy->inv[1] = g->dy_inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
     }
     if (g->bf16[l][i] & READ_W)
-        operand_is(f, OPERAND_W, g->w16 + (layers_in_bf16(g, l, READ_W) * 12 + start[i]) * CC);
+        operand_is(f, OPERAND_W, g->w16 + layers_in_bf16(g, l, READ_W) * 12 * CC + start);
     if (g->x16 && g->bf16[l][i] & 1 << WGRAD)
         x->stored[OVER_ROWS] = g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 7 + i) * RC;
 }
 // One of the four linear layers of layer l.
 static Linear gpt_linear(const Gpt *g, int l, int i) {
-    static const size_t start[NLIN] = {0, 3, 4, 8};
     const size_t CC = (size_t)g->config.C * g->config.C;
     const int id = linear_param[i]; // of the weight; its bias is next
     Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
@@ -1597,7 +1607,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     operand_is(&f, OPERAND_X, gpt_input(g, l, i));
     if (PRECISION == PRECISION_FP32)
         operand_is(&f, OPERAND_W, (stored_t *)gpt_param(g, g->master, id, l));
-    else operand_is(&f, OPERAND_W, (stored_t *)(g->weights + (l * 12 + start[i]) * CC));
+    else operand_is(&f, OPERAND_W, (stored_t *)(g->weights + (l * 12 + weights_start[i]) * CC));
     return f;
 }
 
@@ -1697,7 +1707,7 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
                     c->C);
     for (int l = 0; l < c->L; l++) {
         stored_t *qkv = g->qkv + l * R * 3 * C, *fc = g->fc + l * R * 4 * C;
-        // The encoder wrote the first.
+        // The first layer's residual is the encoder's output.
         gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_input(g, l, LIN_QKV), rows);
         gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
         attention_forward(gpt_input(g, l, LIN_ATTPROJ), qkv, B, n, pos, c->C, c->NH);
@@ -1725,7 +1735,7 @@ static double gpt_forward(Gpt *g, const int *tokens, const int *targets, int B, 
     Fp8Scale *scale = gpt_head(g, 0).operand[OPERAND_DY].scale;
     stored_t *dlogits = grad_scale != 0 ? g->dlogits : NULL;
     gpt_forward_blocks(g, tokens, B, n, 0);
-    if (scale && dlogits) { // dlogits are bounded by grad_scale: a constant power-of-two scale
+    if (scale && dlogits) { // dlogits are bounded by grad_scale, so their scale needs no amax
         scale->scale = 1;
         while (scale->scale * grad_scale * 2 <= fp8_max(scale->recipe.format)) scale->scale *= 2;
     }
@@ -2430,15 +2440,7 @@ static void token_print(const Tokenizer *t, int token) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 6
-enum {
-    SECTION_OPTIONS,
-    SECTION_PROGRESS,
-    SECTION_M,
-    SECTION_V,
-    SECTION_SCALES,
-    SECTION_LOSS_SCALE,
-    SECTIONS
-};
+enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 6 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
@@ -2741,9 +2743,7 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     long old = progress->step + 1;
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
-        for (int i = 0; i < 3; i++)
-        // DONE goes first.
-        {
+        for (int i = 0; i < 3; i++) { // DONE goes first
             snprintf(name, sizeof(name), names[i], old);
             unlinkat(d->fd, name, 0);
         }

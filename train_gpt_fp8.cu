@@ -14,13 +14,17 @@ read side by side. A checkpoint goes from one to the other. What differs:
 
 The kernel that writes a linear layer's input (layernorm, attention, GELU) or the gradient of its
 output also writes the FP8 bytes, with the scale that earlier steps left, and counts what becomes of
-them. A tensor that has to be whole first, for its own amax or an SQNR, is written and then
-quantized in a second pass (section 4). Weights become bytes once a step (gpt_refresh_weights(),
-section 8).
+them. A tensor that has to be whole first, for its own amax, its blocks or an SQNR, is written and
+then quantized in a second pass (operand_fuses(), section 6). Weights become bytes once a step
+(gpt_refresh_weights(), section 8).
 
 Products are cuBLASLt's (section 15). It wants the dimension K, which is summed over, contiguous in
-both FP8 operands: dy and w are written in both directions; x is turned when the backward pass needs
-it.
+both FP8 operands. So dy and w are written in both directions, and x is turned for wgrad:
+                     forward pass writes         backward pass reads
+    x of qkv, fc     bytes                       them turned (--recompute: made again, turned)
+    x of fcproj      bytes, and turned ones      the turned ones (--recompute: made again)
+    x of attproj     bytes, and the bf16 tensor  bytes made again of the tensor, turned
+    x in blocks      bytes, and turned ones      the turned ones, but for attproj
 
 Nothing in a step waits for the host, so a step is three CUDA graphs: one that makes the weights'
 bytes, one a micro-batch, one for the update (gpt_step(), section 9).
@@ -520,19 +524,19 @@ INLINE float fp8_decode(uint8_t code, Dtype d) {
 // ==== 4. scales and recipes ======================================================================
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
-// What is counted for every operand, in the pass that quantizes it.
+// What is counted for every operand, in the pass that quantizes it. SQNR is the signal to
+// quantization noise ratio, 10 log10(signal / noise) dB.
 typedef struct {
     uint32_t amax_bits; // of the largest |x|; as integers, Inf is above all numbers, NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
     double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
 } Fp8Stats;
 
-// A scale is FP8_MAX / amax. A rule says which amax that is. Rules after CURRENT use earlier steps:
-// their function gets the amax of the step that ended and returns the amax for the next scale.
-// CONSTANT and CURRENT need none; amax_of_step only fills the column. A new rule is a function and
-// a row at the end, in both files (dev/RECIPES.md adds one as an example). Columns: name, word in
-// --recipe, its argument (=N is a whole number), the argument's default (0: it has to be given),
-// least and largest, function, help.
+// A scale is FP8_MAX / amax. A rule says which amax that is: a row of the table. Its columns: name,
+// word in --recipe, its argument (=N is a whole number), the argument's default (0: it has to be
+// given), least and largest, function, help. The function gets the amax of the step that ended and
+// returns the amax for the next scale; it is not called for CONSTANT and CURRENT. A new rule is a
+// function and a row at the end, in both files (dev/RECIPES.md adds one as an example).
 #define AMAX_HISTORY_MAX 1024
 #define SCALING_RULES(X)                                                                           \
     X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, amax_of_step,                                       \
@@ -555,7 +559,8 @@ typedef struct {
     // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
     // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
     int rounding;
-    // Block scaling: elements across and along K that share a scale; along is 0 where all do.
+    // Block scaling: how many elements share a scale across K, the dimension that a product sums
+    // over, and along it. along is 0 where the whole tensor has one scale.
     int across, along;
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
@@ -565,7 +570,8 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;        // of the whole step where the rule remembers, else of the last tensor
+    float scale;        // with a history: of this step; else of the last recorded tensor (of the
+                        // largest amax of its blocks, for the log)
     float scale_inv;    // of the bytes that are in memory now, for all products that read them
     int64_t amax_count; // steps whose amax the rule has seen; 0: tensors are scaled by their own
     float amax_history[AMAX_HISTORY_MAX];
@@ -621,8 +627,8 @@ INLINE void scale_advance(Fp8Scale *s) {
 }
 // ---- rules end
 
-// What kernels and cuBLASLt read of a scale: 16 bytes. Products take the first field by its
-// address.
+// What kernels and cuBLASLt read of a scale: 16 bytes. Products take `inv` by its address.
+// Fp8Scale.scale_inv is here only a copy of it for checkpoints.
 typedef struct {
     float inv, scale;   // of the bytes that now lie in memory, or are about to be made
     uint32_t amax_bits; // scratch of a tensor's own amax; 0 between tensors
@@ -679,8 +685,8 @@ typedef struct {
     int own_amax;     // its scale may have to come from this very tensor
     stored_t *tensor; // [rows, columns]
     size_t columns, stride;
-    int is_read; // in 16 bits, so that the tensor is written even if its bytes are made at once
-    int whole;   // the kernel that writes the tensor does not make bytes
+    int stored_too;    // something reads the tensor itself, so it is written beside its bytes
+    int unfused;       // its bytes are made in a pass of their own, whatever the recipe
     uint8_t *bytes[2]; // [rows, columns]; turned, [columns, rows rounded up to 16]: K is contiguous
                        // in both. [1] may be NULL: the backward pass turns [0]
     float *inv[2];     // in blocks: their scale_inv
@@ -1057,17 +1063,21 @@ static int blocks_native(const ScalingRecipe *r) {
 // multiple of 4, and for blocks of 1 x 128 it is transposed.
 static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
                         const ScalingRecipe *r, int native) {
-    const int turned = native && r->across == 1;
-    const size_t by_row = along_rows ? r->along : r->across,
-                 by_column = along_rows ? r->across : r->along;
+    const size_t by_row = along_rows ? r->along : r->across;
+    const size_t by_column = along_rows ? r->across : r->along;
     const size_t tall = MIN(rows, by_row), wide = MIN(columns, by_column);
     const size_t down = ceil_div(rows, tall), right = ceil_div(columns, wide);
     const size_t along = along_rows ? down : right, across = along_rows ? right : down;
-    const size_t per_across = turned   ? 1
-                              : native ? round_up(along, 4)
-                                       : along,
-                 per_along = turned ? round_up(across, 16) : 1;
-    const size_t count = turned ? per_along * along : per_across * across;
+    // Strides of the scales: ours.
+    size_t per_across = along, per_along = 1, count = along * across;
+    if (native && r->across == 1) {
+        per_across = 1;
+        per_along = round_up(across, 16);
+        count = per_along * along;
+    } else if (native) {
+        per_across = round_up(along, 4);
+        count = per_across * across;
+    }
     if (along_rows) return {inv, tall, wide, per_along, per_across, count};
     return {inv, tall, wide, per_across, per_along, count};
 }
@@ -1100,9 +1110,9 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt. It takes the first algorithm
 // for a shape, so that bits stay from run to run (--tune times several instead). Sums are fp32; K
 // is never split into 16-bit partial sums. FP8 operands must be K-major, and all sizes multiples of
-// 16: M and K are rounded up, bytes behind the last row are zeros, and what lies behind it in an
-// output is not read. cuBLASLt counts columns first: its A is our b, its B our a, and K-major means
-// "transposed A, plain B".
+// 16. M and K are rounded up: the bytes of wgrad, whose K are the rows, have zeros behind the last
+// one; what lies behind an output's last row is not read. cuBLASLt counts columns first: its A is
+// our b, its B our a, and K-major means "transposed A, plain B".
 // Some FP8 products do not exist in cuBLASLt: E5M2 x E5M2, MX, operands in different blocks, rows
 // and blocks of 128 except on sm_90, and all on GPUs without FP8 units. They, and all with
 // --emulate, are emulated: the same bytes are decoded to bf16, which holds them exactly (times the
@@ -1149,7 +1159,8 @@ static void column_sums_finish(float *out, float *out2, const float *partial, si
                                size_t width); // section 7
 #define ROWS 32
 
-// y = x w^T + bias. Each of its three operands is a matrix [rows, columns] that two products read:
+// y = x w^T + bias. Its operands x and w, and dy in the backward pass, are matrices [rows, columns]
+// that two products read:
 // one sums over the column index, the other over the row index.
 //                  over columns    over rows
 //   x  [R, in]     fprop           wgrad
@@ -1157,7 +1168,7 @@ static void column_sums_finish(float *out, float *out2, const float *partial, si
 //   dy [R, out]    dgrad           wgrad
 enum { OPERAND_X, OPERAND_W, OPERAND_DY, NOPERAND };
 enum { FPROP, DGRAD, WGRAD, NPRODUCT };
-enum { OVER_COLUMNS, OVER_ROWS };
+enum { OVER_COLUMNS, OVER_ROWS }; // an operand's two ways: which index a product sums over
 enum { READ_W = 1 << FPROP | 1 << DGRAD, ALL_PRODUCTS = READ_W | 1 << WGRAD }; // bits of products
 static const char *const operand_name[NOPERAND] = {"x", "w", "dy"};
 static const char *const product_name[NPRODUCT] = {"fprop", "dgrad", "wgrad"};
@@ -1178,21 +1189,20 @@ static int operand_in_fp8(const Linear *f, int which) {
     return linear_in_fp8(f, product[OVER_COLUMNS]) || linear_in_fp8(f, product[OVER_ROWS]);
 }
 
-// Where the bytes for one of an operand's products are made; NULL if they are not: it does not read
-// FP8, or what it reads is turned later, of the bytes for the other product.
+// Where the bytes for one of an operand's products are made; NULL if they are not.
 static uint8_t *operand_bytes(const Linear *f, int which, int way) {
     const Operand *o = &f->operand[which];
-    const int *product = operand_product[which];
-    const int turned = way == OVER_COLUMNS && linear_in_fp8(f, product[OVER_ROWS]) &&
-                       !o->bytes[OVER_ROWS] && !recipe_blocks(&o->recipe);
-    return turned || linear_in_fp8(f, product[way]) ? o->bytes[way] : NULL;
+    if (linear_in_fp8(f, operand_product[which][way])) return o->bytes[way];
+    // Only the other product reads FP8. If its bytes are turned later, it is these that are turned.
+    const int turned_later = !o->bytes[OVER_ROWS] && !recipe_blocks(&o->recipe);
+    return way == OVER_COLUMNS && operand_in_fp8(f, which) && turned_later ? o->bytes[way] : NULL;
 }
 
 // Whether the kernel that writes an operand's tensor also makes its bytes. It cannot where the
-// tensor has to be whole in memory first, for its amax or an SQNR.
+// tensor has to be whole in memory first: for its amax, for those of its blocks, for an SQNR.
 static int operand_fuses(const Linear *f, int which, Record record) {
     const Operand *o = &f->operand[which];
-    return operand_in_fp8(f, which) && !recipe_blocks(&o->recipe) && !o->whole && !o->own_amax &&
+    return operand_in_fp8(f, which) && !recipe_blocks(&o->recipe) && !o->unfused && !o->own_amax &&
            record != RECORD_SQNR;
 }
 // What the kernel that makes an operand writes: the tensor, its bytes, or both.
@@ -1200,7 +1210,7 @@ static Tiles operand_tiles(const Linear *f, int which, size_t rows, Record recor
     const Operand *o = &f->operand[which];
     const int fuses = operand_fuses(f, which, record);
     Tiles t = tiles(rows, o->columns);
-    if (o->is_read || !fuses) t.out = o->tensor;
+    if (o->stored_too || !fuses) t.out = o->tensor;
     if (!fuses) return t;
     t.q = operand_bytes(f, which, OVER_COLUMNS);
     t.q_t = operand_bytes(f, which, OVER_ROWS);
@@ -1261,13 +1271,13 @@ template <class Source>
 static void linear_backward(const Linear *f, stored_t *dx, Source source, size_t rows,
                             Record record) {
     float *partial = f->dbias ? f->partial : NULL;
-    const int later =
+    const int only_quantized =
         Source::IS_STORED && operand_in_fp8(f, OPERAND_DY) && !operand_fuses(f, OPERAND_DY, record);
     Tiles t = operand_tiles(f, OPERAND_DY, rows, record);
-    if (Source::IS_STORED) t.out = NULL;
-    if (!later) t.partial = partial;
+    if (Source::IS_STORED) t.out = NULL; // it is there already
+    if (!only_quantized) t.partial = partial;
     if (t.out || t.q || t.q_t || t.partial) tiles_run(source, t);
-    operand_quantize(f, OPERAND_DY, rows, later ? partial : NULL, record);
+    operand_quantize(f, OPERAND_DY, rows, only_quantized ? partial : NULL, record);
     if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), f->out);
     matmul({dx, STORED, f->in, NULL, 0, 0}, operand(f, OPERAND_DY, DGRAD, rows),
            operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
@@ -1798,10 +1808,9 @@ static size_t role_size(Storage role, int precision) {
 // up to 16 more, since FP8 products write whole multiples of 16; of logits a slab of min(R,
 // HEAD_ROWS) rows exists at once. KEPT ones live from forward to backward, REUSED ones are
 // overwritten. Those of 0 elements (what only training, t, one build, one recipe or an option
-// needs) are not allocated. Of x the backward pass keeps bytes as they were written, and turns them
-// (2 bytes moved an element; a layernorm that also wrote them turned would need 32 whole rows in
-// shared memory); but GELU's kernel is one of tiles and writes them turned at once, and attention's
-// output is kept in 16 bits, which its own backward pass reads.
+// needs) are not allocated. What is kept of x: the table at the top. A layernorm that also wrote
+// turned bytes would need 32 whole rows in shared memory; turning them later moves 2 bytes an
+// element.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
     /* weights, their gradients, AdamW's moments */ \
@@ -1925,10 +1934,10 @@ typedef struct {
     StepInputs *inputs_of_step;
     StepResults *results;
     cudaGraphExec_t graphs[PHASES];
-    int warm, graphs_own_amax; // a step was done, so that all products are made; what the graphs
-                               // were captured with
-    long graph_steps, graph_passes; // steps that were graphs; quantizing passes in each, apart from
-                                    // kernels that make operands
+    int warm;            // a step was done, so that all products are made
+    int graphs_own_amax; // Gpt.own_amax when they were captured
+    long graph_steps;    // steps that were graphs
+    long graph_passes;   // quantizing passes in the graphs, apart from kernels that make operands
 } StepHost;
 
 typedef struct {
@@ -1950,8 +1959,8 @@ typedef struct {
     // read.
     Fp8Scale *scales, *device_scales;
     ScaleInUse *scales_in_use; // on the device
-    // How many delayed scales have no history yet, and come from their tensor.
-    int scale_count, own_amax;
+    int scale_count;
+    int own_amax; // how many scales have no history yet, and come from their tensor: only fewer
 
     float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
                            // it), and good steps in a row
@@ -2047,7 +2056,8 @@ static void gpt_scales_write(Gpt *g) {
     gpt_scales_read(g);
 }
 
-// The recipe of scale i. The head's dy has a scale that the loss scale gives: a constant one.
+// The recipe of scale i. The head's dy, the last one, takes no amax: gpt_forward_device() sets its
+// scale.
 static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
     if (i < g->scale_count - 1) return r;
@@ -2153,7 +2163,7 @@ static stored_t *gpt_input(const Gpt *g, int l, int i) {
     if (!g->training || !(g->bf16[l][i] & 1 << WGRAD)) return g->x;
     return g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + start[i]) * RC;
 }
-// Where a layer's weights, or their copies, begin in units of C^2 elements, of 12 in a layer.
+// Where a linear layer's weights, or copies of them, begin in a layer's: in units of C^2, of 12.
 static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 // The FP8 build's operands of a linear layer.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
@@ -2163,17 +2173,17 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     f->fp8 = ~bf16 & (g->training ? ALL_PRODUCTS : 1 << FPROP);
     for (int o = 0; o < NOPERAND; o++) f->operand[o] = gpt_operand(g, l, i, o);
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
-    x->is_read = gpt_input(g, l, i) != g->x || !linear_in_fp8(f, FPROP);
+    x->stored_too = gpt_input(g, l, i) != g->x || !linear_in_fp8(f, FPROP);
     x->bytes[0] = g->x_bytes;
     if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ))
         x->bytes[1] = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
     else if (i != LIN_ATTPROJ) x->bytes[0] = (uint8_t *)gpt_kept(g, l, i);
-    w->is_read = (bf16 & READ_W) != 0;
+    w->stored_too = (bf16 & READ_W) != 0;
     w->tensor =
-        w->is_read ? g->w16 + layers_in_bf16(g, l, READ_W) * 12 * C * C + start : g->rounded;
+        w->stored_too ? g->w16 + layers_in_bf16(g, l, READ_W) * 12 * C * C + start : g->rounded;
     w->bytes[0] = (uint8_t *)g->weights + l * 12 * C * C + start;
     w->bytes[1] = g->training ? g->weights_t + l * 12 * C * C + start : NULL;
-    dy->is_read = !linear_in_fp8(f, DGRAD) || !linear_in_fp8(f, WGRAD);
+    dy->stored_too = !linear_in_fp8(f, DGRAD) || !linear_in_fp8(f, WGRAD);
     dy->bytes[0] = g->dy_bytes;
     dy->bytes[1] = g->dy_turned;
     x->inv[0] = dy->inv[0] = g->inv;
@@ -2210,7 +2220,8 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     return f;
 }
 
-// The head, logits = lnf wte^T, for the rows of lnf from `row` on. FP8 with --fp8-head only.
+// The head, logits = lnf wte^T, for the rows of lnf from `row` on. FP8 with --fp8-head only, and
+// never in blocks: options_recipes() refuses that.
 static Linear gpt_head(const Gpt *g, size_t row) {
     Linear f = {};
     Operand *x = &f.operand[OPERAND_X], *w = &f.operand[OPERAND_W], *dy = &f.operand[OPERAND_DY];
@@ -2226,7 +2237,7 @@ static Linear gpt_head(const Gpt *g, size_t row) {
     f.sqnr = g->sqnr;
     if (g->head_q) f.fp8 = g->training ? ALL_PRODUCTS : 1 << FPROP;
     x->tensor = g->lnf + row * f.in;
-    x->whole = 1;
+    x->unfused = 1;
     w->tensor = PRECISION == PRECISION_FP32 ? (stored_t *)g->master : g->head_w;
     dy->tensor = (stored_t *)g->logits;
     x->columns = x->stride = w->columns = w->stride = f.in;
@@ -2264,7 +2275,8 @@ static void gpt_refresh_weights(Gpt *g) {
     }
 }
 
-// Where layernorm and attention write the input of a linear layer: see operand_tiles().
+// Where layernorm and attention write the input of a linear layer, as operand_tiles() says; turned
+// bytes are none of theirs.
 static Written input_written(const Linear *f, Record record) {
     const Tiles t = operand_tiles(f, OPERAND_X, 0, record);
     return {t.out, t.q, t.quantizer};
@@ -2300,11 +2312,11 @@ static void gpt_gelu_forward(Gpt *g, const Linear *fcproj, int l, size_t rows, R
               operand_tiles(fcproj, OPERAND_X, rows, record));
 }
 
-// Completes what the wgrad of linear layer i reads of x, with the scale of the forward pass: bytes
-// that it kept are turned; with --recompute the input is made again, with the same bits.
+// Completes what the wgrad of linear layer i reads of x, as the table at the top says. The scale is
+// the forward pass's, which is in use still; so no amax is taken.
 static void gpt_wgrad_input(Gpt *g, Linear *f, int l, int i, size_t rows) {
     const int fp8 = linear_in_fp8(f, WGRAD);
-    Linear now = *f; // wgrad alone reads x now
+    Linear now = *f; // wgrad alone reads x now, so that no bytes are made for fprop
     Operand *x = &now.operand[OPERAND_X];
     Record record = RECORD_NONE;
     now.fp8 &= 1 << WGRAD;
@@ -2312,7 +2324,7 @@ static void gpt_wgrad_input(Gpt *g, Linear *f, int l, int i, size_t rows) {
     if (IS_FP8 && !fp8) return; // it was kept in bf16
     if (i == LIN_ATTPROJ) {     // kept in 16 bits, since attention's backward pass reads it
         x->bytes[1] = f->operand[OPERAND_X].bytes[1] = g->x_turned;
-        x->whole = 1;
+        x->unfused = 1;
         // Blocks that no forward product read are counted here.
         if (recipe_blocks(&x->recipe) && !linear_in_fp8(f, FPROP)) record = g->record;
     } else if (g->recompute && i == LIN_FCPROJ) gpt_gelu_forward(g, &now, l, rows, record);
@@ -2354,7 +2366,7 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
                     c->C);
     for (int l = 0; l < c->L; l++) {
         stored_t *qkv = g->qkv + l * R * 3 * C;
-        // The encoder wrote the first.
+        // The first layer's residual is the encoder's output.
         gpt_layernorm_forward(g, 2 * l, l ? g->y : NULL, gpt_written(g, l, LIN_QKV), rows);
         gpt_linear_forward(g, l, LIN_QKV, qkv + pos * 3 * C, rows);
         attention_forward(gpt_written(g, l, LIN_ATTPROJ), g->lse + l * R * c->NH, qkv, B, n, pos,
@@ -2377,7 +2389,7 @@ static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
     linear_forward(&f, logits, DTYPE_FP32, rows, g->record);
 }
 
-// dlogits are bounded by grad_scale, so their scale is a constant power of two.
+// dlogits are bounded by grad_scale, so their scale needs no amax.
 KERNEL head_scale_kernel(Fp8Scale *s, ScaleInUse *use, const float *grad_scale) {
     const float max = fp8_max(s->recipe.format);
     for (s->scale = 1; s->scale * *grad_scale * 2 <= max;) s->scale *= 2;
@@ -2623,8 +2635,10 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// A step has three phases on the device. From the second step on each is a CUDA graph: whatever
-// changes from step to step is in buffers that are written before.
+// A step has three phases on the device. From the second step on each is a CUDA graph, but for
+// steps that record an SQNR. Whatever changes from step to step is in buffers that are written
+// before. What the host decides is fixed when a graph is captured: the kernels of operands (which
+// fuse, by recipe, own_amax and record), products, attention, shapes, --recompute.
 static void phase_work(Gpt *g, int phase) {
     if (phase == PHASE_REFRESH) {
         g->weights_ready = 0;
@@ -2652,7 +2666,7 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
     cudaGraph_t graph;
     if (!as_graph) return phase_work(g, phase);
     if (!h->graphs[phase]) {
-        // a library may still load a kernel.
+        // Relaxed, because a library may still load a kernel.
         CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
         h->graph_passes -= quantize_passes;
         machine.captures = 1;
@@ -2694,11 +2708,12 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     StepInputs *in = h->inputs_of_step;
     const AdamW *a = &s->adamw;
     const float loss_scale = g->loss_scaling[0];
+    // record_weights is the same in a step that makes the weights' bytes.
     const int as_graph = h->warm && g->record == RECORD_STATS;
-    if (h->graphs_own_amax != g->own_amax) {
+    if (h->graphs_own_amax != g->own_amax) { // other kernels than before
         graphs_drop(h);
         h->graphs_own_amax = g->own_amax;
-    } // other kernels than before
+    }
     in->lr = a->lr;
     in->beta1 = a->beta1;
     in->beta2 = a->beta2;
@@ -3242,15 +3257,7 @@ static void token_print(const Tokenizer *t, int token) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 6
-enum {
-    SECTION_OPTIONS,
-    SECTION_PROGRESS,
-    SECTION_M,
-    SECTION_V,
-    SECTION_SCALES,
-    SECTION_LOSS_SCALE,
-    SECTIONS
-};
+enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 6 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
@@ -3553,9 +3560,7 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     long old = progress->step + 1;
     for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
-        for (int i = 0; i < 3; i++)
-        // DONE goes first.
-        {
+        for (int i = 0; i < 3; i++) { // DONE goes first
             snprintf(name, sizeof(name), names[i], old);
             unlinkat(d->fd, name, 0);
         }
