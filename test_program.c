@@ -498,6 +498,7 @@ static const BadOption bad_recipes[] = {
     {"--recipe scale=2+pow2", "pow2"},
     {"--recipe scale=2+floor", "floor"},
     {"--recipe mx+exact", "exact"},
+    {"--recipe mx+", "''"},
     {"--recipe margin", "margin"},
     {"--recipe scale", "scale"},
     {"--recipe block", "block"},
@@ -508,6 +509,7 @@ static const BadOption bad_recipes[] = {
     {"--recipe mx --fp8-head", "--fp8-head"},
     {"--recipe w:mx --fp8-head", "--fp8-head"},
     {"--bf16 head", "'head'"},
+    {"--bf16 fc,", "''"},
     {"--bf16 fc.4", "'4'"},
 };
 

@@ -2473,12 +2473,12 @@ static int sample_token(const float *logits, int V, float temperature, double u)
     for (int j = 1; j < V; j++)
         if (logits[j] > logits[best]) best = j;
     if (!(temperature > 0)) return best;
-    double total = 0, cut = 0;
+    double sum[2] = {0, 0}; // of all weights; of those up to j
     for (int pass = 0; pass < 2; pass++)
         for (int j = 0; j < V; j++) {
             const float weight = exp_fixed_order((logits[j] - logits[best]) / temperature);
-            if (pass == 0) total += weight;
-            else if ((cut += weight) > u * total) return j;
+            sum[pass] += weight;
+            if (pass == 1 && sum[1] > u * sum[0]) return j;
         }
     return best;
 }
@@ -2609,13 +2609,11 @@ static int gpt_scales_loss(const Gpt *g) {
 static void loss_scale_update(Gpt *g, int overflow) {
     float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
-    if (overflow) {
-        *good = 0;
-        *scale = *scale > 1 ? *scale * 0.5f : 1;
-    } else if ((*good += 1) >= LOSS_SCALE_PATIENCE) {
-        *good = 0;
-        *scale = *scale < LOSS_SCALE_MAX ? *scale * 2 : *scale;
-    }
+    *good = overflow ? 0 : *good + 1;
+    if (overflow) *scale = MAX(*scale * 0.5f, 1);
+    if (*good < LOSS_SCALE_PATIENCE) return;
+    *good = 0;
+    *scale = MIN(*scale * 2, LOSS_SCALE_MAX);
 }
 
 // ---- a step
@@ -3845,10 +3843,10 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
 static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
                          const char *where) {
     char list[256], *words = list;
-    EXPECT(strspn(text, "+,") < strlen(text) && strlen(text) < sizeof(list),
-           "%s --recipe: expected 1 to %zu characters of words", where, sizeof(list) - 1);
+    EXPECT(strlen(text) < sizeof(list), "%s --recipe: expected at most %zu characters", where,
+           sizeof(list) - 1);
     strcpy(list, text);
-    for (char *word; (word = strtok_r(words, "+,", &words)) != NULL;) {
+    for (char *word = strsep(&words, "+,"); word; word = strsep(&words, "+,")) {
         int only = operands, found = 0;
         char *colon = strchr(word, ':');
         for (int i = 0; colon && i < NOPERAND; i++)
@@ -4166,13 +4164,14 @@ static void options_bf16(const Options *o, Gpt *g) {
     char list[PATH_MAX], *items = list, *end;
     const int L = g->config.L;
     path_print(list, "%s", o->bf16);
-    EXPECT(!*list || strspn(list, ",+.") < strlen(list), "option --bf16: '%s' names nothing", list);
-    for (char *item; (item = strtok_r(items, ",+", &items)) != NULL;) {
-        int part[3] = {-1, -1, -1}, words = 0; // layer, matrix, product: -1 is all of them
-        for (char *word; (word = strtok_r(item, ".", &item)) != NULL; words++) {
+    if (!*list) return;
+    for (char *item = strsep(&items, ",+"); item; item = strsep(&items, ",+")) {
+        int part[3] = {-1, -1, -1}; // layer, matrix, product: -1 is all of them
+        for (char *word = strsep(&item, "."); word; word = strsep(&item, ".")) {
             const long number = strtol(word, &end, 10);
             // What the word can mean.
-            long is[3] = {*end || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1}, added = 0;
+            long is[3] = {*end || end == word || number >= L ? -1 : number, NLIN - 1, NPRODUCT - 1};
+            int added = 0;
             if (!strcmp(word, "first") || !strcmp(word, "last")) is[0] = *word == 'f' ? 0 : L - 1;
             while (is[1] >= 0 && strcmp(word, linear_name[is[1]])) is[1]--;
             while (is[2] >= 0 && strcmp(word, product_name[is[2]])) is[2]--;
@@ -4187,7 +4186,6 @@ static void options_bf16(const Options *o, Gpt *g) {
                    "(fprop, dgrad, wgrad) with dots between; found '%s'",
                    L - 1, word);
         }
-        EXPECT(words, "option --bf16: an item of '%s' names nothing", o->bf16);
         for (int i = 0; i < L * NLIN; i++)
             if ((part[0] < 0 || i / NLIN == part[0]) && (part[1] < 0 || i % NLIN == part[1]))
                 g->bf16[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
