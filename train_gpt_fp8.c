@@ -2971,23 +2971,14 @@ static void recipe_help(void) {
     printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
 }
 
-// Reads the whole number at *text and moves behind it; 0 if there is none.
-static double recipe_digits(const char **text) {
-    const size_t n = strspn(*text, "0123456789");
-    const double number = n ? strtod(*text, NULL) : 0;
-    *text += n;
-    return number;
-}
 static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *where) {
-    const char *at = text;
-    const double across = recipe_digits(&at);
-    const int times = *at == 'x';
-    at += times;
-    const int all = times && !strcmp(at, "all");
-    const double along = all ? 32 : recipe_digits(&at);
+    int across = 0, along = 32, end = 0;
+    const int plain = !text[strspn(text, "0123456789xal")]; // no sign, no space
+    const int all = sscanf(text, "%5dxall%n", &across, &end) == 1 && end > 0;
+    if (!all) sscanf(text, "%5dx%5d%n", &across, &along, &end);
     EXPECT(
-        times && (all || !*at) && along >= 32 && along <= 65536 && fmod(along, 32) == 0 &&
-            (across == 1 || (across >= 32 && across <= 1024 && fmod(across, 32) == 0)),
+        plain && end > 0 && !text[end] && along >= 32 && along <= 65536 && along % 32 == 0 &&
+            (across == 1 || (across >= 32 && across <= 1024 && across % 32 == 0)),
         "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of "
         "32 up to 65536, or all; found 'block=%s'",
         where, text);
@@ -3081,47 +3072,12 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
     }
 }
 
-// One word of a recipe as text: the one that sets `kind`.
-static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
-    char along[16];
-    snprintf(along, sizeof(along), r->along == INT_MAX ? "all" : "%d", r->along);
-    if (kind == WORD_MARGIN) sprintf(out, "margin=%d", r->margin);
-    else if (kind == WORD_RULE && recipe_blocks(r)) sprintf(out, "block=%dx%s", r->across, along);
-    else
-        for (int n = 0; n < COUNT(recipe_words); n++) {
-            const RecipeWord *w = &recipe_words[n];
-            const int value = kind == WORD_FORMAT ? (int)r->format
-                              : kind == WORD_RULE ? r->rule
-                                                  : r->rounding;
-            if (w->sets != kind || w->value != value) continue;
-            if (!*w->argument) strcpy(out, w->word);
-            else if (r->number == floorf(r->number)) sprintf(out, "%s=%.0f", w->word, r->number);
-            else { // the shortest text that reads back as the same float
-                int digits = 1;
-                do sprintf(out, "%s=%.*g", w->word, digits, r->number);
-                while (strtof(strchr(out, '=') + 1, NULL) != r->number && digits++ < 9);
-            }
-        }
-}
-// Writes the recipes to out[256] in the shortest words that recipe_parse() reads back: those of x,
-// then those in which w or dy differ.
-static char *recipe_text(const ScalingRecipe *recipes, char *out) {
-    static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
-    char first[64], word[64], *end = out;
-    for (int k = 0; k < COUNT(kinds); k++)
-        for (int i = 0; i < NOPERAND; i++) {
-            const ScalingRecipe *r = &recipes[i];
-            const int implied =
-                kinds[k] == WORD_ROUNDING
-                    ? r->rounding == (recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT)
-                    : kinds[k] == WORD_MARGIN && !r->margin;
-            recipe_word_text(r, kinds[k], word);
-            if (i == 0) strcpy(first, implied ? "" : word);
-            if (i == 0 ? !implied : *first ? strcmp(first, word) != 0 : !implied)
-                end += sprintf(end, "%s%s%s%s", end > out ? "+" : "", i ? operand_name[i] : "",
-                               i ? ":" : "", word);
-        }
-    return out;
+// Whether two texts stand for the same recipe.
+static int recipe_same(const char *text, const char *other) {
+    ScalingRecipe recipes[2][NOPERAND];
+    recipe_parse(recipes[0], text, "option");
+    recipe_parse(recipes[1], other, "option");
+    return !memcmp(recipes[0], recipes[1], sizeof(recipes[0]));
 }
 
 typedef enum {
@@ -3176,18 +3132,12 @@ static int option_word(const OptionSpec *s, long n, char *out) {
 static void option_set(Options *o, const OptionSpec *s, const char *text, const char *where) {
     void *field = (char *)o + s->field;
     char *end = NULL;
-    if (s->kind == OPT_TEXT) {
+    ScalingRecipe recipes[NOPERAND];
+    if (s->kind == OPT_RECIPE) recipe_parse(recipes, text, where); // refuses what is wrong
+    if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) {
         EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"),
                "%s --%s: a log cannot keep a tab or new line", where, s->name);
         *(char **)field = strdup(text);
-        return;
-    }
-    // Kept in its shortest words: two texts of the same recipe are then equal.
-    if (s->kind == OPT_RECIPE) {
-        ScalingRecipe recipes[NOPERAND];
-        char shortest[256];
-        recipe_parse(recipes, text, where);
-        *(char **)field = strdup(recipe_text(recipes, shortest));
         return;
     }
     if (s->kind == OPT_CHOICE) {
@@ -3323,7 +3273,9 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         option_set(&theirs, s, value, path);
         option_text(&theirs, s, theirs_text);
         option_text(o, s, mine);
-        EXPECT(!given[i] || !(s->scope & FIXED) || !strcmp(theirs_text, mine),
+        const int same =
+            s->kind == OPT_RECIPE ? recipe_same(theirs_text, mine) : !strcmp(theirs_text, mine);
+        EXPECT(!given[i] || !(s->scope & FIXED) || same,
                "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name,
                path, theirs_text, mine);
         if (!given[i]) *o = theirs;

@@ -15,6 +15,28 @@ memory, so that their bytes are not counted.
 
 static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-22s %10zu  %s\n";
 
+// One word of a recipe as text: the one that sets `kind`.
+static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
+    char along[16];
+    snprintf(along, sizeof(along), r->along == INT_MAX ? "all" : "%d", r->along);
+    if (kind == WORD_MARGIN) sprintf(out, "margin=%d", r->margin);
+    else if (kind == WORD_RULE && recipe_blocks(r)) sprintf(out, "block=%dx%s", r->across, along);
+    else
+        for (int n = 0; n < COUNT(recipe_words); n++) {
+            const RecipeWord *w = &recipe_words[n];
+            const int value = kind == WORD_FORMAT ? (int)r->format
+                              : kind == WORD_RULE ? r->rule
+                                                  : r->rounding;
+            if (w->sets != kind || w->value != value) continue;
+            if (!*w->argument) strcpy(out, w->word);
+            else if (r->number == floorf(r->number)) sprintf(out, "%s=%.0f", w->word, r->number);
+            else { // the shortest text that reads back as the same float
+                int digits = 1;
+                do sprintf(out, "%s=%.*g", w->word, digits, r->number);
+                while (strtof(strchr(out, '=') + 1, NULL) != r->number && digits++ < 9);
+            }
+        }
+}
 // The recipe of each operand, in the words of --recipe and in those of --help recipe.
 static void recipes_print(const Gpt *g) {
     static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
