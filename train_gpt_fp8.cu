@@ -680,15 +680,15 @@ typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validat
 // its rows (section 6).
 typedef struct {
     ScalingRecipe recipe;
-    Fp8Scale *s; // on the device; NULL: this layer is not in FP8
+    Fp8Scale *s; // on the device
     ScaleInUse *use;
     int own_amax;     // its scale may have to come from this very tensor
     stored_t *tensor; // [rows, columns]
     size_t columns, stride;
-    int stored_too;    // something reads the tensor itself, so it is written beside its bytes
-    int unfused;       // its bytes are made in a pass of their own, whatever the recipe
+    int stored_too;    // a kernel that makes the bytes also writes the tensor: something reads it
+    int unfused;       // no kernel that writes the tensor makes its bytes, whatever the recipe
     uint8_t *bytes[2]; // [rows, columns]; turned, [columns, rows rounded up to 16]: K is contiguous
-                       // in both. [1] may be NULL: the backward pass turns [0]
+                       // in both. [1] may be NULL: the backward pass, if any, makes them
     float *inv[2];     // in blocks: their scale_inv
 } Operand;
 // What a kernel needs to write FP8 bytes beside, or instead of, a stored tensor.
@@ -1184,18 +1184,19 @@ typedef struct {
     float *partial, *sqnr;
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
-static int operand_in_fp8(const Linear *f, int which) {
-    const int *product = operand_product[which];
-    return linear_in_fp8(f, product[OVER_COLUMNS]) || linear_in_fp8(f, product[OVER_ROWS]);
+static int products_of(int which) { // bits of the two that read an operand
+    return 1 << operand_product[which][OVER_COLUMNS] | 1 << operand_product[which][OVER_ROWS];
 }
+static int operand_in_fp8(const Linear *f, int which) { return (f->fp8 & products_of(which)) != 0; }
 
 // Where the bytes for one of an operand's products are made; NULL if they are not.
 static uint8_t *operand_bytes(const Linear *f, int which, int way) {
     const Operand *o = &f->operand[which];
     if (linear_in_fp8(f, operand_product[which][way])) return o->bytes[way];
-    // Only the other product reads FP8. If its bytes are turned later, it is these that are turned.
-    const int turned_later = !o->bytes[OVER_ROWS] && !recipe_blocks(&o->recipe);
-    return way == OVER_COLUMNS && operand_in_fp8(f, which) && turned_later ? o->bytes[way] : NULL;
+    // Only the other product reads FP8. If the backward pass makes its bytes of these, or again of
+    // the tensor, these are made now, to be counted. (Blocks of one way cannot serve the other.)
+    const int first = way == OVER_COLUMNS && !o->bytes[OVER_ROWS] && !recipe_blocks(&o->recipe);
+    return first && operand_in_fp8(f, which) ? o->bytes[way] : NULL;
 }
 
 // Whether the kernel that writes an operand's tensor also makes its bytes. It cannot where the
@@ -2169,21 +2170,22 @@ static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     const size_t C = g->config.C, RC = gpt_rows(g) * C, start = weights_start[i] * C * C;
     const size_t w_room = SCALE_ROOM(12 * C * C, C), x_room = SCALE_ROOM(7 * RC, C);
-    const int bf16 = g->bf16[l][i];
-    f->fp8 = ~bf16 & (g->training ? ALL_PRODUCTS : 1 << FPROP);
-    for (int o = 0; o < NOPERAND; o++) f->operand[o] = gpt_operand(g, l, i, o);
+    const int all = g->training ? ALL_PRODUCTS : 1 << FPROP, bf16 = g->bf16[l][i] & all;
+    f->fp8 = all & ~bf16;
+    for (int o = 0; o < NOPERAND; o++) {
+        f->operand[o] = gpt_operand(g, l, i, o);
+        f->operand[o].stored_too = (bf16 & products_of(o)) != 0;
+    }
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
-    x->stored_too = gpt_input(g, l, i) != g->x || !linear_in_fp8(f, FPROP);
+    x->stored_too |= i == LIN_ATTPROJ;
     x->bytes[0] = g->x_bytes;
     if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ))
         x->bytes[1] = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
     else if (i != LIN_ATTPROJ) x->bytes[0] = (uint8_t *)gpt_kept(g, l, i);
-    w->stored_too = (bf16 & READ_W) != 0;
     w->tensor =
         w->stored_too ? g->w16 + layers_in_bf16(g, l, READ_W) * 12 * C * C + start : g->rounded;
     w->bytes[0] = (uint8_t *)g->weights + l * 12 * C * C + start;
     w->bytes[1] = g->training ? g->weights_t + l * 12 * C * C + start : NULL;
-    dy->stored_too = !linear_in_fp8(f, DGRAD) || !linear_in_fp8(f, WGRAD);
     dy->bytes[0] = g->dy_bytes;
     dy->bytes[1] = g->dy_turned;
     x->inv[0] = dy->inv[0] = g->inv;
@@ -2316,14 +2318,15 @@ static void gpt_gelu_forward(Gpt *g, const Linear *fcproj, int l, size_t rows, R
 // the forward pass's, which is in use still; so no amax is taken.
 static void gpt_wgrad_input(Gpt *g, Linear *f, int l, int i, size_t rows) {
     const int fp8 = linear_in_fp8(f, WGRAD);
-    Linear now = *f; // wgrad alone reads x now, so that no bytes are made for fprop
-    Operand *x = &now.operand[OPERAND_X];
     Record record = RECORD_NONE;
-    now.fp8 &= 1 << WGRAD;
-    x->own_amax = 0;
     if (IS_FP8 && !fp8) return; // it was kept in bf16
-    if (i == LIN_ATTPROJ) {     // kept in 16 bits, since attention's backward pass reads it
-        x->bytes[1] = f->operand[OPERAND_X].bytes[1] = g->x_turned;
+    // Attention's output is kept in 16 bits, which its own backward pass reads.
+    if (i == LIN_ATTPROJ) f->operand[OPERAND_X].bytes[1] = g->x_turned;
+    Linear now = *f; // wgrad alone reads x now: no bytes are made for fprop, and no tensor
+    Operand *x = &now.operand[OPERAND_X];
+    now.fp8 &= 1 << WGRAD;
+    x->own_amax = x->stored_too = 0;
+    if (i == LIN_ATTPROJ) {
         x->unfused = 1;
         // Blocks that no forward product read are counted here.
         if (recipe_blocks(&x->recipe) && !linear_in_fp8(f, FPROP)) record = g->record;
@@ -2404,8 +2407,9 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
     const float *grad_scale = grads ? &g->step_inputs->grad_scale : NULL;
     gpt_forward_blocks(g, in.tokens, B, n, 0);
-    const Operand dy = gpt_head(g, 0).operand[OPERAND_DY];
-    if (dy.s && grads) LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, dy.s, dy.use, grad_scale);
+    const Linear head = gpt_head(g, 0);
+    const Operand dy = head.operand[OPERAND_DY];
+    if (head.fp8 && grads) LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, dy.s, dy.use, grad_scale);
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         head_forward(g, g->logits, row, slab);
@@ -5071,8 +5075,8 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
     RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv,
         b->across ? NULL : b->inv, M, N);
 }
-// FP8 operands are K-major, and M and K are multiples of 16; there is room for that behind the rows
-// of the operands and of out.
+// FP8 operands are K-major. M and K are rounded up to 16; there is room for that behind the rows of
+// the operands and of out.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K) {
     const int fast = out.fast && a.along != 128; // blocks of 128 have their sums promoted anyway
     const int fp8 = dtype_size[a.dtype] == 1;
