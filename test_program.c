@@ -693,6 +693,9 @@ static void test_run_recipes(void) {
         const char *scales = file_text(text("%s/scales.tsv", dir));
         without_sqnr += !*scales || strstr(scales, "\t-\n");
     }
+    check_done("run: a resume may write the same recipe in other words",
+               "-y -o mx --recipe e4m3,block=1x32,floor");
+    check_refused("run: and not change it", "cannot change", "-y -o mx --recipe mx");
     check(!without_sqnr, "run: every row of scales.tsv has an SQNR, of weights and blocks too",
           "%d runs have one without", without_sqnr);
     sqnr_rows();
