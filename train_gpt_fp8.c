@@ -621,8 +621,8 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
                             int along_rows, Fp8Scale *s, Record record);
 static void column_sums(float *out, const stored_t *x, float *partial, size_t rows, size_t width);
 
-// y = x w^T + bias. Each of its three operands is a matrix [rows, columns] that two products read:
-// one sums over the column index, the other over the row index.
+// y = x w^T + bias. x, w and, in the backward pass, dy are matrices [rows, columns] that two
+// products read: one sums over the column index, the other over the row index.
 //                  over columns    over rows
 //   x  [R, in]     fprop           wgrad
 //   w  [out, in]   fprop           dgrad

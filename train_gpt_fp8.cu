@@ -1159,9 +1159,8 @@ static void column_sums_finish(float *out, float *out2, const float *partial, si
                                size_t width); // section 7
 #define ROWS 32
 
-// y = x w^T + bias. Its operands x and w, and dy in the backward pass, are matrices [rows, columns]
-// that two products read:
-// one sums over the column index, the other over the row index.
+// y = x w^T + bias. x, w and, in the backward pass, dy are matrices [rows, columns] that two
+// products read: one sums over the column index, the other over the row index.
 //                  over columns    over rows
 //   x  [R, in]     fprop           wgrad
 //   w  [out, in]   fprop           dgrad
