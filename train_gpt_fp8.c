@@ -2,7 +2,7 @@
 Trains a GPT-2 style transformer on a CPU. The matrix products of its linear layers run on real FP8
 bytes with tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al. 2022, arXiv
 2209.05433). The same file also builds as FP16, BF16 and FP32, so that two loss curves differ by
-nothing but the precision.
+nothing but the precision (and, in FP16, the scaling of the loss that it needs).
 
     make && ./train_gpt_fp8                  # a byte-level model on the embedded corpus
     ./train_gpt_fp8 --help                   # every option
@@ -20,12 +20,12 @@ Scales. A tensor rarely fits into such a range as it is. Each one has a scale:
     scale = FP8_MAX / amax      amax: the largest |value|;  FP8_MAX: 448 or 57344
     byte  = encode(x * scale)   to nearest even; what is too large saturates at +-FP8_MAX
     x    ~= decode(byte) * scale_inv, scale_inv = 1 / scale
-matmul() (section 5) multiplies decoded bytes, sums them in fp32, and multiplies the sum by
-scale_inv of both operands, which undoes the scales. If a scale is too small by 2, the top power of
-two of the format stays unused, and one more power of two of small values underflows. If it is too
-large by 2, values above about amax / 2 saturate. In both cases scale_inv matches, so the product
-is not off by 2; and values that stay normal keep their relative precision, because FP8 is floating
-point.
+A product (matmul_reference(), section 5) multiplies decoded bytes, sums them in fp32, and
+multiplies the sum by scale_inv of both operands, which undoes the scales. If a scale is too small
+by 2, the top power of two of the format stays unused, and one more power of two of small values
+underflows. If it is too large by 2, values above about amax / 2 saturate. In both cases scale_inv
+matches, so the product is not off by 2; and values that stay normal keep their relative precision,
+because FP8 is floating point.
 
 Where amax comes from. quantize() (section 4) makes the bytes and takes amax of the same tensor, as
 it is stored (bf16), in the same pass. With the default rule, delayed scaling, that amax does not
@@ -42,11 +42,11 @@ a tensor:
     fprop  y  = x w^T    x: linear_forward()     w: gpt_refresh_weights(), once a step
     dgrad  dx = dy w     dy: linear_backward()   w: the same bytes
     wgrad  dw = dy^T x   dy: the same bytes      x: the same bytes, kept from the forward pass
-So the inputs of a layer's four products are kept for the backward pass as bytes: one byte an
-element, where BF16 and FP16 keep two (--recompute makes most of them again instead). The residual
-stream, qkv, the GELU's input and the input of the head (the projection to the vocabulary) have 16
-bits in the FP8, BF16 and FP16 builds alike. In a layer that is 25 bytes instead of 32 for each
-channel of a position.
+So a transformer layer keeps the inputs of its four linear layers (qkv, attproj, fc, fcproj) as
+bytes: one byte an element, where BF16 and FP16 keep two (--recompute makes most of them again
+instead). The residual stream, qkv, the GELU's input and the input of the head (the projection to
+the vocabulary) have 16 bits in the FP8, BF16 and FP16 builds alike. A transformer layer keeps 25
+bytes instead of 32 for each channel of a position.
 
 Block scaling gives each block of a tensor, 32 elements for example, a scale of its own, undone as
 an element is read. A block lies along the dimension that is summed over, and the two products that
@@ -71,7 +71,7 @@ architectures, several machines.
 Bits: the same seed and data give the same parameters, to the last bit, for any thread count,
 compiler, instruction set and across a resume. NUMERICS_VERSION names the rules: fused
 multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped lanes
-and fixed chunks; exp, log, sin and cos of our own; denormals flushed.
+and fixed chunks; exp, log, sin and cos of our own; denormals of fp32 and bf16 flushed.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
@@ -334,13 +334,15 @@ typedef struct {
 // A scale is FP8_MAX / amax. A rule says which amax that is: a row of the table. Its columns: name,
 // word in --recipe, its argument (=N is a whole number), the argument's default (0: it has to be
 // given), least and largest, function, help. The function gets the amax of the step that ended and
-// returns the amax for the next scale; it is not called for CONSTANT and CURRENT. A new rule is a
-// function and a row at the end, in both files (dev/RECIPES.md adds one as an example).
-#define AMAX_HISTORY_MAX 1024
+// returns the amax for the next scale. CONSTANT and CURRENT have none; rules after them, new ones
+// too, keep a history. A new rule is a function and a row at the end, in both files (dev/RECIPES.md
+// adds one as an example).
+#define AMAX_HISTORY_MAX                     1024
+#define no_function(r, history, count, amax) (amax)
 #define SCALING_RULES(X)                                                                           \
-    X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, amax_of_step,                                       \
+    X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, no_function,                                        \
       "the constant S; a power of two adds no rounding error")                                     \
-    X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
+    X(CURRENT, "current", "", 0, 0, 0, no_function,                                                \
       "from the tensor's own amax, found before it is quantized")                                  \
     X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history,                          \
       "from the largest amax of the last N steps")
@@ -348,8 +350,7 @@ typedef struct {
 enum { SCALING_RULES(RULE_NAME) };
 enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_UNSAID };
 
-// How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
-// them.
+// How one operand is quantized. --recipe is three of these, for x, w and dy (recipe_parse()).
 typedef struct {
     Dtype format;
     int rule;
@@ -369,10 +370,12 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;        // with a history: of this step; else of the last recorded tensor (of the
-                        // largest amax of its blocks, for the log)
-    float scale_inv;    // of the bytes that are in memory now, for all products that read them
-    int64_t amax_count; // steps whose amax the rule has seen; 0: tensors are scaled by their own
+    // With a history: the scale of this step. Until then, and with CURRENT: of the last recorded
+    // tensor. In blocks: of the largest amax, for the log. Of the head's dy: see gpt_forward().
+    float scale;
+    float scale_inv; // of the bytes that are in memory now, for all products that read them
+    int64_t
+        amax_count; // steps in the history; while 0, such a rule scales by the tensor's own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -396,12 +399,6 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
-INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t count, float amax) {
-    (void)r;
-    (void)history;
-    (void)count;
-    return amax;
-}
 INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t count, float amax) {
     const int length = (int)r->number, filled = (int)MIN(count + 1, length);
     history[count % length] = amax;
@@ -552,15 +549,15 @@ typedef struct {
 #define matrix(...) ((Matrix){__VA_ARGS__, 1, NULL, 0, 0, 0})
 
 // Epilogue: how the fp32 sum becomes an output element, which is rounded to the output's type:
-// value = sum * (scale * (scale_inv of a * scale_inv of b)), plus bias[n] or the old out[m, n] in
+// value = sum * (factor * (scale_inv of a * scale_inv of b)), plus bias[n] or the old out[m, n] in
 // the same fused multiply-add.
 typedef struct {
     void *data; // [m, n], stored type or fp32
     Dtype dtype;
     size_t row_stride;
-    float scale;
+    float factor;
     const float *bias; // [n] or NULL
-    int accumulate;    // out = fma(acc, scale, out); fp32 only
+    int accumulate;    // the old out is added; fp32 only
 } Output;
 #define output(...) ((Output){__VA_ARGS__})
 
@@ -585,7 +582,7 @@ static float element_fma(const Matrix *a, const Matrix *b, size_t m, size_t n, s
 // The definition of a product, which the fast one of section 15 equals bit for bit. `make
 // REFERENCE=1` trains with it: the bytes are decoded one by one, so that everything stands here.
 static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
-    const float scale = out.scale * (a.scale_inv * b.scale_inv);
+    const float undo = out.factor * (a.scale_inv * b.scale_inv); // here the scales are undone
     PARALLEL(static) for (size_t at = 0; at < M * N; at++) {
         const size_t m = at / N, n = at % N;
         float sum = 0;
@@ -602,7 +599,7 @@ static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N,
         float *floats = (float *)out.data + m * out.row_stride + n;
         stored_t *stored = (stored_t *)out.data + m * out.row_stride + n;
         const float add = out.bias ? out.bias[n] : out.accumulate ? *floats : 0;
-        const float value = out.bias || out.accumulate ? fmaf(sum, scale, add) : sum * scale;
+        const float value = out.bias || out.accumulate ? fmaf(sum, undo, add) : sum * undo;
         if (out.dtype == DTYPE_FP32) *floats = value;
         else *stored = stored_from_float(value);
     }
@@ -638,10 +635,11 @@ static const int operand_product[NOPERAND][2] = {{FPROP, WGRAD}, {FPROP, DGRAD},
 // An operand in the forms in which its two products read it; [0] for OVER_COLUMNS, [1] for
 // OVER_ROWS.
 typedef struct {
-    const stored_t *stored[2]; // what a product reads that is not in FP8
+    const stored_t *stored[2]; // the tensor, which a product reads that is not in FP8; [0] of x and
+                               // dy is also what the bytes are made of
     uint8_t *bytes[2]; // what one in FP8 reads: the same bytes for both, or, in blocks, two sets
     float *inv[2];     // in blocks: their scale_inv
-    Fp8Scale *scale;   // NULL: this layer is not in FP8
+    Fp8Scale *scale;   // NULL: no product of this layer can be in FP8
     size_t columns;
 } Operand;
 typedef struct {
@@ -657,20 +655,20 @@ static void operand_is(Linear *f, int which, const stored_t *tensor) {
 }
 
 // Makes the bytes of an operand from the tensor [rows, columns], for its products in FP8: both, or
-// with way OVER_ROWS only the second. Blocks are made for each of them.
+// with first OVER_ROWS only the second. Blocks are made for each of them.
 static void operand_quantize(const Linear *f, int which, const stored_t *tensor, size_t rows,
-                             int way, Record record) {
+                             int first, Record record) {
     const Operand *o = &f->operand[which];
-    for (; way <= OVER_ROWS; way++) {
+    for (int way = first; way <= OVER_ROWS; way++) {
         if (!linear_in_fp8(f, operand_product[which][way])) continue;
-        if (!recipe_blocks(&o->scale->recipe)) {
-            o->scale->scale_inv =
-                quantize(o->bytes[way], tensor, rows * o->columns, o->scale, record);
-            return; // the other product reads the same bytes
+        if (recipe_blocks(&o->scale->recipe)) {
+            quantize_blocks(o->bytes[way], o->inv[way], tensor, rows, o->columns, way, o->scale,
+                            record);
+            record = RECORD_NONE; // counted once
+            continue;
         }
-        quantize_blocks(o->bytes[way], o->inv[way], tensor, rows, o->columns, way, o->scale,
-                        record);
-        record = RECORD_NONE; // counted once
+        o->scale->scale_inv = quantize(o->bytes[way], tensor, rows * o->columns, o->scale, record);
+        return; // the other product reads the same bytes
     }
 }
 
@@ -706,7 +704,7 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself: an Inf
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. These sum dy itself: an Inf
 // saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
 // partial: room for these sums, [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_t rows,
@@ -1484,7 +1482,8 @@ static MemoryPlan memory_plan(Gpt *g) {
     return plan;
 }
 
-// The recipe of scale i. The head's dy, the last one, takes no amax: gpt_forward() sets its scale.
+// The recipe of scale i. The last is the head's dy: gpt_forward() sets its scale, from the bound of
+// dlogits, so that its amax is only logged.
 static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
     if (i < g->scale_count - 1) return r;
@@ -1555,7 +1554,7 @@ static stored_t *gpt_input(const Gpt *g, int l, int i) {
     return IS_FP8 ? g->x : (stored_t *)gpt_kept(g, l, i);
 }
 
-// Where a linear layer's weights, or copies of them, begin in a layer's: in units of C^2, of 12.
+// A transformer layer has 12 C^2 weights. Where those of its linear layers begin, in units of C^2:
 static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 // The FP8 operands of linear layer i of layer l: where their bytes and scales lie.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
@@ -4375,19 +4374,19 @@ static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) 
 // Makes output elements, from (m, n) on, of rows x cols of a finished tile.
 static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
     const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
-    const float scale = out->scale;
+    const float factor = out->factor;
     for (int i = 0; i < rows; i++, tile += NR) {
         const size_t at = (m + i) * out->row_stride + n;
         float *floats = (float *)out->data + at;
         stored_t *stored = (stored_t *)out->data + at;
         const float *add = out->bias ? out->bias + n : floats;
         if (is_fp32 && adds)
-            SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], scale, add[j]);
-        else if (is_fp32) SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * scale;
+            SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], factor, add[j]);
+        else if (is_fp32) SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * factor;
         else if (adds)
             SIMD for (int j = 0; j < cols; j++) stored[j] =
-                stored_from_float(fmaf(tile[j], scale, add[j]));
-        else SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(tile[j] * scale);
+                stored_from_float(fmaf(tile[j], factor, add[j]));
+        else SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(tile[j] * factor);
     }
 }
 
@@ -4455,7 +4454,7 @@ static void *workspace_thread(void) {
 // out[M, N] from a[M, K] and b[N, K]. A task is a block of up to NB columns of b and a range of
 // rows of a.
 static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, size_t K) {
-    out.scale *= a.scale_inv * b.scale_inv;
+    out.factor *= a.scale_inv * b.scale_inv;
     const size_t blocks = ceil_div(K, product_uses_pairs ? 2 * KU : KU);
     const size_t step = round_up(ceil_div(K, blocks), 32); // K in equal blocks
     // Between blocks of K the chains lie in the output itself, if that is fp32 and holds nothing

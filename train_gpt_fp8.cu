@@ -535,13 +535,15 @@ typedef struct {
 // A scale is FP8_MAX / amax. A rule says which amax that is: a row of the table. Its columns: name,
 // word in --recipe, its argument (=N is a whole number), the argument's default (0: it has to be
 // given), least and largest, function, help. The function gets the amax of the step that ended and
-// returns the amax for the next scale; it is not called for CONSTANT and CURRENT. A new rule is a
-// function and a row at the end, in both files (dev/RECIPES.md adds one as an example).
-#define AMAX_HISTORY_MAX 1024
+// returns the amax for the next scale. CONSTANT and CURRENT have none; rules after them, new ones
+// too, keep a history. A new rule is a function and a row at the end, in both files (dev/RECIPES.md
+// adds one as an example).
+#define AMAX_HISTORY_MAX                     1024
+#define no_function(r, history, count, amax) (amax)
 #define SCALING_RULES(X)                                                                           \
-    X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, amax_of_step,                                       \
+    X(CONSTANT, "scale", "=S", 0, 1e-15, 1e15, no_function,                                        \
       "the constant S; a power of two adds no rounding error")                                     \
-    X(CURRENT, "current", "", 0, 0, 0, amax_of_step,                                               \
+    X(CURRENT, "current", "", 0, 0, 0, no_function,                                                \
       "from the tensor's own amax, found before it is quantized")                                  \
     X(DELAYED, "delayed", "=N", 16, 1, AMAX_HISTORY_MAX, amax_of_history,                          \
       "from the largest amax of the last N steps")
@@ -549,8 +551,7 @@ typedef struct {
 enum { SCALING_RULES(RULE_NAME) };
 enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_UNSAID };
 
-// How one operand is quantized. A recipe is three of these, for x, w and dy: recipe_parse() reads
-// them.
+// How one operand is quantized. --recipe is three of these, for x, w and dy (recipe_parse()).
 typedef struct {
     Dtype format;
     int rule;
@@ -570,10 +571,12 @@ INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_C
 // whole.
 typedef struct {
     ScalingRecipe recipe;
-    float scale;        // with a history: of this step; else of the last recorded tensor (of the
-                        // largest amax of its blocks, for the log)
-    float scale_inv;    // of the bytes that are in memory now, for all products that read them
-    int64_t amax_count; // steps whose amax the rule has seen; 0: tensors are scaled by their own
+    // With a history: the scale of this step. Until then, and with CURRENT: of the last recorded
+    // tensor. In blocks: of the largest amax, for the log. Of the head's dy: see gpt_forward().
+    float scale;
+    float scale_inv; // of the bytes that are in memory now, for all products that read them
+    int64_t
+        amax_count; // steps in the history; while 0, such a rule scales by the tensor's own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
@@ -597,12 +600,6 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
-INLINE float amax_of_step(const ScalingRecipe *r, float *history, int64_t count, float amax) {
-    (void)r;
-    (void)history;
-    (void)count;
-    return amax;
-}
 INLINE float amax_of_history(const ScalingRecipe *r, float *history, int64_t count, float amax) {
     const int length = (int)r->number, filled = (int)MIN(count + 1, length);
     history[count % length] = amax;
@@ -1262,7 +1259,7 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->out), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. They are of dy itself: an Inf
+// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. These sum dy itself: an Inf
 // saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
 // source: the tensor dy, or what a kernel makes it of. One pass over it writes what is wanted of
 // dy, its bytes in both directions and its column sums; a tensor that is only quantized is read by
@@ -2056,8 +2053,8 @@ static void gpt_scales_write(Gpt *g) {
     gpt_scales_read(g);
 }
 
-// The recipe of scale i. The head's dy, the last one, takes no amax: gpt_forward_device() sets its
-// scale.
+// The recipe of scale i. The last is the head's dy: gpt_forward_device() sets its scale, from the
+// bound of dlogits, so that its amax is only logged.
 static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
     if (i < g->scale_count - 1) return r;
@@ -2163,7 +2160,7 @@ static stored_t *gpt_input(const Gpt *g, int l, int i) {
     if (!g->training || !(g->bf16[l][i] & 1 << WGRAD)) return g->x;
     return g->x16 + (layers_in_bf16(g, l, 1 << WGRAD) * 6 + start[i]) * RC;
 }
-// Where a linear layer's weights, or copies of them, begin in a layer's: in units of C^2, of 12.
+// A transformer layer has 12 C^2 weights. Where those of its linear layers begin, in units of C^2:
 static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 // The FP8 build's operands of a linear layer.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
