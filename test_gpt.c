@@ -2376,7 +2376,7 @@ static uint64_t step_after_load(int lose) {
     memset(&f, 0, sizeof(f));
     model_make(&g, IS_FP8);
     for (long t = 1; t <= 4; t++) model_step(&g, t, 1e-2f);
-    g.loss_scaling[0] = 512;
+    g.loss_scale = 512;
     Directory work = work_directory();
     p.model_checksum = model_save(&g, &work, "model.bin");
     state_save(&g, &work, "state.bin", &p, options);
@@ -2390,7 +2390,7 @@ static uint64_t step_after_load(int lose) {
     state_check(&f);
     model_load(&h, &model);
     state_load(&h, &f);
-    if (h.loss_scaling[0] != 512) return 2;
+    if (h.loss_scale != 512) return 2;
     for (int i = 0; lose == 1 && i < h.scale_count; i++) h.scales[i].amax_count = 0;
     if (lose == 2) memset(h.v, 0, h.param_count * 4);
     model_step(&h, 5, 1e-2f);
@@ -2485,14 +2485,14 @@ static int step_by_hand(Gpt *g, const Dataset *train, int step, const char *log,
     memset(g->grad, 0, g->param_count * 4);
     for (int micro = 0; micro < 2; micro++) { // 64 tokens a step
         dataset_batch(train, 1, (step * 2 + micro) * 2, tokens, targets, 2, 16);
-        loss += gpt_forward(g, tokens, targets, 2, 16, g->loss_scaling[0] / 64) / 64;
+        loss += gpt_forward(g, tokens, targets, 2, 16, g->loss_scale / 64) / 64;
         gpt_backward(g, tokens, 2, 16);
     }
-    double norm = gradient_norm(g->grad, g->param_count, 1 / g->loss_scaling[0]),
+    double norm = gradient_norm(g->grad, g->param_count, 1 / g->loss_scale),
            clip = norm > 0.5 ? 0.5 / norm : 1;
     AdamW adamw = {schedule_lr(COSINE, 1e-3f, 0.1f, step, 2, 8), 0.9f, 0.95f, 1e-8f, 0.1f};
     for (int i = 0; i < g->scale_count; i++) scale_advance(&g->scales[i]);
-    adamw_update(g, &adamw, (float)(clip / (double)g->loss_scaling[0]), step + 1);
+    adamw_update(g, &adamw, (float)(clip / (double)g->loss_scale), step + 1);
     snprintf(want[0], 128, "\n%d\t%d\t%.9g\t", step + 1, 64 * (step + 1), loss);
     snprintf(want[1], 128, "\t%.9g\t%.9g\t", (double)adamw.lr, norm);
     const char *row = strstr(log, want[0]), *rate = row ? strstr(row, want[1]) : NULL;
@@ -2527,7 +2527,7 @@ static void test_run(void) {
     g.B = 2;
     g.fp8_head = IS_FP8;
     model_begin(&g, 1, "delayed=3");
-    if (PRECISION == PRECISION_FP16) g.loss_scaling[0] = 65536;
+    if (PRECISION == PRECISION_FP16) g.loss_scale = 65536;
     for (int step = 0; step < 8; step++) rows += step_by_hand(&g, &train, step, log, &clipped);
     const unsigned char *model = file_get("run/model_00000008.bin", &n);
     differ = n == 1024 + g.param_count * 4
@@ -2562,7 +2562,7 @@ static void test_run_overflow(void) {
     dataset_windows(&r.train, "training", MODEL_T, 1);
     float *before = floats(r.g.param_count), lr;
     memcpy(before, r.g.master, r.g.param_count * 4);
-    r.g.loss_scaling[0] = 0x1p40f;
+    r.g.loss_scale = 0x1p40f;
     double norm = INFINITY;
     int steps = 0, wrong = 0;
     while (steps < 60 && !isfinite(norm)) {
@@ -2570,7 +2570,7 @@ static void test_run_overflow(void) {
         int overflow = !isfinite(norm), same = !memcmp(before, r.g.master, r.g.param_count * 4);
         steps++;
         wrong += !(loss > 0) || same != overflow || r.progress.updates != !overflow;
-        wrong += r.g.loss_scaling[0] != ldexpf(1, 40 - steps + !overflow);
+        wrong += r.g.loss_scale != ldexpf(1, 40 - steps + !overflow);
     }
     check(!wrong && steps > 5 && steps < 60,
           "overflow: FP16 skips the step and halves the loss scale until the gradients fit; then "

@@ -1422,8 +1422,8 @@ typedef struct {
     Fp8Scale *scales;
     int scale_count;
 
-    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
-                           // it), and good steps in a row
+    float loss_scale;      // a power of two; 1 unless the build or recipe needs it
+    float good_steps;      // in a row. A state holds these two as one section
     int *tokens, *targets; // [B, T] of a micro-batch, where it trains
     // What is recorded of x and dy: NONE, but run_train() (section 14) sets more around gpt_step();
     // and of weights, which a validation may be the first to quantize after an update.
@@ -1501,7 +1501,7 @@ static void gpt_allocate(Gpt *g) {
         s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
         s->scale_inv = 1;
     }
-    g->loss_scaling[0] = 1;
+    g->loss_scale = 1;
     if (g->training) {
         g->tokens = memory_allocate(gpt_rows(g) * sizeof(int));
         g->targets = memory_allocate(gpt_rows(g) * sizeof(int));
@@ -1881,13 +1881,12 @@ static int gpt_scales_loss(const Gpt *g) {
            (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
 }
 static void loss_scale_update(Gpt *g, int overflow) {
-    float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
-    *good = overflow ? 0 : *good + 1;
-    if (overflow) *scale = MAX(*scale * 0.5f, 1);
-    if (*good < LOSS_SCALE_PATIENCE) return;
-    *good = 0;
-    *scale = MIN(*scale * 2, LOSS_SCALE_MAX);
+    g->good_steps = overflow ? 0 : g->good_steps + 1;
+    if (overflow) g->loss_scale = MAX(g->loss_scale * 0.5f, 1);
+    if (g->good_steps < LOSS_SCALE_PATIENCE) return;
+    g->good_steps = 0;
+    g->loss_scale = MIN(g->loss_scale * 2, LOSS_SCALE_MAX);
 }
 
 // ---- a step
@@ -1912,7 +1911,7 @@ typedef struct {
 // is above 1, such a gradient skips the update and halves the loss scale instead.
 static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const int B = g->B, T = g->config.T;
-    const float loss_scale = g->loss_scaling[0];
+    const float loss_scale = g->loss_scale;
     StepOutcome r = {0};
     PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) g->grad[i] = 0;
     for (int micro = 0; micro < in->micro_batches && isfinite(r.loss); micro++) {
@@ -2475,7 +2474,7 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
          0},
-        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling, 0},
+        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, &g->loss_scale, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -2700,7 +2699,7 @@ static void state_load(Gpt *g, const StateFile *f) {
         wild |= memcmp(&q->recipe, &r, sizeof(r)) || !amax_usable(q->scale) || q->amax_count < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
-    EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
+    EXPECT(!wild && amax_usable(g->loss_scale), "%s: has numbers that no run makes", f->path);
     gpt_scales_write(g);
     g->weights_ready = 0;
 }
@@ -3763,7 +3762,7 @@ static int run_train(Run *r) {
     g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps;
-        const float loss_scale = g->loss_scaling[0];
+        const float loss_scale = g->loss_scale;
         double t = seconds_now(), norm;
         float lr;
         g->record = step_record(o, step);
@@ -3945,7 +3944,7 @@ int main(int argc, char **argv) {
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, &r->model_file);
     else gpt_init(&r->g, o->seed);
-    if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
+    if (gpt_scales_loss(&r->g)) r->g.loss_scale = LOSS_SCALE_INIT;
     if (o->resume) state_load(&r->g, &r->state);
     if (r->prompts) {
         run_write(r, o->prompt, o->generate, o->seed);

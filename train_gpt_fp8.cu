@@ -1959,10 +1959,10 @@ typedef struct {
     int scale_count;
     int own_amax; // how many scales have no history yet, and come from their tensor: only fewer
 
-    float loss_scaling[2]; // the loss scale, a power of two (1 unless the build or recipe needs
-                           // it), and good steps in a row
-    Record record; // of x and dy: NONE but in a training step, so that validation and sampling
-                   // leave no trace
+    float loss_scale; // a power of two; 1 unless the build or recipe needs it
+    float good_steps; // in a row. A state holds these two as one section
+    Record record;    // of x and dy: NONE but in a training step, so that validation and sampling
+                      // leave no trace
     Record record_weights;   // of the weights, for the next step: they may be made in a validation
                              // before it
     StepInputs *step_inputs; // on the device
@@ -2097,7 +2097,7 @@ static void gpt_allocate(Gpt *g) {
     emulation.b = g->emulate_b;
     emulation.sums = g->emulate_sums;
     attention_init();
-    g->loss_scaling[0] = 1;
+    g->loss_scale = 1;
     if (g->training) step_host_make(g);
 }
 
@@ -2607,13 +2607,12 @@ static int gpt_scales_loss(const Gpt *g) {
            (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
 }
 static void loss_scale_update(Gpt *g, int overflow) {
-    float *scale = &g->loss_scaling[0], *good = &g->loss_scaling[1];
     if (!gpt_scales_loss(g)) return;
-    *good = overflow ? 0 : *good + 1;
-    if (overflow) *scale = MAX(*scale * 0.5f, 1);
-    if (*good < LOSS_SCALE_PATIENCE) return;
-    *good = 0;
-    *scale = MIN(*scale * 2, LOSS_SCALE_MAX);
+    g->good_steps = overflow ? 0 : g->good_steps + 1;
+    if (overflow) g->loss_scale = MAX(g->loss_scale * 0.5f, 1);
+    if (g->good_steps < LOSS_SCALE_PATIENCE) return;
+    g->good_steps = 0;
+    g->loss_scale = MIN(g->loss_scale * 2, LOSS_SCALE_MAX);
 }
 
 // ---- a step
@@ -2705,7 +2704,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     StepHost *h = &g->host;
     StepInputs *in = h->inputs_of_step;
     const AdamW *a = &s->adamw;
-    const float loss_scale = g->loss_scaling[0];
+    const float loss_scale = g->loss_scale;
     // record_weights is the same in a step that makes the weights' bytes.
     const int as_graph = h->warm && g->record == RECORD_STATS;
     if (h->graphs_own_amax != g->own_amax) { // other kernels than before
@@ -3293,7 +3292,7 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
          0},
-        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, g->loss_scaling, 0},
+        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, &g->loss_scale, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -3518,7 +3517,7 @@ static void state_load(Gpt *g, const StateFile *f) {
         wild |= memcmp(&q->recipe, &r, sizeof(r)) || !amax_usable(q->scale) || q->amax_count < 0;
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
-    EXPECT(!wild && amax_usable(g->loss_scaling[0]), "%s: has numbers that no run makes", f->path);
+    EXPECT(!wild && amax_usable(g->loss_scale), "%s: has numbers that no run makes", f->path);
     gpt_scales_write(g);
     g->weights_ready = 0;
 }
@@ -4581,7 +4580,7 @@ static int run_train(Run *r) {
     g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps;
-        const float loss_scale = g->loss_scaling[0];
+        const float loss_scale = g->loss_scale;
         double t = seconds_now(), norm;
         float lr;
         g->record = step_record(o, step);
@@ -4763,7 +4762,7 @@ int main(int argc, char **argv) {
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, &r->model_file);
     else gpt_init(&r->g, o->seed);
-    if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
+    if (gpt_scales_loss(&r->g)) r->g.loss_scale = LOSS_SCALE_INIT;
     if (o->resume) state_load(&r->g, &r->state);
     if (r->prompts) {
         run_write(r, o->prompt, o->generate, o->seed);

@@ -57,7 +57,7 @@ FAULTS = [
     ("a validation that is no number", C, "if (!isfinite(loss)) run_nonfinite(r, step, \"the validation", "if (0) run_nonfinite(r, step, \"the validation", "not_finite"),
     ("logits that are no numbers", C, "if (floats_nonfinite(logits, V)) run_nonfinite", "if (0) run_nonfinite", "not_finite"),
     ("an infinite weight", C, "return largest < 0x7f800000;", "return 1;", "not_finite"),
-    ("a wild state", C, "EXPECT(!wild && amax_usable(g->loss_scaling[0]),", "EXPECT(1,", "not_finite"),
+    ("a wild state", C, "EXPECT(!wild && amax_usable(g->loss_scale),", "EXPECT(1,", "not_finite"),
     ("a history's length", C, " || q->amax_count < 0", "", "not_finite"),
     ("the plan lacks what was taken", C, "memory_taken + PROGRAM_BYTES", "PROGRAM_BYTES", "the_plan"),
     ("no container", C, "if (limit > 0) least = MIN", "if (limit < 0) least = MIN", "container"),

@@ -1222,7 +1222,7 @@ struct Both {
         r.train = dataset_open(r.o.train);
         dataset_windows(&r.train, "training", (int)r.o.seq_len, 1);
         gpt_allocate(&r.g), gpt_init(&r.g, r.o.seed);
-        if (gpt_scales_loss(&r.g)) r.g.loss_scaling[0] = 1024;
+        if (gpt_scales_loss(&r.g)) r.g.loss_scale = 1024;
         r.g.record = RECORD_STATS, ref_gpt_record(ref, RECORD_STATS);
         tokens.resize(r.g.B * r.g.config.T), targets.resize(tokens.size());
     }
@@ -1395,7 +1395,7 @@ static void test_model() {
             check_same("initial weights", b.ref_floats("master"), b.cuda_floats(b.r.g.master));
         for (int step = 0; step < 2; step++) {
             double norm;
-            const float scale = b.r.g.loss_scaling[0];
+            const float scale = b.r.g.loss_scale;
             const double ours = b.step_cuda(step), want = b.step_ref(step, scale, &norm);
             const double allowed = PRECISION == PRECISION_FP32 ? 1e-5
                                    : IS_FP8                    ? 0.2 * NEAR

@@ -113,7 +113,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     machine_init(o->sum_order);
     gpt_allocate(&r->g);
     gpt_init(&r->g, o->seed);
-    if (gpt_scales_loss(&r->g)) r->g.loss_scaling[0] = LOSS_SCALE_INIT;
+    if (gpt_scales_loss(&r->g)) r->g.loss_scale = LOSS_SCALE_INIT;
     float *kept =
         (float *)memory_allocate(8 * (size_t)r->g.config.C * r->g.config.C * sizeof(float));
     unlink(out);
