@@ -535,6 +535,16 @@ static void test_options(void) {
           "options: --help and --version end with status 0, and print",
           "status %d and %d, %zu and %zu bytes", help.status, version.status, strlen(help.output),
           strlen(version.output));
+    size_t widest = 0;
+    const char *pages[] = {strdup(help.output), strdup(run("--help recipe").output)};
+    for (int i = 0; i < 2; i++)
+        for (const char *at = pages[i]; *at; at += *at == '\n') {
+            const size_t line = strcspn(at, "\n");
+            if (line > widest) widest = line;
+            at += line;
+        }
+    check(widest > 40 && widest <= 80, "options: both pages of --help fit 80 columns",
+          "%zu columns", widest);
     check_refused("run: an unknown --sum-order is refused", "pairs|tiles; found 'rows'",
                   TINY "--sum-order rows");
 }
@@ -694,7 +704,7 @@ static void test_run_recipes(void) {
         without_sqnr += !*scales || strstr(scales, "\t-\n");
     }
     check_done("run: a resume may write the same recipe in other words",
-               "-y -o mx --recipe e4m3,block=1x32,floor");
+               "-y -o mx --recipe current,e4m3,block=1x32,floor");
     check_refused("run: and not change it", "cannot change", "-y -o mx --recipe mx");
     check(!without_sqnr, "run: every row of scales.tsv has an SQNR, of weights and blocks too",
           "%d runs have one without", without_sqnr);

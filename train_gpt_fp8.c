@@ -63,7 +63,7 @@ the loss scale, but skip no step.) All else is the same text.
 A step (gpt_step(), section 9) is: forward and backward of every micro-batch, the scales of the
 next step, AdamW, which marks the weights' bytes as stale, and the next loss scale. The next forward
 pass makes the bytes again. To try a recipe: --recipe WORDS (--help recipe). To add a rule of
-scales: one function and one row in both files (SCALING_RULES, section 4; dev/RECIPES.md shows it).
+scales: one function and one row (SCALING_RULES, section 4; dev/RECIPES.md shows it).
 
 What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other
 architectures, several machines.
@@ -335,8 +335,8 @@ typedef struct {
 // word in --recipe, its argument (=N is a whole number), the argument's default (0: it has to be
 // given), least and largest, function, help. The function gets the amax of the step that ended and
 // returns the amax for the next scale. CONSTANT and CURRENT have none; rules after them, new ones
-// too, keep a history. A new rule is a function and a row at the end, in both files (dev/RECIPES.md
-// adds one as an example).
+// too, keep a history. A new rule is a function and a row at the end, here; same_program.sh --write
+// copies them into the other file (dev/RECIPES.md adds one as an example).
 #define AMAX_HISTORY_MAX                     1024
 #define no_function(r, history, count, amax) (amax)
 #define SCALING_RULES(X)                                                                           \
@@ -2435,7 +2435,7 @@ static void token_print(const Tokenizer *t, int token) {
 // Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 6
+#define STATE_VERSION 7
 enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 6 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
@@ -2900,7 +2900,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
-        "what stays in bf16, e.g. first+3.fc+qkv.fprop") \
+        "what stays in bf16, e.g. first+2.fc+qkv.fprop") \
     X(FLAG, fp8_head, 0, "fp8-head", "", FP8 | FIXED, 0, 1, "0", \
         "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", "N", FP8 | FREE, 0, 1e8, "10", \
@@ -2935,7 +2935,7 @@ static const RecipeWord recipe_words[] = {
     {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
      "format: 2 bits of mantissa, largest number 57344"},
     SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
-                             "from the own amax of each block of A x B elements, B along K"},
+                             "own amax of each block: A x B elements, B along the sum"},
     {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
     {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0,
      "the scale rounded down to a power of two; always so in blocks"},
@@ -2946,27 +2946,26 @@ static const RecipeWord recipe_words[] = {
 static const struct {
     const char *name, *words, *source;
 } recipe_names[] = {
-    {"te", "e4m3+delayed=1024+dy:e5m2", "Transformer Engine's DelayedScaling, Format.HYBRID"},
-    {"rowwise", "e4m3+block=1xall", "torchao's rowwise: a scale for each row"},
-    {"deepseek", "e4m3+block=1x128+w:block=128x128",
-     "DeepSeek-V3's tiles and blocks (arXiv 2412.19437, 3.3)"},
-    {"mx", "e4m3+block=1x32", "OCP's MXFP8 shapes; mx+floor also has its rounding"},
+    {"te", "e4m3+delayed=1024+dy:e5m2", "Transformer Engine, Format.HYBRID"},
+    {"rowwise", "e4m3+block=1xall", "torchao: a scale for each row"},
+    {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3 (arXiv 2412.19437)"},
+    {"mx", "e4m3+block=1x32", "OCP's MX; +floor: its rounding"},
     {"none", "e4m3+scale=1", "no scales"},
 };
 
 static void recipe_help(void) {
-    printf("--recipe WORDS: how the operands x, w and dy of the FP8 products are quantized.\n"
-           "Words are joined by + or commas. A later word overrides an earlier one. A word sets\n"
-           "all three operands, or the one that is named before it, as in dy:e5m2.\n"
+    printf("--recipe WORDS: how the operands x, w and dy of FP8 products are quantized.\n"
+           "Words are joined by + or commas. A later word overrides an earlier one. A word\n"
+           "sets all three operands, or the one that is named before it, as in dy:e5m2.\n"
            "The default, e4m3+dy:e5m2+delayed=16, is what the words change.\n\n");
     for (int i = 0; i < COUNT(recipe_words); i++)
-        printf("  %s%-*s %s\n", recipe_words[i].word, 14 - (int)strlen(recipe_words[i].word),
+        printf("  %s%-*s %s\n", recipe_words[i].word, 11 - (int)strlen(recipe_words[i].word),
                recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++)
         printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
                recipe_names[i].source);
-    printf("\nExamples: --recipe te+dy:margin=1   --recipe deepseek+dy:e5m2   --recipe current\n");
+    printf("\nExamples: te+dy:margin=1, deepseek+dy:e5m2, current\n");
 }
 
 static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *where) {
@@ -2981,6 +2980,7 @@ static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *wh
         "32 up to 65536, or all; found 'block=%s'",
         where, text);
     r->rule = SCALING_CURRENT;
+    r->number = 0;
     r->across = across;
     r->along = all ? INT_MAX : along;
 }
@@ -3045,8 +3045,8 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
                 if (only >> i & 1)
                     recipe_word_set(&recipes[i], w, equals ? equals + 1 : NULL, where);
         }
-        EXPECT(found, "%s --recipe: expected one of the words that --help recipe lists, found '%s'",
-               where, word);
+        EXPECT(found, "%s --recipe: expected words that --help recipe lists, found '%s' in '%s'",
+               where, word, text);
     }
 }
 // Reads a recipe. `where` is what errors begin with.
@@ -3130,11 +3130,11 @@ static int option_word(const OptionSpec *s, long n, char *out) {
 static void option_set(Options *o, const OptionSpec *s, const char *text, const char *where) {
     void *field = (char *)o + s->field;
     char *end = NULL;
-    ScalingRecipe recipes[NOPERAND];
-    if (s->kind == OPT_RECIPE) recipe_parse(recipes, text, where); // refuses what is wrong
     if (s->kind == OPT_TEXT || s->kind == OPT_RECIPE) {
+        ScalingRecipe recipes[NOPERAND];
         EXPECT((s->scope & CALL) || !strpbrk(text, "\n\t"),
                "%s --%s: a log cannot keep a tab or new line", where, s->name);
+        if (s->kind == OPT_RECIPE) recipe_parse(recipes, text, where); // refuses what is wrong
         *(char **)field = strdup(text);
         return;
     }
@@ -3195,10 +3195,9 @@ static void options_help(void) {
             printf(" [%s]", s->initial);
         printf("\n");
     }
-    printf(
-        "\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130 interrupted\n"
-        "after a checkpoint.\n",
-        BACKEND_HELP);
+    printf("\n%sExit status: 0 done, 2 bad input, 3 stopped by a non-finite value, 130\n"
+           "interrupted after a checkpoint.\n",
+           BACKEND_HELP);
 }
 
 // Parses argv; given[i] tells which options were on the command line.
@@ -3296,7 +3295,9 @@ static void options_recipes(const Options *o, Gpt *g) {
 static void options_bf16(const Options *o, Gpt *g) {
     char list[PATH_MAX], *items = list, *end;
     const int L = g->config.L;
-    path_print(list, "%s", o->bf16);
+    EXPECT(strlen(o->bf16) < sizeof(list), "option --bf16: expected at most %zu characters",
+           sizeof(list) - 1);
+    strcpy(list, o->bf16);
     if (!*list) return;
     for (char *item = strsep(&items, ",+"); item; item = strsep(&items, ",+")) {
         int part[3] = {-1, -1, -1}; // layer, matrix, product: -1 is all of them
@@ -3316,8 +3317,8 @@ static void options_bf16(const Options *o, Gpt *g) {
             EXPECT(added,
                    "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
                    "attproj, fc, fcproj), one product "
-                   "(fprop, dgrad, wgrad) with dots between; found '%s'",
-                   L - 1, word);
+                   "(fprop, dgrad, wgrad) with dots between; found '%s' in '%s'",
+                   L - 1, word, o->bf16);
         }
         for (int i = 0; i < L * NLIN; i++)
             if ((part[0] < 0 || i / NLIN == part[0]) && (part[1] < 0 || i % NLIN == part[1]))
