@@ -574,9 +574,8 @@ typedef struct {
     // With a history: the scale of this step. Until then, and with CURRENT: of the last recorded
     // tensor. In blocks: of the largest amax, for the log. Of the head's dy: see gpt_forward().
     float scale;
-    float scale_inv; // of the bytes that are in memory now, for all products that read them
-    int64_t
-        amax_count; // steps in the history; while 0, such a rule scales by the tensor's own amax
+    float scale_inv;    // of the bytes that are in memory now, for all products that read them
+    int64_t amax_count; // steps in the history; 0: such a rule takes the tensor's own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
