@@ -1422,7 +1422,7 @@ typedef struct {
     int scale_count;
 
     float loss_scale;      // a power of two; 1 unless the build or recipe needs it
-    float good_steps;      // in a row. A state holds these two as one section
+    float good_steps;      // steps in a row without an overflow
     int *tokens, *targets; // [B, T] of a micro-batch, where it trains
     // What is recorded of x and dy: NONE, but run_train() (section 14) sets more around gpt_step();
     // and of weights, which a validation may be the first to quantize after an update.
@@ -2270,7 +2270,8 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
         uint64_t l = i >> half, r = i & mask;
         for (uint64_t round = 0; round < 4; round++) {
             const uint64_t t = l ^ (random_u64(key, round, r) & mask);
-            l = r, r = t;
+            l = r;
+            r = t;
         }
         i = l << half | r;
     } while (i >= n);
@@ -2435,7 +2436,7 @@ static void token_print(const Tokenizer *t, int token) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 7
-enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 6 }; // of state_sections()
+enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
@@ -2473,7 +2474,8 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
          0},
-        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, &g->loss_scale, 0},
+        {{"loss_scale", DTYPE_FP32, 1, 1, 4, 0}, &g->loss_scale, 0},
+        {{"good_steps", DTYPE_FP32, 1, 1, 4, 0}, &g->good_steps, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -2644,14 +2646,16 @@ static void state_check(StateFile *f) {
     StateHeader want, found;
     size_t at = sizeof(want), n;
     f->file = file_open(f->path, 0);
-    memcpy(found, f->file.header, sizeof(found)), state_header(want);
+    memcpy(found, f->file.header, sizeof(found));
+    state_header(want);
     const size_t end = f->file.bytes;
     for (int i = 0; i < 8; i++) file_expect(f->path, names[i], found[i], want[i], want[i]);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *s = &f->header[i];
         const size_t left = end > at + sizeof(*s) ? end - at - sizeof(*s) : 0;
         if (left) file_read(&f->file, at, s, sizeof(*s));
-        f->at[i] = at += sizeof(*s);
+        at += sizeof(*s);
+        f->at[i] = at;
         uint64_t sum = checksum(0, s, offsetof(SectionHeader, checksum));
         for (const size_t to = at + MIN(s->bytes, left); at < to; at += n) {
             const unsigned char *block = file_block(&f->file, at, to, &n);
@@ -2735,9 +2739,9 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
         else if (i == 1) state_save(g, d, name, progress, options);
         else file_commit(file_begin(d, name), d, name);
     }
-    long old = progress->step + 1;
-    for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
-    while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
+    long old = keep ? progress->step + 1 : -1;
+    for (int i = 0; i <= keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
+    for (; old >= 0; old = checkpoint_newest(d->path, old))
         for (int i = 0; i < 3; i++) { // DONE goes first
             snprintf(name, sizeof(name), names[i], old);
             unlinkat(d->fd, name, 0);

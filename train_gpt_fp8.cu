@@ -190,7 +190,8 @@ static void *memory_allocate(size_t bytes) {
 
 template <class To, class From> INLINE To bits_as(From from) { // the same bits as another type
     To to;
-    return memcpy(&to, &from, sizeof(to)), to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
 }
 INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
 INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
@@ -374,7 +375,10 @@ template <class T> INLINE void put(void *p, T word) {
 template <int N> INLINE void load_words(uint32_t *w, const void *p) { // N a multiple of 4
     UNROLL for (int i = 0; i < N; i += 4) {
         const uint4 u = get<uint4>((const uint32_t *)p + i);
-        w[i] = u.x, w[i + 1] = u.y, w[i + 2] = u.z, w[i + 3] = u.w;
+        w[i] = u.x;
+        w[i + 1] = u.y;
+        w[i + 2] = u.z;
+        w[i + 3] = u.w;
     }
 }
 INLINE void load8(float *v, const float *p) {
@@ -395,7 +399,10 @@ INLINE void store8(float *p, const float *v) {
 #if PRECISION == PRECISION_FP32
 enum { WORDS = 8 };                              // that eight stored numbers fill
 INLINE float stored_round(float f) { return f; } // to the stored type and back
-INLINE void load2(float *v, const float *p) { v[0] = p[0], v[1] = p[1]; }
+INLINE void load2(float *v, const float *p) {
+    v[0] = p[0];
+    v[1] = p[1];
+}
 INLINE void pack8(uint32_t *w, const float *v) {
     UNROLL for (int i = 0; i < 8; i++) w[i] = float_bits(v[i]);
 }
@@ -1047,7 +1054,8 @@ KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
         s->scale = scale_from_amax(bits_float(use->amax_bits), 1, &s->recipe);
         s->step.amax_bits = MAX(s->step.amax_bits, use->amax_bits);
     }
-    use->amax_bits = 0, use->inv = use->scale = 1;
+    use->amax_bits = 0;
+    use->inv = use->scale = 1;
 }
 // Whether cuBLASLt multiplies blocks of 128 itself. It wants their scales in an order of its own.
 static int blocks_native(const ScalingRecipe *r) {
@@ -1580,12 +1588,13 @@ struct GeluBackwardSource {
     const stored_t *dout, *x;
     size_t stride;
     __device__ void fetch(uint32_t *raw, size_t row, size_t column) const {
-        load_words<WORDS>(raw, dout + row * stride + column),
-            load_words<WORDS>(raw + WORDS, x + row * stride + column);
+        load_words<WORDS>(raw, dout + row * stride + column);
+        load_words<WORDS>(raw + WORDS, x + row * stride + column);
     }
     __device__ void values(float *v, const uint32_t *raw) const {
         float in[8];
-        unpack8(v, raw), unpack8(in, raw + WORDS);
+        unpack8(v, raw);
+        unpack8(in, raw + WORDS);
         UNROLL for (int i = 0; i < 8; i++) {
             const float s = gelu_sigmoid(in[i]),
                         two_du = fmaf(in[i] * in[i], 6 * GELU_CUBIC, 2 * GELU_LINEAR);
@@ -1959,7 +1968,7 @@ typedef struct {
     int own_amax; // how many scales have no history yet, and come from their tensor: only fewer
 
     float loss_scale; // a power of two; 1 unless the build or recipe needs it
-    float good_steps; // in a row. A state holds these two as one section
+    float good_steps; // steps in a row without an overflow
     Record record;    // of x and dy: NONE but in a training step, so that validation and sampling
                       // leave no trace
     Record record_weights;   // of the weights, for the next step: they may be made in a validation
@@ -3088,7 +3097,8 @@ static uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
         uint64_t l = i >> half, r = i & mask;
         for (uint64_t round = 0; round < 4; round++) {
             const uint64_t t = l ^ (random_u64(key, round, r) & mask);
-            l = r, r = t;
+            l = r;
+            r = t;
         }
         i = l << half | r;
     } while (i >= n);
@@ -3253,7 +3263,7 @@ static void token_print(const Tokenizer *t, int token) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 7
-enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 6 }; // of state_sections()
+enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
@@ -3291,7 +3301,8 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
          0},
-        {{"loss_scale", DTYPE_FP32, 2, 1, 8, 0}, &g->loss_scale, 0},
+        {{"loss_scale", DTYPE_FP32, 1, 1, 4, 0}, &g->loss_scale, 0},
+        {{"good_steps", DTYPE_FP32, 1, 1, 4, 0}, &g->good_steps, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -3462,14 +3473,16 @@ static void state_check(StateFile *f) {
     StateHeader want, found;
     size_t at = sizeof(want), n;
     f->file = file_open(f->path, 0);
-    memcpy(found, f->file.header, sizeof(found)), state_header(want);
+    memcpy(found, f->file.header, sizeof(found));
+    state_header(want);
     const size_t end = f->file.bytes;
     for (int i = 0; i < 8; i++) file_expect(f->path, names[i], found[i], want[i], want[i]);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *s = &f->header[i];
         const size_t left = end > at + sizeof(*s) ? end - at - sizeof(*s) : 0;
         if (left) file_read(&f->file, at, s, sizeof(*s));
-        f->at[i] = at += sizeof(*s);
+        at += sizeof(*s);
+        f->at[i] = at;
         uint64_t sum = checksum(0, s, offsetof(SectionHeader, checksum));
         for (const size_t to = at + MIN(s->bytes, left); at < to; at += n) {
             const unsigned char *block = file_block(&f->file, at, to, &n);
@@ -3553,9 +3566,9 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
         else if (i == 1) state_save(g, d, name, progress, options);
         else file_commit(file_begin(d, name), d, name);
     }
-    long old = progress->step + 1;
-    for (int i = 0; i < keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
-    while (keep > 0 && (old = checkpoint_newest(d->path, old)) >= 0)
+    long old = keep ? progress->step + 1 : -1;
+    for (int i = 0; i <= keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
+    for (; old >= 0; old = checkpoint_newest(d->path, old))
         for (int i = 0; i < 3; i++) { // DONE goes first
             snprintf(name, sizeof(name), names[i], old);
             unlinkat(d->fd, name, 0);
@@ -5024,7 +5037,8 @@ KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread ha
     float v[8], bias[8];
     if (m >= M) return;
     stored_t *to = (stored_t *)out.data + m * out.row_stride + n;
-    load8(v, to), load8(bias, out.bias + n);
+    load8(v, to);
+    load8(bias, out.bias + n);
     UNROLL for (int k = 0; k < 8; k++) v[k] += bias[k];
     store8(to, v);
 }
@@ -5261,8 +5275,7 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
     const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, l = threadIdx.x % 32,
               r0 = threadIdx.x / 32 * 16;
     const int i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.n - i0, ATT_TILE),
-              keys = at.pos + i0 + rows;
-    const int blocks = (keys + ATT_TILE - 1) / ATT_TILE;
+              keys = at.pos + i0 + rows, blocks = (keys + ATT_TILE - 1) / ATT_TILE;
     const size_t stride = 3 * (size_t)at.C;
     const stored_t *base = qkv + (size_t)b * at.T * stride + h * at.hs;
     const float to_log2 = at.scale * LOG2E;
@@ -5282,25 +5295,26 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
         cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();
-        float s[8][4];
+        float s[8][4], alpha[2];
         att_scores<HS, 8>(s, tile, r0, k, 0);
         // The last key in this tile that row g may see.
         const int first = at.pos + i0 + r0 + l / 4 - j * ATT_TILE;
-        float alpha[2];
         UNROLL for (int i = 0; i < 2; i++) { // rows g and g + 8
-            float m = top[i];
+            const float old = top[i];
             UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) {
                 float *x = &s[c][2 * i + e];
                 *x = c * 8 + l % 4 * 2 + e <= first + 8 * i ? *x * to_log2 : -INFINITY;
-                m = fmaxf(m, *x);
+                top[i] = fmaxf(top[i], *x);
             }
-            m = quad_max(m);
-            alpha[i] = exp2f(top[i] - m), top[i] = m, sum[i] *= alpha[i];
-            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++)
-                sum[i] += s[c][e] = exp2f(s[c][e] - m);
+            top[i] = quad_max(top[i]);
+            alpha[i] = exp2f(old - top[i]);
+            sum[i] *= alpha[i];
+            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++) {
+                s[c][e] = exp2f(s[c][e] - top[i]);
+                sum[i] += s[c][e];
+            }
         }
-        UNROLL for (int d = 0; d < HS / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0],
-            o[d][2] *= alpha[1], o[d][3] *= alpha[1];
+        UNROLL for (int e = 0; e < HS / 2; e++) o[e / 4][e % 4] *= alpha[e / 2 % 2];
         att_add<HS, 8>(o, s, v, 0);
         __syncthreads();
     }
@@ -5607,10 +5621,12 @@ static fe::graph::Graph *cudnn_graph(int backward, int B, int T, int C, int NH, 
     const float scale = 1.0f / sqrtf((float)hs);
     const auto input = [&](int id, int64_t row, int64_t width) {
         CudnnTensor t = g->tensor(fe::graph::Tensor_attributes().set_name(std::to_string(id)));
-        return cudnn_shape(t, id, B, T, NH, row, width), t;
+        cudnn_shape(t, id, B, T, NH, row, width);
+        return t;
     };
     const auto output = [&](CudnnTensor t, int id, int64_t row, int64_t width) {
-        cudnn_shape(t, id, B, T, NH, row, width), t->set_output(true);
+        cudnn_shape(t, id, B, T, NH, row, width);
+        t->set_output(true);
     };
     g->set_io_data_type(PRECISION == PRECISION_FP16 ? fe::DataType_t::HALF
                                                     : fe::DataType_t::BFLOAT16);
@@ -5657,8 +5673,8 @@ static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *b
                CUDART_VERSION >= 13000 ? "libcudart.so.13" : "libcudart.so.12", 0); // not both
         // cuDNN looks for this library; the path that we give finds it.
         dlopen(CUDART_VERSION >= 13000 ? "libnvrtc.so.13" : "libnvrtc.so.12", RTLD_NOW);
-        if (!fe::cudnn_dlhandle && !(fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW)))
-            throw std::runtime_error(dlerror());
+        if (!fe::cudnn_dlhandle) fe::cudnn_dlhandle = dlopen(CUDNN_LIBRARY, RTLD_NOW);
+        if (!fe::cudnn_dlhandle) throw std::runtime_error(dlerror());
         const size_t version = fe::detail::get_backend_version(); // 9 13 00, two digits each
         // the frontend then copies from the host within a graph, and before 1.32 from memory that
         // it has freed by then
@@ -5677,7 +5693,10 @@ static const char *cudnn_plan(int B, int T, int C, int NH, int training, char *b
         for (char &c : why) c = c == '\n' || c == '\t' ? ' ' : c;
         return why.c_str();
     }
-    cudnn.B = B, cudnn.T = T, cudnn.C = C, cudnn.NH = NH;
+    cudnn.B = B;
+    cudnn.T = T;
+    cudnn.C = C;
+    cudnn.NH = NH;
     return NULL;
 }
 static size_t cudnn_bytes(void) { return cudnn.B ? cudnn.workspace_bytes : 0; }
@@ -5926,7 +5945,10 @@ static MemoryPlan memory_check(Gpt *g) {
            cudnn_bytes() ? ", or --attention own" : "");
     return plan;
 }
-static void backend_start(Run *r) { (void)r, machine_init(); }
+static void backend_start(Run *r) {
+    (void)r;
+    machine_init();
+}
 
 // --tune: runs one micro-batch and drops its results, so that all products are made. What was
 // chosen is added to the lines that log and state hold.
