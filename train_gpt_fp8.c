@@ -4089,11 +4089,10 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
 #define NB                                                                                         \
     (HAS_AMX ? 192                                                                                 \
-             : 96)    // columns of b that one task packs at most; a panel of a in L1 meets them all
-#define KU       1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
-#define MC       1536 // rows of a packed at a time
-#define AMX_MR   32 // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
-#define KU_CHUNK 64 // units that are decoded before they are laid out, small enough for L1
+             : 96)  // columns of b that one task packs at most; a panel of a in L1 meets them all
+#define KU     1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
+#define MC     1536 // rows of a packed at a time
+#define AMX_MR 32   // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -4109,8 +4108,8 @@ INLINE int panel_rows(void) {
     return HAS_AMX && product_in_tiles && product_uses_pairs ? AMX_MR : MR;
 }
 
-// tile[MR][NR] += the chains over `units` of one panel of a and one of b. tile is in L1. Kernels
-// are not inlined, and a fence keeps the loads of one unit from moving into another. Compilers that
+// tile[MR][NR] += the chains over `units` of one panel of a and one of b; a fresh tile begins at
+// zero. tile is in L1. Kernels are not inlined, and a fence keeps the loads of one unit from moving into another. Compilers that
 // do either run out of registers, and spilled accumulators cost a quarter of the speed.
 #define KERNEL     __attribute__((noinline)) static void
 #define UNIT_FENCE __asm__ volatile("" : : : "memory")
@@ -4124,11 +4123,12 @@ INLINE int panel_rows(void) {
 #if LANES > 1 || !defined(__SSE2__)
 // A chain takes `group` units at a time: of these first number `from`, then those before it, down
 // to 0.
-INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs,
-                         const int group, const int from) {
+INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, int fresh,
+                         const int pairs, const int group, const int from) {
     Vector c[MR][NR / LANES], v[NR / LANES], *t = (Vector *)tile;
     // Not by memcpy, which would keep c in memory.
-    EACH_ROW EACH_VECTOR c[i][j] = t[i * (NR / LANES) + j];
+    EACH_ROW EACH_VECTOR c[i][j] = vector_set1(0);
+    if (!fresh) EACH_ROW EACH_VECTOR c[i][j] = t[i * (NR / LANES) + j];
     for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
         UNROLL for (int k = from; k >= 0; k--) {
             const float *rows = (const float *)a + k * MR, *line = (const float *)b + k * NR;
@@ -4154,9 +4154,10 @@ static inline __m128d float2_to_double(const void *p) {
     __asm__("cvtps2pd %1, %0" : "=x"(d) : "m"(*(const __m64 *)p));
     return d;
 }
-INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, const int pairs,
-                         const int group, const int from) {
+INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, int fresh,
+                         const int pairs, const int group, const int from) {
     const __m128i low29 = _mm_set1_epi64x(0x1fffffff), half = _mm_set1_epi64x(0x10000000);
+    if (fresh) memset(tile, 0, MR * NR * 4);
     for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
         for (int k = from; !pairs && k >= 0; k--) {
             const float *line = (const float *)b + k * NR;
@@ -4185,14 +4186,14 @@ INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *til
         }
 }
 #endif
-KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile) {
-    kernel_chain(units, a, b, tile, 1, 1, 0);
+KERNEL kernel_pairs(int units, const unit_t *a, const unit_t *b, float *tile, int fresh) {
+    kernel_chain(units, a, b, tile, fresh, 1, 1, 0);
 }
-KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile) {
-    kernel_chain(units, a, b, tile, 0, 2, 1);
+KERNEL kernel_fp32(int units, const unit_t *a, const unit_t *b, float *tile, int fresh) {
+    kernel_chain(units, a, b, tile, fresh, 0, 2, 1);
 }
-KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile) {
-    kernel_chain(units, a, b, tile, 0, 2, 0);
+KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *tile, int fresh) {
+    kernel_chain(units, a, b, tile, fresh, 0, 2, 0);
 }
 #if HAS_AMX
 // Sets the shape of a thread's eight tile registers, once: 16 rows of 64 bytes each.
@@ -4208,27 +4209,33 @@ static void amx_configure(void) {
     if (!configured) _tile_loadconfig(shape);
     configured = 1;
 }
+#define AMX_ZERO(t, to, line) _tile_zero(t)
 #define EACH_AMX_TILE(move)                                                                        \
     move(0, tile, line);                                                                           \
     move(1, tile + 16, line);                                                                      \
     move(2, tile + 16 * NR, line);                                                                 \
     move(3, tile + 16 * NR + 16, line)
-// tile[32][32] in four AMX tiles. Meanwhile `later`, a part of the next panel of a, is prefetched
-// into L2.
-KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
+// tile[32][32] in four AMX tiles. The lines of b that come next are brought from L2 into L1.
+#define AMX_PREFETCH(begin)                                                                        \
+    UNROLL for (int i = begin; i < begin + 8; i++) __builtin_prefetch(b + 16 * (NR + i))
+KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, int fresh) {
     const long line = NR * 4;
     amx_configure();
     UNIT_FENCE;
-    EACH_AMX_TILE(_tile_loadd);
-    for (int u = 0; u < units; u += 16, a += 16 * AMX_MR, b += 16 * NR, later += 4 * AMX_MR) {
-        UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(later + 16 * i, 0, 2);
-        _tile_loadd(4, a, 64);
+    EACH_AMX_TILE(AMX_ZERO);
+    if (!fresh) { EACH_AMX_TILE(_tile_loadd); }
+    for (int u = 0; u < units; u += 16, a += 16 * AMX_MR, b += 16 * NR) {
         _tile_loadd(6, b, line);
-        _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b + 16, line);
-        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(4, a, 64);
         _tile_loadd(5, a + 256, 64);
+        AMX_PREFETCH(0);
+        _tile_dpbf16ps(0, 4, 6);
+        AMX_PREFETCH(8);
+        _tile_dpbf16ps(1, 4, 7);
+        AMX_PREFETCH(16);
         _tile_dpbf16ps(2, 5, 6);
+        AMX_PREFETCH(24);
         _tile_dpbf16ps(3, 5, 7);
     }
     EACH_AMX_TILE(_tile_stored);
@@ -4237,20 +4244,22 @@ KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, cons
 #define AMX_PERMITTED()                                                                            \
     (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0)
 #else
-#define kernel_amx(units, a, b, tile, later) (void)later
-#define AMX_PERMITTED()                      0
+#define kernel_amx      kernel_pairs // never run
+#define AMX_PERMITTED() 0
 #endif
-static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, const unit_t *later) {
-    if (product_uses_pairs && product_in_tiles) kernel_amx(units, a, b, tile, later);
-    else if (product_uses_pairs) kernel_pairs(units, a, b, tile);
-    else if (!product_in_tiles) kernel_fp32(units, a, b, tile);
-    else
+static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, int fresh) {
+    if (product_uses_pairs && product_in_tiles) kernel_amx(units, a, b, tile, fresh);
+    else if (product_uses_pairs) kernel_pairs(units, a, b, tile, fresh);
+    else if (!product_in_tiles) kernel_fp32(units, a, b, tile, fresh);
+    else {
+        if (fresh) memset(tile, 0, MR * NR * 4);
         for (; units > 0; units -= 32, a += 32 * MR, b += 32 * NR) {
-            float sums[2][MR * NR] __attribute__((aligned(64))) = {{0}};
-            kernel_every_other(32, a, b, sums[0]);
-            kernel_every_other(32, a + MR, b + NR, sums[1]);
+            float sums[2][MR * NR] __attribute__((aligned(64)));
+            kernel_every_other(32, a, b, sums[0], 1);
+            kernel_every_other(32, a + MR, b + NR, sums[1], 1);
             SIMD for (int i = 0; i < MR * NR; i++) tile[i] += sums[0][i] + sums[1][i];
         }
+    }
 }
 
 // ---- packing
@@ -4316,22 +4325,22 @@ INLINE void units_transpose(unit_t *to, size_t to_stride, const unit_t *from, si
 INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k0, int nk,
                        const int width, const int by_row) {
     const int units = units_of(nk), per_unit = product_uses_pairs ? 2 : 1;
-    unit_t rows[MAX(MR, NR) * KU_CHUNK] __attribute__((aligned(64)));
+    unit_t rows[MAX(MR, NR) * STRIP] __attribute__((aligned(64)));
     if (s->k_stride == 1) { // along K: decode a piece of each row, then turn it
         for (int p = 0; p < ni; p += width, dst += units * width) {
             const int n = MIN(ni - p, width);
-            for (int u0 = 0; u0 < units; u0 += KU_CHUNK) {
-                const int nu = MIN(units - u0, KU_CHUNK), k = u0 * per_unit,
+            for (int u0 = 0; u0 < units; u0 += STRIP) {
+                const int nu = MIN(units - u0, STRIP), k = u0 * per_unit,
                           len = MIN(nk - k, nu * per_unit);
                 if (n < width || len < nu * per_unit) memset(rows, 0, sizeof(rows));
                 for (int i = 0; i < n; i++)
-                    decode_row(rows + i * KU_CHUNK, s, i0 + p + i, k0 + k, len);
+                    decode_row(rows + i * STRIP, s, i0 + p + i, k0 + k, len);
                 unit_t *to = dst + u0 * width;
-                if (!by_row) units_transpose(to, width, rows, KU_CHUNK, width, nu);
+                if (!by_row) units_transpose(to, width, rows, STRIP, width, nu);
                 else
                     for (int u = 0; u < nu; u += 16)
                         for (int i = 0; i < width; i++)
-                            memcpy(to + u * width + i * 16, rows + i * KU_CHUNK + u, 64);
+                            memcpy(to + u * width + i * 16, rows + i * STRIP + u, 64);
             }
         }
         return;
@@ -4374,22 +4383,27 @@ static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) 
 }
 
 // ---- the product of packed panels
+// to[i] = stored_from_float(from[i]), by the instruction that rounds as that does where there is one.
+static void store_row(stored_t *to, const float *from, int n) {
+    int i = 0;
+#if HAS_PAIRS
+    for (; i + 32 <= n; i += 32)
+        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16),
+                                                                 _mm512_loadu_ps(from + i)));
+#endif
+    for (; i < n; i++) to[i] = stored_from_float(from[i]);
+}
 // Makes output elements, from (m, n) on, of rows x cols of a finished tile.
-static void epilogue(const Output *out, size_t m, size_t n, const float *tile, int rows, int cols) {
-    const int adds = out->bias || out->accumulate, is_fp32 = out->dtype == DTYPE_FP32;
+INLINE void epilogue(const Output *out, size_t m, size_t n, float *tile, int rows, int cols) {
+    const int is_fp32 = out->dtype == DTYPE_FP32;
     const float factor = out->factor;
     for (int i = 0; i < rows; i++, tile += NR) {
         const size_t at = (m + i) * out->row_stride + n;
-        float *floats = (float *)out->data + at;
-        stored_t *stored = (stored_t *)out->data + at;
-        const float *add = out->bias ? out->bias + n : floats;
-        if (is_fp32 && adds)
-            SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], factor, add[j]);
-        else if (is_fp32) SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * factor;
-        else if (adds)
-            SIMD for (int j = 0; j < cols; j++) stored[j] =
-                stored_from_float(fmaf(tile[j], factor, add[j]));
-        else SIMD for (int j = 0; j < cols; j++) stored[j] = stored_from_float(tile[j] * factor);
+        float *floats = is_fp32 ? (float *)out->data + at : tile;
+        const float *add = out->bias ? out->bias + n : out->accumulate ? floats : NULL;
+        if (add) SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], factor, add[j]);
+        else SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * factor;
+        if (!is_fp32) store_row((stored_t *)out->data + at, tile, cols);
     }
 }
 
@@ -4407,37 +4421,23 @@ static void tile_copy(float *to, size_t to_stride, const float *from, size_t fro
 static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a,
                            const unit_t *b, int m, int n, int units, int b_units, float *partial,
                            size_t partial_stride, int first, int last) {
-    float tiles[MAX(MR, HAS_AMX * AMX_MR) * NB] __attribute__((aligned(64)));
-    const int panel = panel_rows(), amx = panel == AMX_MR;
-    // A part of a's panel stays in L1 while several panels of b pass.
-    const int group = amx ? NB : NR, piece = amx ? 128 : units;
+    float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
+    const int panel = panel_rows();
     for (int i = 0; i < m; i += panel, a += units * panel)
-        for (int j0 = 0; j0 < n; j0 += group) {
-            const int rows = MIN(m - i, panel), j1 = MIN(n, j0 + group);
-            for (int j = j0; j < j1; j += NR) {
-                float *tile = tiles + (j - j0) * panel;
-                if (first || rows < panel || n - j < NR) memset(tile, 0, panel * NR * 4);
-                if (!first)
-                    tile_copy(tile, NR, partial + (m0 + i) * partial_stride + n0 + j,
-                              partial_stride, rows, MIN(n - j, NR));
-                if (last) { // the output's lines come while the kernel runs
-                    const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
-                    const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
-                    for (int r = 0; r < rows; r++, to += line)
-                        for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
-                }
+        for (int j = 0; j < n; j += NR) {
+            const int rows = MIN(m - i, panel), cols = MIN(n - j, NR);
+            const size_t at = (m0 + i) * partial_stride + n0 + j;
+            if (!first) tile_copy(tile, NR, partial + at, partial_stride, rows, cols);
+            if (last) { // the output's lines come while the kernel runs
+                const size_t size = dtype_size[out->dtype], line = out->row_stride * size;
+                const char *to = (const char *)out->data + (m0 + i) * line + (n0 + j) * size;
+                for (int r = 0; r < rows; r++, to += line)
+                    for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
             }
-            for (int u = 0; u < units; u += piece)
-                for (int j = j0; j < j1; j += NR)
-                    kernel(MIN(piece, units - u), a + u * panel, b + (size_t)j * b_units + u * NR,
-                           tiles + (j - j0) * panel, a + (units + u) * panel + (j - j0) * panel);
-            for (int j = j0; j < j1; j += NR) {
-                float *tile = tiles + (j - j0) * panel;
-                if (last) epilogue(out, m0 + i, n0 + j, tile, rows, MIN(n - j, NR));
-                else
-                    tile_copy(partial + (m0 + i) * partial_stride + n0 + j, partial_stride, tile,
-                              NR, rows, MIN(n - j, NR));
-            }
+            kernel(units, a, b + (size_t)j * b_units, tile, first);
+            if (last && cols == NR) epilogue(out, m0 + i, n0 + j, tile, rows, NR);
+            else if (last) epilogue(out, m0 + i, n0 + j, tile, rows, cols);
+            else tile_copy(partial + at, partial_stride, tile, NR, rows, cols);
         }
 }
 
@@ -4471,6 +4471,7 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
                  columns = ceil_div(N, width);
     for (size_t m0 = 0; m0 < M; m0 += MC) {
         const size_t rows = MIN(M - m0, MC), panel = panel_rows(), panels = ceil_div(rows, panel);
+        const size_t share = round_up(ceil_div(rows, workspace.threads), panel); // of one thread
         size_t splits = 1; // of the rows, so that every thread gets several tasks
         while (splits < panels / 8 && columns * splits < 3u * workspace.threads &&
                workspace.threads > 1)
@@ -4479,8 +4480,8 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
         for (size_t k0 = 0; k0 < K; k0 += step) {
             const int nk = MIN(K - k0, step), units = units_of(nk);
 #pragma omp for schedule(static)
-            for (size_t i = 0; i < rows; i += STRIP)
-                pack_a(workspace.packed_a + i * units, a, m0 + i, MIN(rows - i, STRIP), k0, nk);
+            for (size_t i = 0; i < rows; i += share)
+                pack_a(workspace.packed_a + i * units, a, m0 + i, MIN(rows - i, share), k0, nk);
 #pragma omp for schedule(dynamic)
             for (size_t task = 0; task < columns * splits; task++) {
                 unit_t *packed_b = workspace_thread();
@@ -4556,7 +4557,7 @@ static double kernel_speed(void) {
         a[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
     for (size_t i = 0; i < sizeof(b) / 4; i++) b[i] = 0xbf41bf41; // -0.75
     const double t = seconds_now();
-    for (int i = 0; i < CALLS; i++) kernel(UNITS, a, b, tile, a);
+    for (int i = 0; i < CALLS; i++) kernel(UNITS, a, b, tile, 0);
     return 2e-9 * CALLS * panel_rows() * NR * UNITS * (product_uses_pairs ? 2 : 1) /
            (seconds_now() - t);
 }
