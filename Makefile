@@ -7,7 +7,7 @@
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
 # make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
-# make bench             products and whole steps, timed, to dev/bench/RESULTS.md (many minutes)
+# make bench             products and whole steps, timed, to dev/bench/RESULTS-MACHINE.md (many minutes)
 # make flags             the compiler flags for scripts; also cuda-flags and nvcc-flags
 # make clean             removes what make has built
 # make PORTABLE=1        plain C for any CPU of the family: no -march=native

@@ -270,6 +270,17 @@ INLINE float float_from_fp16(uint16_t h) {
     return bits_float(sign | r);
 }
 
+// to[i] = stored_from_float(from[i]), by the instruction that rounds so where there is one.
+static void store_row(stored_t *to, const float *from, size_t n) {
+    size_t i = 0;
+#if defined(__AVX512BF16__) && (IS_FP8 || PRECISION == PRECISION_BF16)
+    for (; i + 32 <= n; i += 32)
+        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16),
+                                                                 _mm512_loadu_ps(from + i)));
+#endif
+    for (; i < n; i++) to[i] = stored_from_float(from[i]);
+}
+
 // ==== 3. FP8 formats =============================================================================
 typedef struct {
     int mantissa_bits, bias;
@@ -647,6 +658,7 @@ typedef struct {
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
     int fp8;           // bit p: product p reads FP8 bytes
+    int first;         // dw holds nothing yet: it is written, not added to
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
 static void operand_is(Linear *f, int which, const stored_t *tensor) {
@@ -703,8 +715,8 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. These sum dy itself: an Inf
-// saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
+// dx[rows, in] = dy w;  dw += or = dy^T x;  dbias += sums of dy's columns. These sum dy itself: an
+// Inf saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
 // partial: room for these sums, [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_t rows,
                             Record record) {
@@ -712,8 +724,9 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
     operand_quantize(f, OPERAND_DY, dy, rows, OVER_COLUMNS, record);
     matmul(output(dx, STORED, f->in, 1, NULL, 0), operand(f, OPERAND_DY, DGRAD, f->out),
            operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, 1, NULL, 1), operand(f, OPERAND_DY, WGRAD, rows),
-           operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
+    matmul(output(f->dw, DTYPE_FP32, f->in, 1, NULL, !f->first),
+           operand(f, OPERAND_DY, WGRAD, rows), operand(f, OPERAND_X, WGRAD, rows), f->out, f->in,
+           rows);
     if (f->dbias) column_sums(f->dbias, dy, partial, rows, f->out);
 }
 
@@ -925,8 +938,8 @@ static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const
         }
 }
 
-// residual = a + b (b may be NULL), rounded to the stored type; normed = (residual - mean) * rstd *
-// weight + bias. residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
+// residual = a + b, rounded to the stored type (b NULL: it is there); normed = (residual - mean) *
+// rstd * weight + bias. residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
 static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean,
                                        float *rstd, const stored_t *a, const stored_t *b,
                                        const float *weight, const float *bias, size_t rows,
@@ -938,7 +951,6 @@ static void residual_layernorm_forward(stored_t *residual, stored_t *normed, flo
         if (q)
             SIMD for (size_t c = 0; c < C; c++) x[c] =
                 stored_from_float(float_from_stored(p[c]) + float_from_stored(q[c]));
-        else if (x != p) memcpy(x, p, C * sizeof(stored_t));
         STRIPED_SUM(sum, c, C, float_from_stored(x[c])); // what is normalized is the stored value
         const float m = sum / (float)C;
         STRIPED_SUM(squares, c, C, (float_from_stored(x[c]) - m) * (float_from_stored(x[c]) - m));
@@ -1015,11 +1027,9 @@ static void pack_a(unit_t *to, Matrix a, size_t row, int rows, size_t k, int cou
 static void pack_b(unit_t *to, Matrix b, size_t row, int rows, size_t k, int count); // right one
 static void *workspace_thread(void);
 // out[rows, columns] = left right^T over `units` packed numbers; right was packed with right_units.
+// sums[rows, columns], if not NULL, holds the sums between calls; the last one writes out.
 static void packed_product(const Output *out, const unit_t *left, const unit_t *right, int rows,
-                           int columns, int units, int right_units);
-// The same sums continued: sums[rows, columns] holds them between calls; the last one writes out.
-static void packed_product_add(const Output *out, const unit_t *left, const unit_t *right, int rows,
-                               int columns, int units, float *sums, int last);
+                           int columns, int units, int right_units, float *sums, int last);
 
 // ---- attention. One task is one head of one sequence. The scores of a block of QROWS queries are
 // held whole: exact maximum, keys summed in ascending order; so no bit depends on a tile. Forward,
@@ -1103,15 +1113,14 @@ static void attention_forward(stored_t *out, const stored_t *qkv, int B, int n, 
             const int rows = MIN(n - i0, QROWS), keys = pos + i0 + rows;
             float inverse[QROWS], max;
             pack_a(w.a, q, i0, rows, 0, hs);
-            packed_product(&scores, w.a, w.k_scores, rows, keys, hu, hu);
+            packed_product(&scores, w.a, w.k_scores, rows, keys, hu, hu, NULL, 1);
             for (int i = 0; i < rows; i++) {
                 float *s = w.scores + i * Tp;
                 inverse[i] = 1.0f / softmax_row(s, pos + i0 + i + 1, keys, &max);
-                stored_t *to = w.p + i * Tp;
-                SIMD for (int j = 0; j < keys; j++) to[j] = stored_from_float(s[j]);
+                store_row(w.p + i * Tp, s, keys);
             }
             pack_a(w.a, p, 0, rows, 0, keys);
-            packed_product(&o, w.a, w.v_out, rows, hs, units_of(keys), Tu);
+            packed_product(&o, w.a, w.v_out, rows, hs, units_of(keys), Tu, NULL, 1);
             for (int i = 0; i < rows; i++) {
                 stored_t *to = out + (size_t)(b * n + i0 + i) * C + h * hs;
                 SIMD for (int c = 0; c < hs; c++) to[c] =
@@ -1155,30 +1164,27 @@ static void attention_backward(stored_t *dqkv, const stored_t *dout, const store
         for (int i0 = 0; i0 < T; i0 += QROWS) {
             const int rows = MIN(T - i0, QROWS), keys = i0 + rows, ru = units_of(rows);
             pack_a(w.a, q, i0, rows, 0, hs);
-            packed_product(&scores, w.a, w.k_scores, rows, keys, hu, hu);
+            packed_product(&scores, w.a, w.k_scores, rows, keys, hu, hu, NULL, 1);
             pack_a(w.a, dO, i0, rows, 0, hs);
-            packed_product(&dp, w.a, w.v_scores, rows, keys, hu, hu);
+            packed_product(&dp, w.a, w.v_scores, rows, keys, hu, hu, NULL, 1);
             for (int i = 0; i < rows; i++) {
                 float *s = w.scores + i * Tp, *d = w.dp + i * Tp, max, dot;
-                stored_t *p = w.p + i * Tp, *ds_row = w.ds + i * Tp;
                 const float inverse = 1.0f / softmax_row(s, i0 + i + 1, keys, &max);
-                SIMD for (int j = 0; j < keys; j++) {
-                    s[j] *= inverse;
-                    p[j] = stored_from_float(s[j]);
-                }
+                SIMD for (int j = 0; j < keys; j++) s[j] *= inverse;
                 STRIPED_SUM(dot, j, keys, s[j] * d[j]);
-                SIMD for (int j = 0; j < keys; j++) ds_row[j] =
-                    stored_from_float(s[j] * (d[j] - dot));
+                SIMD for (int j = 0; j < keys; j++) d[j] = s[j] * (d[j] - dot);
+                store_row(w.p + i * Tp, s, keys);
+                store_row(w.ds + i * Tp, d, keys);
             }
             const Output dq = output(dqkv_base + i0 * stride, STORED, stride, scale, NULL, 0);
             pack_a(w.a, ds, 0, rows, 0, keys);
-            packed_product(&dq, w.a, w.k_out, rows, hs, units_of(keys), Tu);
+            packed_product(&dq, w.a, w.k_out, rows, hs, units_of(keys), Tu, NULL, 1);
             pack_b(w.q_out, q_t, 0, hs, i0, rows);
             pack_a(w.a, ds_t, 0, keys, 0, rows);
-            packed_product_add(&dk, w.a, w.q_out, keys, hs, ru, w.dk, keys == T);
+            packed_product(&dk, w.a, w.q_out, keys, hs, ru, ru, w.dk, keys == T);
             pack_b(w.do_out, dO_t, 0, hs, i0, rows);
             pack_a(w.a, p_t, 0, keys, 0, rows);
-            packed_product_add(&dv, w.a, w.do_out, keys, hs, ru, w.dv, keys == T);
+            packed_product(&dv, w.a, w.do_out, keys, hs, ru, ru, w.dv, keys == T);
         }
     }
 }
@@ -1416,6 +1422,7 @@ typedef struct {
     size_t param_count;
     GPT_TENSORS(TENSOR_FIELD)
     int weights_ready; // what products read is made of the master weights as they are
+    int first; // micro-batch of a step: gradients of the linear layers are written, not added
 
     // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND.
     Fp8Scale *scales;
@@ -1591,7 +1598,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
 static Linear gpt_linear(const Gpt *g, int l, int i) {
     const size_t CC = (size_t)g->config.C * g->config.C;
     const int id = linear_param[i]; // of the weight; its bias is next
-    Linear f = {.in = g->params[id].cols, .out = g->params[id].rows};
+    Linear f = {.in = g->params[id].cols, .out = g->params[id].rows, .first = g->first};
     f.bias = gpt_param(g, g->master, id + 1, l);
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
@@ -1612,6 +1619,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
 // The head, logits = lnf wte^T, for the rows of lnf from `row` on. FP8 with --fp8-head only.
 static Linear gpt_head(const Gpt *g, size_t row) {
     Linear f = {.dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
+    f.first = g->first && row == 0;
     f.operand[OPERAND_X].columns = f.operand[OPERAND_W].columns = f.in;
     f.operand[OPERAND_DY].columns = f.out;
     operand_is(&f, OPERAND_X, g->lnf + row * f.in);
@@ -1912,9 +1920,14 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const int B = g->B, T = g->config.T;
     const float loss_scale = g->loss_scale;
     StepOutcome r = {0};
-    PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) g->grad[i] = 0;
+    for (int id = 0; id < NPARAM; id++) { // the products write the gradients of the other weights
+        const ParamSpec *s = &g->params[id];
+        if (id == WPE || !s->decays)
+            memset(g->grad + s->offset, 0, s->layers * s->rows * s->cols * 4);
+    }
     for (int micro = 0; micro < in->micro_batches && isfinite(r.loss); micro++) {
         run_batch(run, in->index * in->micro_batches + micro, g->tokens, g->targets);
+        g->first = micro == 0;
         r.loss += gpt_forward(g, g->tokens, g->targets, B, T, loss_scale / (float)in->tokens) /
                   in->tokens;
         gpt_backward(g, g->tokens, B, T);
@@ -4003,19 +4016,6 @@ static void fp8_tables_init(void) {
     }
 }
 
-// STRIP: how many rows of a one task packs, and how many elements are decoded at once across K. It
-// is a multiple of MR, NR and AMX_MR.
-// Decodes n <= STRIP FP8 codes to fp32. The codes are widened first, because gcc makes code of half
-// the speed for both in one loop.
-#define STRIP 96
-static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
-    uint32_t wide[STRIP];
-    for (int i = 0; i < n; i++) wide[i] = codes[i];
-    if (d == DTYPE_E4M3)
-        SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[0]);
-    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
-}
-
 // Decodes n FP8 codes to bf16.
 static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     int i = 0;
@@ -4040,6 +4040,24 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     }
 #endif
     for (; i < n; i++) out[i] = float_bits(fp8_decode(codes[i], d)) >> 16;
+}
+
+// How many elements are decoded at once across K, and units along it: a multiple of MR, NR and
+// AMX_MR.
+#define STRIP 192
+// Decodes n <= STRIP FP8 codes to fp32.
+static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
+#ifdef __AVX512VBMI__
+    uint16_t half[STRIP];
+    decode_bf16(half, codes, n, d);
+    SIMD for (int i = 0; i < n; i++) out[i] = float_from_bf16(half[i]);
+#else
+    uint32_t wide[STRIP]; // or gcc makes code of half the speed
+    for (int i = 0; i < n; i++) wide[i] = codes[i];
+    if (d == DTYPE_E4M3)
+        SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[0]);
+    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
+#endif
 }
 
 // A vector, and the tile of MR rows and NR columns that a kernel keeps in registers.
@@ -4087,12 +4105,13 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
 #define HAS_AMX 0
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
-#define NB                                                                                         \
-    (HAS_AMX ? 192                                                                                 \
-             : 96)  // columns of b that one task packs at most; a panel of a in L1 meets them all
-#define KU     1024 // units of K in one block: NB * KU * 4 bytes of packed b stay in L2
+// Columns of b that one task packs at most; a panel of a in L1 meets them all.
+#define NB (HAS_AMX ? 192 : 96)
+// Units of K in one block: NB * KU * 4 bytes of packed b stay in L2.
+#define KU     (HAS_AMX ? 1536 : 1024)
 #define MC     1536 // rows of a packed at a time
 #define AMX_MR 32   // rows of a in a panel for AMX: two of its tiles, each of 16 rows and 16 units
+#define PANEL  MAX(MR, HAS_AMX *AMX_MR) // the most rows of a in a panel
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -4109,8 +4128,9 @@ INLINE int panel_rows(void) {
 }
 
 // tile[MR][NR] += the chains over `units` of one panel of a and one of b; a fresh tile begins at
-// zero. tile is in L1. Kernels are not inlined, and a fence keeps the loads of one unit from moving into another. Compilers that
-// do either run out of registers, and spilled accumulators cost a quarter of the speed.
+// zero. tile is in L1. Kernels are not inlined, and a fence keeps the loads of one unit from moving
+// into another. Compilers that do either run out of registers, and spilled accumulators cost a
+// quarter of the speed.
 #define KERNEL     __attribute__((noinline)) static void
 #define UNIT_FENCE __asm__ volatile("" : : : "memory")
 #if defined(__x86_64__) && LANES > 1
@@ -4217,7 +4237,7 @@ static void amx_configure(void) {
     move(3, tile + 16 * NR + 16, line)
 // tile[32][32] in four AMX tiles. The lines of b that come next are brought from L2 into L1.
 #define AMX_PREFETCH(begin)                                                                        \
-    UNROLL for (int i = begin; i < begin + 8; i++) __builtin_prefetch(b + 16 * (NR + i))
+    UNROLL for (int i = 0; i < 128; i += 16) __builtin_prefetch(b + 16 * NR + begin + i)
 KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, int fresh) {
     const long line = NR * 4;
     amx_configure();
@@ -4231,11 +4251,11 @@ KERNEL kernel_amx(int units, const unit_t *a, const unit_t *b, float *tile, int 
         _tile_loadd(5, a + 256, 64);
         AMX_PREFETCH(0);
         _tile_dpbf16ps(0, 4, 6);
-        AMX_PREFETCH(8);
+        AMX_PREFETCH(128);
         _tile_dpbf16ps(1, 4, 7);
-        AMX_PREFETCH(16);
+        AMX_PREFETCH(256);
         _tile_dpbf16ps(2, 5, 6);
-        AMX_PREFETCH(24);
+        AMX_PREFETCH(384);
         _tile_dpbf16ps(3, 5, 7);
     }
     EACH_AMX_TILE(_tile_stored);
@@ -4349,21 +4369,21 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     // (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
         const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
-        uint16_t even[STRIP] = {0}, odd[STRIP] = {0};
+        uint16_t halves[2][2 * STRIP] = {{0}};
+        memset(rows, 0, sizeof(rows));
         for (int u = 0; u < units; u++) {
             unit_t *line = rows + (by_row ? u % 16 * STRIP : 0); // one unit of every panel
-            const size_t k = k0 + u * per_unit, from = k * s->k_stride + i0 + j;
-            const char *later = (const char *)s->data +
-                                (from + 32 * s->k_stride) * dtype_size[s->dtype]; // strides hide it
-            __builtin_prefetch(later);
-            __builtin_prefetch(later + 64);
-            if (u * per_unit >= nk || n < STRIP) memset(line, 0, STRIP * 4);
-            if (u * per_unit < nk && product_uses_pairs) {
-                decode_row(even, s, i0 + j, k, n);
-                if (u * 2 + 1 < nk) decode_row(odd, s, i0 + j, k + 1, n);
-                else memset(odd, 0, sizeof(odd));
-                for (int i = 0; i < STRIP; i++) line[i] = even[i] | (uint32_t)odd[i] << 16;
-            } else if (u * per_unit < nk) decode_row(line, s, i0 + j, k, n);
+            for (int h = 0; h < per_unit; h++) {
+                const int k = u * per_unit + h;
+                void *to = product_uses_pairs ? (void *)halves[h] : line;
+                if (k < nk) decode_row(to, s, i0 + j, k0 + k, n);
+                else memset(to, 0, 4 * n);
+                const char *later = (const char *)s->data + // strides hide it
+                                    ((k0 + k + 32) * s->k_stride + i0 + j) * dtype_size[s->dtype];
+                for (int x = 0; x < n; x += 64) __builtin_prefetch(later + x);
+            }
+            for (int i = 0; product_uses_pairs && i < panels * width; i++)
+                line[i] = halves[0][i] | (uint32_t)halves[1][i] << 16;
             for (int p = 0; p < panels; p++) {
                 unit_t *to = dst + (p * units + u) * width;
                 if (!by_row) memcpy(to, line + p * width, width * 4);
@@ -4383,18 +4403,8 @@ static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) 
 }
 
 // ---- the product of packed panels
-// to[i] = stored_from_float(from[i]), by the instruction that rounds as that does where there is one.
-static void store_row(stored_t *to, const float *from, int n) {
-    int i = 0;
-#if HAS_PAIRS
-    for (; i + 32 <= n; i += 32)
-        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16),
-                                                                 _mm512_loadu_ps(from + i)));
-#endif
-    for (; i < n; i++) to[i] = stored_from_float(from[i]);
-}
 // Makes output elements, from (m, n) on, of rows x cols of a finished tile.
-INLINE void epilogue(const Output *out, size_t m, size_t n, float *tile, int rows, int cols) {
+static void epilogue(const Output *out, size_t m, size_t n, float *tile, int rows, int cols) {
     const int is_fp32 = out->dtype == DTYPE_FP32;
     const float factor = out->factor;
     for (int i = 0; i < rows; i++, tile += NR) {
@@ -4407,11 +4417,11 @@ INLINE void epilogue(const Output *out, size_t m, size_t n, float *tile, int row
     }
 }
 
-// Copies rows x cols floats between the tile and memory. Whole lines, the usual case, need no loop.
+// Copies rows x cols floats between the tile and memory.
 static void tile_copy(float *to, size_t to_stride, const float *from, size_t from_stride, int rows,
                       int cols) {
     for (int r = 0; r < rows; r++, to += to_stride, from += from_stride)
-        if (cols == NR) memcpy(to, from, NR * 4);
+        if (cols == NR) memcpy(to, from, NR * 4); // whole lines, the usual case, need no loop
         else memcpy(to, from, cols * 4);
 }
 
@@ -4421,7 +4431,7 @@ static void tile_copy(float *to, size_t to_stride, const float *from, size_t fro
 static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t *a,
                            const unit_t *b, int m, int n, int units, int b_units, float *partial,
                            size_t partial_stride, int first, int last) {
-    float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
+    float tile[PANEL * NR] __attribute__((aligned(64))) = {0};
     const int panel = panel_rows();
     for (int i = 0; i < m; i += panel, a += units * panel)
         for (int j = 0; j < n; j += NR) {
@@ -4435,8 +4445,7 @@ static void product_panels(const Output *out, size_t m0, size_t n0, const unit_t
                     for (size_t x = 0; x < NR * size; x += 64) __builtin_prefetch(to + x, 1);
             }
             kernel(units, a, b + (size_t)j * b_units, tile, first);
-            if (last && cols == NR) epilogue(out, m0 + i, n0 + j, tile, rows, NR);
-            else if (last) epilogue(out, m0 + i, n0 + j, tile, rows, cols);
+            if (last) epilogue(out, m0 + i, n0 + j, tile, rows, cols);
             else tile_copy(partial + at, partial_stride, tile, NR, rows, cols);
         }
 }
@@ -4472,10 +4481,8 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
     for (size_t m0 = 0; m0 < M; m0 += MC) {
         const size_t rows = MIN(M - m0, MC), panel = panel_rows(), panels = ceil_div(rows, panel);
         const size_t share = round_up(ceil_div(rows, workspace.threads), panel); // of one thread
-        size_t splits = 1; // of the rows, so that every thread gets several tasks
-        while (splits < panels / 8 && columns * splits < 3u * workspace.threads &&
-               workspace.threads > 1)
-            splits++;
+        // Parts of the rows, so that every thread gets several tasks.
+        const size_t splits = MAX(MIN(panels / 8, ceil_div(3u * workspace.threads, columns)), 1);
 #pragma omp parallel
         for (size_t k0 = 0; k0 < K; k0 += step) {
             const int nk = MIN(K - k0, step), units = units_of(nk);
@@ -4499,12 +4506,9 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
 }
 
 static void packed_product(const Output *out, const unit_t *left, const unit_t *right, int rows,
-                           int columns, int units, int right_units) {
-    product_panels(out, 0, 0, left, right, rows, columns, units, right_units, NULL, 0, 1, 1);
-}
-static void packed_product_add(const Output *out, const unit_t *left, const unit_t *right, int rows,
-                               int columns, int units, float *sums, int last) {
-    product_panels(out, 0, 0, left, right, rows, columns, units, units, sums, columns, 0, last);
+                           int columns, int units, int right_units, float *sums, int last) {
+    product_panels(out, 0, 0, left, right, rows, columns, units, right_units, sums, columns, !sums,
+                   last);
 }
 
 // partial_count: floats of unfinished chains. attention_bytes: what one thread of attention needs.
@@ -4550,14 +4554,12 @@ static void fp_mode_set(void) {
 // The GFLOP/s of one thread in the kernel that is in use, with operands in L1.
 static double kernel_speed(void) {
     enum { UNITS = 128, CALLS = LANES > 1 ? 1600 : 32 };
-    unit_t a[UNITS * MAX(MR, HAS_AMX * AMX_MR)] __attribute__((aligned(64))),
-        b[UNITS * NR] __attribute__((aligned(64)));
-    float tile[MAX(MR, HAS_AMX * AMX_MR) * NR] __attribute__((aligned(64))) = {0};
-    for (size_t i = 0; i < sizeof(a) / 4; i++)
-        a[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
-    for (size_t i = 0; i < sizeof(b) / 4; i++) b[i] = 0xbf41bf41; // -0.75
+    unit_t panels[UNITS * (PANEL + NR)] __attribute__((aligned(64)));
+    float tile[PANEL * NR] __attribute__((aligned(64)));
+    for (size_t i = 0; i < sizeof(panels) / 4; i++)
+        panels[i] = 0x3f9d3f9d; // 1.23, also as a pair: zeros would cost less power
     const double t = seconds_now();
-    for (int i = 0; i < CALLS; i++) kernel(UNITS, a, b, tile, 0);
+    for (int i = 0; i < CALLS; i++) kernel(UNITS, panels, panels + UNITS * PANEL, tile, 1);
     return 2e-9 * CALLS * panel_rows() * NR * UNITS * (product_uses_pairs ? 2 : 1) /
            (seconds_now() - t);
 }
@@ -4660,6 +4662,12 @@ static void backend_header(FILE *f, const Run *r) {
 static void backend_note(const Run *r) { (void)r; }
 static void backend_resumed(Run *r) { (void)r; }
 static const char *backend_speed(double gflops, char *out) {
+    static double fastest;
+    static int slow;
+    fastest = MAX(fastest, gflops);
+    if (gflops < fastest / 2 && ++slow == 3 && thread_count() > 1)
+        printf("note: steps vary by more than 2 times; in a pipe or on a busy machine "
+               "OMP_WAIT_POLICY=passive helps\n");
     sprintf(out, "%.0f GFLOP/s, %.0f%% of peak", gflops, 100 * gflops / machine_peak_gflops);
     return out;
 }

@@ -1,16 +1,43 @@
 """Times matrix products of what a user would pick instead: reads the rows of products.c from stdin, prints such rows.
 
     build/products 9 fma | python3 dev/bench/peers.py LIBRARY REPEATS
+    python3 dev/bench/peers.py LIBRARY kernel
 
 LIBRARY: sgemm, NumPy's fp32 product (its OpenBLAS), or bf16, PyTorch's (its oneDNN), bf16 in and out. Which kernels they
-take is set from outside: OPENBLAS_CORETYPE, ONEDNN_MAX_CPU_ISA. Operands are plain, not packed beforehand.
+take is set from outside: OPENBLAS_CORETYPE, ONEDNN_MAX_CPU_ISA; `kernel` prints which one that is. Operands are plain,
+not packed beforehand.
 """
+import ctypes
 import os
+import subprocess
 import sys
 import time
 
 
+def kernel(library):
+    """The name that the library itself gives to the kernel it runs; "unknown" if it gives none."""
+    if library == "bf16":
+        code = "import torch; a = torch.rand(512, 512).bfloat16(); torch.mm(a, a)"
+        lines = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, ONEDNN_VERBOSE="1"), capture_output=True,
+                               text=True, check=False).stdout.splitlines()
+        names = [line.split(",")[6] for line in lines if ",exec,cpu,matmul," in line]
+        return names[0] if names else "unknown"
+    import numpy
+    numpy.dot(numpy.ones((64, 64), "f4"), numpy.ones((64, 64), "f4"))
+    with open("/proc/self/maps", encoding="utf8") as maps:
+        for path in sorted({line.split()[-1] for line in maps if "openblas" in line}):
+            for name in "scipy_openblas_get_corename64_", "openblas_get_corename64_", "openblas_get_corename":
+                function = getattr(ctypes.CDLL(path), name, None)
+                if function:
+                    function.restype = ctypes.c_char_p
+                    return function().decode()
+    return "unknown"
+
+
 def main():
+    if sys.argv[2] == "kernel":
+        print(kernel(sys.argv[1]))
+        return
     library, repeats, threads = sys.argv[1], int(sys.argv[2]), int(os.environ.get("OMP_NUM_THREADS", "2"))
     os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
     if library == "bf16":

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC2015,SC2034,SC2059,SC2086 # options are words; A && B || true; le32 prints escapes
 # What `make bench` runs: the products and whole training steps of this machine, beside what else is at hand. Prints tables
-# in Markdown and writes them to dev/bench/RESULTS.md. Times are taken in turn, ROUNDS times round; medians are shown.
+# in Markdown and writes them to dev/bench/RESULTS-MACHINE.md. Times are taken in turn, ROUNDS times round; medians are shown.
+#   MACHINE=NAME     of the file; without it a kind of CPU, such as zen3 or xeon-amx
+#   BEFORE=COMMIT    the C file of that commit, too, in the same turns
 #   PYTHON=python3   with PyTorch, to compare with it; else that line says it was skipped
 #   LLMC=COMMAND     prints llm.c's "step N: ... (took X ms)" lines at B=4 T=256, e.g. "sh -c 'cd llm.c && ./train_gpt2'"
 #   ROUNDS=3 STEPS=5 THREADS=2
@@ -10,6 +12,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 rounds=${ROUNDS:-3} steps=${STEPS:-5} python=${PYTHON:-python3}
 export OMP_NUM_THREADS=${THREADS:-2} LC_ALL=C
+unset OPENBLAS_CORETYPE ONEDNN_MAX_CPU_ISA DNNL_MAX_CPU_ISA # the libraries choose, or this script for them
 work=build/bench
 rm -rf $work && mkdir -p $work
 flags="$(make -s flags) -fopenmp"
@@ -21,7 +24,24 @@ for name in fp8 fp16 bf16 fp32; do
   precision=$((precision + 1))
 done
 $cc $flags $native dev/bench/products.c -o $work/products -lm
+if [ "${BEFORE:-}" ]; then
+  mkdir -p $work/before/dev/bench
+  for file in train_gpt_fp8.c dev/bench/products.c dev/bench/peak.h; do git show "$BEFORE:$file" > $work/before/$file; done
+  $cc $flags $native $work/before/train_gpt_fp8.c -o $work/fp8-before -lm
+  $cc $flags $native $work/before/dev/bench/products.c -o $work/products-before -lm
+fi
 cpu_has() { grep -qw "$1" /proc/cpuinfo && echo yes || true; }
+cpu_is() { grep -m1 "^$1" /proc/cpuinfo | sed 's/.*: *//'; }
+machine() { # one kind of CPU, one file
+  case "$(cpu_is vendor_id) $(cpu_is 'cpu family') $(cpu_has amx_bf16) $(cpu_has avx512f)" in
+    *" yes yes") echo xeon-amx ;;
+    "AuthenticAMD 26 "*) echo zen5 ;;
+    "AuthenticAMD 25  yes") echo zen4 ;;
+    "AuthenticAMD 25  ") echo zen3 ;;
+    *) echo "$(uname -m) $(cpu_is vendor_id) $(cpu_is 'cpu family') $(cpu_is 'model\b')" | tr 'A-Z ' 'a-z-' ;;
+  esac
+}
+results=dev/bench/RESULTS-${MACHINE:-$(machine)}.md
 avx2=$([ "$(cpu_has avx512f)" ] && cpu_has avx2) || true # of its own where native is more than that
 tiles=$(cpu_has amx_bf16)                               # elsewhere that order is computed as well, at 85% of the speed
 torch_types=bf16
@@ -56,22 +76,36 @@ head="| | ms a step | tokens/s | GFLOP/s | of measured peak | times FP8's time i
 
 # Products: a table of means over the shapes of a group, then every shape. A row's figures are medians over the rounds.
 has() { $python -c "import $1" 2> /dev/null; }
+# OpenBLAS picks its kernel by the model of the CPU, which virtual machines hide, and not always its fastest one.
+openblas_best() {
+  local best=0 core speed
+  for core in "" Haswell Zen SkylakeX Cooperlake Sapphirerapids; do
+    speed=$(printf 'x\tx\tfprop\t1024\t768\t768\n' | OPENBLAS_CORETYPE=$core $python dev/bench/peers.py sgemm 15 2> /dev/null | cut -f7) || continue
+    if [ "${speed:-0}" -gt $best ]; then best=$speed openblas=$core; fi
+  done
+}
 products() {
-  local round
+  local round openblas=""
+  if has numpy; then openblas_best; fi
   for round in $(seq $rounds); do
     $work/products 9 >> $work/products.tsv
+    if [ "${BEFORE:-}" ]; then $work/products-before 9 | sed -E 's/^(fma|pairs|tiles)/before-\1/' >> $work/products.tsv; fi
     $work/products 1 fma > $work/shapes.tsv
     if [ "$avx2" ]; then $work/products-avx2 9 fma | sed 's/^fma/avx2/' >> $work/products.tsv; fi
     if has numpy; then
-      $python dev/bench/peers.py sgemm 9 < $work/shapes.tsv | sed 's/^sgemm/OpenBLAS sgemm/' >> $work/products.tsv
+      OPENBLAS_CORETYPE=$openblas $python dev/bench/peers.py sgemm 9 < $work/shapes.tsv | sed 's/^sgemm/OpenBLAS sgemm/' >> $work/products.tsv
     fi
     if has torch && [ "$(cpu_has avx512_bf16)" ]; then
       ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16 without AMX/' >> $work/products.tsv
       if [ "$tiles" ]; then $python dev/bench/peers.py bf16 9 < $work/shapes.tsv | sed 's/^bf16/oneDNN bf16, AMX/' >> $work/products.tsv; fi
     fi
   done
-  has numpy || echo "OpenBLAS: skipped, \`$python\` has no NumPy."
-  has torch || echo "oneDNN: skipped, \`$python\` has no torch."
+  if has numpy; then
+    echo "OpenBLAS runs its kernel \`$(OPENBLAS_CORETYPE=$openblas $python dev/bench/peers.py sgemm kernel)\`, the fastest here of those it has${openblas:+ (OPENBLAS_CORETYPE=$openblas)}."
+  else echo "OpenBLAS: skipped, \`$python\` has no NumPy."; fi
+  if has torch; then echo "oneDNN runs \`$($python dev/bench/peers.py bf16 kernel)\`$([ ! "$tiles" ] || echo ", without AMX \`$(ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $python dev/bench/peers.py bf16 kernel)\`")."
+  else echo "oneDNN: skipped, \`$python\` has no torch."; fi
+  echo
   grep -v '^rule' $work/products.tsv | sort -t "$(printf '\t')" -k1,6 -k7,7n | awk -F'\t' '
     function flush_row() { if (key != "") { m = int((c + 1) / 2); print key "\t" v[m] "\t" share[m] } }
     { k = $1 "\t" $2 "\t" $3 "\t" $4 "\t" $5 "\t" $6; if (k != key) { flush_row(); key = k; c = 0 } v[++c] = $7; share[c] = $9 }
@@ -80,8 +114,8 @@ products() {
     FNR == NR { shape = $3 "\t" $4 "\t" $5 "\t" $6; if ($1 != "rule" && !(shape in seen)) { seen[shape] = 1; order[++shapes] = shape; group[shapes] = $2 } next }
     { value[$1 "\t" $3 "\t" $4 "\t" $5 "\t" $6] = $7; part[$1 "\t" $3 "\t" $4 "\t" $5 "\t" $6] = $8; if (!($1 in known)) { known[$1] = 1 } }
     END {
-      n = split("fma\tpairs\ttiles\tavx2\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", all, "\t")
-      split("fp32 FMA\tvdpbf16ps\tAMX (`--sum-order tiles`)\tAVX2 build, FMA\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", title, "\t")
+      n = split("fma\tpairs\ttiles\tbefore-fma\tbefore-pairs\tbefore-tiles\tavx2\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", all, "\t")
+      split("fp32 FMA\tvdpbf16ps\tAMX (`--sum-order tiles`)\tFMA before\tvdpbf16ps before\tAMX before\tAVX2 build, FMA\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", title, "\t")
       for (i = 1; i <= n; i++) if (all[i] in known) { use[++u] = all[i]; head = head " " title[i] " |"; line = line "---|" }
       print "GFLOP/s, and where it is ours the share of the peak of the instruction, measured in turn. Means over shapes:\n"
       print "| shapes |" head "\n|---|" line
@@ -125,6 +159,10 @@ products() {
     for round in $(seq $rounds); do
       for name in fp8 bf16 fp16 fp32 ${avx2:+fp8-avx2}; do run $name $id-$name $arguments; done
       OMP_NUM_THREADS=1 run fp8 $id-one $arguments
+      if [ "${BEFORE:-}" ]; then
+        run fp8-before $id-before $arguments
+        if [ "$tiles" ]; then run fp8-before $id-before-tiles $arguments --sum-order tiles; fi
+      fi
       if [ "$tiles" ]; then
         for name in fp8 bf16 fp16 fp32; do run $name $id-$name-tiles $arguments --sum-order tiles; done
         OMP_NUM_THREADS=1 run fp8 $id-one-tiles $arguments --sum-order tiles
@@ -142,9 +180,11 @@ products() {
     echo "$head"
     for name in fp8 bf16 fp16 fp32 ${avx2:+fp8-avx2}; do row "$name" $id-$name $((batch * context)) $id-fp8; done
     row "fp8, 1 thread" $id-one $((batch * context)) $id-fp8
+    if [ "${BEFORE:-}" ]; then row "fp8 of $BEFORE" $id-before $((batch * context)) $id-fp8; fi
     if [ "$tiles" ]; then
       for name in fp8 bf16 fp16 fp32; do row "$name, \`--sum-order tiles\`" $id-$name-tiles $((batch * context)) $id-fp8-tiles; done
       row "fp8 in tiles, 1 thread" $id-one-tiles $((batch * context)) $id-fp8-tiles
+      if [ "${BEFORE:-}" ]; then row "fp8 in tiles of $BEFORE" $id-before-tiles $((batch * context)) $id-fp8-tiles; fi
     fi
     row "fp8${tiles:+ in tiles}, \`--recompute\`" $id-again $((batch * context)) $id-fp8${tiles:+-tiles}
     peer() { # label, file of its times: beside ours
@@ -165,4 +205,4 @@ products() {
     echo "FP8: $(cat $work/$id-fp8.memory); with \`--recompute\`: $(cat $work/$id-again.memory)."
   done 3< <(echo "${SHAPES:-d12 4 256 gpt2, d12 1 1024 gpt2, d6 4 256 bytes}" | tr , '\n')
 } | tee $work/RESULTS.md
-cp $work/RESULTS.md dev/bench/RESULTS.md
+cp $work/RESULTS.md "$results"
