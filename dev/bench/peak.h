@@ -24,7 +24,7 @@ static double peak_measure(int pairs) {
     __asm__ volatile("" : : "r"(memcpy(tile, c, sizeof(c))) : "memory"); // used, so computed
 #else
     unit_t a[2 * MR] = {0}, b[2 * NR] = {0};
-    for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile);
+    for (int k = 0; k < n; k += 2) kernel_fp32(2, a, b, tile, 0);
 #endif
     return 2e-9 * n * MR * NR * (pairs ? 2 : 1) / (seconds_now() - t);
 }

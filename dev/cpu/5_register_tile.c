@@ -18,8 +18,7 @@ static void tiles(float *c, const uint8_t *a, const uint8_t *b, int M, int N, in
     for (int n = 0; n < N; n += NR) {
         pack_b(packed_b, columns, n, MIN(N - n, NR), 0, K);
         for (int m = 0; m < M; m += MR) {
-            memset(tile, 0, sizeof(tile));
-            kernel(units, packed_a + (size_t)m * units, packed_b, tile, NULL);
+            kernel(units, packed_a + (size_t)m * units, packed_b, tile, 1);
             for (int i = 0; i < MIN(M - m, MR); i++)
                 memcpy(c + (size_t)(m + i) * N + n, tile + i * NR, MIN(N - n, NR) * 4);
         }
