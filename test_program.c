@@ -590,6 +590,25 @@ static void stopped_at_any_instant(void) {
     }
 }
 
+// Stopped for a moment four times, as if another process had its cores.
+static void slow_steps_are_noted(void) {
+    const char *note = "OMP_WAIT_POLICY=passive helps";
+    unsetenv("OMP_WAIT_POLICY");
+    const pid_t pid = start(2, TINY "-v 0 -n 0 -x 2000 -o slow");
+    setenv("OMP_WAIT_POLICY", "passive", 1);
+    wait_for("slow/log.tsv", pid);
+    for (int i = 0; i < 4; i++) {
+        usleep(50000);
+        kill(pid, SIGSTOP);
+        usleep(100000);
+        kill(pid, SIGCONT);
+    }
+    const char *first = strstr(child_end(pid).output, note);
+    check(first && !strstr(first + 1, note),
+          "run: that steps vary by more than 2 times is said once", "it was %s",
+          first ? "said again" : "not said");
+}
+
 static void test_run(void) {
     const char *options = text(TINY "-d 64 -v 2 -n 2 --keep 0 -x 8 --grad-clip 0.5 %s",
                                is_fp8 ? "--scales-every 1 --fp8-head --recipe delayed=3" : "");
@@ -603,6 +622,8 @@ static void test_run(void) {
         check_same(name, child_end(start(threads, "%s -o threads%d", options, threads)), "straight",
                    text("threads%d", threads), 8);
     }
+    check(!strstr(straight.output, "OMP_WAIT_POLICY"),
+          "run: with OMP_WAIT_POLICY=passive nothing is said of it", "it was");
     resume_after_each();
     run("%s --data-seed 2 -o other", options);
     check(!runs_same("straight", "other", 8),
@@ -611,6 +632,7 @@ static void test_run(void) {
     check_done("run: it may change --val-every, and repeat what it was",
                "-y -o other --val-every 1 -t 16");
     stopped_at_any_instant();
+    if (!is_cuda) slow_steps_are_noted();
     const Child diverges = run(TINY "-u 0 -l 1e30 -v 0 -x 20 -n 0 -o diverges");
     check(diverges.status == EXIT_NONFINITE && strstr(diverges.error, "not finite"),
           "run: a loss that is not finite stops it with status 3",

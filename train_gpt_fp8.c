@@ -270,17 +270,6 @@ INLINE float float_from_fp16(uint16_t h) {
     return bits_float(sign | r);
 }
 
-// to[i] = stored_from_float(from[i]), by the instruction that rounds so where there is one.
-static void store_row(stored_t *to, const float *from, size_t n) {
-    size_t i = 0;
-#if defined(__AVX512BF16__) && (IS_FP8 || PRECISION == PRECISION_BF16)
-    for (; i + 32 <= n; i += 32)
-        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16),
-                                                                 _mm512_loadu_ps(from + i)));
-#endif
-    for (; i < n; i++) to[i] = stored_from_float(from[i]);
-}
-
 // ==== 3. FP8 formats =============================================================================
 typedef struct {
     int mantissa_bits, bias;
@@ -1019,6 +1008,17 @@ static void gelu_backward(stored_t *d, const stored_t *x, size_t n) {
     }
 }
 
+// to[i] = stored_from_float(from[i]), by the instruction that rounds so where there is one.
+static void store_row(stored_t *to, const float *from, size_t n) {
+    size_t i = 0;
+#if defined(__AVX512BF16__) && (IS_FP8 || PRECISION == PRECISION_BF16)
+    for (; i + 32 <= n; i += 32)
+        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16),
+                                                                 _mm512_loadu_ps(from + i)));
+#endif
+    for (; i < n; i++) to[i] = stored_from_float(from[i]);
+}
+
 // ---- packed products, which one thread computes for attention (section 15): an operand is packed
 // once and multiplied many times. A packed number is a pair of bf16 or an fp32 one.
 typedef uint32_t unit_t __attribute__((may_alias));
@@ -1422,7 +1422,7 @@ typedef struct {
     size_t param_count;
     GPT_TENSORS(TENSOR_FIELD)
     int weights_ready; // what products read is made of the master weights as they are
-    int first; // micro-batch of a step: gradients of the linear layers are written, not added
+    int first; // of a step's micro-batches: it writes the gradients of linear layers, others add
 
     // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND.
     Fp8Scale *scales;
@@ -4052,7 +4052,7 @@ static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     decode_bf16(half, codes, n, d);
     SIMD for (int i = 0; i < n; i++) out[i] = float_from_bf16(half[i]);
 #else
-    uint32_t wide[STRIP]; // or gcc makes code of half the speed
+    uint32_t wide[STRIP]; // widened first, or gcc makes code of half the speed
     for (int i = 0; i < n; i++) wide[i] = codes[i];
     if (d == DTYPE_E4M3)
         SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[0]);
@@ -4284,7 +4284,7 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, int
 
 // ---- packing
 // Decodes n consecutive elements, from (i, k) on along K or across it, to what the kernel reads:
-// bf16 (pairs) or fp32. Across K, n <= STRIP.
+// bf16 (pairs) or fp32. FP8 becomes fp32 for n <= STRIP only.
 static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
     const void *from =
         (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
@@ -4365,7 +4365,7 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
         }
         return;
     }
-    // Across K: decode rows k and k+1 of the source, STRIP elements at a time. Then interleave
+    // Across K: decode rows k and k+1 of the source, STRIP elements at a time; then interleave
     // (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
         const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
@@ -4665,7 +4665,7 @@ static const char *backend_speed(double gflops, char *out) {
     static double fastest;
     static int slow;
     fastest = MAX(fastest, gflops);
-    if (gflops < fastest / 2 && ++slow == 3 && thread_count() > 1)
+    if (gflops < fastest / 2 && ++slow == 3 && thread_count() > 1 && !getenv("OMP_WAIT_POLICY"))
         printf("note: steps vary by more than 2 times; in a pipe or on a busy machine "
                "OMP_WAIT_POLICY=passive helps\n");
     sprintf(out, "%.0f GFLOP/s, %.0f%% of peak", gflops, 100 * gflops / machine_peak_gflops);

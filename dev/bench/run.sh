@@ -3,7 +3,7 @@
 # What `make bench` runs: the products and whole training steps of this machine, beside what else is at hand. Prints tables
 # in Markdown and writes them to dev/bench/RESULTS-MACHINE.md. Times are taken in turn, ROUNDS times round; medians are shown.
 #   MACHINE=NAME     of the file; without it a kind of CPU, such as zen3 or xeon-amx
-#   BEFORE=COMMIT    the C file of that commit, too, in the same turns
+#   BEFORE=COMMIT    the C file of that commit, too: its products call by call in turn with today's (paired.c), its steps
 #   PYTHON=python3   with PyTorch, to compare with it; else that line says it was skipped
 #   LLMC=COMMAND     prints llm.c's "step N: ... (took X ms)" lines at B=4 T=256, e.g. "sh -c 'cd llm.c && ./train_gpt2'"
 #   ROUNDS=3 STEPS=5 THREADS=2
@@ -26,10 +26,12 @@ for name in fp8 fp16 bf16 fp32; do
 done
 $cc $flags $native dev/bench/products.c -o $work/products -lm
 if [ "${BEFORE:-}" ]; then
-  mkdir -p $work/before/dev/bench
-  for file in train_gpt_fp8.c dev/bench/products.c dev/bench/peak.h; do git show "$BEFORE:$file" > $work/before/$file; done
-  $cc $flags $native $work/before/train_gpt_fp8.c -o $work/fp8-before -lm
-  $cc $flags $native $work/before/dev/bench/products.c -o $work/products-before -lm
+  git show "$BEFORE:train_gpt_fp8.c" > $work/before.c
+  $cc $flags $native $work/before.c -o $work/fp8-before -lm
+  for version in $work/before.c train_gpt_fp8.c; do
+    $cc $flags $native -shared -fPIC -DLIBRARY="\"$PWD/$version\"" dev/bench/paired.c -o $work/"$(basename $version .c)".so -lm
+  done
+  $cc $flags dev/bench/paired.c -o $work/paired -ldl
 fi
 cpu_has() { grep -qw "$1" /proc/cpuinfo && echo yes || true; }
 cpu_is() { grep -m1 "^$1" /proc/cpuinfo | sed 's/.*: *//'; }
@@ -90,7 +92,6 @@ products() {
   if has numpy; then openblas_best; fi
   for round in $(seq $rounds); do
     $work/products 9 >> $work/products.tsv
-    if [ "${BEFORE:-}" ]; then $work/products-before 9 | sed -E 's/^(fma|pairs|tiles)/before-\1/' >> $work/products.tsv; fi
     $work/products 1 fma > $work/shapes.tsv
     if [ "$avx2" ]; then $work/products-avx2 9 fma | sed 's/^fma/avx2/' >> $work/products.tsv; fi
     if has numpy; then
@@ -115,8 +116,8 @@ products() {
     FNR == NR { shape = $3 "\t" $4 "\t" $5 "\t" $6; if ($1 != "rule" && !(shape in seen)) { seen[shape] = 1; order[++shapes] = shape; group[shapes] = $2 } next }
     { value[$1 "\t" $3 "\t" $4 "\t" $5 "\t" $6] = $7; part[$1 "\t" $3 "\t" $4 "\t" $5 "\t" $6] = $8; if (!($1 in known)) { known[$1] = 1 } }
     END {
-      n = split("fma\tpairs\ttiles\tbefore-fma\tbefore-pairs\tbefore-tiles\tavx2\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", all, "\t")
-      split("fp32 FMA\tvdpbf16ps\tAMX (`--sum-order tiles`)\tFMA before\tvdpbf16ps before\tAMX before\tAVX2 build, FMA\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", title, "\t")
+      n = split("fma\tpairs\ttiles\tavx2\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", all, "\t")
+      split("fp32 FMA\tvdpbf16ps\tAMX (`--sum-order tiles`)\tAVX2 build, FMA\tOpenBLAS sgemm\toneDNN bf16 without AMX\toneDNN bf16, AMX", title, "\t")
       for (i = 1; i <= n; i++) if (all[i] in known) { use[++u] = all[i]; head = head " " title[i] " |"; line = line "---|" }
       print "GFLOP/s, and where it is ours the share of the peak of the instruction, measured in turn. Means over shapes:\n"
       print "| shapes |" head "\n|---|" line
@@ -148,6 +149,12 @@ products() {
   echo "## Products, packing included, from FP8 bytes"
   echo
   products
+  if [ "${BEFORE:-}" ]; then
+    echo
+    echo "Of commit $BEFORE and today's, call by call in turn; medians, and the median of old time / new time:"
+    echo
+    $work/paired $work/before.so $work/train_gpt_fp8.so
+  fi
   echo
   echo "## Whole training steps"
   while read -r model batch context data <&3; do
