@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.."
 rounds=${ROUNDS:-3} steps=${STEPS:-5} python=${PYTHON:-python3}
 export OMP_NUM_THREADS=${THREADS:-2} LC_ALL=C
 unset OPENBLAS_CORETYPE ONEDNN_MAX_CPU_ISA DNNL_MAX_CPU_ISA # the libraries choose, or this script for them
-export THP_MEM_ALLOC_ENABLE=1                               # PyTorch's tensors in huge pages: its steps take 0.9 of the time
+export THP_MEM_ALLOC_ENABLE=1                               # PyTorch's tensors in huge pages: 0.94 of a step's time
 work=build/bench
 rm -rf $work && mkdir -p $work
 flags="$(make -s flags) -fopenmp"
