@@ -704,8 +704,9 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += or = dy^T x;  dbias += sums of dy's columns. These sum dy itself: an
-// Inf saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
+// dx[rows, in] = dy w;  dw += dy^T x (= if f->first);  dbias += sums of dy's columns. These sum dy
+// itself: an Inf saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias
+// Inf or NaN.
 // partial: room for these sums, [ceil(rows / ROWS)][out].
 static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_t rows,
                             Record record) {
@@ -927,8 +928,9 @@ static void encoder_backward(float *dwte, float *dwpe, const stored_t *dx, const
         }
 }
 
-// residual = a + b, rounded to the stored type (b NULL: it is there); normed = (residual - mean) *
-// rstd * weight + bias. residual, a, b, normed: [rows, C]; mean, rstd: [rows]. residual may be a.
+// residual = a + b, rounded to the stored type (b NULL: it is there, a is not read); normed =
+// (residual - mean) * rstd * weight + bias. residual, a, b, normed: [rows, C]; mean, rstd: [rows].
+// residual may be a.
 static void residual_layernorm_forward(stored_t *residual, stored_t *normed, float *mean,
                                        float *rstd, const stored_t *a, const stored_t *b,
                                        const float *weight, const float *bias, size_t rows,
@@ -1027,7 +1029,8 @@ static void pack_a(unit_t *to, Matrix a, size_t row, int rows, size_t k, int cou
 static void pack_b(unit_t *to, Matrix b, size_t row, int rows, size_t k, int count); // right one
 static void *workspace_thread(void);
 // out[rows, columns] = left right^T over `units` packed numbers; right was packed with right_units.
-// sums[rows, columns], if not NULL, holds the sums between calls; the last one writes out.
+// sums[rows, columns], if not NULL, holds the sums between calls, at first zeros; the last call
+// writes out.
 static void packed_product(const Output *out, const unit_t *left, const unit_t *right, int rows,
                            int columns, int units, int right_units, float *sums, int last);
 
@@ -1422,7 +1425,7 @@ typedef struct {
     size_t param_count;
     GPT_TENSORS(TENSOR_FIELD)
     int weights_ready; // what products read is made of the master weights as they are
-    int first; // of a step's micro-batches: it writes the gradients of linear layers, others add
+    int first; // the step's first micro-batch: gradients of linear weights are written, not added
 
     // FP8 scales: [L][NLIN][NOPERAND], then the head's NOPERAND.
     Fp8Scale *scales;
@@ -1618,7 +1621,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
 
 // The head, logits = lnf wte^T, for the rows of lnf from `row` on. FP8 with --fp8-head only.
 static Linear gpt_head(const Gpt *g, size_t row) {
-    Linear f = {.dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte is first
+    Linear f = {.dw = g->grad, .in = g->config.C, .out = g->config.Vp}; // wte's are first
     f.first = g->first && row == 0;
     f.operand[OPERAND_X].columns = f.operand[OPERAND_W].columns = f.in;
     f.operand[OPERAND_DY].columns = f.out;
@@ -1771,8 +1774,8 @@ static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos)
     memcpy(logits, g->logits, g->config.V * sizeof(float));
 }
 
-// Gradients of everything below the head, added to g->grad. Runs after gpt_forward() with
-// grad_scale != 0.
+// Gradients of everything below the head, added to g->grad; those of the linear layers' weights are
+// written where g->first is set. Runs after gpt_forward() with grad_scale != 0.
 static void gpt_backward(Gpt *g, const int *tokens, int B, int n) {
     const Config *c = &g->config;
     const size_t C = c->C, R = (size_t)g->B * c->T, rows = (size_t)B * n;
@@ -1920,7 +1923,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const int B = g->B, T = g->config.T;
     const float loss_scale = g->loss_scale;
     StepOutcome r = {0};
-    for (int id = 0; id < NPARAM; id++) { // the products write the gradients of the other weights
+    // The other gradients, of wte and the linear layers' weights, are written by products.
+    for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         if (id == WPE || !s->decays)
             memset(g->grad + s->offset, 0, s->layers * s->rows * s->cols * 4);
@@ -1932,6 +1936,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
                   in->tokens;
         gpt_backward(g, g->tokens, B, T);
     }
+    g->first = 0;
     r.norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
     r.skipped = !isfinite(r.norm);
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
@@ -4042,8 +4047,8 @@ static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     for (; i < n; i++) out[i] = float_bits(fp8_decode(codes[i], d)) >> 16;
 }
 
-// How many elements are decoded at once across K, and units along it: a multiple of MR, NR and
-// AMX_MR.
+// How many elements are decoded at once across K, and units along it: a multiple of MR, NR, AMX_MR
+// and of 16, AMX's units.
 #define STRIP 192
 // Decodes n <= STRIP FP8 codes to fp32.
 static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
@@ -4105,7 +4110,7 @@ static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
 #define HAS_AMX 0
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
-// Columns of b that one task packs at most; a panel of a in L1 meets them all.
+// Columns of b that one task packs at most; a panel of a in L1 (AMX: in L2) meets them all.
 #define NB (HAS_AMX ? 192 : 96)
 // Units of K in one block: NB * KU * 4 bytes of packed b stay in L2.
 #define KU     (HAS_AMX ? 1536 : 1024)
@@ -4146,8 +4151,8 @@ INLINE int panel_rows(void) {
 INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *tile, int fresh,
                          const int pairs, const int group, const int from) {
     Vector c[MR][NR / LANES], v[NR / LANES], *t = (Vector *)tile;
-    // Not by memcpy, which would keep c in memory.
     EACH_ROW EACH_VECTOR c[i][j] = vector_set1(0);
+    // Not by memcpy, which would keep c in memory.
     if (!fresh) EACH_ROW EACH_VECTOR c[i][j] = t[i * (NR / LANES) + j];
     for (int u = 0; u < units; u += group, a += group * MR, b += group * NR)
         UNROLL for (int k = from; k >= 0; k--) {
@@ -4369,7 +4374,7 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
     // (pairs) or copy (fp32).
     for (int j = 0; j < ni; j += STRIP) {
         const int n = MIN(ni - j, STRIP), panels = (n + width - 1) / width;
-        uint16_t halves[2][2 * STRIP] = {{0}};
+        uint16_t halves[2][2 * STRIP] = {{0}}; // room for 4 n bytes
         memset(rows, 0, sizeof(rows));
         for (int u = 0; u < units; u++) {
             unit_t *line = rows + (by_row ? u % 16 * STRIP : 0); // one unit of every panel
@@ -4378,9 +4383,10 @@ INLINE void pack_width(unit_t *dst, const Matrix *s, size_t i0, int ni, size_t k
                 void *to = product_uses_pairs ? (void *)halves[h] : line;
                 if (k < nk) decode_row(to, s, i0 + j, k0 + k, n);
                 else memset(to, 0, 4 * n);
-                const char *later = (const char *)s->data + // strides hide it
+                const char *later = (const char *)s->data + // hardware does not
                                     ((k0 + k + 32) * s->k_stride + i0 + j) * dtype_size[s->dtype];
-                for (int x = 0; x < n; x += 64) __builtin_prefetch(later + x);
+                for (int x = 0; x < n * (int)dtype_size[s->dtype]; x += 64)
+                    __builtin_prefetch(later + x);
             }
             for (int i = 0; product_uses_pairs && i < panels * width; i++)
                 line[i] = halves[0][i] | (uint32_t)halves[1][i] << 16;
@@ -4403,7 +4409,7 @@ static void pack_b(unit_t *dst, Matrix s, size_t i0, int ni, size_t k0, int nk) 
 }
 
 // ---- the product of packed panels
-// Makes output elements, from (m, n) on, of rows x cols of a finished tile.
+// Makes output elements, from (m, n) on, of rows x cols of a finished tile, which is overwritten.
 static void epilogue(const Output *out, size_t m, size_t n, float *tile, int rows, int cols) {
     const int is_fp32 = out->dtype == DTYPE_FP32;
     const float factor = out->factor;

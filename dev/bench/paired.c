@@ -9,7 +9,8 @@ are called in turn, so that a machine whose speed drifts slows both. Each versio
     build/paired ./old.so ./new.so [SECONDS]
 
 Prints for each instruction and shape the medians in GFLOP/s and the median of the ratios of
-neighbours, old time / new time. Operands are FP8 bytes, packing is included.
+neighbours, old time / new time. Operands are FP8 bytes, packing is included, and the output is
+written, not added to.
 */
 #ifdef LIBRARY
 #define TESTING

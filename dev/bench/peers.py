@@ -20,7 +20,7 @@ def kernel(library):
         code = "import torch; a = torch.rand(512, 512).bfloat16(); torch.mm(a, a)"
         lines = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, ONEDNN_VERBOSE="1"), capture_output=True,
                                text=True, check=False).stdout.splitlines()
-        names = [line.split(",")[6] for line in lines if ",exec,cpu,matmul," in line]
+        names = [line.split(",matmul,")[1].split(",")[0] for line in lines if ",exec,cpu,matmul," in line]
         return names[0] if names else "unknown"
     import numpy
     numpy.dot(numpy.ones((64, 64), "f4"), numpy.ones((64, 64), "f4"))
@@ -31,7 +31,7 @@ def kernel(library):
                 if function:
                     function.restype = ctypes.c_char_p
                     return function().decode()
-    return "unknown"
+    return "none: this NumPy has no OpenBLAS"
 
 
 def main():
