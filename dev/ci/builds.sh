@@ -29,7 +29,8 @@ done
 for compiler in gcc clang; do
   $compiler "${flags[@]}" data/tales.c -o /dev/null
   $compiler "${flags[@]}" -fopenmp -march=native dev/bench/products.c -o /dev/null -lm
-  $compiler "${flags[@]}" -fopenmp -march=native -shared -fPIC -DLIBRARY='"../../train_gpt_fp8.c"' dev/bench/paired.c -o /dev/null -lm
+  $compiler "${flags[@]}" -fopenmp -march=native -shared -fPIC \
+    -DLIBRARY='"../../train_gpt_fp8.c"' dev/bench/paired.c -o /dev/null -lm
   $compiler "${flags[@]}" -fopenmp dev/bench/paired.c -o /dev/null -ldl
 done
 make data/tales.d/train.txt
