@@ -1549,7 +1549,8 @@ static void gpt_init(Gpt *g, uint64_t seed) {
 }
 
 static void stored_from_floats(stored_t *out, const float *x, size_t n) {
-    PARALLEL_SIMD for (size_t i = 0; i < n; i++) out[i] = stored_from_float(x[i]);
+    PARALLEL(static)
+    for (size_t i = 0; i < n; i += CHUNK) store_row(out + i, x + i, MIN(n - i, CHUNK));
 }
 // What linear layer i of layer l keeps for wgrad.
 static operand_t *gpt_kept(const Gpt *g, int l, int i) {
