@@ -1,28 +1,65 @@
 #!/usr/bin/env python3
-"""The roofline of a GPT-2 training step: the least time that its arithmetic and its memory traffic can take, by part.
+"""The sheet of a GPT-2 training step: every kernel with its bytes, its operations, its floor and an estimate of its time.
 
-    dev/bench/roofline.py                                  # an H100 by its datasheet: 989 and 1979 TFLOP/s, 3.35 TB/s
-    dev/bench/roofline.py --bf16 790 --fp8 1400 --bandwidth 3.0
-    dev/bench/roofline.py --measured DIR                   # ceilings, steps and kernels that dev/gpu_check.sh left in DIR
+    dev/bench/roofline.py                                  # an H100 SXM
+    dev/bench/roofline.py --kernels                        # every kernel, not only the parts
+    dev/bench/roofline.py --check                          # the rule for products beside published times
+    dev/bench/roofline.py --measured DIR                   # beside what dev/gpu_check.sh left in DIR
 
-Every kernel of a step, fused as train_gpt_fp8.cu has it, is one row of kernels() below: its floating-point operations a token, the
-bytes a token that it must read and write (each input once, each output once), and the bytes a step that do not depend on the
-tokens (weights, gradients). A kernel's floor is the larger of operations / rate and bytes / bandwidth; the step's is their sum.
-Nothing is counted for launch gaps, for caches that spare a trip to memory, or for tiles that do not fill the chip.
+The floor of a kernel is the larger of operations / peak and bytes / bandwidth by the data sheet (each input read once, each output
+written once); --bf16, --fp8, --bandwidth or measured ceilings replace the sheet's. The estimate uses the constants below. They were
+fixed before any kernel was changed to meet them, the same ones serve llm.c's step, and a measurement stands beside them, never in them.
 
-Options: --batch N (sequences a step), --seq-len 1024, --markdown, --kernels (every row, not only the parts), --lean: as if logits
-were bf16, the classifier wrote an FP8 head's dlogits as bytes, the first micro-batch wrote its gradients instead of adding them to
-zeros, and the bf16 build's weights were rounded in AdamW's pass.
+A product takes its arithmetic at the rate of a large product, and then its bytes at the rate of a copy, as if the two did not
+overlap; --check shows how that fits published FP8 times of K from 512 to 16384. cuDNN's attention takes its published rate. Any other
+kernel takes the longest of four times: bytes at copy speed; instructions at the rate of issue; conversions, exponentials and
+reciprocals at the rate of their unit; bytes at what its loads in flight allow. Latency that nothing hides is added, and so is a
+launch. Instructions are counted in sm_90 machine code (dev/LOG.md has the counts).
 """
 import argparse
 import os
 import re
 import sys
 
-MODELS = {"124M": (12, 768, 12), "1.5B": (48, 1600, 25)}  # layers, channels, heads
+MODELS = {"124M": (12, 768, 12), "1.5B": (48, 1600, 25)}  # layers, channels, heads of 64
 BATCH = {"124M": 16, "1.5B": 8}  # what gpu_check.sh times
-VOCABULARY, PADDED = 50257, 50304
+VOCABULARY, PADDED, SLAB = 50257, 50304, 8192
 PARTS = ["linears", "head", "attention", "layernorm", "GELU", "quantize", "classifier", "embedding", "AdamW"]
+
+# ---- fixed on 2026-11-29. Published, all for the H100 SXM:
+RATE = {"bf16": 794.5e12, "fp8": 1402.6e12}  # best product of either type: Bekman, Machine Learning Engineering, MAMF table (cuBLAS)
+COPY = 0.92 * 3.35e12  # share of the peak that large pointwise kernels reach: torchao, roofline_utils.py
+LAUNCH = 2e-6  # a kernel of one element, from its trace: the same file
+ATTENTION = {"forward": 288e12,  # cuDNN 9, causal, heads of 64, 1024 positions: FlashAttention-3 (arXiv 2407.08608), figure 5;
+             "backward": 348e12 * 288 / 373}  # figure 6 has no causal times: those without a mask, times what the mask costs forward
+# ours, for lack of a published figure:
+LATENCY = 600e-9  # of a load from memory, under load
+MULTIPROCESSORS, CLOCK = 132, 1.755e9
+ISSUE = 0.7 * 4 * MULTIPROCESSORS * CLOCK  # warp instructions a second in kernels that stream
+ISSUE_MMA = 0.5 * 4 * MULTIPROCESSORS * CLOCK  # in attention's, whose warps wait for one another
+SPECIAL = 16 * MULTIPROCESSORS * CLOCK  # exponentials, reciprocals, single conversions a second
+
+# ---- counted in the machine code of train_gpt_fp8.cu: instructions an element, special ones an element, bytes in flight a
+# multiprocessor (None: more than a copy needs). FP8 and bf16 build.
+COUNTS = {
+    "tiles stored": {"fp8": (27, 0, None), "bf16": (14, 0, None)},
+    "tiles GELU": {"fp8": (36, 3, None), "bf16": (21, 3, None)},
+    "tiles GELU backward": {"fp8": (45, 3, None), "bf16": (31, 3, None)},
+    "tiles master": {"fp8": (30, 1, None), "bf16": (12, 1, None)},
+    "turn": {"fp8": (8, 0, None)},
+    "layernorm forward": {"fp8": (54, 2, None), "bf16": (48, 2, None)},
+    "layernorm backward": {"fp8": (39, 0.5, None), "bf16": (39, 0.5, None)},
+    "classifier 1": {"fp8": (17, 2, None), "bf16": (17, 2, None)},
+    "classifier 2": {"fp8": (16, 1, None), "bf16": (16, 1, None)},
+    "norm": {"fp8": (9, 0, 2048 * 4), "bf16": (9, 0, 2048 * 4)},
+    "AdamW": {"fp8": (75, 2, None), "bf16": (75, 2, None)},
+}
+CLASSIFIER_SERIAL = 6 * LATENCY + 1e-6  # a row's loads that wait for one another, and the logarithm that the others wait for
+ATTENTION_TILE = {"forward": 893, "dkdv": 1082, "dq": 904}  # instructions of a warp for 64 x 64 scores of a head of 64
+SQNR = {"instructions": 95, "special": 2, "in flight": 12 * 32 * 2, "cycles a chunk": 60}  # of an element; of the finish
+# What the file does: logits of 2 or 4 bytes; an FP8 head's bytes made by the classifier; gradients written, not added, first.
+DESIGN = {"logit": 4, "classifier bytes": False, "first written": False}
+
 # Which part a kernel belongs to, by its name in a trace; the first that matches. A library's product can be a linear layer's
 # or the head's: both stand under "linears + head".
 PATTERNS = [
@@ -44,66 +81,130 @@ def parameters(L, C, T):
     return linear, head, linear + head + T * C + L * 13 * C + 2 * C
 
 
-def kernels(L, C, T, precision, fp8_head, lean=False):
-    """Rows (part, kernel, kind of operations, FLOPs a token, bytes a token, bytes a step). lean: what --lean says."""
-    fp8 = precision == "fp8"
-    q = 1 if fp8 else 2  # bytes of an operand; a stored tensor has 2
-    unit = "fp8" if fp8 else "bf16"
-    rows = []
+class Step:
+    """Kernels of a step, each a row: part, name, FLOPs, their type, bytes, estimated seconds, launches."""
 
-    def add(part, name, bytes_token=0.0, flops=0.0, kind="none", bytes_step=0.0, times=1):
-        rows.append((part, name, kind, times * flops, times * bytes_token, times * bytes_step))
+    def __init__(self, build):
+        self.rows, self.build = [], build
 
-    add("embedding", "embedding forward", 4 * C + 2 * C)
+    def put(self, part, name, flops, kind, volume, seconds, times=1, launches=1):
+        if times: self.rows.append((part, name, times * flops, kind, times * volume, times * (seconds + launches * LAUNCH), times * launches))
+
+    def product(self, part, name, M, N, K, kind, out_bytes, times=1):
+        size, flops = 1 if kind == "fp8" else 2, 2.0 * M * N * K
+        volume = size * (M * K + N * K) + out_bytes * M * N
+        self.put(part, name, flops, kind, volume, flops / RATE[kind] + volume / COPY, times)
+
+    def stream(self, part, name, elements, bytes_each, counts=None, times=1, launches=1, serial=0.0):
+        """A kernel of ours, or (without counts) one that is taken to run at copy speed."""
+        instructions, special, flight = COUNTS[counts][self.build] if counts else (0, 0, None)
+        speed = min(COPY, flight * MULTIPROCESSORS / LATENCY) if flight else COPY
+        volume = elements * bytes_each
+        seconds = max(volume / speed, elements * instructions / 32 / ISSUE, elements * special / SPECIAL) + serial
+        self.put(part, name, 0.0, "none", volume, seconds, times, launches)
+
+    def attention(self, B, T, C, heads, own, L, fp8):
+        """Own: an online softmax of 64 x 64 tiles, seven products backward. cuDNN: its bytes for fprop are a pass of their own."""
+        flops, R, tiles = 2 * 2.0 * B * T * T * C / 2, B * T, B * heads * (T // 64) * (T // 64 + 1) / 2
+        write = 2 * C + (C if fp8 and own else 0)
+        for name, factor, volume, kernels in (("forward", 1, R * (6 * C + write), ("forward",)),
+                                              ("backward", 2.5, R * (6 * C + 4 * C + 6 * C), ("dkdv", "dq"))):
+            seconds = sum(tiles * 4 * ATTENTION_TILE[k] / ISSUE_MMA for k in kernels) if own else factor * flops / ATTENTION[name]
+            self.put("attention", f"attention {name}", factor * flops, "bf16", volume, seconds, L, len(kernels))
+        self.stream("attention", "sums of dout out" if own else "cuDNN's own sums of dout out", R * C, 4, times=L)
+        if fp8 and not own: self.stream("quantize", "attention's output to bytes", R * C, 3, "tiles stored", L)
+
+
+def ours(L, C, heads, B, T, build, fp8_head, own_attention):
+    """The step of train_gpt_fp8.cu, default recipe, CUDA graphs, one micro-batch."""
+    s, R, fp8, d = Step(build), B * T, build == "fp8", DESIGN
+    kind, beta = build, (4 if d["first written"] else 8)
+    s.stream("embedding", "embedding forward", R * C, 6)
     for name, out, inner in (("qkv", 3 * C, C), ("attproj", C, C), ("fc", 4 * C, C), ("fcproj", C, 4 * C)):
-        weight = out * inner
-        add("linears", f"{name} fprop", q * inner + 2 * out, 2 * weight, unit, q * weight, L)
-        add("linears", f"{name} dgrad", q * out + 2 * inner, 2 * weight, unit, q * weight, L)
-        add("linears", f"{name} wgrad", q * out + q * inner, 2 * weight, unit, (4 if lean else 8) * weight, L)
-    # Two per layer and the last one: the residual stream is read, a branch's output added and the sum written; x goes out as
-    # the next product's operand.
-    add("layernorm", "residual + layernorm forward", 2 * C * 3 + q * C, times=2 * L)
-    add("layernorm", "last residual + layernorm forward", 2 * C * 3 + 2 * C)
-    # backward: d of the output and the stored input are read; the stream's gradient is read and written
-    add("layernorm", "layernorm backward", 2 * C * 4, times=2 * L + 1)
-    # Causal: half of the T x T scores. Forward two products, backward five (scores again).
-    add("attention", "attention forward", 2 * 3 * C + 2 * C, 2 * 2 * T * C / 2, "bf16", times=L)
-    add("attention", "attention backward", 2 * 3 * C + 2 * 2 * C + 2 * 3 * C, 5 * 2 * T * C / 2, "bf16", times=L)
-    add("GELU", "GELU forward", 2 * 4 * C + q * 4 * C, times=L)
-    add("GELU", "GELU backward + bias gradient", 2 * 4 * C * 2 + q * 4 * C, times=L)
-    if fp8:  # beyond what the same kernels write in bf16: bytes in the other direction, and passes of their own
-        add("quantize", "attention's output also as bytes", C, times=L)
-        add("quantize", "bytes of GELU and its gradient also turned", 2 * 4 * C, times=L)
-        add("quantize", "x of qkv, attproj and fc turned for wgrad", 3 * 2 * C, times=L)
-        add("quantize", "dy of attproj and fcproj to bytes, both ways, and bias gradients", 2 * (2 * C + 2 * C), times=L)
-        add("quantize", "dy of qkv to bytes, both ways, and bias gradient", 2 * 3 * C + 2 * 3 * C, times=L)
+        s.product("linears", f"{name} fprop", R, out, inner, kind, 2, L)
+        s.product("linears", f"{name} dgrad", R, inner, out, kind, 2, L)
+        s.product("linears", f"{name} wgrad", out, inner, R, kind, beta, L)
+    # The stream is read, a block's output added, the sum written; x goes out as the next product's operand.
+    s.stream("layernorm", "residual + layernorm forward", R * C, 7 if fp8 else 8, "layernorm forward", 2 * L)
+    s.stream("layernorm", "last residual + layernorm forward", R * C, 8, "layernorm forward")
+    s.stream("layernorm", "layernorm backward", R * C, 8, "layernorm backward", 2 * L + 1, launches=2)
+    s.attention(B, T, C, heads, own_attention, L, fp8)
+    s.stream("GELU", "GELU forward", R * 4 * C, 4, "tiles GELU", L)
+    s.stream("GELU", "GELU backward, bias gradient", R * 4 * C, 6, "tiles GELU backward", L, launches=2)
+    if fp8:
+        s.stream("quantize", "dy of attproj and fcproj to bytes, bias gradient", R * C, 4, "tiles stored", 2 * L, launches=2)
+        s.stream("quantize", "dy of qkv to bytes, bias gradient", R * 3 * C, 4, "tiles stored", L, launches=2)
+        s.stream("quantize", "x of qkv and fc turned", R * C, 2, "turn", 2 * L)
+        s.stream("quantize", "x of attproj to turned bytes", R * C, 3, "tiles stored", L)
     else:
-        add("linears", "bias gradients of attproj, fcproj and qkv", 2 * C * 2 + 2 * 3 * C, times=L)
-    weight, h = PADDED * C, 1 if fp8 and fp8_head else 2
-    head_unit = "fp8" if h == 1 else "bf16"
-    logit = 2 if lean else 4  # bytes
-    add("head", "head fprop", h * C + logit * PADDED, 2 * weight, head_unit, h * weight)
-    add("head", "head dgrad", h * PADDED + 2 * C, 2 * weight, head_unit, h * weight)
-    add("head", "head wgrad", h * PADDED + h * C, 2 * weight, head_unit, (4 if lean else 8) * weight)
-    add("classifier", "softmax, loss, dlogits", logit * PADDED + 2 * PADDED)  # out: bf16; lean, FP8: bytes both ways
-    if h == 1: add("quantize", "lnf and dlogits to bytes, both ways", (2 + 2) * (C if lean else C + PADDED))
-    add("embedding", "embedding backward", 2 * C + 8 * C)
-    linear, head, all_of_them = parameters(L, C, T)
-    add("AdamW", "gradient norm", bytes_step=4 * all_of_them)
-    add("AdamW", "AdamW: gradient, two moments and master in, three out", bytes_step=28 * all_of_them)
-    copies = 2 * linear + 2 * head  # bytes and their transpose, or bf16
-    if fp8: add("quantize", "weights to bytes, both ways (from fp32)", bytes_step=4 * linear + copies + 4 * head)
-    else: add("AdamW", "weights as bf16 (from fp32)", bytes_step=copies + (0 if lean else 4 * (linear + head)))
-    if not lean: add("AdamW", "gradients set to zero", bytes_step=4 * all_of_them)
-    return rows
+        s.stream("linears", "bias gradients of attproj and fcproj", R * C, 2, "tiles stored", 2 * L, launches=2)
+        s.stream("linears", "bias gradient of qkv", R * 3 * C, 2, "tiles stored", L, launches=2)
+    head8, slabs = fp8 and fp8_head, -(-R // SLAB)
+    h, rows, fused = "fp8" if head8 else "bf16", min(R, SLAB), fp8 and fp8_head and d["classifier bytes"]
+    s.product("head", "head fprop", rows, PADDED, C, h, d["logit"], slabs)
+    s.product("head", "head dgrad", rows, C, PADDED, h, 2, slabs)
+    s.product("head", "head wgrad", PADDED, C, rows, h, 8, slabs - 1)
+    s.product("head", "head wgrad, first", PADDED, C, rows, h, beta)
+    s.stream("classifier", "classifier: maximum and sum", rows * PADDED, d["logit"], "classifier 1", slabs,
+             serial=CLASSIFIER_SERIAL * rows / MULTIPROCESSORS)
+    s.stream("classifier", "classifier: dlogits", rows * PADDED, 1 if fused else 2, "classifier 2", slabs, launches=0)
+    if head8:
+        s.stream("quantize", "lnf to bytes, both ways", rows * C, 4, "tiles stored", slabs)
+        if fused: s.stream("quantize", "bytes of dlogits turned", rows * PADDED, 2, "turn", slabs)
+        else: s.stream("quantize", "dlogits to bytes, both ways", rows * PADDED, 4, "tiles stored", slabs)
+    s.stream("embedding", "embedding backward", R * C, 10, launches=2)
+    linear, head, everything = parameters(L, C, T)
+    s.stream("AdamW", "gradient norm", everything, 4, "norm", launches=2)
+    s.stream("AdamW", "AdamW", everything, 28, "AdamW", launches=2)
+    s.stream("quantize" if fp8 else "AdamW", "linear weights to " + ("bytes, both ways" if fp8 else "bf16"), linear, 6, "tiles master",
+             launches=4 * L)
+    s.stream("quantize" if head8 else "AdamW", "head weights to " + ("bytes, both ways" if head8 else "bf16"), head, 6, "tiles master",
+             launches=5)
+    zeroed = everything - (linear + head if d["first written"] else 0)
+    s.stream("AdamW", "gradients set to zero", zeroed, 4, launches=12 if d["first written"] else 1)
+    return s.rows
 
 
-def floor_us(row, tokens, peaks):
-    """Microseconds of one kernel of a step, and whether arithmetic is the larger term."""
-    _, _, kind, flops, bytes_token, bytes_step = row
-    arithmetic = flops * tokens / (peaks[kind] * 1e6) if kind != "none" else 0.0
-    memory = (bytes_token * tokens + bytes_step) / (peaks["bandwidth"] * 1e6)
-    return max(arithmetic, memory), arithmetic >= memory
+def llmc(L, C, heads, B, T):
+    """The step of llm.c's train_gpt2cu: bf16, cuDNN, GELU in cuBLASLt's epilogues, nothing recomputed, bf16 logits and gradients, fp32
+    master weights. Its own kernels are taken to run at copy speed."""
+    s, R = Step("bf16"), B * T
+    s.stream("embedding", "embedding forward", R * C, 6)
+    for name, out, inner in (("qkv", 3 * C, C), ("attproj", C, C), ("fc", 4 * C, C), ("fcproj", C, 4 * C)):
+        gelu = 2 if name in ("fc", "fcproj") else 0  # fc also writes, and fcproj's dgrad reads, the tensor before GELU
+        s.product("linears", f"{name} fprop", R, out, inner, "bf16", 2 + (gelu if name == "fc" else 0), L)
+        s.product("linears", f"{name} dgrad", R, inner, out, "bf16", 2 + (gelu if name == "fcproj" else 0), L)
+        s.product("linears", f"{name} wgrad", out, inner, R, "bf16", 4, L)
+        s.stream("linears", f"{name} bias gradient", R * out, 2, times=L, launches=2)
+    s.stream("layernorm", "residual + layernorm forward", R * C, 8, times=2 * L + 1)
+    s.stream("layernorm", "layernorm backward", R * C, 8, times=2 * L + 1)
+    s.attention(B, T, C, heads, False, L, False)
+    s.product("head", "head fprop", R, PADDED, C, "bf16", 2)
+    s.product("head", "head dgrad", R, C, PADDED, "bf16", 2)
+    s.product("head", "head wgrad", PADDED, C, R, "bf16", 4)
+    s.stream("classifier", "classifier", R * PADDED, 4)
+    s.stream("embedding", "embedding backward", R * C, 6, launches=2)
+    everything = parameters(L, C, T)[2]
+    s.stream("AdamW", "gradient norm", everything, 2, launches=2)
+    s.stream("AdamW", "AdamW", everything, 28, launches=16)
+    s.stream("AdamW", "gradients set to zero", everything, 2)
+    return s.rows
+
+
+def sqnr_seconds(L, C, B, T):
+    """What a step that records SQNR takes beyond others: unfused passes, no graph, squares of every operand, and their finish."""
+    R = B * T
+    elements = L * 16 * R * C + L * 12 * C * C
+    flight = min(COPY, SQNR["in flight"] * MULTIPROCESSORS / LATENCY)
+    squares = max(3 * elements / flight, elements * SQNR["instructions"] / 32 / ISSUE, elements * SQNR["special"] / SPECIAL)
+    finish = elements / 8192 * SQNR["cycles a chunk"] / CLOCK
+    unfused = L * R * (2 + 7 + 8) * C * 2 / COPY  # x as a tensor: written and read again; dy of fc likewise
+    return {"squares": squares, "finish": finish, "unfused": unfused, "launches": L * 24 * 2 * LAUNCH}
+
+
+def floor_seconds(row, peaks):
+    _, _, flops, kind, volume, _, _ = row
+    return max(flops / (peaks[kind] * 1e12) if kind != "none" else 0.0, volume / (peaks["bandwidth"] * 1e12))
 
 
 def table(head, rows, markdown):
@@ -117,37 +218,34 @@ def table(head, rows, markdown):
     print()
 
 
-def floor_ms(model, precision, fp8_head, batch, T, peaks, lean):
-    L, C, _ = MODELS[model]
-    return sum(floor_us(row, batch * T, peaks)[0] for row in kernels(L, C, T, precision, fp8_head, lean)) / 1e3
-
-
-def sheet(model, precision, fp8_head, batch, T, peaks, args):
-    L, C, _ = MODELS[model]
-    tokens = batch * T
-    rows = kernels(L, C, T, precision, fp8_head, args.lean)
-    parts = {p: [0.0, 0.0, 0.0, 0.0] for p in PARTS}  # FLOPs a token, bytes a token, us, us bound by arithmetic
+def sheet(model, label, rows, tokens, peaks, args):
+    """Prints one step. Returns its floor and its estimate in ms, each by part, and tokens."""
+    floors, estimates = {p: 0.0 for p in PARTS}, {p: 0.0 for p in PARTS}
     for row in rows:
-        us, arithmetic = floor_us(row, tokens, peaks)
-        part = parts[row[0]]
-        part[0] += row[3]
-        part[1] += row[4] + row[5] / tokens
-        part[2] += us
-        part[3] += us if arithmetic else 0
-    flops, volume, total = (sum(p[i] for p in parts.values()) for i in range(3))
-    label = precision + (" with an FP8 head" if precision == "fp8" and fp8_head else "")
-    print(f"{'### ' if args.markdown else ''}GPT-2 {model}, {label}, B={batch}, T={T}: "
-          f"floor {total / 1e3:.2f} ms a step, {total / tokens:.3f} us a token, {tokens / total:.3f}M tokens/s\n")
+        floors[row[0]] += 1e3 * floor_seconds(row, peaks)
+        estimates[row[0]] += 1e3 * row[5]
+    floor, estimate = sum(floors.values()), sum(estimates.values())
+    print(f"{'### ' if args.markdown else ''}GPT-2 {model}, {label}, {tokens} tokens: floor {floor:.2f} ms a step, estimate "
+          f"{estimate:.2f} ms, {tokens / estimate:.0f}k tokens/s, {sum(r[6] for r in rows):.0f} launches\n")
     if args.kernels:
-        table(["kernel", "part", "MFLOP/token", "kB/token", "us a step", "bound"],
-              [[r[1], r[0], f"{r[3] / 1e6:.2f}", f"{(r[4] + r[5] / tokens) / 1e3:.1f}", f"{floor_us(r, tokens, peaks)[0]:.0f}",
-                "arithmetic" if floor_us(r, tokens, peaks)[1] else "memory"] for r in rows], args.markdown)
-    table(["part", "MFLOP/token", "of FLOPs", "kB/token", "ms a step", "of time", "bound by arithmetic"],
-          [[p, f"{v[0] / 1e6:.2f}", f"{v[0] / flops:.0%}", f"{v[1] / 1e3:.1f}", f"{v[2] / 1e3:.3f}", f"{v[2] / total:.0%}",
-            f"{v[3] / v[2]:.0%}" if v[2] else "-"] for p, v in parts.items()] +
-          [["all", f"{flops / 1e6:.2f}", "100%", f"{volume / 1e3:.1f}", f"{total / 1e3:.3f}", "100%",
-            f"{sum(v[3] for v in parts.values()) / total:.0%}"]], args.markdown)
-    return total / 1e3, {p: v[2] / 1e3 for p, v in parts.items()}, total / tokens
+        table(["kernel", "part", "GFLOP", "MB", "launches", "floor, us", "estimate, us", "floor / estimate"],
+              [[r[1], r[0], f"{r[2] / 1e9:.0f}", f"{r[4] / 1e6:.0f}", f"{r[6]:.0f}", f"{1e6 * floor_seconds(r, peaks):.0f}",
+                f"{1e6 * r[5]:.0f}", f"{floor_seconds(r, peaks) / r[5]:.0%}"] for r in rows], args.markdown)
+    table(["part", "floor, ms", "estimate, ms", "of the step"],
+          [[p, f"{floors[p]:.3f}", f"{estimates[p]:.3f}", f"{estimates[p] / estimate:.0%}"] for p in PARTS], args.markdown)
+    return {"floors": floors, "estimates": estimates, "floor": floor, "estimate": estimate, "tokens": tokens}
+
+
+def check():
+    """Published FP8 products (DeepGEMM's README of 2025, H800: the H100's arithmetic and memory; bf16 out) beside the rule."""
+    rows = []
+    for M, N, K, tflops in ((4096, 2112, 7168, 1058), (4096, 24576, 1536, 990), (4096, 32768, 512, 590), (4096, 7168, 16384, 1358),
+                            (4096, 4096, 7168, 1304), (4096, 7168, 2048, 1025)):
+        s = Step("fp8")
+        s.product("linears", "", M, N, K, "fp8", 2)
+        published, rule = 2.0 * M * N * K / tflops / 1e6, 1e6 * (s.rows[0][5] - LAUNCH)
+        rows.append([f"{M} x {N} x {K}", f"{published:.0f}", f"{rule:.0f}", f"{rule / published:.2f}"])
+    table(["FP8 product", "published, us", "rule, us", "rule / published"], rows, False)
 
 
 def rows_of(directory, name):
@@ -160,7 +258,7 @@ def rows_of(directory, name):
 
 
 def peaks_measured(directory, peaks):
-    """Ceilings of ceilings.tsv instead of given ones; says what was taken."""
+    """Ceilings of ceilings.tsv instead of given ones, for floors only; says what was taken."""
     found = []
     for r in rows_of(directory, "ceilings.tsv"):
         if r[0] == "bandwidth" and r[2] == "copy" and r[1].isdigit() and int(r[1]) >= 1 << 28:
@@ -179,65 +277,80 @@ def part_of(kernel):
     return "other"
 
 
-def compare(directory, floors, markdown):
-    """Steps and kernels against their floors. steps.tsv: model, arm, order, ms a step, tokens a second; kernels.tsv: model, arm,
-    kernel, calls a step, us a step. A step is compared by its microseconds a token, as a peer may run a smaller batch."""
-    times = {}
+def step_of(steps, model, arm):
+    """The sheet's step that an arm of gpu_check.sh is compared with."""
+    if "llm" in arm: return steps.get((model, "llm.c", False))
+    return steps.get((model, "fp8" if "fp8" in arm else "bf16", "head" in arm))
+
+
+def compare(directory, steps, markdown):
+    """Measured steps and kernels beside floors and estimates. steps.tsv: model, arm, order, ms a step, tokens a second; kernels.tsv:
+    model, arm, kernel, calls a step, us a step. A step is compared by its microseconds a token, as a peer may run a smaller batch."""
+    times, lines = {}, []
     for r in rows_of(directory, "steps.tsv"):
         if len(r) >= 5 and r[0] in MODELS: times.setdefault((r[0], r[1]), []).append(1e6 / float(r[4]))
-    lines = []
     for (model, arm), us in sorted(times.items()):
-        key = (model, "fp8" if "fp8" in arm else "bf16", "head" in arm)
-        if key not in floors: continue
-        middle, floor = sum(us) / len(us), floors[key][2]
-        lines.append([model, arm, f"{middle:.3f}", f"{floor:.3f}", f"{floor / middle:.0%}"])
-    if lines: table(["model", "arm", "us a token", "floor", "floor / measured"], lines, markdown)
+        step = step_of(steps, model, arm)
+        if not step: continue
+        middle, floor, estimate = sum(us) / len(us), 1e3 * step["floor"] / step["tokens"], 1e3 * step["estimate"] / step["tokens"]
+        lines.append([model, arm, f"{middle:.3f}", f"{floor:.3f}", f"{estimate:.3f}", f"{middle / estimate:.2f}"])
+    if lines: table(["model", "arm", "us a token", "floor", "estimate", "measured / estimate"], lines, markdown)
     else: print("no measured steps\n")
     traced = {}
     for r in rows_of(directory, "kernels.tsv"):
         if len(r) < 5 or r[0] not in MODELS: continue
         parts = traced.setdefault((r[0], r[1]), {})
-        part = part_of(r[2])
-        parts[part] = parts.get(part, 0.0) + float(r[4]) / 1e3
+        parts[part_of(r[2])] = parts.get(part_of(r[2]), 0.0) + float(r[4]) / 1e3
     for (model, arm), parts in sorted(traced.items()):
-        key = (model, "fp8" if "fp8" in arm else "bf16", "head" in arm)
-        if key not in floors: continue
-        floor = dict(floors[key][1])
-        floor["linears + head"] = floor.pop("linears") + floor.pop("head")
+        step = step_of(steps, model, arm)
+        if not step: continue
+        floors, estimates = dict(step["floors"]), dict(step["estimates"])
+        for d in (floors, estimates): d["linears + head"] = d.pop("linears") + d.pop("head")
         total = sum(parts.values())
         print(f"{'### ' if markdown else ''}{model}, {arm}: kernels of a traced step, {total:.2f} ms\n")
-        table(["part", "ms a step", "of the step", "floor", "floor / measured"],
-              [[p, f"{ms:.3f}", f"{ms / total:.0%}", f"{floor.get(p, 0):.3f}", f"{floor.get(p, 0) / ms:.0%}" if ms else "-"]
-               for p, ms in sorted(parts.items(), key=lambda x: -x[1])], markdown)
+        table(["part", "ms a step", "of the step", "floor", "estimate", "over its estimate by more than 30%"],
+              [[p, f"{ms:.3f}", f"{ms / total:.0%}", f"{floors.get(p, 0):.3f}", f"{estimates.get(p, 0):.3f}",
+                "yes" if p in estimates and ms > 1.3 * estimates[p] else ""] for p, ms in sorted(parts.items(), key=lambda x: -x[1])],
+              markdown)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bf16", type=float, default=989.4, help="TFLOP/s")
-    parser.add_argument("--fp8", type=float, default=1978.9, help="TFLOP/s")
-    parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s")
+    parser.add_argument("--bf16", type=float, default=989.4, help="TFLOP/s, for floors")
+    parser.add_argument("--fp8", type=float, default=1978.9, help="TFLOP/s, for floors")
+    parser.add_argument("--bandwidth", type=float, default=3.35, help="TB/s, for floors")
     parser.add_argument("--batch", type=int, help="sequences a step")
     parser.add_argument("--seq-len", type=int, default=1024)
+    for flag in ("--markdown", "--kernels", "--check"): parser.add_argument(flag, action="store_true")
     parser.add_argument("--measured", metavar="DIR")
-    parser.add_argument("--lean", action="store_true")
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--kernels", action="store_true")
     args = parser.parse_args()
-    peaks = {"bf16": args.bf16, "fp8": args.fp8, "bandwidth": args.bandwidth}
+    if args.check: return check()
+    T, peaks, steps = args.seq_len, {"bf16": args.bf16, "fp8": args.fp8, "bandwidth": args.bandwidth}, {}
     if args.measured: peaks_measured(args.measured, peaks)
-    print(f"Peaks: bf16 {peaks['bf16']:.0f} TFLOP/s, FP8 {peaks['fp8']:.0f} TFLOP/s, memory {peaks['bandwidth']:.2f} TB/s\n")
-    floors, floors_of = {}, (("bf16", False), ("fp8", False), ("fp8", True))
-    for model in MODELS:
-        batch = args.batch or BATCH[model]
-        for precision, fp8_head in floors_of:
-            floors[model, precision, fp8_head] = sheet(model, precision, fp8_head, batch, args.seq_len, peaks, args)
-        bf16 = floors[model, "bf16", False][0]
-        print(f"{model}: floors bf16 / FP8 {bf16 / floors[model, 'fp8', False][0]:.2f}, "
-              f"with an FP8 head {bf16 / floors[model, 'fp8', True][0]:.2f}")
-        lean = [floor_ms(model, precision, head, batch, args.seq_len, peaks, True) for precision, head in floors_of]
-        print(f"{model}, lean: bf16 {lean[0]:.2f} ms, FP8 {lean[1]:.2f}, with an FP8 head {lean[2]:.2f}; "
-              f"bf16 / FP8 {lean[0] / lean[1]:.2f}, with an FP8 head {lean[0] / lean[2]:.2f}\n")
-    if args.measured: compare(args.measured, floors, args.markdown)
+    print(f"Peaks of the floors: bf16 {peaks['bf16']:.0f} TFLOP/s, FP8 {peaks['fp8']:.0f} TFLOP/s, memory {peaks['bandwidth']:.2f} TB/s\n")
+    for model, (L, C, heads) in MODELS.items():
+        B = args.batch or BATCH[model]
+        for build, head, label in (("bf16", False, "bf16"), ("fp8", False, "FP8"), ("fp8", True, "FP8 with an FP8 head")):
+            rows = ours(L, C, heads, B, T, build, head, False)
+            steps[model, build, head] = sheet(model, label + ", cuDNN's attention", rows, B * T, peaks, args)
+            own = ours(L, C, heads, B, T, build, head, True)
+            steps[model, build, head]["own"] = 1e3 * sum(r[5] for r in own)
+        steps[model, "llm.c", False] = sheet(model, "llm.c, bf16, cuDNN's attention", llmc(L, C, heads, B, T), B * T, peaks, args)
+    lines = []
+    for (model, build, head), s in steps.items():
+        bf16, peer, own = steps[model, "bf16", False], steps[model, "llm.c", False], s.get("own")
+        lines.append([model, build + (" with an FP8 head" if head else ""), f"{s['floor']:.2f}", f"{s['estimate']:.2f}",
+                      f"{bf16['estimate'] / s['estimate']:.3f}", f"{peer['estimate'] / s['estimate']:.3f}",
+                      f"{own:.2f}" if own else "-", f"{bf16['own'] / own:.3f}" if own else "-"])
+    table(["model", "step", "floor, ms", "estimate, ms", "our bf16 / it", "llm.c / it", "own attention, ms", "our bf16 / it"], lines,
+          args.markdown)
+    for model, (L, C, _) in MODELS.items():
+        parts, step = sqnr_seconds(L, C, args.batch or BATCH[model], T), steps[model, "fp8", False]["estimate"]
+        print(f"{model}: a step that records SQNR takes {1e3 * sum(parts.values()):.1f} ms more (" +
+              ", ".join(f"{name} {1e3 * s:.1f}" for name, s in parts.items()) +
+              f"); with --sqnr-every 100 {1e3 * sum(parts.values()) / step:.2f}% of the steps' time")
+    print()
+    if args.measured: compare(args.measured, steps, args.markdown)
 
 
 if __name__ == "__main__":
