@@ -2,35 +2,58 @@
 """Times a GPT-2 training step of what a user would take instead on one GPU, beside this trainer's binary.
 
     dev/bench/gpu_peers.py [--models 124M,1.5B] [--ours build/gpu/train_gpt_fp8cu] [--options "--fp8-head"] [--data SHARD]
-                           [--llmc PATH] [--arms ...] [--steps 20] [--limit 90] [--seconds 300] [--tsv FILE]
+                           [--llmc PATH] [--llmq PATH] [--arms ...] [--steps 20] [--limit 90] [--seconds 300] [--tsv FILE]
 
 Arms, each skipped with one plain line where it is not installed: torch (PyTorch, bf16 autocast, torch.compile), tensorwise and
 rowwise (the same with torchao's float8 linear layers), te (Transformer Engine's layers, delayed scaling, hybrid formats), llmc
-(llm.c's train_gpt2cu). All keep fp32 master weights, AdamW, gradient clipping, a tied 16-bit head, T=1024; B is 16 at 124M and 8
-at 1.5B. Order: ours, peer, peer, ours for each peer (ABBA), each peer in a process of its own with a time limit. Medians of all
-steps but those that warm up; a row of FILE is model, arm, order, milliseconds a step, tokens a second.
-The head stays bf16 in torchao's arms, as its authors have it; torch.compile takes whole models at 124M, and blocks at 1.5B.
+(llm.c's train_gpt2cu), llmq-fp8 and llmq-bf16 (llmq's train, with e4m3 or bf16 operands). All keep fp32 master weights (llmq's
+are bf16), AdamW, gradient clipping, a tied 16-bit head, T=1024; B is 16 at 124M and 8 at 1.5B. Order: ours, peer, peer, ours for
+each peer (ABBA), each peer in a process of its own with a time limit. Medians of all steps but those that warm up; a row of FILE
+is model, arm, order, milliseconds a step, tokens a second.
+All read SHARD's tokens, each in its own order (PyTorch's arms from the first on); without it, PyTorch's arms and llmq's read the
+same random ones. torchao's arms keep a bf16 head, as its authors do; torch.compile takes whole models at 124M, blocks at 1.5B.
 
 llm.c's binary is taken as it was built elsewhere (for speed: with cuDNN's attention, without which it keeps whole T x T scores).
+So is llmq's (as of May 2026). It trains no GPT-2: a Qwen2 with the same layers, channels, heads, padded vocabulary and tied head
+has RMSNorm, RoPE and a SwiGLU of 8/3 C channels (to a multiple of 128), so that its MLP has about GPT-2's number of weights. It
+prints whole milliseconds, rounded down: half of one is added.
 """
 import argparse
 import importlib.util
+import json
 import os
+import random
 import re
 import shlex
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+from array import array
 
 MODELS = {"124M": (12, 768, 12, 16, "d12"), "1.5B": (48, 1600, 25, 8, "d48"), "tiny": (2, 128, 2, 2, "d2")}
 VOCABULARY, PADDED = 50257, 50304
-ARMS = ["torch", "tensorwise", "rowwise", "te", "llmc"]
 NEEDS = {"torch": ["torch"], "tensorwise": ["torch", "torchao"], "rowwise": ["torch", "torchao"],
-         "te": ["torch", "transformer_engine"], "llmc": []}
+         "te": ["torch", "transformer_engine"], "llmc": [], "llmq-fp8": [], "llmq-bf16": []}
 say = lambda *words: print(*words, flush=True)
+
+
+def read_tokens(path, least, most):
+    """The shard's first tokens, from `least` to `most` of them; without a shard `most` random ones, the same for every peer."""
+    if not path: return array("i", random.Random(1).choices(range(VOCABULARY), k=most))
+    with open(path, "rb") as f:
+        magic, version, count = struct.unpack_from("<3I", f.read(1024).ljust(1024, b"\0"))
+        if (magic, version) != (20240520, 1):
+            raise ValueError(f"{path}: expected a token shard (magic number 20240520, version 1), found {magic} and {version}")
+        data = f.read(2 * min(count, most))
+    expected, found = max(least, min(count, most)), len(data) // 2
+    if found < expected: raise ValueError(f"{path}: expected at least {expected} tokens, found {found}")
+    tokens = array("i", struct.unpack(f"<{found}H", data))
+    if max(tokens) >= VOCABULARY: raise ValueError(f"{path}: expected tokens below {VOCABULARY}, found {max(tokens)}")
+    return tokens
 
 
 # ==== in the process of one peer =====================================================================================
@@ -90,7 +113,7 @@ def torch_model(arm, model, device):
     return net, B, T
 
 
-def peer(arm, model, steps, device):
+def peer(arm, model, steps, device, data):
     """Builds, warms up, times twice `steps` steps; prints `ms` lines for this script's parent."""
     import contextlib
     import torch
@@ -103,13 +126,14 @@ def peer(arm, model, steps, device):
         from transformer_engine.common.recipe import DelayedScaling, Format
         recipe = DelayedScaling(fp8_format=Format.HYBRID, amax_history_len=16, amax_compute_algo="max")
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(0, VOCABULARY, (8, B, T + 1), device=device)
+    try: tokens = torch.frombuffer(read_tokens(data, B * T + 1, max(5, steps) * B * T + 1), dtype=torch.int32).to(device).long()
+    except (OSError, ValueError) as error: return say(f"skip {error}")
+    inputs, targets = (x[:len(x) // (B * T) * B * T].clone().view(-1, B, T) for x in (tokens[:-1], tokens[1:]))
 
     def step(i):
-        batch = tokens[i % len(tokens)]
         with torch.autocast(device, torch.bfloat16), (te.fp8_autocast(enabled=True, fp8_recipe=recipe)
                                                       if recipe else contextlib.nullcontext()):
-            loss = net(batch[:, :-1], batch[:, 1:].contiguous())
+            loss = net(inputs[i % len(inputs)], targets[i % len(inputs)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
@@ -141,10 +165,10 @@ def peer(arm, model, steps, device):
 
 
 # ==== the parent =====================================================================================================
-def run(command, limit, env=None):
+def run(command, limit, env=None, cwd=None):
     """Runs a command; returns its status (None: it ran past the limit) and what it printed. Ends all its processes."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                               start_new_session=True, env=env)
+                               start_new_session=True, env=env, cwd=cwd)
 
     def stop(*_):  # a process group of its own, so that workers of a compiler end too
         os.killpg(process.pid, signal.SIGKILL)
@@ -178,8 +202,8 @@ def ours(args, model, limit):
     B, depth = MODELS[model][3:]
     with tempfile.TemporaryDirectory() as directory:
         out = os.path.join(directory, "run")
-        command = [args.ours, "-i", args.data, "-j", args.data, "-e", depth, "-t", "1024", "-b", str(B), "-x", str(args.steps + 1),
-                   "-m", "1", "-v", "0", "-s", "0", "-n", "0", "-o", out] + shlex.split(args.options)
+        command = [args.ours, "-i", args.data, "-j", args.data, "-e", depth, "-t", "1024", "-b", str(B),
+                   "-x", str(args.steps + 1), "-m", "1", "-v", "0", "-s", "0", "-n", "0", "-o", out] + shlex.split(args.options)
         status, text = run(command, limit)
         if status != 0: return None, "ran past its limit" if status is None else f"status {status}: {last_line(text)}"
         with open(os.path.join(out, "log.tsv")) as f:
@@ -187,7 +211,13 @@ def ours(args, model, limit):
     return (statistics.median([float(r[7]) for r in rows[1:]]), B * 1024), None
 
 
-def llmc(args, model, limit):
+def median_step(times, B, args, status, text):
+    """The same of a peer's `times`. Reasons: it failed before its last step, or ran past its limit within two."""
+    if len(times) > (args.steps if status is not None else 1): return (statistics.median(times[1:]), B * 1024), None
+    return None, f"{'ran past its limit' if status is None else f'status {status}'} after {len(times)} steps: {last_line(text)}"
+
+
+def llmc(args, model, arm, limit):
     """The same of llm.c. Without cuDNN it keeps T x T scores: half the batch at 1.5B, to fit 80 GB without managed memory."""
     B, depth = MODELS[model][3:]
     linked = subprocess.run(["ldd", args.llmc], capture_output=True, text=True).stdout if os.path.exists("/usr/bin/ldd") else ""
@@ -195,18 +225,44 @@ def llmc(args, model, limit):
     status, text = run([args.llmc, "-i", args.data, "-j", args.data, "-e", depth, "-t", "1024", "-b", str(B),
                         "-x", str(args.steps + 1), "-v", "0", "-s", "0", "-h", "0", "-n", "0", "-r", "0"], limit)
     times = [float(x) for x in re.findall(r"\| *([0-9.]+) ms \|", text)]
-    if len(times) < 2: return None, "ran past its limit" if status is None else f"status {status}: {last_line(text)}"
-    return (statistics.median(times[1:]), B * 1024), None
+    return median_step(times, B, args, status, text)
+
+
+def llmq(args, model, arm, limit):
+    """The same of llmq, in a folder of its config and tokens, where it leaves its model. It needs a window more than it reads."""
+    L, C, NH, B, _ = MODELS[model]
+    hidden = (8 * C // 3 + 64) // 128 * 128
+    tokens = read_tokens(args.data, (B + 1) * 1024 + 1, (B * (args.steps + 1) + 1) * 1024 + 1)
+    with tempfile.TemporaryDirectory() as directory:
+        with open(os.path.join(directory, "config.json"), "w") as f:
+            json.dump({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": L, "hidden_size": C, "num_attention_heads": NH,
+                       "num_key_value_heads": NH, "intermediate_size": hidden, "vocab_size": PADDED, "tie_word_embeddings": True,
+                       "max_position_embeddings": 1024, "rope_theta": 1e4, "bos_token_id": 0, "eos_token_id": 0}, f)
+        for name, part in (("train.bin", tokens), ("eval.bin", tokens[:(B + 1) * 1024 + 1])):
+            with open(os.path.join(directory, name), "wb") as f:  # version 2, 4 bytes a token, no mask
+                f.write(struct.pack("<8s5i996x", b"BIN.TOK\n", 2, 4, len(part), VOCABULARY, 0))
+                part.tofile(f)
+        command = [os.path.abspath(args.llmq), "--model=.", "--from-scratch", "--train-file=train.bin", "--eval-file=eval.bin",
+                   "--eval-every-n-steps=99999", f"--batch-size={B}", "--grad-accumulation=1", f"--steps={args.steps + 1}",
+                   f"--matmul-dtype={'e4m3' if arm == 'llmq-fp8' else 'bf16'}", "--opt-m-dtype=fp32", "--opt-v-dtype=fp32",
+                   "--model-dtype=bf16", "--use-cuda-graphs", "--save-training-state=false", "--ckpt-interval=99999",
+                   "--seq-len=1024", "--gpus=1"]
+        status, text = run(command, limit, cwd=directory)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)  # colours
+    times = [float(x) + 0.5 for x in re.findall(r"^\[T\] step .*?\| time: *(\d+) ms", text, re.M)]
+    found, why = median_step(times, B, args, status, text)
+    return found and (*found, f"  (RMSNorm, RoPE, a SwiGLU of {hidden}: about GPT-2's number of weights)"), why
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="124M,1.5B")
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default=",".join(NEEDS))
     parser.add_argument("--ours", help="this trainer's binary")
     parser.add_argument("--options", default="", help="for it")
-    parser.add_argument("--data", help="a token shard, for it and for llm.c")
+    parser.add_argument("--data", help="a token shard, for all")
     parser.add_argument("--llmc", help="llm.c's train_gpt2cu")
+    parser.add_argument("--llmq", help="llmq's train")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--limit", type=float, default=90, help="seconds for one run")
     parser.add_argument("--seconds", type=float, default=1e9, help="for all")
@@ -214,13 +270,14 @@ def main():
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.peer: return peer(args.peer, args.models, args.steps, args.device)
+    if args.peer: return peer(args.peer, args.models, args.steps, args.device, args.data)
+    if set(args.arms.split(",")) - set(NEEDS): parser.error(f"--arms: expected some of {','.join(NEEDS)}, found {args.arms}")
     end = time.monotonic() + args.seconds
     tsv = open(args.tsv, "a") if args.tsv else None
-    if args.ours and not args.data: parser.error("--ours needs --data SHARD")
+    if (args.ours or args.llmc) and not args.data: parser.error("--ours and --llmc need --data SHARD")
 
-    def record(model, arm, order, ms, tokens):
-        say(f"{model:5} {arm:12} {order}  {ms:10.3f} ms a step  {tokens / ms * 1e3:12.0f} tokens/s")
+    def record(model, arm, order, ms, tokens, remark=""):
+        say(f"{model:5} {arm:12} {order}  {ms:10.3f} ms a step  {tokens / ms * 1e3:12.0f} tokens/s{remark}")
         if tsv:
             tsv.write(f"{model}\t{arm}\t{order}\t{ms:.4f}\t{tokens / ms * 1e3:.1f}\n")
             tsv.flush()
@@ -240,21 +297,24 @@ def main():
                 say(f"{model} {arm}: skipped: no time is left")
                 continue
             missing = [name for name in NEEDS[arm] if importlib.util.find_spec(name) is None]
-            if missing or (arm == "llmc" and not args.llmc):
-                say(f"{model} {arm}: skipped: " + (f"{missing[0]} is not installed" if missing else "no --llmc was given"))
+            name = arm.split("-")[0]
+            binary = {"llmc": llmc, "llmq": llmq}.get(name)
+            if missing or (binary and not getattr(args, name)):
+                say(f"{model} {arm}: skipped: " + (f"{missing[0]} is not installed" if missing else f"no --{name} was given"))
                 continue
             rates, own = [], [run_ours(model, 1)]
-            if arm == "llmc":
+            if binary:
                 for order in (1, 2):
-                    found, why = llmc(args, model, min(args.limit, max(1, end - time.monotonic())))
+                    try: found, why = binary(args, model, arm, min(args.limit, max(1, end - time.monotonic())))
+                    except (OSError, ValueError) as error: found, why = None, error
                     if not found:
-                        say(f"{model} llmc: skipped: {why}")
+                        say(f"{model} {arm}: skipped: {why}")
                         break
                     record(model, arm, order, *found)
                     rates.append(found[1] / found[0])
             else:
                 command = [sys.executable, "-u", os.path.abspath(__file__), "--peer", arm, "--models", model,
-                           "--steps", str(args.steps), "--device", args.device]
+                           "--steps", str(args.steps), "--device", args.device] + (["--data", args.data] if args.data else [])
                 status, text = run(command, min(args.limit, max(1, end - time.monotonic())), peer_environment())
                 for line in text.splitlines():
                     if line.startswith("ms "):
