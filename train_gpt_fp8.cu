@@ -195,6 +195,13 @@ template <class To, class From> INLINE To bits_as(From from) { // the same bits 
 }
 INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
 INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
+INLINE int population(uint32_t u) { // bits that are 1
+#ifdef __CUDA_ARCH__
+    return __popc(u);
+#else
+    return __builtin_popcount(u);
+#endif
+}
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
 // ---- PTX's own conversions, which kernels use
@@ -309,10 +316,10 @@ typedef struct {
     // sm: 90 for compute capability 9.0. Versions are numbers as 13000. processors:
     // multiprocessors.
     int sm, driver, runtime, processors;
-    int captures;        // a graph is being made
-    int emulates, tunes; // no FP8 units, or --emulate: FP8 products are computed from the same
-                         // bytes in bf16; --tune
-    size_t available;    // bytes of device memory free at the start
+    int captures;     // a graph is being made
+    int emulates;     // no FP8 units, or --emulate: FP8 products are computed from the same
+                      // bytes in bf16
+    size_t available; // bytes of device memory free at the start
     cudaStream_t stream;
     cublasLtHandle_t lt;
     void *lt_workspace;
@@ -451,9 +458,20 @@ INLINE void store8(stored_t *p, const float *v) {
 }
 #endif
 
+// Eight numbers to the stored type and back: in pairs, a quarter of what one at a time takes.
+INLINE void stored_round8(float *v) {
+    uint32_t w[WORDS];
+    pack8(w, v);
+    unpack8(v, w);
+}
+
 // Sums over the threads of a warp, in a fixed order. Every thread gets the result.
 template <class T> DEVICE T warp_sum(T v) {
     UNROLL for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffff, v, d);
+    return v;
+}
+DEVICE float warp_max(float v) {
+    UNROLL for (int d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffff, v, d));
     return v;
 }
 // The sum over a block. All its threads call it, and all get the result.
@@ -752,9 +770,12 @@ INLINE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts 
     c->amax = MAX(c->amax, amax);
     UNROLL for (int i = 0; i < 2; i++) nonzero |=
         (((code[i] & 0x7f7f7f7f) + 0x7f7f7f7f) & 0x80808080) >> (7 - i); // a bit a byte
-    if (nonzero != 0x03030303)
-        UNROLL for (int i = 0; i < 8; i++) if (!(code[i / 4] >> i % 4 * 8 & 0x7f)) c->flushed +=
-            SCALES ? v[i] != 0 : (float_bits(v[i]) & 0x7fffffff) != 0;
+    // Of the codes that are 0, those of zeros were not flushed.
+    if (nonzero != 0x03030303) {
+        c->flushed += 8 - population(nonzero);
+        UNROLL for (int i = 0; i < 8; i++) c->flushed -=
+            SCALES ? v[i] == 0 : !(float_bits(v[i]) & 0x7fffffff);
+    }
     if (top > above || amax >= 0x7f800000) UNROLL for (int i = 0; i < 8; i++) {
             const uint32_t a = float_bits(v[i]) & 0x7fffffff,
                            b = float_bits(v[i] * scale[SCALES ? i : 0]) & 0x7fffffff;
@@ -781,7 +802,8 @@ struct StoredSource : TensorSource<stored_t> {
 };
 struct MasterSource : TensorSource<float> {
     __device__ void values(float *v, const uint32_t *raw) const {
-        UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(denormal_flush(bits_float(raw[i])));
+        UNROLL for (int i = 0; i < 8; i++) v[i] = denormal_flush(bits_float(raw[i]));
+        stored_round8(v);
     }
 };
 // Block scaling: the scale of element (row, column) is 1 / inv[row / tall * row_stride + column /
@@ -935,42 +957,85 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
 }
 
 // Signal and noise for the SQNR: for each chunk the sums of squares of x, and of what encoding
-// changed of x. With one scale they are sums of (x scale)^2, in blocks of x itself. The order for
-// one scale is the C file's: 16 striped lanes and a tree. A warp computes both sums of a chunk,
-// half a warp each. Element (row, column) of the bytes q is at q[row * q_row + column * q_column].
-KERNEL sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
-                   size_t stride, size_t columns, size_t n, const ScaleInUse *use, Dtype format,
-                   Blocks blocks) {
-    const size_t chunk = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32,
-                 begin = chunk * CHUNK;
-    const int lane = threadIdx.x % 16, noise = threadIdx.x % 32 / 16;
+// changed of x. With one scale they are sums of (x scale)^2, in blocks of x itself. Element (row,
+// column) of the bytes q is at q[row * q_row + column * q_column].
+// The order for one scale is the C file's: 16 striped lanes and a tree. A warp has a chunk. A lane
+// squares 8 elements of every 256. Shared memory brings the squares to the lane that adds them:
+// half a warp has the signal, the other half the noise.
+template <bool BLOCKS>
+KERNEL_OF(THREADS)
+sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, StoredSource x,
+            uint32_t columns, size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
+    enum { AHEAD = 2, GROUP = 256, NOISE = GROUP + 16 }; // 16: both halves use banks of their own
+    SHARED float squares[THREADS / 32][2 * NOISE];
+    const size_t chunk = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32,
+                 begin = chunk * CHUNK, row0 = begin / columns;
+    const uint32_t lane = threadIdx.x % 32, column0 = begin % columns,
+                   count = begin < n ? MIN(n - begin, CHUNK) : 0;
     const float scale = use->scale; // 1 of blocks
-    float sum = 0;
-    for (size_t i = begin + lane; i < MIN(n, begin + CHUNK); i += 16) {
-        const size_t row = i / columns, column = i % columns;
-        float v = float_from_stored(x[row * stride + column]) * scale;
-        if (noise)
-            v -= fp8_decode(q[row * q_row + column * q_column], format) *
-                 (blocks.inv ? *blocks_at(&blocks, row, column) : 1);
-        sum += v * v;
+    float *mine = squares[threadIdx.x / 32], sum = 0;
+    for (uint32_t i = lane * 8; i - lane * 8 < count; i += AHEAD * GROUP) {
+        uint32_t raw[AHEAD][WORDS], code[AHEAD][2] = {};
+        UNROLL for (int a = 0; a < AHEAD; a++) {
+            const uint32_t place = column0 + i + a * GROUP, column = place % columns;
+            const size_t row = row0 + place / columns;
+            const uint8_t *from = q + row * q_row + column * q_column;
+            if (i + a * GROUP >= count) continue;
+            x.fetch(raw[a], row, column);
+            if (q_column == 1) {
+                code[a][0] = get<uint2>(from).x;
+                code[a][1] = get<uint2>(from).y;
+            } else
+                for (int k = 0; k < 8; k++) code[a][k / 4] |= from[k * q_column] << k % 4 * 8;
+        }
+        UNROLL for (int a = 0; a < AHEAD; a++) {
+            const uint32_t place = column0 + i + a * GROUP;
+            const int there = i + a * GROUP < count;
+            float v[8], noise[8], inv = 1;
+            x.values(v, raw[a]);
+            UNROLL for (int k = 0; k < 8; k++) {
+                if (BLOCKS && there && (k == 0 || blocks.wide < 8))
+                    inv = *blocks_at(&blocks, row0 + place / columns, place % columns + k);
+                const float value = there ? v[k] * scale : 0, // what is not there adds 0
+                    read = fp8_decode(code[a][k / 4] >> k % 4 * 8 & 0xff, format) * inv;
+                v[k] = value * value;
+                noise[k] = (value - read) * (value - read);
+            }
+            store8(mine + lane * 8, v);
+            store8(mine + NOISE + lane * 8, noise);
+            __syncwarp();
+            UNROLL for (int k = 0; k < GROUP; k += 16) sum +=
+                mine[lane / 16 * NOISE + k + lane % 16];
+            __syncwarp();
+        }
     }
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
-    if (lane == 0 && begin < n) sums[2 * chunk + noise] = sum;
+    if (lane % 16 == 0 && count) sums[2 * chunk + lane / 16] = sum;
 }
-KERNEL sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const ScaleInUse *use) {
-    const double inv2 = (double)use->inv * use->inv; // thread 0: signal; 1: noise
-    double total = 0;
-    UNROLL_BY(8) for (size_t c = 0; c < chunks; c++) total += sums[2 * c + threadIdx.x] * inv2;
-    *(threadIdx.x ? &s->step.noise : &s->step.signal) += total;
+// Adds the chunks in ascending order, as the C file does: one warp the signal, one the noise.
+KERNEL_OF(64)
+sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const ScaleInUse *use) {
+    enum { AHEAD = 8 };
+    const double inv2 = (double)use->inv * use->inv;
+    const size_t lane = threadIdx.x % 32, noise = threadIdx.x / 32;
+    double total = 0, part[AHEAD];
+    for (size_t c = lane; c - lane < chunks; c += 32 * AHEAD) {
+        UNROLL for (int a = 0; a < AHEAD; a++) part[a] =
+            c + 32 * a < chunks ? sums[2 * (c + 32 * a) + noise] * inv2 : 0;
+        UNROLL for (int a = 0; a < AHEAD; a++) UNROLL for (int k = 0; k < 32; k++) total +=
+            __shfl_sync(0xffffffff, part[a], k);
+    }
+    if (lane == 0) *(noise ? &s->step.noise : &s->step.signal) += total;
 }
 // sums: [ceil(n / CHUNK)][2]. To be called after the bytes q were made of x.
 static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
                         size_t stride, size_t rows, size_t columns, const Operand *o, Blocks blocks,
                         float *sums) {
     const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
-    LAUNCH(sqnr_kernel, ceil_div(chunks, 8), 256, 0, STREAM, sums, q, q_row, q_column, x, stride,
-           columns, n, o->use, o->recipe.format, blocks);
-    LAUNCH(sqnr_finish_kernel, 1, 2, 0, STREAM, o->s, sums, chunks, o->use);
+    const auto kernel = blocks.inv ? sqnr_kernel<true> : sqnr_kernel<false>;
+    RUN(kernel, ceil_div(chunks, THREADS / 32), sums, q, q_row, q_column, StoredSource{x, stride},
+        columns, n, o->use, o->recipe.format, blocks);
+    LAUNCH(sqnr_finish_kernel, 1, 64, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
 // How many tensors were read again to be quantized, instead of being quantized by the kernel that
@@ -1112,7 +1177,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 
 // ==== 5. matrix product ==========================================================================
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt. It takes the first algorithm
-// for a shape, so that bits stay from run to run (--tune times several instead). Sums are fp32; K
+// for a shape, so that bits stay from run to run. Sums are fp32; K
 // is never split into 16-bit partial sums. FP8 operands must be K-major, and all sizes multiples of
 // 16. M and K are rounded up: the bytes of wgrad, whose K are the rows, have zeros behind the last
 // one; what lies behind an output's last row is not read. cuBLASLt counts columns first: its A is
@@ -1182,6 +1247,7 @@ typedef struct {
     size_t in, out;
     const stored_t *bias; // [out] rounded to the stored type, or NULL
     float *dw, *dbias;    // [out, in], [out] or NULL
+    int first;            // dw holds nothing yet: it is written, not added to
     int fp8;              // bit p: product p reads FP8 bytes
     // Room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record().
     float *partial, *sqnr;
@@ -1266,7 +1332,14 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->out), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x;  dbias += sums of dy's columns. These sum dy itself: an Inf
+// dx[rows, in] = dy w;  dw += dy^T x (= if f->first). Reads dy as linear_backward() left it.
+static void linear_gradients(const Linear *f, stored_t *dx, size_t rows) {
+    matmul({dx, STORED, f->in, NULL, 0, 0}, operand(f, OPERAND_DY, DGRAD, rows),
+           operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
+    matmul({f->dw, DTYPE_FP32, f->in, NULL, !f->first, 0}, operand(f, OPERAND_DY, WGRAD, rows),
+           operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
+}
+// Both products, and dbias += sums of dy's columns. These sum dy itself: an Inf
 // saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
 // source: the tensor dy, or what a kernel makes it of. One pass over it writes what is wanted of
 // dy, its bytes in both directions and its column sums; a tensor that is only quantized is read by
@@ -1283,10 +1356,7 @@ static void linear_backward(const Linear *f, stored_t *dx, Source source, size_t
     if (t.out || t.q || t.q_t || t.partial) tiles_run(source, t);
     operand_quantize(f, OPERAND_DY, rows, only_quantized ? partial : NULL, record);
     if (f->dbias) column_sums_finish(f->dbias, NULL, f->partial, ceil_div(rows, TILE_ROWS), f->out);
-    matmul({dx, STORED, f->in, NULL, 0, 0}, operand(f, OPERAND_DY, DGRAD, rows),
-           operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
-    matmul({f->dw, DTYPE_FP32, f->in, NULL, 1, 0}, operand(f, OPERAND_DY, WGRAD, rows),
-           operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
+    linear_gradients(f, dx, rows);
 }
 
 // ==== 7. other layers ============================================================================
@@ -1452,7 +1522,8 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             if (b) {
                 load8(v, b + at);
                 // The stored value is what is normalized.
-                UNROLL for (int k = 0; k < 8; k++) x[k] = stored_round(x[k] + v[k]);
+                UNROLL for (int k = 0; k < 8; k++) x[k] += v[k];
+                stored_round8(x);
             }
             if (b || residual != a) store8(residual + at, x);
             pack8(kept[i], x);
@@ -1476,7 +1547,8 @@ layernorm_forward_kernel(stored_t *__restrict__ residual, Written normed, float 
             load8(w, weight + c);
             load8(v, bias + c);
             unpack8(x, kept[i]);
-            UNROLL for (int k = 0; k < 8; k++) v[k] = stored_round((x[k] - m) * r * w[k] + v[k]);
+            UNROLL for (int k = 0; k < 8; k++) v[k] = (x[k] - m) * r * w[k] + v[k];
+            stored_round8(v);
             if (normed.stored) store8(normed.stored + at, v);
             if (normed.q)
                 put(normed.q + at, quantize8<false>(v, &scale, normed.quantizer.format, &counts));
@@ -1579,7 +1651,8 @@ DEVICE float gelu_sigmoid(float x) {
 struct GeluSource : TensorSource<stored_t> {
     __device__ void values(float *v, const uint32_t *raw) const {
         unpack8(v, raw);
-        UNROLL for (int i = 0; i < 8; i++) v[i] = stored_round(v[i] * gelu_sigmoid(v[i]));
+        UNROLL for (int i = 0; i < 8; i++) v[i] *= gelu_sigmoid(v[i]);
+        stored_round8(v);
     }
 };
 struct GeluBackwardSource {
@@ -1598,8 +1671,9 @@ struct GeluBackwardSource {
         UNROLL for (int i = 0; i < 8; i++) {
             const float s = gelu_sigmoid(in[i]),
                         two_du = fmaf(in[i] * in[i], 6 * GELU_CUBIC, 2 * GELU_LINEAR);
-            v[i] = stored_round(v[i] * fmaf(in[i] * two_du, s * (1 - s), s));
+            v[i] *= fmaf(in[i] * two_du, s * (1 - s), s);
         }
+        stored_round8(v);
     }
 };
 
@@ -1616,71 +1690,79 @@ static size_t cudnn_bytes(void); // device memory that cuDNN's attention takes
 
 // Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln
 // p[target], 0 where target is -1. A block has a row. dlogits (if dscale is not NULL) = (p -
-// onehot) * *dscale, rounded to the stored type; the padding is exactly 0. They overwrite the first
-// half of the row (DLOGITS_STRIDE): each step of the loop writes only what it and the steps before
-// it have read.
-#define DLOGITS_STRIDE(Vp) ((Vp) * (sizeof(float) / sizeof(stored_t)))
+// onehot) * *dscale, rounded to the stored type; the padding is exactly 0. Their bytes go to d.q
+// [rows, Vp], or they overwrite the row's beginning (DLOGITS_STRIDE). In the way of fp32 logits
+// they need a barrier: a step of the loop may only write what all threads have read.
+#define DLOGITS_STRIDE(Vp, logit) ((Vp) * ((logit) / sizeof(stored_t))) // logit: bytes of one
 // From sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is read
 // again.
 #define CLASSIFIER_THREADS 1024
+#define CLASSIFIER_STEP    (CLASSIFIER_THREADS * 8)
+template <class T>
 KERNEL_OF(CLASSIFIER_THREADS)
-classifier_kernel(float *losses, float *logits, const int *targets, int V, int Vp,
+classifier_kernel(float *losses, T *logits, Written d, const int *targets, int V, int Vp,
                   const float *dscale) {
-    SHARED float tops[CLASSIFIER_THREADS / 32];
-    float *z = logits + (size_t)blockIdx.x * Vp, v[8], top = -INFINITY, sum = 0;
-    stored_t *d = (stored_t *)z;
-    const int target = targets[blockIdx.x],
-              steps = (Vp + CLASSIFIER_THREADS * 8 - 1) / (CLASSIFIER_THREADS * 8);
-    const float at_target = target < 0 ? 0 : z[target];
-    if (target < 0) { // the whole block
-        for (int i = threadIdx.x * 8; dscale && i < Vp; i += CLASSIFIER_THREADS * 8) {
-            for (int k = 0; k < 8; k++) v[k] = 0;
-            store8(d + i, v);
+    SHARED float2 warps[CLASSIFIER_THREADS / 32]; // the maximum of a warp, its sum
+    T *z = logits + (size_t)blockIdx.x * Vp;
+    float v[2][8], top = -INFINITY, sum = 0;
+    const int target = targets[blockIdx.x], first = threadIdx.x * 8;
+    const float at_target = target < 0       ? 0
+                            : sizeof(T) == 4 ? (float)z[target]
+                                             : float_from_stored((stored_t)z[target]);
+    for (int i = first; i < V && target >= 0; i += 2 * CLASSIFIER_STEP) {
+        float max = top;
+        UNROLL for (int a = 0; a < 2; a++) if (i + a * CLASSIFIER_STEP < V)
+            load8(v[a], z + i + a * CLASSIFIER_STEP);
+        UNROLL for (int a = 0; a < 2; a++) {
+            const int left = V - i - a * CLASSIFIER_STEP;
+            if (left < 8) UNROLL for (int k = 0; k < 8; k++) if (k >= left) v[a][k] = -INFINITY;
+            UNROLL for (int k = 0; k < 8; k++) max = fmaxf(max, v[a][k]);
         }
-        if (threadIdx.x == 0) losses[blockIdx.x] = 0;
-        return;
+        sum *= exp2f((top - max) * LOG2E);
+        top = max;
+        UNROLL for (int k = 0; k < 16; k++) sum += exp2f((v[k / 8][k % 8] - top) * LOG2E);
     }
-    for (int i = threadIdx.x * 8; i < V; i += CLASSIFIER_THREADS * 8) {
-        load8(v, z + i);
-        UNROLL for (int k = 0; k < 8; k++) {
-            if (i + k >= V) continue;
-            if (v[k] > top) {
-                sum = sum * exp2f((top - v[k]) * LOG2E) + 1;
-                top = v[k];
-            } else sum += exp2f((v[k] - top) * LOG2E);
-        }
-    }
-    float max = top;
-    for (int o = 16; o > 0; o /= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, o));
-    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = max;
+    const float warp_top = warp_max(top);
+    sum = warp_sum(sum != 0 ? sum * exp2f((top - warp_top) * LOG2E) : 0); // 0: it had no column
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = make_float2(warp_top, sum);
     __syncthreads();
-    for (int w = 0; w < CLASSIFIER_THREADS / 32; w++) max = fmaxf(max, tops[w]);
-    sum = block_sum(sum != 0 ? sum * exp2f((top - max) * LOG2E)
-                             : 0); // a thread may have had no column
-    if (threadIdx.x == 0)
-        losses[blockIdx.x] =
-            sum != sum ? sum : (float)(log_fixed_order(sum) - ((double)at_target - (double)max));
-    if (!dscale) return;
-    const float inverse = 1.0f / sum, factor = *dscale;
-    for (int step = 0; step < steps; step++) {
-        const int i = (step * CLASSIFIER_THREADS + threadIdx.x) * 8;
-        if (i < Vp) {
-            load8(v, z + i);
-            UNROLL for (int k = 0; k < 8; k++) v[k] =
-                i + k < V
-                    ? (exp2f((v[k] - max) * LOG2E) * inverse - (i + k == target ? 1.0f : 0.0f)) *
-                          factor
-                    : 0;
+    const float2 other = warps[threadIdx.x % 32];
+    const float max = warp_max(other.x);
+    sum = warp_sum(other.y != 0 ? other.y * exp2f((other.x - max) * LOG2E) : 0);
+    const float inverse = 1.0f / sum, factor = dscale ? *dscale : 0;
+    const float scale = d.q ? d.quantizer.use->scale : 1;
+    Counts counts = {0, 0, 0, 0};
+    for (int step = 0; dscale && step < Vp; step += CLASSIFIER_STEP) {
+        const int i = step + first, there = i < Vp;
+        if (there) {
+            load8(v[0], z + i);
+            UNROLL for (int k = 0; k < 8; k++) v[0][k] = exp2f((v[0][k] - max) * LOG2E) * inverse;
+            if (target >= i && target < i + 8)
+                UNROLL for (int k = 0; k < 8; k++) v[0][k] -= i + k == target;
+            UNROLL for (int k = 0; k < 8; k++) v[0][k] *= factor;
+            if (target < 0 || i + 8 > V)
+                UNROLL for (int k = 0; k < 8; k++) if (target < 0 || i + k >= V) v[0][k] = 0;
         }
-        __syncthreads();
-        if (i < Vp) store8(d + i, v);
-        __syncthreads();
+        if (sizeof(T) > sizeof(stored_t) && !d.q) __syncthreads();
+        if (!there) continue;
+        stored_round8(v[0]);
+        if (d.q)
+            put(d.q + (size_t)blockIdx.x * Vp + i,
+                quantize8<false>(v[0], &scale, d.quantizer.format, &counts));
+        else store8((stored_t *)z + i, v[0]);
     }
+    if (d.q && d.quantizer.s)
+        counts_commit(d.quantizer.s, counts, blockIdx.x == 0 ? (size_t)gridDim.x * Vp : 0);
+    // The logarithm comes last, so that nothing waits for it.
+    if (threadIdx.x > 0) return;
+    const double loss = log_fixed_order(sum) - ((double)at_target - (double)max);
+    losses[blockIdx.x] = target < 0 ? 0 : sum != sum ? sum : (float)loss;
 }
-static void classifier(float *losses, float *logits, const int *targets, int rows, int V, int Vp,
-                       const float *dscale) {
-    LAUNCH(classifier_kernel, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, targets, V, Vp,
-           dscale);
+template <class T>
+static void classifier(float *losses, T *logits, Written d, const int *targets, int rows, int V,
+                       int Vp, const float *dscale) {
+    LAUNCH(classifier_kernel<T>, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, d, targets, V,
+           Vp, dscale);
 }
 
 // *total += the losses, each stripe in ascending order, then a tree.
@@ -1931,7 +2013,8 @@ typedef struct {
 
 // The host's side of a step: two buffers of inputs, taken in turn, and what a step consists of,
 // from the second on.
-enum { PHASE_REFRESH, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES }; // of a step on the device
+// of a step on the device; a step's first micro-batch, which begins the gradients, and the others
+enum { PHASE_REFRESH, PHASE_FIRST, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES };
 typedef struct {
     int *inputs[2], *seen; // [V] scratch
     long prepared;         // the micro-batch that was made last
@@ -1952,6 +2035,7 @@ typedef struct {
     int training; // gradients and moments exist
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
+    int logits16;  // logits have the stored type
     ScalingRecipe recipes[NOPERAND];
     uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer stays in bf16
 
@@ -1969,8 +2053,9 @@ typedef struct {
 
     float loss_scale; // a power of two; 1 unless the build or recipe needs it
     float good_steps; // steps in a row without an overflow
-    Record record;    // of x and dy: NONE but in a training step, so that validation and sampling
-                      // leave no trace
+    int first; // the step's first micro-batch: gradients of linear weights are written, not added
+    Record record; // of x and dy: NONE but in a training step, so that validation and sampling
+                   // leave no trace
     Record record_weights;   // of the weights, for the next step: they may be made in a validation
                              // before it
     StepInputs *step_inputs; // on the device
@@ -2032,9 +2117,6 @@ static MemoryPlan memory_plan(Gpt *g) {
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] +=
         g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
-    if (machine.tunes)
-        // product_tune().
-        plan.part[REUSED] += (size_t)MAX(g->config.Vp, 4 * g->config.C) * g->config.C * 4;
     plan.part[REUSED] += cudnn_bytes();
     plan.total = plan.part[OPTIMIZER] + plan.part[KEPT] + plan.part[REUSED];
     return plan;
@@ -2210,6 +2292,7 @@ static Linear gpt_linear(const Gpt *g, int l, int i) {
     f.out = g->params[id].rows;
     f.dw = gpt_param(g, g->grad, id, l);
     f.dbias = gpt_param(g, g->grad, id + 1, l);
+    f.first = g->first;
     f.partial = g->partial_sums;
     f.sqnr = g->sqnr;
     if (PRECISION == PRECISION_FP32) {
@@ -2237,7 +2320,8 @@ static Linear gpt_head(const Gpt *g, size_t row) {
         f.operand[o] = gpt_operand(g, g->config.L, 0, o);
         for (int way = 0; way < 2; way++) f.operand[o].bytes[way] = bytes[o][way];
     }
-    f.dw = g->grad; // wte is first
+    f.dw = g->grad; // wte's are first
+    f.first = g->first && row == 0;
     f.in = g->config.C;
     f.out = g->config.Vp;
     f.sqnr = g->sqnr;
@@ -2248,7 +2332,7 @@ static Linear gpt_head(const Gpt *g, size_t row) {
     dy->tensor = (stored_t *)g->logits;
     x->columns = x->stride = w->columns = w->stride = f.in;
     dy->columns = f.out;
-    dy->stride = DLOGITS_STRIDE(f.out);
+    dy->stride = DLOGITS_STRIDE(f.out, g->logits16 ? sizeof(stored_t) : sizeof(float));
     return f;
 }
 
@@ -2390,10 +2474,10 @@ static void gpt_forward_blocks(Gpt *g, const int *tokens, int B, int n, int pos)
     gpt_layernorm_forward(g, 2 * c->L, g->y, lnf, rows);
 }
 
-// logits [rows, Vp] = lnf wte^T for rows from `row` on.
-static void head_forward(Gpt *g, float *logits, size_t row, size_t rows) {
+// g->logits [rows, Vp] = lnf wte^T for rows from `row` on.
+static void head_forward(Gpt *g, Dtype logit, size_t row, size_t rows) {
     const Linear f = gpt_head(g, row);
-    linear_forward(&f, logits, DTYPE_FP32, rows, g->record);
+    linear_forward(&f, g->logits, logit, rows, g->record);
 }
 
 // dlogits are bounded by grad_scale, so their scale needs no amax.
@@ -2416,13 +2500,23 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
     if (head.fp8 && grads) LAUNCH(head_scale_kernel, 1, 1, 0, STREAM, dy.s, dy.use, grad_scale);
     for (size_t row = 0; row < rows; row += HEAD_ROWS) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
-        head_forward(g, g->logits, row, slab);
-        classifier(g->losses + row, g->logits, in.targets + row, slab, g->config.V, g->config.Vp,
-                   grad_scale);
-        if (!grads) continue;
         const Linear f = gpt_head(g, row);
-        linear_backward(&f, g->dnarrow + row * f.in, StoredSource{dy.tensor, dy.stride}, slab,
-                        g->record);
+        Written d = {}; // an FP8 head's dlogits are written as bytes
+        if (grads) d.q = operand_tiles(&f, OPERAND_DY, slab, g->record).q;
+        d.quantizer = quantizer(&dy, g->record);
+        head_forward(g, g->logits16 ? STORED : DTYPE_FP32, row, slab);
+        if (g->logits16)
+            classifier(g->losses + row, (stored_t *)g->logits, d, in.targets + row, slab,
+                       g->config.V, g->config.Vp, grad_scale);
+        else
+            classifier(g->losses + row, g->logits, d, in.targets + row, slab, g->config.V,
+                       g->config.Vp, grad_scale);
+        stored_t *dx = g->dnarrow + row * f.in;
+        if (d.q) {
+            bytes_turn(f.operand[OPERAND_DY].bytes[OVER_ROWS], d.q, slab, f.out);
+            linear_gradients(&f, dx, slab);
+        } else if (grads)
+            linear_backward(&f, dx, StoredSource{dy.tensor, dy.stride}, slab, g->record);
     }
     loss_add(&g->step_results->loss, g->losses, rows);
 }
@@ -2444,7 +2538,7 @@ static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos)
     const Inputs in = inputs_at(g->inputs, gpt_rows(g));
     device_write(in.tokens, tokens, n * sizeof(int));
     gpt_forward_blocks(g, in.tokens, 1, n, pos);
-    head_forward(g, g->logits, n - 1, 1);
+    head_forward(g, DTYPE_FP32, n - 1, 1);
     device_read(logits, g->logits, g->config.V * sizeof(float));
 }
 
@@ -2506,9 +2600,10 @@ KERNEL norm_kernel(float *sums, const float *grad, size_t n, const StepInputs *i
                  begin = chunk * CHUNK, end = MIN(n, begin + CHUNK);
     const float scale = (float)(1 / in->loss_scale);
     float sum = 0;
-    UNROLL_BY(8) for (size_t i = begin + threadIdx.x % 16; i < end; i += 16) {
-        const float g = grad[i] * scale;
-        sum += g * g;
+    for (size_t i = begin + threadIdx.x % 16; i < end; i += 8 * 16) {
+        float g[8]; // loads that are under way at once
+        UNROLL for (int k = 0; k < 8; k++) g[k] = i + k * 16 < end ? grad[i + k * 16] * scale : 0;
+        UNROLL for (int k = 0; k < 8; k++) sum += g[k] * g[k];
     }
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
     if (threadIdx.x % 16 == 0 && begin < n) sums[chunk] = sum;
@@ -2644,11 +2739,22 @@ typedef struct {
 // steps that record an SQNR. Whatever changes from step to step is in buffers that are written
 // before. What the host decides is fixed when a graph is captured: the kernels of operands (which
 // fuse, by recipe, own_amax and record), products, attention, shapes, --recompute.
+// Sets gradients to zero, but for those that the first micro-batch writes.
+static void gradients_begin(Gpt *g) {
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        const int written = id == WTE || id == QKVW || id == ATTPROJW || id == FCW || id == FCPROJW;
+        if (!written)
+            device_zero(g->grad + s->offset, s->layers * s->rows * s->cols * sizeof(float));
+    }
+}
 static void phase_work(Gpt *g, int phase) {
     if (phase == PHASE_REFRESH) {
         g->weights_ready = 0;
         gpt_refresh_weights(g);
-    } else if (phase == PHASE_MICRO_BATCH) {
+    } else if (phase != PHASE_UPDATE) {
+        g->first = phase == PHASE_FIRST;
+        if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
         gpt_backward(g, g->B, g->config.T);
     } else {
@@ -2673,11 +2779,11 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
     if (!h->graphs[phase]) {
         // Relaxed, because a library may still load a kernel.
         CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
-        h->graph_passes -= quantize_passes;
+        const long passes = quantize_passes;
         machine.captures = 1;
         phase_work(g, phase);
         machine.captures = 0;
-        h->graph_passes += quantize_passes;
+        if (phase != PHASE_MICRO_BATCH) h->graph_passes += quantize_passes - passes;
         CUDA(cudaStreamEndCapture(STREAM, &graph));
         CUDA(cudaGraphInstantiate(&h->graphs[phase], graph, 0));
         CUDA(cudaGraphDestroy(graph));
@@ -2731,12 +2837,11 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     in->grad_clip = s->grad_clip;
     CUDA(cudaMemcpyAsync(g->step_inputs, in, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
     device_zero(g->step_results, sizeof(StepResults));
-    device_zero(g->grad, g->param_count * sizeof(float));
     if (!g->weights_ready) phase_run(g, PHASE_REFRESH, as_graph);
     for (int micro = 0; micro < s->micro_batches; micro++) {
         batch_prepare(g, run, s->index * s->micro_batches + micro);
         batch_send(g, s->index * s->micro_batches + micro);
-        phase_run(g, PHASE_MICRO_BATCH, as_graph);
+        phase_run(g, micro ? PHASE_MICRO_BATCH : PHASE_FIRST, as_graph);
     }
     phase_run(g, PHASE_UPDATE, as_graph);
     CUDA(cudaMemcpyAsync(h->results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost,
@@ -2761,15 +2866,15 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
 // ---- what the program asks for. Options of the GPU, beside those of the C file:
 #define BACKEND       "an NVIDIA GPU"
 #define BACKEND_HELP  "The first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n"
-#define BACKEND_LINES (PRODUCTS_MAX * 64)
+#define BACKEND_LINES 128
 // clang-format off
 #define BACKEND_OPTIONS(X) \
     X(MAYBE, emulate, 0, "emulate", "[0|1]", FP8 | FREE, 0, 1, "0", \
         "FP8 products as bf16 ones of the same bytes") \
     X(CHOICE, attention, 0, "attention", "auto|own|cudnn", FREE, 0, 0, "auto", \
         "auto: cuDNN's where it takes the shape") \
-    X(MAYBE, tune, 0, "tune", "[0|1]", FREE, 0, 1, "0", \
-        "time cuBLASLt's algorithms; other bits each run")
+    X(MAYBE, logits16, 0, "logits16", "[0|1]", FREE, 0, 1, "0", \
+        "logits in 16 bits: less memory traffic, other losses")
 // clang-format on
 
 // #################################################################################################
@@ -4825,7 +4930,7 @@ typedef struct {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, out;
     cublasLtMatmulAlgo_t algorithm;
-    int found, chosen, candidates; // cuBLASLt has one; which of how many --tune took
+    int found; // cuBLASLt has one
 } Product;
 static Product products[PRODUCTS_MAX];
 static int product_count;
@@ -4850,39 +4955,6 @@ static cublasStatus_t product_launch(const Product *p, const Output *out, const 
     return cublasLtMatmul(machine.lt, p->desc, &one, b->data, p->a, a->data, p->b,
                           out->accumulate ? &one : &zero, out->data, p->out, out->data, p->out,
                           &p->algorithm, machine.lt_workspace, LT_WORKSPACE, STREAM);
-}
-
-// Takes the fastest of the candidates, by the best of four runs after a first one. What the output
-// held is put back if it matters.
-static void product_tune(Product *p, const cublasLtMatmulHeuristicResult_t *candidates,
-                         const Output *out, const Matrix *a, const Matrix *b) {
-    enum { RUNS = 5 };
-    const size_t bytes = ((p->key.M - 1) * out->row_stride + p->key.N) * dtype_size[out->dtype];
-    void *old = out->accumulate ? device_allocate(bytes) : NULL;
-    float best = 1e30f, ms;
-    cudaEvent_t begin, end;
-    CUDA(cudaEventCreate(&begin));
-    CUDA(cudaEventCreate(&end));
-    if (old) CUDA(cudaMemcpyAsync(old, out->data, bytes, cudaMemcpyDeviceToDevice, STREAM));
-    for (int i = 0; i < RUNS * p->candidates; i++) {
-        p->algorithm = candidates[i / RUNS].algo;
-        if (candidates[i / RUNS].state != CUBLAS_STATUS_SUCCESS) continue;
-        CUDA(cudaEventRecord(begin, STREAM));
-        if (product_launch(p, out, a, b) != CUBLAS_STATUS_SUCCESS) continue;
-        CUDA(cudaEventRecord(end, STREAM));
-        CUDA(cudaEventSynchronize(end));
-        CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (i % RUNS && ms < best) {
-            best = ms;
-            p->chosen = i / RUNS;
-        }
-    }
-    p->algorithm = candidates[p->chosen].algo;
-    if (old) CUDA(cudaMemcpyAsync(out->data, old, bytes, cudaMemcpyDeviceToDevice, STREAM));
-    device_wait();
-    CUDA(cudaFree(old));
-    CUDA(cudaEventDestroy(begin));
-    CUDA(cudaEventDestroy(end));
 }
 
 static void product_missing(Product *p, cublasStatus_t status) {
@@ -4926,7 +4998,6 @@ static void product_describe(Product *p, const Output *out, const Matrix *a, con
                                   k->out_stride));
 }
 static void product_make(Product *p, const Output *out, const Matrix *a, const Matrix *b) {
-    enum { CANDIDATES = 16 };
     const ProductKey *k = &p->key;
     const size_t workspace = LT_WORKSPACE;
     // A K that is split is summed in fp32 and in a fixed order: in the workspace, or one part after
@@ -4936,7 +5007,8 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
         (k->out_dtype == DTYPE_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE : 0);
     const uint32_t align[3] = {(uint32_t)k->b_align, (uint32_t)k->a_align, (uint32_t)k->out_align};
     cublasLtMatmulPreference_t preference;
-    cublasLtMatmulHeuristicResult_t candidates[CANDIDATES];
+    cublasLtMatmulHeuristicResult_t choice;
+    int choices = 0;
     product_describe(p, out, a, b);
     LT(cublasLtMatmulPreferenceCreate(&preference));
 #define PREFER(what, value)                                                                        \
@@ -4948,16 +5020,14 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
     PREFER(MIN_ALIGNMENT_B_BYTES, align[1]);
     PREFER(MIN_ALIGNMENT_C_BYTES, align[2]);
     PREFER(MIN_ALIGNMENT_D_BYTES, align[2]);
-    const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(machine.lt, p->desc, p->a, p->b, p->out, p->out, preference,
-                                       machine.tunes ? CANDIDATES : 1, candidates, &p->candidates);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        machine.lt, p->desc, p->a, p->b, p->out, p->out, preference, 1, &choice, &choices);
     cublasLtMatmulPreferenceDestroy(preference);
     // Any status but success: for FP8 products that do not exist it is sometimes INVALID_VALUE.
-    p->found = status == CUBLAS_STATUS_SUCCESS && p->candidates > 0 &&
-               candidates[0].state == CUBLAS_STATUS_SUCCESS;
+    p->found =
+        status == CUBLAS_STATUS_SUCCESS && choices > 0 && choice.state == CUBLAS_STATUS_SUCCESS;
     if (!p->found) return product_missing(p, status);
-    p->algorithm = candidates[0].algo;
-    if (machine.tunes && p->candidates > 1) product_tune(p, candidates, out, a, b);
+    p->algorithm = choice.algo;
 }
 
 static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
@@ -5828,7 +5898,7 @@ static void fp_mode_set(void) {
 
 static __global__ void any_kernel(void) {} // asked whether this program holds code for the device
 // Finds the device; makes nothing on it yet, so that a plan that does not fit ends before.
-static void machine_find(int emulate, int tune) {
+static void machine_find(int emulate) {
     int count = 0;
     cudaDeviceProp p;
     size_t total;
@@ -5860,7 +5930,6 @@ static void machine_find(int emulate, int tune) {
         "%s is sm_%d, for which this program holds no code (%s); make cuda GPU_ARCH=sm_%d, or all",
         p.name, machine.sm, cudaGetErrorString(code), machine.sm);
     machine.emulates = IS_FP8 && (emulate || machine.sm < 89);
-    machine.tunes = tune;
     CUDA(cudaMemGetInfo(&machine.available, &total));
 }
 static void machine_init(void) {
@@ -5934,7 +6003,8 @@ static void attention_choose(Run *r) {
 
 // Finds the device; makes nothing on it yet.
 static void backend_open(Run *r) {
-    machine_find(IS_FP8 && r->o.emulate, r->o.tune);
+    r->g.logits16 = r->o.logits16;
+    machine_find(IS_FP8 && r->o.emulate);
     attention_choose(r);
 }
 static MemoryPlan memory_check(Gpt *g) {
@@ -5950,30 +6020,8 @@ static void backend_start(Run *r) {
     machine_init();
 }
 
-// --tune: runs one micro-batch and drops its results, so that all products are made. What was
-// chosen is added to the lines that log and state hold.
-static void run_tune(Run *r) {
-    Gpt *g = &r->g;
-    const StepInputs in = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1};
-    g->record = RECORD_NONE;
-    device_write(g->step_inputs, &in, sizeof(in));
-    device_zero(g->step_results, sizeof(StepResults));
-    device_zero(g->grad, g->param_count * sizeof(float));
-    batch_prepare(g, r, 0);
-    batch_send(g, 0);
-    phase_run(g, PHASE_MICRO_BATCH, 0);
-    device_wait();
-    char *end = r->option_lines + strlen(r->option_lines);
-    for (int i = 0; i < product_count; i++) { // of how many algorithms which was chosen, by shape
-        const Product *p = &products[i];
-        end += sprintf(end, "%s%zux%zux%zu %d/%d", i ? ", " : "# tuned\t", p->key.M, p->key.N,
-                       p->key.K, p->chosen + 1, p->candidates);
-    }
-    sprintf(end, "\n");
-}
 static void backend_ready(Run *r) {
     sprintf(r->option_lines + strlen(r->option_lines), "# attention_by\t%s\n", r->g.attention);
-    if (r->trains && r->o.tune) run_tune(r);
 }
 static void backend_header(FILE *f, const Run *r) {
     fprintf(f, "# threads\t1\n# machine\t%s, sm_%d, driver %d.%d, CUDA %d.%d, cuBLASLt %zu%s\n",

@@ -739,11 +739,11 @@ static void test_classifier() {
         std::vector<float> theirs = logits;
         ref_classifier(losses.data(), want.data(), theirs.data(), targets.data(), rows, V, Vp,
                        dscale);
-        classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, NULL);
+        classifier(d_losses.p, d_logits.p, Written{}, d_targets.p, rows, V, Vp, NULL);
         CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g",
               error_of(losses, d_losses.read()));
         check_same("classifier leaves the logits", logits, d_logits.read());
-        classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, d_scale.p);
+        classifier(d_losses.p, d_logits.p, Written{}, d_targets.p, rows, V, Vp, d_scale.p);
         CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g",
               error_of(losses, d_losses.read()));
         const std::vector<float> raw = d_logits.read();
@@ -766,7 +766,7 @@ static void test_classifier() {
               total.read()[0], sum);
         logits[2 * Vp + 4] = NAN;
         d_logits.write(logits);
-        classifier(d_losses.p, d_logits.p, d_targets.p, rows, V, Vp, NULL);
+        classifier(d_losses.p, d_logits.p, Written{}, d_targets.p, rows, V, Vp, NULL);
         CHECK(isnan(d_losses.read()[2]) && !isnan(d_losses.read()[1]),
               "classifier: a NaN among the logits gives %g", d_losses.read()[2]);
     }
@@ -1826,7 +1826,7 @@ static void test_errors() {
         {"CUDA_ON_CPU_CUDNN=91300", "", "multiple of 128", EXIT_DONE},
 #endif
 #endif
-        {"", "--tune 1", "", EXIT_DONE},
+        {"", "--logits16", "", EXIT_DONE},
         {"", "--heads 8", "are 8; --heads 4 would do; for 8 heads the nearest: --channels 128",
          EXIT_BAD_INPUT},
         {"", "--channels 100", "are 50; for 2 heads the nearest: --channels 96 or 128",
@@ -1945,7 +1945,7 @@ int main(int argc, char **argv) {
     setbuf(stdout, NULL);
     text_write();
     ref_begin(64, 64);
-    machine_find(0, 0), machine_init(), attention_init();
+    machine_find(0), machine_init(), attention_init();
     printf("test of train_gpt_" PRECISION_NAME ", CUDA file on %s\n", machine.name);
     for (int i = 1; i < argc; i++) {
         // those of other builds count as known
