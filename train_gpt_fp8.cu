@@ -195,13 +195,6 @@ template <class To, class From> INLINE To bits_as(From from) { // the same bits 
 }
 INLINE uint32_t float_bits(float f) { return bits_as<uint32_t>(f); }
 INLINE float bits_float(uint32_t u) { return bits_as<float>(u); }
-INLINE int population(uint32_t u) { // bits that are 1
-#ifdef __CUDA_ARCH__
-    return __popc(u);
-#else
-    return __builtin_popcount(u);
-#endif
-}
 INLINE int float_is_finite(float f) { return (float_bits(f) & 0x7f800000) != 0x7f800000; }
 
 // ---- PTX's own conversions, which kernels use
@@ -756,7 +749,7 @@ DEVICE void counts_commit(Fp8Scale *s, Counts c, size_t count) {
 // bytes = encode(v * scale) of eight stored values, and their counts. SCALES: each has a scale of
 // its own. Values that saturated or became 0 are rare, and only counted if there are any.
 template <bool SCALES>
-INLINE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts *c) {
+DEVICE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts *c) {
     const uint32_t above = fp8_format(format).saturated_above;
     uint32_t code[2] = {0, 0}, amax = 0, top = 0, nonzero = 0;
     UNROLL for (int i = 0; i < 8; i += 2) {
@@ -772,7 +765,7 @@ INLINE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts 
         (((code[i] & 0x7f7f7f7f) + 0x7f7f7f7f) & 0x80808080) >> (7 - i); // a bit a byte
     // Of the codes that are 0, those of zeros were not flushed.
     if (nonzero != 0x03030303) {
-        c->flushed += 8 - population(nonzero);
+        c->flushed += 8 - __popc(nonzero);
         UNROLL for (int i = 0; i < 8; i++) c->flushed -=
             SCALES ? v[i] == 0 : !(float_bits(v[i]) & 0x7fffffff);
     }
@@ -863,7 +856,9 @@ DEVICE void tile_turned_store(uint8_t *q_t, const TurnedTile turned, size_t colu
 
 // One pass over a tensor [rows, columns]. It reads the source once and writes what is wanted of:
 // the tensor, its bytes in both directions, the sums of its columns.
-template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source source, Tiles t) {
+template <class Source, bool BLOCKS, Dtype FORMAT>
+KERNEL_OF(THREADS)
+tiles_kernel(Source source, Tiles t) {
     SHARED TurnedTile turned;
     SHARED float sums[TILE_ROWS / 4][TILE_COLUMNS + 4];
     // Of rows; the column in the tile.
@@ -892,9 +887,8 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
                     t.blocks.wide >= 8 && i > 0
                         ? scales[0]
                         : power2_inverse(*blocks_at(&t.blocks, row, column + i));
-                bytes[r] = quantize8<true>(v, scales, t.quantizer.format, &counts);
-            } else if (quantizes)
-                bytes[r] = quantize8<false>(v, &scale, t.quantizer.format, &counts);
+                bytes[r] = quantize8<true>(v, scales, FORMAT, &counts);
+            } else if (quantizes) bytes[r] = quantize8<false>(v, &scale, FORMAT, &counts);
         }
         if (t.q && column < t.columns && row < t.pitch)
             put(t.q + row * t.columns + column, bytes[r]);
@@ -919,7 +913,10 @@ template <class Source, bool BLOCKS> KERNEL_OF(THREADS) tiles_kernel(Source sour
 template <bool BLOCKS = false, class Source> static void tiles_run(Source source, Tiles t) {
     t.pitch = round_up(t.rows, 16);
     const dim3 grid(ceil_div(t.pitch, TILE_ROWS), ceil_div(t.columns, TILE_COLUMNS));
-    RUN((tiles_kernel<Source, BLOCKS>), grid, source, t);
+    const auto kernel = IS_FP8 && t.quantizer.format == DTYPE_E5M2
+                            ? tiles_kernel<Source, BLOCKS, DTYPE_E5M2>
+                            : tiles_kernel<Source, BLOCKS, DTYPE_E4M3>;
+    RUN(kernel, grid, source, t);
 }
 static Tiles tiles(size_t rows, size_t columns) {
     return {rows, columns, 0, NULL, NULL, NULL, NULL, {}, {}};
@@ -960,13 +957,12 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
 // changed of x. With one scale they are sums of (x scale)^2, in blocks of x itself. Element (row,
 // column) of the bytes q is at q[row * q_row + column * q_column].
 // The order for one scale is the C file's: 16 striped lanes and a tree. A warp has a chunk. A lane
-// squares 8 elements of every 256. Shared memory brings the squares to the lane that adds them:
-// half a warp has the signal, the other half the noise.
-template <bool BLOCKS>
+// squares 16 neighbors of every 512. Shared memory brings the squares to the lane that adds them:
+// half a warp has the signal, the other half the noise. Its gaps keep lanes in banks of their own.
 KERNEL_OF(THREADS)
 sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, StoredSource x,
             uint32_t columns, size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
-    enum { AHEAD = 2, GROUP = 256, NOISE = GROUP + 16 }; // 16: both halves use banks of their own
+    enum { STRIPES = 16, PITCH = STRIPES + 4, NOISE = 32 * PITCH + 16 };
     SHARED float squares[THREADS / 32][2 * NOISE];
     const size_t chunk = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32,
                  begin = chunk * CHUNK, row0 = begin / columns;
@@ -974,56 +970,50 @@ sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, Stored
                    count = begin < n ? MIN(n - begin, CHUNK) : 0;
     const float scale = use->scale; // 1 of blocks
     float *mine = squares[threadIdx.x / 32], sum = 0;
-    for (uint32_t i = lane * 8; i - lane * 8 < count; i += AHEAD * GROUP) {
-        uint32_t raw[AHEAD][WORDS], code[AHEAD][2] = {};
-        UNROLL for (int a = 0; a < AHEAD; a++) {
-            const uint32_t place = column0 + i + a * GROUP, column = place % columns;
-            const size_t row = row0 + place / columns;
-            const uint8_t *from = q + row * q_row + column * q_column;
-            if (i + a * GROUP >= count) continue;
-            x.fetch(raw[a], row, column);
-            if (q_column == 1) {
-                code[a][0] = get<uint2>(from).x;
-                code[a][1] = get<uint2>(from).y;
-            } else
-                for (int k = 0; k < 8; k++) code[a][k / 4] |= from[k * q_column] << k % 4 * 8;
+    for (uint32_t i = lane * STRIPES; i - lane * STRIPES < count; i += 32 * STRIPES) {
+        const uint32_t column = (column0 + i) % columns;
+        const size_t row = row0 + (column0 + i) / columns;
+        const uint8_t *from = q + row * q_row + column * q_column;
+        uint32_t raw[2 * WORDS] = {}, code[4] = {};
+        float v[STRIPES], noise[STRIPES], inv = 1;
+        if (i < count) { // what is not there adds 0
+            x.fetch(raw, row, column);
+            x.fetch(raw + WORDS, row, column + 8);
+            if (q_column == 1) load_words<4>(code, from);
+            else
+                for (int k = 0; k < STRIPES; k++) code[k / 4] |= from[k * q_column] << k % 4 * 8;
         }
-        UNROLL for (int a = 0; a < AHEAD; a++) {
-            const uint32_t place = column0 + i + a * GROUP;
-            const int there = i + a * GROUP < count;
-            float v[8], noise[8], inv = 1;
-            x.values(v, raw[a]);
-            UNROLL for (int k = 0; k < 8; k++) {
-                if (BLOCKS && there && (k == 0 || blocks.wide < 8))
-                    inv = *blocks_at(&blocks, row0 + place / columns, place % columns + k);
-                const float value = there ? v[k] * scale : 0, // what is not there adds 0
-                    read = fp8_decode(code[a][k / 4] >> k % 4 * 8 & 0xff, format) * inv;
-                v[k] = value * value;
-                noise[k] = (value - read) * (value - read);
-            }
-            store8(mine + lane * 8, v);
-            store8(mine + NOISE + lane * 8, noise);
-            __syncwarp();
-            UNROLL for (int k = 0; k < GROUP; k += 16) sum +=
-                mine[lane / 16 * NOISE + k + lane % 16];
-            __syncwarp();
+        x.values(v, raw);
+        x.values(v + 8, raw + WORDS);
+        UNROLL for (int k = 0; k < STRIPES; k++) {
+            if (blocks.inv && i < count && (k % 8 == 0 || blocks.wide < 8))
+                inv = *blocks_at(&blocks, row, column + k);
+            v[k] *= scale;
+            noise[k] = v[k] - fp8_decode(code[k / 4] >> k % 4 * 8 & 0xff, format) * inv;
+            v[k] *= v[k];
+            noise[k] *= noise[k];
         }
+        UNROLL for (int k = 0; k < STRIPES; k += 8) {
+            store8(mine + lane * PITCH + k, v + k);
+            store8(mine + NOISE + lane * PITCH + k, noise + k);
+        }
+        __syncwarp();
+        UNROLL for (int k = 0; k < 32; k++) sum +=
+            mine[lane / STRIPES * NOISE + k * PITCH + lane % STRIPES];
+        __syncwarp();
     }
     UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
-    if (lane % 16 == 0 && count) sums[2 * chunk + lane / 16] = sum;
+    if (lane % STRIPES == 0 && count) sums[2 * chunk + lane / STRIPES] = sum;
 }
 // Adds the chunks in ascending order, as the C file does: one warp the signal, one the noise.
 KERNEL_OF(64)
 sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const ScaleInUse *use) {
-    enum { AHEAD = 8 };
     const double inv2 = (double)use->inv * use->inv;
     const size_t lane = threadIdx.x % 32, noise = threadIdx.x / 32;
-    double total = 0, part[AHEAD];
-    for (size_t c = lane; c - lane < chunks; c += 32 * AHEAD) {
-        UNROLL for (int a = 0; a < AHEAD; a++) part[a] =
-            c + 32 * a < chunks ? sums[2 * (c + 32 * a) + noise] * inv2 : 0;
-        UNROLL for (int a = 0; a < AHEAD; a++) UNROLL for (int k = 0; k < 32; k++) total +=
-            __shfl_sync(0xffffffff, part[a], k);
+    double total = 0;
+    for (size_t c = 0; c < chunks; c += 32) {
+        const double part = c + lane < chunks ? sums[2 * (c + lane) + noise] * inv2 : 0;
+        UNROLL for (int k = 0; k < 32; k++) total += __shfl_sync(0xffffffff, part, k);
     }
     if (lane == 0) *(noise ? &s->step.noise : &s->step.signal) += total;
 }
@@ -1032,9 +1022,8 @@ static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const s
                         size_t stride, size_t rows, size_t columns, const Operand *o, Blocks blocks,
                         float *sums) {
     const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
-    const auto kernel = blocks.inv ? sqnr_kernel<true> : sqnr_kernel<false>;
-    RUN(kernel, ceil_div(chunks, THREADS / 32), sums, q, q_row, q_column, StoredSource{x, stride},
-        columns, n, o->use, o->recipe.format, blocks);
+    RUN(sqnr_kernel, ceil_div(chunks, THREADS / 32), sums, q, q_row, q_column,
+        StoredSource{x, stride}, columns, n, o->use, o->recipe.format, blocks);
     LAUNCH(sqnr_finish_kernel, 1, 64, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
@@ -1758,11 +1747,14 @@ classifier_kernel(float *losses, T *logits, Written d, const int *targets, int V
     const double loss = log_fixed_order(sum) - ((double)at_target - (double)max);
     losses[blockIdx.x] = target < 0 ? 0 : sum != sum ? sum : (float)loss;
 }
-template <class T>
-static void classifier(float *losses, T *logits, Written d, const int *targets, int rows, int V,
-                       int Vp, const float *dscale) {
-    LAUNCH(classifier_kernel<T>, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, d, targets, V,
-           Vp, dscale);
+static void classifier(float *losses, float *logits, int logits16, Written d, const int *targets,
+                       int rows, int V, int Vp, const float *dscale) {
+    if (logits16)
+        LAUNCH(classifier_kernel<stored_t>, rows, CLASSIFIER_THREADS, 0, STREAM, losses,
+               (stored_t *)logits, d, targets, V, Vp, dscale);
+    else
+        LAUNCH(classifier_kernel<float>, rows, CLASSIFIER_THREADS, 0, STREAM, losses, logits, d,
+               targets, V, Vp, dscale);
 }
 
 // *total += the losses, each stripe in ascending order, then a tree.
@@ -1996,12 +1988,15 @@ static Inputs inputs_at(int *p, size_t R) {
     return {p, p + R, p + 2 * R, p + 3 * R, p + 4 * R + 1};
 }
 
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay;
+} AdamW;
 // What the host writes for a step, and what it reads when the step is done.
 typedef struct {
-    float grad_scale;                          // d(objective) / d(loss of a token)
-    float lr, beta1, beta2, eps, weight_decay; // AdamW's
-    float correct1, correct2;                  // 1 / (1 - beta^t)
-    double grad_clip, loss_scale;              // 0: no clipping
+    float grad_scale; // d(objective) / d(loss of a token)
+    AdamW adamw;
+    float correct1, correct2;     // 1 / (1 - beta^t)
+    double grad_clip, loss_scale; // 0: no clipping
 } StepInputs;
 typedef struct {
     double loss, norm;      // the sum of the losses; of the unscaled gradient
@@ -2365,10 +2360,10 @@ static void gpt_refresh_weights(Gpt *g) {
     }
 }
 
-// Where layernorm and attention write the input of a linear layer, as operand_tiles() says; turned
-// bytes are none of theirs.
-static Written input_written(const Linear *f, Record record) {
-    const Tiles t = operand_tiles(f, OPERAND_X, 0, record);
+// Where layernorm, attention and classifier write an operand, as operand_tiles() says; turned bytes
+// are none of theirs.
+static Written operand_written(const Linear *f, int which, Record record) {
+    const Tiles t = operand_tiles(f, which, 0, record);
     return {t.out, t.q, t.quantizer};
 }
 // The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention
@@ -2390,7 +2385,7 @@ static void gpt_layernorm_forward(Gpt *g, int norm, const stored_t *y, Written n
 }
 static Written gpt_written(const Gpt *g, int l, int i) {
     const Linear f = gpt_linear(g, l, i);
-    return input_written(&f, g->record);
+    return operand_written(&f, OPERAND_X, g->record);
 }
 static void gpt_linear_forward(Gpt *g, int l, int i, stored_t *y, size_t rows) {
     const Linear f = gpt_linear(g, l, i);
@@ -2420,7 +2415,8 @@ static void gpt_wgrad_input(Gpt *g, Linear *f, int l, int i, size_t rows) {
         if (recipe_blocks(&x->recipe) && !linear_in_fp8(f, FPROP)) record = g->record;
     } else if (g->recompute && i == LIN_FCPROJ) gpt_gelu_forward(g, &now, l, rows, record);
     else if (g->recompute)
-        gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL, input_written(&now, record), rows);
+        gpt_layernorm_forward(g, 2 * l + (i == LIN_FC), NULL,
+                              operand_written(&now, OPERAND_X, record), rows);
     if (i == LIN_ATTPROJ || g->recompute) operand_quantize(&now, OPERAND_X, rows, NULL, record);
     if (!fp8 || x->bytes[1]) return;
     bytes_turn(g->x_turned, x->bytes[0], rows, f->in);
@@ -2502,15 +2498,10 @@ static void gpt_forward_device(Gpt *g, int B, int n, int grads) {
         const size_t slab = MIN(rows - row, HEAD_ROWS);
         const Linear f = gpt_head(g, row);
         Written d = {}; // an FP8 head's dlogits are written as bytes
-        if (grads) d.q = operand_tiles(&f, OPERAND_DY, slab, g->record).q;
-        d.quantizer = quantizer(&dy, g->record);
+        if (grads) d = operand_written(&f, OPERAND_DY, g->record);
         head_forward(g, g->logits16 ? STORED : DTYPE_FP32, row, slab);
-        if (g->logits16)
-            classifier(g->losses + row, (stored_t *)g->logits, d, in.targets + row, slab,
-                       g->config.V, g->config.Vp, grad_scale);
-        else
-            classifier(g->losses + row, g->logits, d, in.targets + row, slab, g->config.V,
-                       g->config.Vp, grad_scale);
+        classifier(g->losses + row, g->logits, g->logits16, d, in.targets + row, slab, g->config.V,
+                   g->config.Vp, grad_scale);
         stored_t *dx = g->dnarrow + row * f.in;
         if (d.q) {
             bytes_turn(f.operand[OPERAND_DY].bytes[OVER_ROWS], d.q, slab, f.out);
@@ -2628,10 +2619,6 @@ static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t
     LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, r, sums, chunks, in);
 }
 
-typedef struct {
-    float lr, beta1, beta2, eps, weight_decay;
-} AdamW;
-
 // Where several GPUs would add their gradients up, and take the maximum of their amax and the sums
 // of their other statistics.
 static void gpt_reduce_ranks(Gpt *g) { (void)g; }
@@ -2640,7 +2627,7 @@ static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 // update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
-// One pass over all parameters; a thread has four.
+// One pass over all parameters; a thread has eight.
 typedef struct {
     size_t end[NPARAM];
     int decays[NPARAM];
@@ -2648,29 +2635,29 @@ typedef struct {
 KERNEL_OF(THREADS)
 adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges ranges,
              const StepInputs *in, StepResults *results) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     const float grad_scale = results->update_scale;
     if (grad_scale == 0 || i >= ranges.end[NPARAM - 1]) return;
     int id = 0;
-    while (i >= ranges.end[id]) id++; // all tensors have whole fours
-    const float decay = ranges.decays[id] ? in->weight_decay : 0, b1 = in->beta1, b2 = in->beta2,
-                lr = in->lr, eps = in->eps;
-    const float4 g4 = get<float4>(grad + i), m4 = get<float4>(m + i), v4 = get<float4>(v + i),
-                 w4 = get<float4>(weights + i);
-    const float gs[4] = {g4.x, g4.y, g4.z, g4.w};
-    float ms[4] = {m4.x, m4.y, m4.z, m4.w}, vs[4] = {v4.x, v4.y, v4.z, v4.w},
-          w[4] = {w4.x, w4.y, w4.z, w4.w};
-    UNROLL for (int k = 0; k < 4; k++) {
-        const float d = gs[k] * grad_scale;
-        ms[k] = b1 * ms[k] + (1 - b1) * d;
-        vs[k] = b2 * vs[k] + (1 - b2) * (d * d);
-        const float step = ms[k] * in->correct1 / (sqrtf(vs[k] * in->correct2) + eps);
-        w[k] -= lr * (step + decay * w[k]);
+    while (i >= ranges.end[id]) id++; // all tensors have whole eights
+    const AdamW a = in->adamw;
+    const float decay = ranges.decays[id] ? a.weight_decay : 0;
+    float g[8], ms[8], vs[8], w[8];
+    load8(g, grad + i);
+    load8(ms, m + i);
+    load8(vs, v + i);
+    load8(w, weights + i);
+    UNROLL for (int k = 0; k < 8; k++) {
+        const float d = g[k] * grad_scale;
+        ms[k] = a.beta1 * ms[k] + (1 - a.beta1) * d;
+        vs[k] = a.beta2 * vs[k] + (1 - a.beta2) * (d * d);
+        const float step = ms[k] * in->correct1 / (sqrtf(vs[k] * in->correct2) + a.eps);
+        w[k] -= a.lr * (step + decay * w[k]);
         if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
     }
-    put(m + i, make_float4(ms[0], ms[1], ms[2], ms[3]));
-    put(v + i, make_float4(vs[0], vs[1], vs[2], vs[3]));
-    put(weights + i, make_float4(w[0], w[1], w[2], w[3]));
+    store8(m + i, ms);
+    store8(v + i, vs);
+    store8(weights + i, w);
 }
 static void adamw_update(Gpt *g) {
     ParamRanges ranges;
@@ -2679,7 +2666,7 @@ static void adamw_update(Gpt *g) {
         ranges.end[id] = s->offset + s->layers * s->rows * s->cols;
         ranges.decays[id] = s->decays;
     }
-    RUN(adamw_kernel, ceil_div(g->param_count / 4, THREADS), g->master, g->m, g->v, g->grad, ranges,
+    RUN(adamw_kernel, ceil_div(g->param_count / 8, THREADS), g->master, g->m, g->v, g->grad, ranges,
         g->step_inputs, g->step_results);
     g->weights_ready = 0;
 }
@@ -2739,12 +2726,11 @@ typedef struct {
 // steps that record an SQNR. Whatever changes from step to step is in buffers that are written
 // before. What the host decides is fixed when a graph is captured: the kernels of operands (which
 // fuse, by recipe, own_amax and record), products, attention, shapes, --recompute.
-// Sets gradients to zero, but for those that the first micro-batch writes.
+// Sets gradients to zero, but for those of matrices, which the first micro-batch writes.
 static void gradients_begin(Gpt *g) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const int written = id == WTE || id == QKVW || id == ATTPROJW || id == FCW || id == FCPROJW;
-        if (!written)
+        if (s->cols == 1 || id == WPE)
             device_zero(g->grad + s->offset, s->layers * s->rows * s->cols * sizeof(float));
     }
 }
@@ -2825,11 +2811,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
         graphs_drop(h);
         h->graphs_own_amax = g->own_amax;
     }
-    in->lr = a->lr;
-    in->beta1 = a->beta1;
-    in->beta2 = a->beta2;
-    in->eps = a->eps;
-    in->weight_decay = a->weight_decay;
+    in->adamw = *a;
     in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update));
     in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
     in->grad_scale = loss_scale / (float)s->tokens;
@@ -5576,8 +5558,7 @@ KERNEL attention_forward_kernel(Written out, float *lse, const float *qkv, Atten
         const int j = j0 + threadIdx.x;
         const float s =
             j < keys ? dot_rows(q, base + at.C + j * stride, at.hs) * at.scale * LOG2E : -INFINITY;
-        float m = fmaxf(top, s);
-        for (int d = 16; d > 0; d /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, d));
+        const float m = warp_max(fmaxf(top, s));
         const float p = exp2f(s - m), alpha = exp2f(top - m);
         sum = sum * alpha + warp_sum(p);
         top = m;

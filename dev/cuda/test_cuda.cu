@@ -739,11 +739,11 @@ static void test_classifier() {
         std::vector<float> theirs = logits;
         ref_classifier(losses.data(), want.data(), theirs.data(), targets.data(), rows, V, Vp,
                        dscale);
-        classifier(d_losses.p, d_logits.p, Written{}, d_targets.p, rows, V, Vp, NULL);
+        classifier(d_losses.p, d_logits.p, 0, Written{}, d_targets.p, rows, V, Vp, NULL);
         CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g",
               error_of(losses, d_losses.read()));
         check_same("classifier leaves the logits", logits, d_logits.read());
-        classifier(d_losses.p, d_logits.p, Written{}, d_targets.p, rows, V, Vp, d_scale.p);
+        classifier(d_losses.p, d_logits.p, 0, Written{}, d_targets.p, rows, V, Vp, d_scale.p);
         CHECK(error_of(losses, d_losses.read()) < SUMS, "classifier: losses off by %g",
               error_of(losses, d_losses.read()));
         const std::vector<float> raw = d_logits.read();
@@ -766,7 +766,7 @@ static void test_classifier() {
               total.read()[0], sum);
         logits[2 * Vp + 4] = NAN;
         d_logits.write(logits);
-        classifier(d_losses.p, d_logits.p, Written{}, d_targets.p, rows, V, Vp, NULL);
+        classifier(d_losses.p, d_logits.p, 0, Written{}, d_targets.p, rows, V, Vp, NULL);
         CHECK(isnan(d_losses.read()[2]) && !isnan(d_losses.read()[1]),
               "classifier: a NaN among the logits gives %g", d_losses.read()[2]);
     }
@@ -1113,10 +1113,10 @@ static void test_optimizer() {
     grad[7] = 0, grad[8] = 1e-30f, v[8] = 0, m[9] = 0, v[9] = 0;
     Device<float> d_w(w), d_m(m), d_v(v), d_grad(grad), sums(n / CHUNK + 1);
     StepInputs in = {};
-    in.lr = 1e-3f, in.beta1 = 0.9f, in.beta2 = 0.95f, in.eps = 1e-8f, in.weight_decay = 0.1f,
-    in.grad_clip = 1, in.loss_scale = 4;
-    in.correct1 = (float)(1.0 / (1.0 - power_int(in.beta1, 3))),
-    in.correct2 = (float)(1.0 / (1.0 - power_int(in.beta2, 3)));
+    in.adamw.lr = 1e-3f, in.adamw.beta1 = 0.9f, in.adamw.beta2 = 0.95f, in.adamw.eps = 1e-8f,
+    in.adamw.weight_decay = 0.1f, in.grad_clip = 1, in.loss_scale = 4;
+    in.correct1 = (float)(1.0 / (1.0 - power_int(in.adamw.beta1, 3))),
+    in.correct2 = (float)(1.0 / (1.0 - power_int(in.adamw.beta2, 3)));
     Device<StepInputs> d_in(std::vector<StepInputs>{in});
     Device<StepResults> results(std::vector<StepResults>{StepResults()});
     gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
@@ -1146,7 +1146,8 @@ static void test_optimizer() {
     g.param_count = n, g.master = d_w.p, g.m = d_m.p, g.v = d_v.p, g.grad = d_grad.p,
     g.step_inputs = d_in.p, g.step_results = results.p;
     adamw_update(&g);
-    const float hyper[5] = {in.lr, in.beta1, in.beta2, in.eps, in.weight_decay};
+    const float hyper[5] = {in.adamw.lr, in.adamw.beta1, in.adamw.beta2, in.adamw.eps,
+                            in.adamw.weight_decay};
     ref_adamw(w.data(), m.data(), v.data(), grad.data(), n, hyper, found.update_scale, 3);
     check_same("AdamW, weights", w, d_w.read());
     check_same("AdamW, first moments", m, d_m.read());
