@@ -5173,6 +5173,27 @@ typedef struct {
 } Attention;
 enum { ATT_TILE = 64, ATT_WARPS = 4, ATT_THREADS = 32 * ATT_WARPS };
 
+// delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a
+// first query's ds, 0 in the C file, is noise here, and its dq may be flushed to zero. Eight lanes
+// have a row of a head.
+KERNEL attention_delta_kernel(float *delta, const stored_t *dout, const stored_t *out, int B,
+                              Attention at) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = i / at.NH,
+                 h = i % at.NH;
+    const int lane = threadIdx.x % 8;
+    float sum = 0;
+    if (row < (size_t)B * at.T)
+        for (int c = lane * 8; c < at.hs; c += 64) {
+            float x[8], y[8];
+            load8(x, dout + row * at.C + h * at.hs + c);
+            load8(y, out + row * at.C + h * at.hs + c);
+            UNROLL for (int k = 0; k < 8; k++) sum += x[k] * y[k];
+        }
+    UNROLL for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
+    if (lane == 0 && row < (size_t)B * at.T)
+        delta[(row / at.T * at.NH + h) * at.T + row % at.T] = sum;
+}
+
 #if PRECISION != PRECISION_FP32
 #ifndef CUDA_ON_CPU
 // d += a b: a 16 x 16 (rows of a warp), b 16 x 8, sums in fp32. Lane l = 4 g + t has of a rows g, g
@@ -5382,27 +5403,6 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
     if (out.q) att_quantize(out, tile, to, rows, at);
 }
 
-// delta[b, h, i] = sum over the head of dout out, which is sum_j p dp, but that out was rounded: a
-// first query's ds, 0 in the C file, is noise here, and its dq may be flushed to zero. Eight lanes
-// have a row of a head.
-KERNEL attention_delta_kernel(float *delta, const stored_t *dout, const stored_t *out, int B,
-                              Attention at) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, row = i / at.NH,
-                 h = i % at.NH;
-    const int lane = threadIdx.x % 8;
-    float sum = 0;
-    if (row < (size_t)B * at.T)
-        for (int c = lane * 8; c < at.hs; c += 64) {
-            float x[8], y[8];
-            load8(x, dout + row * at.C + h * at.hs + c);
-            load8(y, out + row * at.C + h * at.hs + c);
-            UNROLL for (int k = 0; k < 8; k++) sum += x[k] * y[k];
-        }
-    UNROLL for (int d = 4; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
-    if (lane == 0 && row < (size_t)B * at.T)
-        delta[(row / at.T * at.NH + h) * at.T + row % at.T] = sum;
-}
-
 // Backwards, tiles are fetched one step ahead where there is room: 99 KB a block on the smaller
 // GPUs.
 #define ATT_AHEAD(HS) ((HS) <= 64)
@@ -5569,60 +5569,35 @@ KERNEL attention_forward_kernel(Written out, float *lse, const float *qkv, Atten
     if (threadIdx.x == 0) lse[(size_t)blockIdx.y * at.n + i] = top + log2f(sum);
     row_store(out.stored + (size_t)(b * at.n + i) * at.C + h * at.hs, o, 1 / sum, at.hs);
 }
-KERNEL attention_delta_kernel(float *delta, const float *dout, const float *out, int B,
-                              Attention at) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / at.NH, h = i % at.NH,
-                 from = row * at.C + h * at.hs;
-    if (row < (size_t)B * at.T)
-        delta[(row / at.T * at.NH + h) * at.T + row % at.T] =
-            dot_rows(dout + from, out + from, at.hs);
-}
-// p and ds = p (dp - delta) of a query and a key
-DEVICE float2 score_backward(const float *q, const float *k, const float *v, const float *dout,
-                             float lse, float delta, const Attention &at) {
-    const float p = exp2f(dot_rows(q, k, at.hs) * at.scale * LOG2E - lse);
-    return make_float2(p, p * (dot_rows(dout, v, at.hs) - delta));
-}
-KERNEL attention_dq_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse,
-                           const float *delta, Attention at) {
+// dq of a query, or (KEYS) dk and dv of a key.
+template <bool KEYS>
+KERNEL attention_backward_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse,
+                                 const float *delta, Attention at) {
     const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, i = blockIdx.x;
-    const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
-                 row = (size_t)blockIdx.y * at.T + i;
-    const float *k = qkv + base + at.C, *v = k + at.C,
-                *dO = dout + (size_t)(b * at.T + i) * at.C + h * at.hs;
-    float dq[HEAD_LANES] = {0, 0, 0, 0};
-    for (int j0 = 0; j0 <= i; j0 += 32) {
-        const int j = j0 + threadIdx.x;
-        const float ds = j <= i ? score_backward(qkv + base + i * stride, k + j * stride,
-                                                 v + j * stride, dO, lse[row], delta[row], at)
-                                      .y
-                                : 0;
-        for (int n = 0; n < MIN(i + 1 - j0, 32); n++)
-            row_add(dq, __shfl_sync(0xffffffff, ds, n), k + (j0 + n) * stride, at.hs);
-    }
-    row_store(dqkv + base + i * stride, dq, at.scale, at.hs);
-}
-KERNEL attention_dkdv_kernel(float *dqkv, const float *dout, const float *qkv, const float *lse,
-                             const float *delta, Attention at) {
-    const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j = blockIdx.x;
+    const int begin = KEYS ? i : 0, end = KEYS ? at.T : i + 1; // of the other side
     const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
                  row = (size_t)blockIdx.y * at.T;
-    const float *k = qkv + base + at.C + j * stride,
+    const float *q = qkv + base, *k = q + at.C, *v = k + at.C,
                 *dO = dout + (size_t)b * at.T * at.C + h * at.hs;
-    float dk[HEAD_LANES] = {0, 0, 0, 0}, dv[HEAD_LANES] = {0, 0, 0, 0};
-    for (int i0 = j; i0 < at.T; i0 += 32) {
-        const int i = i0 + threadIdx.x;
-        const float2 s =
-            i < at.T ? score_backward(qkv + base + i * stride, k, k + at.C, dO + (size_t)i * at.C,
-                                      lse[row + i], delta[row + i], at)
-                     : make_float2(0, 0);
-        for (int n = 0; n < MIN(at.T - i0, 32); n++) {
-            row_add(dv, __shfl_sync(0xffffffff, s.x, n), dO + (size_t)(i0 + n) * at.C, at.hs);
-            row_add(dk, __shfl_sync(0xffffffff, s.y, n), qkv + base + (i0 + n) * stride, at.hs);
+    float dqk[HEAD_LANES] = {0, 0, 0, 0}, dv[HEAD_LANES] = {0, 0, 0, 0};
+    for (int n0 = begin; n0 < end; n0 += 32) {
+        const int n = n0 + threadIdx.x, query = KEYS ? n : i, key = KEYS ? i : n;
+        float p = 0, ds = 0;
+        if (n < end) {
+            p = exp2f(dot_rows(q + query * stride, k + key * stride, at.hs) * at.scale * LOG2E -
+                      lse[row + query]);
+            ds = p * (dot_rows(dO + (size_t)query * at.C, v + key * stride, at.hs) -
+                      delta[row + query]);
+        }
+        for (int m = 0; m < MIN(end - n0, 32); m++) {
+            row_add(dqk, __shfl_sync(0xffffffff, ds, m), (KEYS ? q : k) + (n0 + m) * stride, at.hs);
+            const float weight = __shfl_sync(0xffffffff, p, m);
+            if (KEYS) row_add(dv, weight, dO + (size_t)(n0 + m) * at.C, at.hs);
         }
     }
-    row_store(dqkv + base + at.C + j * stride, dk, at.scale, at.hs);
-    row_store(dqkv + base + 2 * at.C + j * stride, dv, 1, at.hs);
+    float *to = dqkv + base + i * stride;
+    row_store(KEYS ? to + at.C : to, dqk, at.scale, at.hs);
+    if (KEYS) row_store(to + 2 * at.C, dv, 1, at.hs);
 }
 #endif
 
@@ -5837,14 +5812,13 @@ static void attention_backward(stored_t *dqkv, float *delta, const stored_t *dou
                                int T, int C, int NH) {
     const Attention at = attention_shape(T, 0, C, NH);
     if (cudnn_takes(B, T, C, NH)) return cudnn_backward(dqkv, dout, out, lse, qkv);
+    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH * 8, THREADS), delta, dout, out, B, at);
 #if PRECISION == PRECISION_FP32
     const dim3 grid(T, B * NH);
-    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH, THREADS), delta, dout, out, B, at);
-    LAUNCH(attention_dq_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
-    LAUNCH(attention_dkdv_kernel, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
+    LAUNCH(attention_backward_kernel<false>, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
+    LAUNCH(attention_backward_kernel<true>, grid, 32, 0, STREAM, dqkv, dout, qkv, lse, delta, at);
 #else
     const dim3 grid(ceil_div(T, ATT_TILE), B * NH);
-    RUN(attention_delta_kernel, ceil_div((size_t)B * T * NH * 8, THREADS), delta, dout, out, B, at);
     const auto dq_kernel = at.hs <= 64 ? attention_dq_kernel<64> : attention_dq_kernel<128>;
     const auto dkdv_kernel = at.hs <= 64 ? attention_dkdv_kernel<64> : attention_dkdv_kernel<128>;
     const size_t bytes = at.hs <= 64 ? ATT_BACKWARD_BYTES(64) : ATT_BACKWARD_BYTES(128);

@@ -548,6 +548,58 @@ static void test_fused() {
             const char *field = scale_difference(want.scale, pair.scale.read()[0]);
             CHECK(!field, "attention's output: %s differs", field);
         }
+    for (int logits16 : {0, 1}) { // dlogits of an FP8 head; a row in the middle does not count
+        const int rows = 21, V = 250, Vp = 256;
+        const size_t n = (size_t)rows * Vp, stride = DLOGITS_STRIDE(Vp, logits16 ? 2 : 4);
+        Fp8Scale s = scale_new(recipes_all()[1].r);
+        s.scale = 4000, s.amax_count = 1;
+        Pair pair(s);
+        const std::vector<float> logits = normals(n, 3);
+        std::vector<stored_t> halves = stored(logits);
+        halves.resize(2 * n);
+        std::vector<float> raw = logits;
+        if (logits16) memcpy(raw.data(), halves.data(), n * sizeof(float));
+        std::vector<int> targets(rows);
+        for (int &t : targets) t = (int)(uniform() * V);
+        targets[9] = -1;
+        Device<float> d_logits(raw), losses(rows), again(rows), scale(std::vector<float>{0.5f});
+        Device<int> d_targets(targets);
+        Device<uint8_t> q(n);
+        const Operand o = pair.operand();
+        Written w = {};
+        w.q = q.p, w.quantizer = quantizer(&o, RECORD_STATS);
+        classifier(losses.p, d_logits.p, logits16, w, d_targets.p, rows, V, Vp, scale.p);
+        check_same("logits whose gradient is bytes stay", raw, d_logits.read());
+        classifier(again.p, d_logits.p, logits16, Written{}, d_targets.p, rows, V, Vp, scale.p);
+        check_same("losses beside bytes", again.read(), losses.read());
+        const std::vector<float> after = d_logits.read();
+        std::vector<stored_t> plain(n);
+        for (int r = 0; r < rows; r++)
+            memcpy(&plain[(size_t)r * Vp], (const stored_t *)after.data() + r * stride,
+                   Vp * sizeof(stored_t));
+        Device<stored_t> d_plain(plain);
+        const Unfused want(s, d_plain.p, rows, Vp);
+        check_same("dlogits as bytes", want.q, q.read());
+        const char *field = scale_difference(want.scale, pair.scale.read()[0]);
+        CHECK(!field, "dlogits as bytes: %s differs", field);
+    }
+    { // SQNR over more chunks than one warp adds at a time, both ways of its bytes
+        const size_t rows = 2100, columns = 144, n = rows * columns, pitch = round_up(rows, 16);
+        const std::vector<stored_t> host = stored(normals(n, 1));
+        Device<stored_t> x(host);
+        Device<uint8_t> q(pitch * columns), q_t(columns * pitch);
+        Device<float> sqnr(2 * (n / CHUNK + 1));
+        for (int turned : {0, 1}) {
+            Pair pair(scale_new(recipes_all()[0].r));
+            const Operand o = pair.operand();
+            std::vector<uint8_t> want(n);
+            pair.host.scale_inv =
+                ref_quantize(want.data(), host.data(), n, &pair.host, RECORD_SQNR);
+            quantize(turned ? NULL : q.p, turned ? q_t.p : NULL, x.p, columns, rows, columns, &o,
+                     RECORD_SQNR, NULL, sqnr.p);
+            pair.check("SQNR of 37 chunks", turned ? "turned" : "as x lies", false);
+        }
+    }
     printf("ok   fused kernels: bytes, both ways, statistics\n");
 }
 #endif
@@ -1621,6 +1673,11 @@ static void test_losses() {
     printf("ok   20 steps: mean distance to the C file %.5f nats (allowed %.5f, five times that of "
            "its precisions)\n",
            distance, spread);
+    run_well("cuda", run + "-o loss_16 --logits16");
+    const std::vector<double> rounded = log_column("loss_16", 2);
+    const double nearby = log_distance(rounded, theirs[PRECISION]);
+    CHECK((PRECISION == PRECISION_FP32) == (rounded == ours) && nearby < 1e-2,
+          "--logits16: %g nats from the C file", nearby);
     run_well("cuda", run + "-o loss_other --lr 0.003");
     const double other = log_distance(log_column("loss_other", 2), theirs[PRECISION]);
     CHECK(other > 5 * spread, "a fault that must show: another learning rate makes %g nats", other);
