@@ -42,23 +42,22 @@ SPECIAL = 16 * MULTIPROCESSORS * CLOCK  # exponentials, reciprocals, single conv
 # ---- counted in the machine code of train_gpt_fp8.cu: instructions an element, special ones an element, bytes in flight a
 # multiprocessor (None: more than a copy needs). FP8 and bf16 build.
 COUNTS = {
-    "tiles stored": {"fp8": (27, 0, None), "bf16": (14, 0, None)},
-    "tiles GELU": {"fp8": (36, 3, None), "bf16": (21, 3, None)},
-    "tiles GELU backward": {"fp8": (45, 3, None), "bf16": (31, 3, None)},
-    "tiles master": {"fp8": (30, 1, None), "bf16": (12, 1, None)},
+    "tiles stored": {"fp8": (26, 0, None), "bf16": (14, 0, None)},
+    "tiles GELU": {"fp8": (34, 2, None), "bf16": (21, 2, None)},
+    "tiles GELU backward": {"fp8": (42, 2, None), "bf16": (31, 2, None)},
+    "tiles master": {"fp8": (27, 0, None), "bf16": (12, 0, None)},
     "turn": {"fp8": (8, 0, None)},
-    "layernorm forward": {"fp8": (54, 2, None), "bf16": (48, 2, None)},
+    "layernorm forward": {"fp8": (50, 0.1, None), "bf16": (46, 0.1, None)},
     "layernorm backward": {"fp8": (39, 0.5, None), "bf16": (39, 0.5, None)},
-    "classifier 1": {"fp8": (17, 2, None), "bf16": (17, 2, None)},
-    "classifier 2": {"fp8": (16, 1, None), "bf16": (16, 1, None)},
-    "norm": {"fp8": (9, 0, 2048 * 4), "bf16": (9, 0, 2048 * 4)},
+    "classifier 1": {"fp8": (9, 1.1, None), "bf16": (9, 1.1, None)},
+    "classifier 2": {"fp8": (9, 1, None), "bf16": (9, 1, None)},
+    "classifier 2, bytes": {"fp8": (23, 1.1, None)},
+    "norm": {"fp8": (10, 0, 2048 * 32), "bf16": (10, 0, 2048 * 32)},
     "AdamW": {"fp8": (75, 2, None), "bf16": (75, 2, None)},
 }
-CLASSIFIER_SERIAL = 6 * LATENCY + 1e-6  # a row's loads that wait for one another, and the logarithm that the others wait for
+CLASSIFIER_SERIAL = 3 * LATENCY  # a row's loads that wait for one another
 ATTENTION_TILE = {"forward": 893, "dkdv": 1082, "dq": 904}  # instructions of a warp for 64 x 64 scores of a head of 64
-SQNR = {"instructions": 95, "special": 2, "in flight": 12 * 32 * 2, "cycles a chunk": 60}  # of an element; of the finish
-# What the file does: logits of 2 or 4 bytes; an FP8 head's bytes made by the classifier; gradients written, not added, first.
-DESIGN = {"logit": 4, "classifier bytes": False, "first written": False}
+SQNR = {"instructions": 20, "special": 0.5, "in flight": 12 * 32 * 48, "cycles a chunk": 45}  # of an element; of the finish
 
 # Which part a kernel belongs to, by its name in a trace; the first that matches. A library's product can be a linear layer's
 # or the head's: both stand under "linears + head".
@@ -115,15 +114,14 @@ class Step:
         if fp8 and not own: self.stream("quantize", "attention's output to bytes", R * C, 3, "tiles stored", L)
 
 
-def ours(L, C, heads, B, T, build, fp8_head, own_attention):
-    """The step of train_gpt_fp8.cu, default recipe, CUDA graphs, one micro-batch."""
-    s, R, fp8, d = Step(build), B * T, build == "fp8", DESIGN
-    kind, beta = build, (4 if d["first written"] else 8)
+def ours(L, C, heads, B, T, build, fp8_head=False, own_attention=False, logit=4):
+    """The step of train_gpt_fp8.cu, default recipe, CUDA graphs, one micro-batch. logit: bytes of one (2: --logits16)."""
+    s, R, fp8, kind = Step(build), B * T, build == "fp8", build
     s.stream("embedding", "embedding forward", R * C, 6)
     for name, out, inner in (("qkv", 3 * C, C), ("attproj", C, C), ("fc", 4 * C, C), ("fcproj", C, 4 * C)):
         s.product("linears", f"{name} fprop", R, out, inner, kind, 2, L)
         s.product("linears", f"{name} dgrad", R, inner, out, kind, 2, L)
-        s.product("linears", f"{name} wgrad", out, inner, R, kind, beta, L)
+        s.product("linears", f"{name} wgrad", out, inner, R, kind, 4, L)
     # The stream is read, a block's output added, the sum written; x goes out as the next product's operand.
     s.stream("layernorm", "residual + layernorm forward", R * C, 7 if fp8 else 8, "layernorm forward", 2 * L)
     s.stream("layernorm", "last residual + layernorm forward", R * C, 8, "layernorm forward")
@@ -140,18 +138,18 @@ def ours(L, C, heads, B, T, build, fp8_head, own_attention):
         s.stream("linears", "bias gradients of attproj and fcproj", R * C, 2, "tiles stored", 2 * L, launches=2)
         s.stream("linears", "bias gradient of qkv", R * 3 * C, 2, "tiles stored", L, launches=2)
     head8, slabs = fp8 and fp8_head, -(-R // SLAB)
-    h, rows, fused = "fp8" if head8 else "bf16", min(R, SLAB), fp8 and fp8_head and d["classifier bytes"]
-    s.product("head", "head fprop", rows, PADDED, C, h, d["logit"], slabs)
+    h, rows = "fp8" if head8 else "bf16", min(R, SLAB)
+    s.product("head", "head fprop", rows, PADDED, C, h, logit, slabs)
     s.product("head", "head dgrad", rows, C, PADDED, h, 2, slabs)
     s.product("head", "head wgrad", PADDED, C, rows, h, 8, slabs - 1)
-    s.product("head", "head wgrad, first", PADDED, C, rows, h, beta)
-    s.stream("classifier", "classifier: maximum and sum", rows * PADDED, d["logit"], "classifier 1", slabs,
+    s.product("head", "head wgrad, first", PADDED, C, rows, h, 4)
+    s.stream("classifier", "classifier: maximum and sum", rows * PADDED, logit, "classifier 1", slabs,
              serial=CLASSIFIER_SERIAL * rows / MULTIPROCESSORS)
-    s.stream("classifier", "classifier: dlogits", rows * PADDED, 1 if fused else 2, "classifier 2", slabs, launches=0)
+    s.stream("classifier", "classifier: dlogits", rows * PADDED, 1 if head8 else 2,
+             "classifier 2, bytes" if head8 else "classifier 2", slabs, launches=0)
     if head8:
         s.stream("quantize", "lnf to bytes, both ways", rows * C, 4, "tiles stored", slabs)
-        if fused: s.stream("quantize", "bytes of dlogits turned", rows * PADDED, 2, "turn", slabs)
-        else: s.stream("quantize", "dlogits to bytes, both ways", rows * PADDED, 4, "tiles stored", slabs)
+        s.stream("quantize", "bytes of dlogits turned", rows * PADDED, 2, "turn", slabs)
     s.stream("embedding", "embedding backward", R * C, 10, launches=2)
     linear, head, everything = parameters(L, C, T)
     s.stream("AdamW", "gradient norm", everything, 4, "norm", launches=2)
@@ -160,8 +158,7 @@ def ours(L, C, heads, B, T, build, fp8_head, own_attention):
              launches=4 * L)
     s.stream("quantize" if head8 else "AdamW", "head weights to " + ("bytes, both ways" if head8 else "bf16"), head, 6, "tiles master",
              launches=5)
-    zeroed = everything - (linear + head if d["first written"] else 0)
-    s.stream("AdamW", "gradients set to zero", zeroed, 4, launches=12 if d["first written"] else 1)
+    s.stream("AdamW", "gradients of vectors and positions set to zero", everything - linear - head, 4, launches=11)
     return s.rows
 
 
@@ -279,8 +276,8 @@ def part_of(kernel):
 
 def step_of(steps, model, arm):
     """The sheet's step that an arm of gpu_check.sh is compared with."""
-    if "llm" in arm: return steps.get((model, "llm.c", False))
-    return steps.get((model, "fp8" if "fp8" in arm else "bf16", "head" in arm))
+    name = "llm.c" if "llm" in arm else "FP8" if "fp8" in arm else "bf16"
+    return steps.get((model, name + (", FP8 head" if "head" in arm else "") + (", own attention" if "own" in arm else "")))
 
 
 def compare(directory, steps, markdown):
@@ -328,24 +325,23 @@ def main():
     T, peaks, steps = args.seq_len, {"bf16": args.bf16, "fp8": args.fp8, "bandwidth": args.bandwidth}, {}
     if args.measured: peaks_measured(args.measured, peaks)
     print(f"Peaks of the floors: bf16 {peaks['bf16']:.0f} TFLOP/s, FP8 {peaks['fp8']:.0f} TFLOP/s, memory {peaks['bandwidth']:.2f} TB/s\n")
+    arms = {"bf16": ("bf16",), "FP8": ("fp8",), "FP8, FP8 head": ("fp8", True), "bf16, --logits16": ("bf16", False, False, 2),
+            "FP8, --logits16": ("fp8", False, False, 2), "FP8, FP8 head, --logits16": ("fp8", True, False, 2),
+            "bf16, own attention": ("bf16", False, True), "FP8, own attention": ("fp8", False, True),
+            "FP8, FP8 head, own attention": ("fp8", True, True)}
+    lines = []
     for model, (L, C, heads) in MODELS.items():
         B = args.batch or BATCH[model]
-        for build, head, label in (("bf16", False, "bf16"), ("fp8", False, "FP8"), ("fp8", True, "FP8 with an FP8 head")):
-            rows = ours(L, C, heads, B, T, build, head, False)
-            steps[model, build, head] = sheet(model, label + ", cuDNN's attention", rows, B * T, peaks, args)
-            own = ours(L, C, heads, B, T, build, head, True)
-            steps[model, build, head]["own"] = 1e3 * sum(r[5] for r in own)
-        steps[model, "llm.c", False] = sheet(model, "llm.c, bf16, cuDNN's attention", llmc(L, C, heads, B, T), B * T, peaks, args)
-    lines = []
-    for (model, build, head), s in steps.items():
-        bf16, peer, own = steps[model, "bf16", False], steps[model, "llm.c", False], s.get("own")
-        lines.append([model, build + (" with an FP8 head" if head else ""), f"{s['floor']:.2f}", f"{s['estimate']:.2f}",
-                      f"{bf16['estimate'] / s['estimate']:.3f}", f"{peer['estimate'] / s['estimate']:.3f}",
-                      f"{own:.2f}" if own else "-", f"{bf16['own'] / own:.3f}" if own else "-"])
-    table(["model", "step", "floor, ms", "estimate, ms", "our bf16 / it", "llm.c / it", "own attention, ms", "our bf16 / it"], lines,
-          args.markdown)
+        for name, arm in arms.items(): steps[model, name] = sheet(model, name, ours(L, C, heads, B, T, *arm), B * T, peaks, args)
+        steps[model, "llm.c"] = sheet(model, "llm.c", llmc(L, C, heads, B, T), B * T, peaks, args)
+        for name in [*arms, "llm.c"]:
+            last = ", " + name.split(", ")[-1]  # our bf16 with the same option
+            s, bf16 = steps[model, name], steps.get((model, "bf16" + last), steps[model, "bf16"])
+            lines.append([model, name, f"{s['floor']:.2f}", f"{s['estimate']:.2f}", f"{bf16['estimate'] / s['estimate']:.3f}",
+                          f"{steps[model, 'llm.c']['estimate'] / s['estimate']:.3f}"])
+    table(["model", "step", "floor, ms", "estimate, ms", "our bf16 / it", "llm.c / it"], lines, args.markdown)
     for model, (L, C, _) in MODELS.items():
-        parts, step = sqnr_seconds(L, C, args.batch or BATCH[model], T), steps[model, "fp8", False]["estimate"]
+        parts, step = sqnr_seconds(L, C, args.batch or BATCH[model], T), steps[model, "FP8"]["estimate"]
         print(f"{model}: a step that records SQNR takes {1e3 * sum(parts.values()):.1f} ms more (" +
               ", ".join(f"{name} {1e3 * s:.1f}" for name, s in parts.items()) +
               f"); with --sqnr-every 100 {1e3 * sum(parts.values()) / step:.2f}% of the steps' time")
