@@ -5215,12 +5215,12 @@ DEVICE void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
                  : "memory")
 DEVICE void ldmatrix_x4(uint32_t r[4], const void *row) { LDMATRIX_X4(""); }
 DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row) { LDMATRIX_X4(".trans"); }
-// 16 bytes from global to shared memory, past the registers; done after the wait for its group and
-// a barrier.
-DEVICE void cp_async16(void *shared, const void *global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+// The first `bytes` of 16 from global to shared memory, past the registers, and zeros behind them;
+// done after the wait for its group and a barrier.
+DEVICE void cp_async16(void *shared, const void *global, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
-                 : "r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global)
+                 : "r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global), "r"(bytes)
                  : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
@@ -5232,22 +5232,25 @@ template <int GROUPS> DEVICE void cp_async_wait() {
 // Rows of HS numbers in shared memory, 16 bytes longer, so that eight rows lie in all banks. A head
 // of hs < HS is filled with zeros.
 template <int HS> struct AttTile { stored_t row[ATT_TILE][HS + 8]; };
-// Begins to fetch `rows` rows of hs numbers; the others are zeros.
+// Begins to fetch `rows` rows of hs numbers; the others are zeros. A thread has eight columns.
 template <int HS>
 DEVICE void att_fetch(AttTile<HS> *to, const stored_t *from, size_t stride, int rows, int hs) {
-    for (int i = threadIdx.x; i < ATT_TILE * HS / 8; i += ATT_THREADS) {
-        const int r = i / (HS / 8), c = i % (HS / 8) * 8;
-        if (r < rows && c < hs) cp_async16(&to->row[r][c], from + r * stride + c);
-        else put(&to->row[r][c], make_uint4(0, 0, 0, 0));
+    const int r = threadIdx.x / (HS / 8), c = threadIdx.x % (HS / 8) * 8;
+    from += r * stride + c;
+    UNROLL for (int i = 0; i < ATT_TILE; i += ATT_THREADS / (HS / 8)) {
+        cp_async16(&to->row[r + i][c], from, r + i < rows && c < hs ? 16 : 0);
+        from += ATT_THREADS / (HS / 8) * stride;
     }
 }
-// Fragments of 16 rows from r0 on and 16 columns from c0 on: as a left operand (its K along the
-// rows of memory) ...
-template <int HS> DEVICE void att_left(uint32_t a[4], const AttTile<HS> *s, int r0, int c0) {
-    const int l = threadIdx.x % 32;
-    ldmatrix_x4(a, &s->row[r0 + l % 16][c0 + l / 16 * 8]);
+// Fragments of a warp's own 16 rows: all columns, as left operands (their K along the rows of
+// memory) ...
+template <int HS> DEVICE void att_left(uint32_t a[HS / 16][4], const AttTile<HS> *s) {
+    const stored_t *row = s->row[threadIdx.x / 32 * 16 + threadIdx.x % 16];
+    UNROLL for (int k = 0; k < HS / 16; k++)
+        ldmatrix_x4(a[k], row + k * 16 + threadIdx.x / 16 % 2 * 8);
 }
-// ... as two right operands of 8 rows each, K along the rows ...
+// ... of 16 rows from r0 on and 16 columns from c0 on, as two right operands of 8 rows each, K
+// along the rows ...
 template <int HS> DEVICE void att_right(uint32_t b[4], const AttTile<HS> *s, int r0, int c0) {
     const int l = threadIdx.x % 32;
     ldmatrix_x4(b, &s->row[r0 + l / 16 * 8 + l % 8][c0 + l / 8 % 2 * 8]);
@@ -5265,24 +5268,28 @@ DEVICE void att_as_left(uint32_t a[4], float s[2][4]) {
     a[2] = pack2(s[1][0], s[1][1]);
     a[3] = pack2(s[1][2], s[1][3]);
 }
-// s[16 rows, 8 N columns] = left [16, HS] right [8 N, HS]^T, of rows r0 on and r1 on.
+// s[16 rows, 8 N columns] += left [16, HS] right [8 N, HS]^T, whose rows begin at r1.
 template <int HS, int N>
-DEVICE void att_scores(float s[N][4], const AttTile<HS> *left, int r0, const AttTile<HS> *right,
+DEVICE void att_scores(float (&s)[N][4], const uint32_t left[HS / 16][4], const AttTile<HS> *right,
                        int r1) {
-    UNROLL for (int j = 0; j < N; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
-    UNROLL for (int k = 0; k < HS; k += 16) {
-        uint32_t a[4], b[4];
-        att_left(a, left, r0, k);
-        UNROLL for (int j = 0; j < N; j += 2) {
-            att_right(b, right, r1 + j * 8, k);
-            mma_m16n8k16(s[j], a, b);
-            mma_m16n8k16(s[j + 1], a, b + 2);
-        }
+    UNROLL for (int k = 0; k < HS / 16; k++) UNROLL for (int j = 0; j < N; j += 2) {
+        uint32_t b[4];
+        att_right(b, right, r1 + j * 8, k * 16);
+        mma_m16n8k16(s[j], left[k], b);
+        mma_m16n8k16(s[j + 1], left[k], b + 2);
+    }
+}
+// Hides the scores of keys behind a query. Where rows are queries, sign is 1, and row 0 sees the
+// columns up to `first`; where rows are keys, it is -1, and row 0 is seen from there on.
+template <int N> DEVICE void att_mask(float (&s)[N][4], int first, int sign) {
+    first += threadIdx.x % 32 / 4 - threadIdx.x % 4 * 2;
+    UNROLL for (int i = 0; i < 4 * N; i++) {
+        if ((i / 4 * 8 + i % 2 - i % 4 / 2 * 8 - first) * sign > 0) s[i / 4][i % 4] = -INFINITY;
     }
 }
 // out[16, HS] += p [16, 8 N] right [8 N, HS], whose rows begin at r1.
 template <int HS, int N>
-DEVICE void att_add(float out[HS / 8][4], float p[N][4], const AttTile<HS> *right, int r1) {
+DEVICE void att_add(float out[HS / 8][4], float (&p)[N][4], const AttTile<HS> *right, int r1) {
     UNROLL for (int j = 0; j < N; j += 2) {
         uint32_t a[4], b[4];
         att_as_left(a, p + j);
@@ -5308,10 +5315,9 @@ DEVICE void att_round(AttTile<HS> *to, float s[HS / 8][4], float scale_g, float 
 }
 template <int HS>
 DEVICE void att_store(stored_t *to, size_t stride, const AttTile<HS> *from, int rows, int hs) {
-    for (int i = threadIdx.x; i < rows * (hs / 8); i += ATT_THREADS) {
-        const int r = i / (hs / 8), c = i % (hs / 8) * 8;
+    const int c = threadIdx.x % (HS / 8) * 8;
+    for (int r = threadIdx.x / (HS / 8); r < rows && c < hs; r += ATT_THREADS / (HS / 8))
         put(to + r * stride + c, get<uint4>(&from->row[r][c]));
-    }
 }
 
 // The largest, and the sum, of the four threads that hold parts of a row.
@@ -5329,8 +5335,8 @@ DEVICE void att_quantize(const Written &out, const AttTile<HS> *tile, size_t to,
                          const Attention &at) {
     const float scale = out.quantizer.use->scale;
     Counts counts = {0, 0, 0, 0};
-    for (int i = threadIdx.x; i < rows * (at.hs / 8); i += ATT_THREADS) {
-        const int r = i / (at.hs / 8), c = i % (at.hs / 8) * 8;
+    const int c = threadIdx.x % (HS / 8) * 8;
+    for (int r = threadIdx.x / (HS / 8); r < rows && c < at.hs; r += ATT_THREADS / (HS / 8)) {
         float x[8];
         load8(x, &tile->row[r][c]);
         put(out.q + to + (size_t)r * at.C + c,
@@ -5343,8 +5349,7 @@ DEVICE void att_quantize(const Written &out, const AttTile<HS> *tile, size_t to,
 template <int HS>
 KERNEL_OF(ATT_THREADS)
 attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention at) {
-    // Q; k and v twice: while one is worked on, the next is fetched.
-    DYNAMIC_SHARED(AttTile<HS>, tile);
+    DYNAMIC_SHARED(AttTile<HS>, tile); // q; k and v twice: of these, the next are fetched early
     const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, l = threadIdx.x % 32,
               r0 = threadIdx.x / 32 * 16;
     const int i0 = (gridDim.x - 1 - blockIdx.x) * ATT_TILE, rows = MIN(at.n - i0, ATT_TILE),
@@ -5353,12 +5358,13 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
     const stored_t *base = qkv + (size_t)b * at.T * stride + h * at.hs;
     const float to_log2 = at.scale * LOG2E;
     float o[HS / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    uint32_t q[HS / 16][4];
     att_fetch(tile, base + (at.pos + i0) * stride, stride, rows, at.hs);
     att_fetch(tile + 1, base + at.C, stride, MIN(keys, ATT_TILE), at.hs);
     att_fetch(tile + 2, base + 2 * at.C, stride, MIN(keys, ATT_TILE), at.hs);
     cp_async_commit();
     for (int j = 0; j < blocks; j++) {
-        const AttTile<HS> *k = tile + 1 + j % 2 * 2, *v = k + 1;
+        const AttTile<HS> *k = tile + 1 + j % 2 * 2; // v is behind it
         if (j + 1 < blocks) {
             const stored_t *next = base + (size_t)(j + 1) * ATT_TILE * stride;
             const int left = MIN(keys - (j + 1) * ATT_TILE, ATT_TILE);
@@ -5368,33 +5374,33 @@ attention_forward_kernel(Written out, float *lse, const stored_t *qkv, Attention
         cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();
-        float s[8][4], alpha[2];
-        att_scores<HS, 8>(s, tile, r0, k, 0);
-        // The last key in this tile that row g may see.
-        const int first = at.pos + i0 + r0 + l / 4 - j * ATT_TILE;
+        if (j == 0) att_left(q, tile);
+        float s[8][4] = {}, alpha[2];
+        att_scores(s, q, k, 0);
+        // The last key in this tile that the warp's first row may see.
+        const int first = at.pos + i0 + r0 - j * ATT_TILE;
+        if (first < ATT_TILE - 1) att_mask(s, first, 1);
         UNROLL for (int i = 0; i < 2; i++) { // rows g and g + 8
             const float old = top[i];
-            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 0; e < 2; e++) {
-                float *x = &s[c][2 * i + e];
-                *x = c * 8 + l % 4 * 2 + e <= first + 8 * i ? *x * to_log2 : -INFINITY;
-                top[i] = fmaxf(top[i], *x);
-            }
+            UNROLL for (int c = 0; c < 16; c++) top[i] = fmaxf(top[i], s[c / 2][2 * i + c % 2]);
             top[i] = quad_max(top[i]);
-            alpha[i] = exp2f(old - top[i]);
+            alpha[i] = exp2f((old - top[i]) * to_log2);
             sum[i] *= alpha[i];
-            UNROLL for (int c = 0; c < 8; c++) UNROLL for (int e = 2 * i; e < 2 * i + 2; e++) {
-                s[c][e] = exp2f(s[c][e] - top[i]);
-                sum[i] += s[c][e];
+            UNROLL for (int c = 0; c < 16; c++) {
+                float *x = &s[c / 2][2 * i + c % 2];
+                *x = exp2f(fmaf(*x, to_log2, -top[i] * to_log2));
+                sum[i] += *x;
             }
         }
         UNROLL for (int e = 0; e < HS / 2; e++) o[e / 4][e % 4] *= alpha[e / 2 % 2];
-        att_add<HS, 8>(o, s, v, 0);
+        att_add(o, s, k + 1, 0);
         __syncthreads();
     }
     UNROLL for (int i = 0; i < 2; i++) {
         sum[i] = quad_sum(sum[i]);
         const int row = i0 + r0 + l / 4 + 8 * i;
-        if (l % 4 == 0 && row < at.n) lse[(size_t)blockIdx.y * at.n + row] = top[i] + log2f(sum[i]);
+        if (l % 4 == 0 && row < at.n)
+            lse[(size_t)blockIdx.y * at.n + row] = top[i] * to_log2 + log2f(sum[i]);
     }
     att_round(tile, o, 1.0f / sum[0], 1.0f / sum[1]); // a warp's own rows of q, now done with
     __syncthreads();
@@ -5414,15 +5420,15 @@ KERNEL_OF(ATT_THREADS)
 attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, const float *lse,
                       const float *delta, Attention at) {
     constexpr int AHEAD = ATT_AHEAD(HS);
-    DYNAMIC_SHARED(AttTile<HS>, tile); // k, v; q and dout 1 + AHEAD times
-    SHARED float rows_lse[2][ATT_TILE], rows_delta[2][ATT_TILE];
+    DYNAMIC_SHARED(AttTile<HS>, tile);  // k, v; q and dout 1 + AHEAD times
+    SHARED float2 of_rows[2][ATT_TILE]; // lse and delta
     const int b = blockIdx.y / at.NH, h = blockIdx.y % at.NH, j0 = blockIdx.x * ATT_TILE,
               keys = MIN(at.T - j0, ATT_TILE);
     const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16,
               blocks = (at.T + ATT_TILE - 1) / ATT_TILE, begin = blockIdx.x;
     const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
                  dbase = (size_t)b * at.T * at.C + h * at.hs;
-    const float to_log2 = at.scale * LOG2E;
+    uint32_t k[HS / 16][4], v[HS / 16][4]; // kept where registers suffice
     float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
     att_fetch(tile, qkv + base + at.C + j0 * stride, stride, keys, at.hs);
     att_fetch(tile + 1, qkv + base + 2 * at.C + j0 * stride, stride, keys, at.hs);
@@ -5434,32 +5440,34 @@ attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv,
             att_fetch(tile + 3 + side * 2, dout + dbase + (size_t)next * at.C, at.C, rows, at.hs);
             if (threadIdx.x < ATT_TILE) {
                 const size_t row = (size_t)blockIdx.y * at.T + next + threadIdx.x;
-                const int there = (int)threadIdx.x < rows; // beyond, p must be 0
-                rows_lse[side][threadIdx.x] = there ? lse[row] : INFINITY;
-                rows_delta[side][threadIdx.x] = there ? delta[row] : 0;
+                of_rows[side][threadIdx.x] = (int)threadIdx.x < rows
+                                                 ? make_float2(lse[row], delta[row])
+                                                 : make_float2(INFINITY, 0); // so that p is 0
             }
         }
         cp_async_commit();
         if (i < begin) continue;
         cp_async_wait<AHEAD>();
         __syncthreads();
-        const int here = i % (1 + AHEAD);
-        const AttTile<HS> *q = tile + 2 + here * 2, *dO = q + 1;
-        // The first query of this tile that sees key g.
-        const int seen = j0 + r0 + l / 4 - i * ATT_TILE;
-        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
-            float p[4][4], ds[4][4];
-            att_scores<HS, 4>(p, tile, r0, q, c0);
-            att_scores<HS, 4>(ds, tile + 1, r0, dO, c0); // dp
+        const AttTile<HS> *q = tile + 2 + i % (1 + AHEAD) * 2, *dO = q + 1;
+        if (HS <= 64 && i == begin) {
+            att_left(k, tile);
+            att_left(v, tile + 1);
+        }
+        UNROLL_BY(1) for (int c0 = i == begin ? r0 / 32 * 32 : 0; c0 < ATT_TILE; c0 += 32) {
+            float p[4][4] = {}, ds[4][4] = {};
+            if (HS > 64) att_left(k, tile);
+            att_scores(p, k, q, c0);
+            if (HS > 64) att_left(v, tile + 1);
+            att_scores(ds, v, dO, c0); // dp
+            if (i == begin) att_mask(p, r0 - c0, -1);
             UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
-                const int query = c0 + c * 8 + l % 4 * 2 + e % 2;
-                p[c][e] = query >= seen + e / 2 * 8
-                              ? exp2f(p[c][e] * to_log2 - rows_lse[here][query])
-                              : 0;
-                ds[c][e] = p[c][e] * (ds[c][e] - rows_delta[here][query]);
+                const float2 row = of_rows[i % (1 + AHEAD)][c0 + c * 8 + l % 4 * 2 + e % 2];
+                p[c][e] = exp2f(fmaf(p[c][e], at.scale * LOG2E, -row.x));
+                ds[c][e] = p[c][e] * (ds[c][e] - row.y);
             }
-            att_add<HS, 4>(dv, p, dO, c0);
-            att_add<HS, 4>(dk, ds, q, c0);
+            att_add(dv, p, dO, c0);
+            att_add(dk, ds, q, c0);
         }
         __syncthreads();
     }
@@ -5483,8 +5491,8 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
     const int l = threadIdx.x % 32, r0 = threadIdx.x / 32 * 16, keys = i0 + rows,
               blocks = (keys + ATT_TILE - 1) / ATT_TILE;
     const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs;
-    const float to_log2 = at.scale * LOG2E;
     float dq[HS / 8][4] = {}, row_lse[2], row_delta[2];
+    uint32_t q[HS / 16][4], dO[HS / 16][4];
     UNROLL for (int i = 0; i < 2; i++) {
         const int row = r0 + l / 4 + 8 * i;
         const size_t at_row = (size_t)blockIdx.y * at.T + i0 + row;
@@ -5505,20 +5513,25 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
         if (j < 0) continue;
         cp_async_wait<AHEAD>();
         __syncthreads();
-        const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2, *v = k + 1;
-        // The last key in this tile that row g may see.
-        const int first = i0 + r0 + l / 4 - j * ATT_TILE;
-        UNROLL_BY(1) for (int c0 = 0; c0 < ATT_TILE; c0 += 32) {
-            float s[4][4], ds[4][4];
-            att_scores<HS, 4>(s, tile, r0, k, c0);
-            att_scores<HS, 4>(ds, tile + 1, r0, v, c0);
+        const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2; // v is behind it
+        // Registers suffice to keep these of heads of 64.
+        if (HS <= 64 && j == 0) {
+            att_left(q, tile);
+            att_left(dO, tile + 1);
+        }
+        const int seen = MIN(i0 + r0 + 16 - j * ATT_TILE, ATT_TILE); // by this warp's queries
+        UNROLL_BY(1) for (int c0 = 0; c0 < seen; c0 += 32) {
+            float s[4][4] = {}, ds[4][4] = {};
+            if (HS > 64) att_left(q, tile);
+            att_scores(s, q, k, c0);
+            if (HS > 64) att_left(dO, tile + 1);
+            att_scores(ds, dO, k + 1, c0);
+            if (j + 1 == blocks) att_mask(s, r0 - c0, 1);
             UNROLL for (int c = 0; c < 4; c++) UNROLL for (int e = 0; e < 4; e++) {
-                const int key = c0 + c * 8 + l % 4 * 2 + e % 2;
-                const float p =
-                    key <= first + e / 2 * 8 ? exp2f(s[c][e] * to_log2 - row_lse[e / 2]) : 0;
+                const float p = exp2f(fmaf(s[c][e], at.scale * LOG2E, -row_lse[e / 2]));
                 ds[c][e] = p * (ds[c][e] - row_delta[e / 2]);
             }
-            att_add<HS, 4>(dq, ds, k, c0);
+            att_add(dq, ds, k, c0);
         }
         __syncthreads();
     }

@@ -16,10 +16,10 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 FAULTS = [
     ("no barrier before a turned tile is stored", "    __syncthreads();\n    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);",
      "    if (t.q_t) tile_turned_store(t.q_t, turned, t.columns, t.pitch);", "fused bits"),
-    ("no barrier behind attention's tile", "        att_add<HS, 8>(o, s, v, 0);\n        __syncthreads();", "        att_add<HS, 8>(o, s, v, 0);", "attention bits"),
+    ("no barrier behind attention's tile", "        att_add(o, s, k + 1, 0);\n        __syncthreads();", "        att_add(o, s, k + 1, 0);", "attention bits"),
     ("attention's older sums are not rescaled", "*= alpha[e / 2 % 2];", "*= 1;", "attention"),
     ("attention waits for one group of copies too few", "        cp_async_wait<1>();\n", "        cp_async_wait<2>();\n", "attention"),
-    ("attention sees one key too many", "<= first + 8 * i ?", "<= first + 8 * i + 1 ?", "attention"),
+    ("attention sees one key too many", "- first) * sign > 0", "- first) * sign > 1", "attention"),
     ("dk without the scale", "att_round(tile, dk, at.scale, at.scale)", "att_round(tile, dk, 1, 1)", "attention"),
     ("rows of padding are not zeroed", "        bytes[r] = make_uint2(0, 0);\n        if (column", "        bytes[r] = make_uint2(1, 1);\n        if (column", "quantize"),
     ("two rows of turned bytes exchanged", "cd0, 0x5410);\n        turned[first + half * 4 + 1]", "cd0, 0x1054);\n        turned[first + half * 4 + 1]", "quantize"),

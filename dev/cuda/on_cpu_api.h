@@ -333,12 +333,16 @@ inline void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
 #endif
 inline void ldmatrix_x4(uint32_t r[4], const void *row) { on_cpu::ldmatrix<false>(r, row); }
 inline void ldmatrix_x4_trans(uint32_t r[4], const void *row) { on_cpu::ldmatrix<true>(r, row); }
-inline void cp_async16(void *shared, const void *global) {
+// Zeros land at once, everything else as late as may be: so a barrier that is missing on either side
+// of a copy shows.
+inline void cp_async16(void *shared, const void *global, int bytes = 16) {
     ON_CPU_EXPECT((uintptr_t)shared % 16 == 0 && (uintptr_t)global % 16 == 0,
                   "cp.async: %p or %p is not 16-byte aligned", shared, global);
-    ON_CPU_EXPECT(on_cpu::in_shared(shared, 16) && on_cpu::in_device(global),
+    ON_CPU_EXPECT(on_cpu::in_shared(shared, 16) && (bytes == 0 || on_cpu::in_device(global)),
                   "cp.async: not from device memory (%p) to shared (%p)", global, shared);
-    on_cpu::self->copies.push_back({shared, global, on_cpu::self->groups});
+    ON_CPU_EXPECT(bytes == 0 || bytes == 16, "cp.async: %d bytes of 16", bytes);
+    if (bytes) on_cpu::self->copies.push_back({shared, global, on_cpu::self->groups});
+    else memset(shared, 0, 16);
 }
 inline void cp_async_commit() { on_cpu::self->groups++; }
 template <int N> void cp_async_wait() { // all groups but the last N land
