@@ -451,7 +451,7 @@ INLINE void store8(stored_t *p, const float *v) {
 }
 #endif
 
-// Eight numbers to the stored type and back: in pairs, a quarter of what one at a time takes.
+// Eight numbers to the stored type and back. Conversions of pairs are several times as fast.
 INLINE void stored_round8(float *v) {
     uint32_t w[WORDS];
     pack8(w, v);
