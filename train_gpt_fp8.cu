@@ -26,8 +26,8 @@ both FP8 operands. So dy and w are written in both directions, and x is turned f
     x of attproj     bytes, and the bf16 tensor  bytes made again of the tensor, turned
     x in blocks      bytes, and turned ones      the turned ones, but for attproj
 
-Nothing in a step waits for the host, so a step is three CUDA graphs: one that makes the weights'
-bytes, one a micro-batch, one for the update (gpt_step(), section 9).
+Nothing in a step waits for the host, so a step consists of CUDA graphs: one makes the weights'
+bytes, one is the first micro-batch, one any further one, one the update (gpt_step(), section 9).
 
 What this file refuses to do: dropout, other architectures, GPUs before Ampere, more than one GPU
 (gpt_reduce_ranks() is the one place where gradients and amax of several would meet).
@@ -1940,7 +1940,7 @@ static size_t role_size(Storage role, int precision) {
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
-    /* [slab, Vp], then dlogits in the first half of each row */ \
+    /* [slab, Vp], then dlogits at the beginning of each row */ \
     X(fp32, logits, 1, slab * Vp, REUSED) \
     X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
     X(byte, dy_turned, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \

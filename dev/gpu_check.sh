@@ -413,6 +413,7 @@ depth_of() { if [ -n "${REHEARSED_T:-}" ]; then echo d1; elif [ "$1" = 124M ]; t
 arm_options() { # what an arm adds
   case $1 in
     "fp8 head") echo "--fp8-head ${FP8_OPTIONS:-}" ;;
+    "fp8 head logits16") echo "--fp8-head --logits16 ${FP8_OPTIONS:-}" ;;
     "fp8 own attention") echo "--attention own ${FP8_OPTIONS:-}" ;;
     "bf16 own attention") echo "--attention own" ;;
     fp8) echo "${FP8_OPTIONS:-}" ;;
@@ -461,6 +462,7 @@ stage_steps_of() { # model
   local arms=("fp8" "fp8 head" "bf16") i failed=0 broken=" "
   if uses_cudnn; then arms+=("fp8 own attention"); fi
   if uses_cudnn && [ "$1" = 124M ]; then arms+=("bf16 own attention"); fi
+  if [ "$1" = 124M ]; then arms+=("fp8 head logits16"); fi
   if [ -x $gpu/llmc_train_gpt2cu ]; then arms+=("llm.c"); else echo "llm.c: skipped: no binary was built in"; fi
   echo "model${tab}arm${tab}order${tab}ms${tab}tokens/s${tab}least${tab}most${tab}last loss"
   # ABBA: every arm, then every arm backwards; one that failed once is not tried again, since a hang costs its limit

@@ -284,7 +284,8 @@ def part_of(kernel):
 def step_of(steps, model, arm):
     """The sheet's step that an arm of gpu_check.sh is compared with."""
     name = "llm.c" if "llm" in arm else "FP8" if "fp8" in arm else "bf16"
-    return steps.get((model, name + (", FP8 head" if "head" in arm else "") + (", own attention" if "own" in arm else "")))
+    for word, part in (("head", ", FP8 head"), ("logits16", ", --logits16"), ("own", ", own attention")): name += part if word in arm else ""
+    return steps.get((model, name))
 
 
 def compare(directory, steps, markdown):
