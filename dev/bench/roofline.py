@@ -6,13 +6,14 @@
     dev/bench/roofline.py --check                          # the rule for products beside published times
     dev/bench/roofline.py --measured DIR                   # beside what dev/gpu_check.sh left in DIR
 
-The floor of a kernel is the larger of operations / peak and bytes / bandwidth by the data sheet (each input read once, each output
-written once); --bf16, --fp8, --bandwidth or measured ceilings replace the sheet's. The estimate uses the constants below. They were
-fixed before any kernel was changed to meet them, the same ones serve llm.c's step, and a measurement stands beside them, never in them.
+The floor of a kernel is the larger of operations / peak and bytes / bandwidth by the data sheet (each input read once, each
+output written once); --bf16, --fp8, --bandwidth or measured ceilings replace the sheet's. The estimate uses the constants below.
+They were fixed before any kernel was changed to meet them, the same ones serve llm.c's step, and a measurement stands beside them,
+never in them.
 
 A product takes its arithmetic at the rate of a large product, and then its bytes at the rate of a copy, as if the two did not
-overlap; --check shows how that fits published FP8 times of K from 512 to 16384. cuDNN's attention takes its published rate. Any other
-kernel takes the longest of four times: bytes at copy speed; instructions at the rate of issue; conversions, exponentials and
+overlap; --check shows how that fits published FP8 times of K from 512 to 16384. cuDNN's attention takes its published rate. Any
+other kernel takes the longest of four times: bytes at copy speed; instructions at the rate of issue; conversions, exponentials and
 reciprocals at the rate of their unit; bytes at what its loads in flight allow. Latency that nothing hides is added, and so is a
 launch. Instructions are counted in sm_90 machine code (dev/LOG.md has the counts).
 """
@@ -27,13 +28,15 @@ VOCABULARY, PADDED, SLAB = 50257, 50304, 8192
 PARTS = ["linears", "head", "attention", "layernorm", "GELU", "quantize", "classifier", "embedding", "AdamW"]
 
 # ---- fixed on 2026-11-29. Published, all for the H100 SXM:
-RATE = {"bf16": 794.5e12, "fp8": 1402.6e12}  # best product of either type: Bekman, Machine Learning Engineering, MAMF table (cuBLAS)
+RATE = {"bf16": 794.5e12, "fp8": 1402.6e12}  # cuBLAS's best product: Bekman, Machine Learning Engineering, MAMF table
 COPY = 0.92 * 3.35e12  # share of the peak that large pointwise kernels reach: torchao, roofline_utils.py
 LAUNCH = 2e-6  # a kernel of one element, from its trace: the same file
-ATTENTION = {"forward": 288e12,  # cuDNN 9, causal, heads of 64, 1024 positions: FlashAttention-3 (arXiv 2407.08608), figure 5;
-             "backward": 348e12 * 288 / 373}  # figure 6 has no causal times: those without a mask, times what the mask costs forward
-# FlashAttention-2, which uses our attention's instructions (the same figures). Ours, by its counts alone, would beat cuDNN: not believed.
-SAME_CLASS = {"forward": 229e12, "backward": 238e12 * 229 / 306 * 5 / 7}  # backward we have seven products where it has five
+# cuDNN 9, heads of 64, 1024 positions: FlashAttention-3 (arXiv 2407.08608), figures 5 and 6. Backward it has no causal times: these
+# are those without a mask, times what the mask costs forward.
+ATTENTION = {"forward": 288e12, "backward": 348e12 * 288 / 373}
+# FlashAttention-2, which uses our attention's instructions (the same figures); backward it has five products where we have seven.
+# Ours is not estimated above it: by its counts alone it would beat cuDNN, which is not credible.
+SAME_CLASS = {"forward": 229e12, "backward": 238e12 * 229 / 306 * 5 / 7}
 # ours, for lack of a published figure:
 LATENCY = 600e-9  # of a load from memory, under load
 MULTIPROCESSORS, CLOCK = 132, 1.755e9
@@ -90,7 +93,8 @@ class Step:
         self.rows, self.build = [], build
 
     def put(self, part, name, flops, kind, volume, seconds, times=1, launches=1):
-        if times: self.rows.append((part, name, times * flops, kind, times * volume, times * (seconds + launches * LAUNCH), times * launches))
+        row = (part, name, times * flops, kind, times * volume, times * (seconds + launches * LAUNCH), times * launches)
+        if times: self.rows.append(row)
 
     def product(self, part, name, M, N, K, kind, out_bytes, times=1):
         size, flops = 1 if kind == "fp8" else 2, 2.0 * M * N * K
@@ -106,7 +110,7 @@ class Step:
         self.put(part, name, 0.0, "none", volume, seconds, times, launches)
 
     def attention(self, B, T, C, heads, own, L, fp8):
-        """Own: an online softmax of 64 x 64 tiles, seven products backward. cuDNN: its bytes for fprop are a pass of their own."""
+        """Own: an online softmax of 64 x 64 tiles, seven products backward. cuDNN: bytes for fprop are a pass of their own."""
         flops, R, tiles = 2 * 2.0 * B * T * T * C / 2, B * T, B * heads * (T // 64) * (T // 64 + 1) / 2
         write = 2 * C + (C if fp8 and own else 0)
         for name, factor, volume, kernels in (("forward", 1, R * (6 * C + write), ("forward",)),
@@ -161,17 +165,17 @@ def ours(L, C, heads, B, T, build, fp8_head=False, own_attention=False, logit=4)
     linear, head, everything = parameters(L, C, T)
     s.stream("AdamW", "gradient norm", everything, 4, "norm", launches=2)
     s.stream("AdamW", "AdamW", everything, 28, "AdamW", launches=2)
-    s.stream("quantize" if fp8 else "AdamW", "linear weights to " + ("bytes, both ways" if fp8 else "bf16"), linear, 6, "tiles master",
-             launches=4 * L)
-    s.stream("quantize" if head8 else "AdamW", "head weights to " + ("bytes, both ways" if head8 else "bf16"), head, 6, "tiles master",
-             launches=5)
+    s.stream("quantize" if fp8 else "AdamW", "linear weights to " + ("bytes, both ways" if fp8 else "bf16"), linear, 6,
+             "tiles master", launches=4 * L)
+    s.stream("quantize" if head8 else "AdamW", "head weights to " + ("bytes, both ways" if head8 else "bf16"), head, 6,
+             "tiles master", launches=5)
     s.stream("AdamW", "gradients of vectors and positions set to zero", everything - linear - head, 4, launches=11)
     return s.rows
 
 
 def llmc(L, C, heads, B, T):
-    """The step of llm.c's train_gpt2cu: bf16, cuDNN, GELU in cuBLASLt's epilogues, nothing recomputed, bf16 logits and gradients, fp32
-    master weights. Its own kernels are taken to run at copy speed."""
+    """The step of llm.c's train_gpt2cu: bf16, cuDNN, GELU in cuBLASLt's epilogues, nothing recomputed, bf16 logits and gradients,
+    fp32 master weights. Its own kernels are taken to run at copy speed."""
     s, R = Step("bf16"), B * T
     s.stream("embedding", "embedding forward", R * C, 6)
     for name, out, inner in (("qkv", 3 * C, C), ("attproj", C, C), ("fc", 4 * C, C), ("fcproj", C, 4 * C)):
@@ -243,8 +247,8 @@ def sheet(model, label, rows, tokens, peaks, args):
 def check():
     """Published FP8 products (DeepGEMM's README of 2025, H800: the H100's arithmetic and memory; bf16 out) beside the rule."""
     rows = []
-    for M, N, K, tflops in ((4096, 2112, 7168, 1058), (4096, 24576, 1536, 990), (4096, 32768, 512, 590), (4096, 7168, 16384, 1358),
-                            (4096, 4096, 7168, 1304), (4096, 7168, 2048, 1025)):
+    for M, N, K, tflops in ((4096, 2112, 7168, 1058), (4096, 24576, 1536, 990), (4096, 32768, 512, 590),
+                            (4096, 7168, 16384, 1358), (4096, 4096, 7168, 1304), (4096, 7168, 2048, 1025)):
         s = Step("fp8")
         s.product("linears", "", M, N, K, "fp8", 2)
         published, rule = 2.0 * M * N * K / tflops / 1e6, 1e6 * (s.rows[0][5] - LAUNCH)
@@ -284,13 +288,15 @@ def part_of(kernel):
 def step_of(steps, model, arm):
     """The sheet's step that an arm of gpu_check.sh is compared with."""
     name = "llm.c" if "llm" in arm else "FP8" if "fp8" in arm else "bf16"
-    for word, part in (("head", ", FP8 head"), ("logits16", ", --logits16"), ("own", ", own attention")): name += part if word in arm else ""
+    for word, part in (("head", ", FP8 head"), ("logits16", ", --logits16"), ("own", ", own attention")):
+        if word in arm: name += part
     return steps.get((model, name))
 
 
 def compare(directory, steps, markdown):
-    """Measured steps and kernels beside floors and estimates. steps.tsv: model, arm, order, ms a step, tokens a second; kernels.tsv:
-    model, arm, kernel, calls a step, us a step. A step is compared by its microseconds a token, as a peer may run a smaller batch."""
+    """Measured steps and kernels beside floors and estimates. steps.tsv: model, arm, order, ms a step, tokens a second;
+    kernels.tsv: model, arm, kernel, calls a step, us a step. A step is compared by its microseconds a token, as a peer may run a
+    smaller batch."""
     times, lines = {}, []
     for r in rows_of(directory, "steps.tsv"):
         if len(r) >= 5 and r[0] in MODELS: times.setdefault((r[0], r[1]), []).append(1e6 / float(r[4]))
@@ -313,10 +319,10 @@ def compare(directory, steps, markdown):
         for d in (floors, estimates): d["linears + head"] = d.pop("linears") + d.pop("head")
         total = sum(parts.values())
         print(f"{'### ' if markdown else ''}{model}, {arm}: kernels of a traced step, {total:.2f} ms\n")
+        over = lambda p, ms: "yes" if p in estimates and ms > 1.3 * estimates[p] else ""
         table(["part", "ms a step", "of the step", "floor", "estimate", "over its estimate by more than 30%"],
-              [[p, f"{ms:.3f}", f"{ms / total:.0%}", f"{floors.get(p, 0):.3f}", f"{estimates.get(p, 0):.3f}",
-                "yes" if p in estimates and ms > 1.3 * estimates[p] else ""] for p, ms in sorted(parts.items(), key=lambda x: -x[1])],
-              markdown)
+              [[p, f"{ms:.3f}", f"{ms / total:.0%}", f"{floors.get(p, 0):.3f}", f"{estimates.get(p, 0):.3f}", over(p, ms)]
+               for p, ms in sorted(parts.items(), key=lambda x: -x[1])], markdown)
 
 
 def main():
@@ -334,7 +340,8 @@ def main():
     if args.check: return check()
     T, peaks, steps = args.seq_len, {"bf16": args.bf16, "fp8": args.fp8, "bandwidth": args.bandwidth}, {}
     if args.measured: peaks_measured(args.measured, peaks)
-    print(f"Peaks of the floors: bf16 {peaks['bf16']:.0f} TFLOP/s, FP8 {peaks['fp8']:.0f} TFLOP/s, memory {peaks['bandwidth']:.2f} TB/s\n")
+    print(f"Peaks of the floors: bf16 {peaks['bf16']:.0f} TFLOP/s, FP8 {peaks['fp8']:.0f} TFLOP/s, "
+          f"memory {peaks['bandwidth']:.2f} TB/s\n")
     arms = {"bf16": ("bf16",), "FP8": ("fp8",), "FP8, FP8 head": ("fp8", True), "bf16, --logits16": ("bf16", False, False, 2),
             "FP8, --logits16": ("fp8", False, False, 2), "FP8, FP8 head, --logits16": ("fp8", True, False, 2),
             "bf16, own attention": ("bf16", False, True), "FP8, own attention": ("fp8", False, True),
