@@ -8,14 +8,14 @@
 
 The floor of a kernel is the larger of operations / peak and bytes / bandwidth by the data sheet (each input read once, each
 output written once); --bf16, --fp8, --bandwidth or measured ceilings replace the sheet's. The estimate uses the constants below.
-They were fixed before any kernel was changed to meet them, the same ones serve llm.c's step, and a measurement stands beside them,
-never in them.
+They were fixed before any kernel was changed to meet them. The same ones serve llm.c's step. A measurement stands beside them, never
+in them.
 
 A product takes its arithmetic at the rate of a large product, and then its bytes at the rate of a copy, as if the two did not
 overlap; --check shows how that fits published FP8 times of K from 512 to 16384. cuDNN's attention takes its published rate. Any
-other kernel takes the longest of four times: bytes at copy speed; instructions at the rate of issue; conversions, exponentials and
-reciprocals at the rate of their unit; bytes at what its loads in flight allow. Latency that nothing hides is added, and so is a
-launch. Instructions are counted in sm_90 machine code (dev/LOG.md has the counts).
+other kernel takes the longest of four times: bytes at copy speed; instructions at the rate of issue; conversions, exponentials
+and reciprocals at the rate of their unit; bytes at what its loads in flight allow. Latency that nothing hides is added, and so is
+a launch. Instructions are counted in sm_90 machine code (dev/LOG.md has the counts).
 """
 import argparse
 import os
