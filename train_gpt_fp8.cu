@@ -26,8 +26,8 @@ both FP8 operands. So dy and w are written in both directions, and x is turned f
     x of attproj     bytes, and the bf16 tensor  bytes made again of the tensor, turned
     x in blocks      bytes, and turned ones      the turned ones, but for attproj
 
-Nothing in a step waits for the host, so a step consists of CUDA graphs: one makes the weights'
-bytes, one is the first micro-batch, one any further one, one the update (gpt_step(), section 9).
+Nothing in a step waits for the host, so a step consists of CUDA graphs: one for the weights' bytes,
+one for the first micro-batch, one for each other, one for the update (gpt_step(), section 9).
 
 What this file refuses to do: dropout, other architectures, GPUs before Ampere, more than one GPU
 (gpt_reduce_ranks() is the one place where gradients and amax of several would meet).
@@ -963,7 +963,7 @@ KERNEL_OF(THREADS)
 sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, StoredSource x,
             uint32_t columns, size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
     enum { STRIPES = 16, PITCH = STRIPES + 4, NOISE = 32 * PITCH + 16 };
-    SHARED float squares[THREADS / 32][2 * NOISE];
+    alignas(16) SHARED float squares[THREADS / 32][2 * NOISE];
     const size_t chunk = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32,
                  begin = chunk * CHUNK, row0 = begin / columns;
     const uint32_t lane = threadIdx.x % 32, column0 = begin % columns,
@@ -1166,11 +1166,11 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 
 // ==== 5. matrix product ==========================================================================
 // out[m, n] = epilogue(sum over k of a[m, k] * b[n, k]), by cuBLASLt. It takes the first algorithm
-// for a shape, so that bits stay from run to run. Sums are fp32; K
-// is never split into 16-bit partial sums. FP8 operands must be K-major, and all sizes multiples of
-// 16. M and K are rounded up: the bytes of wgrad, whose K are the rows, have zeros behind the last
-// one; what lies behind an output's last row is not read. cuBLASLt counts columns first: its A is
-// our b, its B our a, and K-major means "transposed A, plain B".
+// for a shape, so that bits stay from run to run. Sums are fp32; K is never split into 16-bit
+// partial sums. FP8 operands must be K-major, and all sizes multiples of 16. M and K are rounded
+// up: the bytes of wgrad, whose K are the rows, have zeros behind the last one; what lies behind an
+// output's last row is not read. cuBLASLt counts columns first: its A is our b, its B our a, and
+// K-major means "transposed A, plain B".
 // Some FP8 products do not exist in cuBLASLt: E5M2 x E5M2, MX, operands in different blocks, rows
 // and blocks of 128 except on sm_90, and all on GPUs without FP8 units. They, and all with
 // --emulate, are emulated: the same bytes are decoded to bf16, which holds them exactly (times the
@@ -1321,15 +1321,15 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
            operand(f, OPERAND_W, FPROP, f->out), rows, f->out, f->in);
 }
 
-// dx[rows, in] = dy w;  dw += dy^T x (= if f->first). Reads dy as linear_backward() left it.
+// dx[rows, in] = dy w;  dw += dy^T x (= if f->first), of operands that are ready.
 static void linear_gradients(const Linear *f, stored_t *dx, size_t rows) {
     matmul({dx, STORED, f->in, NULL, 0, 0}, operand(f, OPERAND_DY, DGRAD, rows),
            operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
     matmul({f->dw, DTYPE_FP32, f->in, NULL, !f->first, 0}, operand(f, OPERAND_DY, WGRAD, rows),
            operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
 }
-// Both products, and dbias += sums of dy's columns. These sum dy itself: an Inf
-// saturates in its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
+// linear_gradients(), and dbias += sums of dy's columns. These sum dy itself: an Inf saturates in
+// its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
 // source: the tensor dy, or what a kernel makes it of. One pass over it writes what is wanted of
 // dy, its bytes in both directions and its column sums; a tensor that is only quantized is read by
 // operand_quantize() alone.
@@ -1380,8 +1380,8 @@ INLINE double log_fixed_order(double x) {
     return 2 * s * p + e * 0.6931471805599453;
 }
 
-// Where the kernel that makes the input of a linear layer writes it: the tensor, its FP8 bytes, or
-// both. Either may be NULL.
+// Where the kernel that makes an operand writes it: the tensor, its FP8 bytes, or both. Either may
+// be NULL.
 typedef struct {
     stored_t *stored;
     uint8_t *q;
@@ -1679,12 +1679,12 @@ static size_t cudnn_bytes(void); // device memory that cuDNN's attention takes
 
 // Softmax cross entropy of logits [rows, Vp], of which V columns count. losses[row] = -ln
 // p[target], 0 where target is -1. A block has a row. dlogits (if dscale is not NULL) = (p -
-// onehot) * *dscale, rounded to the stored type; the padding is exactly 0. Their bytes go to d.q
-// [rows, Vp], or they overwrite the row's beginning (DLOGITS_STRIDE). In the way of fp32 logits
-// they need a barrier: a step of the loop may only write what all threads have read.
+// onehot) * *dscale, rounded to the stored type; the padding is exactly 0. Either their bytes go to
+// d.q [rows, Vp], or they overwrite the beginning of the row (DLOGITS_STRIDE; d.stored is not
+// read). Over fp32 logits that needs a barrier: a step of the loop may only overwrite what all
+// threads have read.
 #define DLOGITS_STRIDE(Vp, logit) ((Vp) * ((logit) / sizeof(stored_t))) // logit: bytes of one
-// From sm_89 on with over 32 registers: one row a multiprocessor, still in L2 when it is read
-// again.
+// One block a multiprocessor, so that its row is still in L2 when it is read again.
 #define CLASSIFIER_THREADS 1024
 #define CLASSIFIER_STEP    (CLASSIFIER_THREADS * 8)
 template <class T>
@@ -1707,9 +1707,10 @@ classifier_kernel(float *losses, T *logits, Written d, const int *targets, int V
             if (left < 8) UNROLL for (int k = 0; k < 8; k++) if (k >= left) v[a][k] = -INFINITY;
             UNROLL for (int k = 0; k < 8; k++) max = fmaxf(max, v[a][k]);
         }
-        sum *= exp2f((top - max) * LOG2E);
+        const float base = max == -INFINITY ? 0 : max; // then all terms are 0
+        sum *= exp2f((top - base) * LOG2E);
         top = max;
-        UNROLL for (int k = 0; k < 16; k++) sum += exp2f((v[k / 8][k % 8] - top) * LOG2E);
+        UNROLL for (int k = 0; k < 16; k++) sum += exp2f((v[k / 8][k % 8] - base) * LOG2E);
     }
     const float warp_top = warp_max(top);
     sum = warp_sum(sum != 0 ? sum * exp2f((top - warp_top) * LOG2E) : 0); // 0: it had no column
@@ -1940,7 +1941,7 @@ static size_t role_size(Storage role, int precision) {
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
-    /* [slab, Vp], then dlogits at the beginning of each row */ \
+    /* [slab, Vp], then dlogits at the beginning of each row, or as dy_bytes */ \
     X(fp32, logits, 1, slab * Vp, REUSED) \
     X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
     X(byte, dy_turned, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
@@ -2048,7 +2049,8 @@ typedef struct {
 
     float loss_scale; // a power of two; 1 unless the build or recipe needs it
     float good_steps; // steps in a row without an overflow
-    int first; // the step's first micro-batch: gradients of linear weights are written, not added
+    int first; // the step's first micro-batch: gradients of wte and of linear layers' weights are
+               // written, not added
     Record record; // of x and dy: NONE but in a training step, so that validation and sampling
                    // leave no trace
     Record record_weights;   // of the weights, for the next step: they may be made in a validation
@@ -2533,8 +2535,8 @@ static void gpt_logits(Gpt *g, float *logits, const int *tokens, int n, int pos)
     device_read(logits, g->logits, g->config.V * sizeof(float));
 }
 
-// Gradients of everything below the head, added to g->grad. Runs after gpt_forward_device() with
-// grads.
+// Gradients of everything below the head, written or added to g->grad. Runs after
+// gpt_forward_device() with grads.
 static void gpt_backward(Gpt *g, int B, int n) {
     const Config *c = &g->config;
     const size_t C = c->C, R = gpt_rows(g), rows = (size_t)B * n;
@@ -2722,11 +2724,8 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// A step has three phases on the device. From the second step on each is a CUDA graph, but for
-// steps that record an SQNR. Whatever changes from step to step is in buffers that are written
-// before. What the host decides is fixed when a graph is captured: the kernels of operands (which
-// fuse, by recipe, own_amax and record), products, attention, shapes, --recompute.
-// Sets gradients to zero, but for those of matrices, which the first micro-batch writes.
+// Sets gradients to zero, but for those of wte and of linear layers' weights, which the first
+// micro-batch writes.
 static void gradients_begin(Gpt *g) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
@@ -2734,6 +2733,10 @@ static void gradients_begin(Gpt *g) {
             device_zero(g->grad + s->offset, s->layers * s->rows * s->cols * sizeof(float));
     }
 }
+// A step has these phases on the device. From the second step on each is a CUDA graph, but for
+// steps that record an SQNR. Whatever changes from step to step is in buffers that are written
+// before. What the host decides is fixed when a graph is captured: the kernels of operands (which
+// fuse, by recipe, own_amax and record), products, attention, shapes, --recompute.
 static void phase_work(Gpt *g, int phase) {
     if (phase == PHASE_REFRESH) {
         g->weights_ready = 0;
@@ -5428,7 +5431,7 @@ attention_dkdv_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv,
               blocks = (at.T + ATT_TILE - 1) / ATT_TILE, begin = blockIdx.x;
     const size_t stride = 3 * (size_t)at.C, base = (size_t)b * at.T * stride + h * at.hs,
                  dbase = (size_t)b * at.T * at.C + h * at.hs;
-    uint32_t k[HS / 16][4], v[HS / 16][4]; // kept where registers suffice
+    uint32_t k[HS / 16][4], v[HS / 16][4]; // for heads of up to 64 these stay in registers
     float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
     att_fetch(tile, qkv + base + at.C + j0 * stride, stride, keys, at.hs);
     att_fetch(tile + 1, qkv + base + 2 * at.C + j0 * stride, stride, keys, at.hs);
@@ -5514,7 +5517,7 @@ attention_dq_kernel(stored_t *dqkv, const stored_t *dout, const stored_t *qkv, c
         cp_async_wait<AHEAD>();
         __syncthreads();
         const AttTile<HS> *k = tile + 2 + j % (1 + AHEAD) * 2; // v is behind it
-        // Registers suffice to keep these of heads of 64.
+        // For heads of up to 64 these stay in registers.
         if (HS <= 64 && j == 0) {
             att_left(q, tile);
             att_left(dO, tile + 1);

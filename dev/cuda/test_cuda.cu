@@ -549,7 +549,7 @@ static void test_fused() {
             CHECK(!field, "attention's output: %s differs", field);
         }
     for (int logits16 : {0, 1}) { // dlogits of an FP8 head; a row in the middle does not count
-        const int rows = 21, V = 250, Vp = 256;
+        const int rows = 21, V = 20001, Vp = 20096;
         const size_t n = (size_t)rows * Vp, stride = DLOGITS_STRIDE(Vp, logits16 ? 2 : 4);
         Fp8Scale s = scale_new(recipes_all()[1].r);
         s.scale = 4000, s.amax_count = 1;
@@ -777,7 +777,7 @@ static void test_attention() {
 }
 
 static void test_classifier() {
-    for (int V : {5, 256, 5000}) {
+    for (int V : {5, 256, 5000, 16390}) { // over two steps of the loops
         const int rows = 11, Vp = (int)round_up(V, 128);
         const float dscale = 0.25f;
         std::vector<float> logits = normals((size_t)rows * Vp, 3), losses(rows);
@@ -785,6 +785,9 @@ static void test_classifier() {
         for (int &t : targets) t = (int)(uniform() * V);
         targets[3] = -1, targets[10] = V - 1;
         logits[5 * Vp + 1] = 200; // one that is sure of itself
+        for (int c = 8; c < 16 && V > 16; c++) logits[4 * Vp + c] = -INFINITY;
+        for (int c = 8200; c < 8208 && V > c; c++) logits[4 * Vp + c] = -INFINITY;
+        if (V > 16) targets[4] = 2;
         std::vector<stored_t> want((size_t)rows * Vp);
         Device<float> d_logits(logits), d_losses(rows), d_scale(std::vector<float>{dscale});
         Device<int> d_targets(targets);
