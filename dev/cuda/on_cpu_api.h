@@ -335,7 +335,7 @@ inline void ldmatrix_x4(uint32_t r[4], const void *row) { on_cpu::ldmatrix<false
 inline void ldmatrix_x4_trans(uint32_t r[4], const void *row) { on_cpu::ldmatrix<true>(r, row); }
 // Zeros land at once, so that a barrier missing before them shows; a wait missing behind zeros does
 // not. Everything else lands as late as may be.
-inline void cp_async16(void *shared, const void *global, int bytes) {
+inline void cp_async16(void *shared, const void *global, int bytes = 16) {
     ON_CPU_EXPECT((uintptr_t)shared % 16 == 0 && (uintptr_t)global % 16 == 0,
                   "cp.async: %p or %p is not 16-byte aligned", shared, global);
     ON_CPU_EXPECT(on_cpu::in_shared(shared, 16) && (bytes == 0 || on_cpu::in_device(global)),
