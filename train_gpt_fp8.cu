@@ -397,8 +397,7 @@ INLINE void store8(float *p, const float *v) {
     put(p + 4, make_float4(v[4], v[5], v[6], v[7]));
 }
 #if PRECISION == PRECISION_FP32
-enum { WORDS = 8 };                              // that eight stored numbers fill
-INLINE float stored_round(float f) { return f; } // to the stored type and back
+enum { WORDS = 8 }; // that eight stored numbers fill
 INLINE void load2(float *v, const float *p) {
     v[0] = p[0];
     v[1] = p[1];
@@ -411,7 +410,6 @@ INLINE void unpack8(float *v, const uint32_t *w) {
 }
 #else
 enum { WORDS = 4 };
-INLINE float stored_round(float f) { return float_from_stored(stored_from_float(f)); }
 INLINE void unpack8(float *v, const uint32_t *w) {
     UNROLL for (int i = 0; i < 4; i++) {
         v[2 * i] = float_from_stored(w[i] & 0xffff);
@@ -2007,10 +2005,11 @@ typedef struct {
     unsigned nonfinite; // whether the update made a weight that is not finite
 } StepResults;
 
+// Phases of a step on the device: the weights' bytes, the first micro-batch, which begins the
+// gradients, each other one, the update.
+enum { PHASE_REFRESH, PHASE_FIRST, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES };
 // The host's side of a step: two buffers of inputs, taken in turn, and what a step consists of,
 // from the second on.
-// of a step on the device; a step's first micro-batch, which begins the gradients, and the others
-enum { PHASE_REFRESH, PHASE_FIRST, PHASE_MICRO_BATCH, PHASE_UPDATE, PHASES };
 typedef struct {
     int *inputs[2], *seen; // [V] scratch
     long prepared;         // the micro-batch that was made last
@@ -5975,6 +5974,8 @@ static void attention_choose(Run *r) {
 // Finds the device; makes nothing on it yet.
 static void backend_open(Run *r) {
     r->g.logits16 = r->o.logits16;
+    EXPECT(!r->o.logits16 || PRECISION != PRECISION_FP32,
+           "option --logits16: the fp32 build keeps nothing in 16 bits; leave it out");
     machine_find(IS_FP8 && r->o.emulate);
     attention_choose(r);
 }
