@@ -2046,8 +2046,10 @@ typedef struct {
     int scale_count;
     int own_amax; // how many scales have no history yet, and come from their tensor: only fewer
 
-    float loss_scale; // a power of two; 1 unless the build or recipe needs it
-    float good_steps; // steps in a row without an overflow
+    float loss_scale;        // a power of two; 1 unless the build or recipe needs it
+    float good_steps;        // steps in a row without an overflow
+    float logged_loss_scale; // of the last finished step, for scales.tsv and the table at the end
+    int loss_scale_fixed;    // --loss-scale off or N: it never changes
     int first; // the step's first micro-batch: gradients of wte and of linear layers' weights are
                // written, not added
     Record record; // of x and dy: NONE but in a training step, so that validation and sampling
@@ -2694,8 +2696,9 @@ static float schedule_lr(Schedule kind, float lr, float final, long step, long w
 #define LOSS_SCALE_MAX      16777216.0f
 #define LOSS_SCALE_PATIENCE 1000
 static int gpt_scales_loss(const Gpt *g) {
-    return PRECISION == PRECISION_FP16 ||
-           (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT);
+    return !g->loss_scale_fixed &&
+           (PRECISION == PRECISION_FP16 ||
+            (IS_FP8 && g->recipes[OPERAND_DY].rule == SCALING_CONSTANT));
 }
 static void loss_scale_update(Gpt *g, int overflow) {
     if (!gpt_scales_loss(g)) return;
@@ -2990,12 +2993,14 @@ static void text_free(char *text) {
     free(text);
 }
 
-// The value of a header line, copied to out[PATH_MAX]; empty if there is none.
+// The value of a header line, copied to out[PATH_MAX]; empty if there is none. The last one counts:
+// a run that goes on longer says so behind its rows.
 static const char *text_value(const char *text, const char *key, char *out) {
     char line[128];
     snprintf(line, sizeof(line), "# %s\t", key);
-    const char *at = strstr(text, line);
-    at = at ? at + strlen(line) : "";
+    const char *at = "";
+    for (const char *next = strstr(text, line); next; next = strstr(at, line))
+        at = next + strlen(line);
     path_print(out, "%.*s", (int)strcspn(at, "\n"), at);
     return out;
 }
@@ -3332,15 +3337,15 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     return n;
 }
 // Prints a token's bytes; control characters, which a terminal would obey, become '?'. Without a
-// tokenizer file it prints the token's number.
+// tokenizer file, and where that has no text, it prints the token's number.
 static void token_print(const Tokenizer *t, int token) {
     const unsigned char byte = token, *text = t->text ? t->text[token] : &byte;
-    if (!t->text && t->V != 256) printf("<%d>", token);
-    else
-        for (int i = 0; i < (t->text ? text[-1] : 1); i++) {
-            const int c = text[i];
-            putchar((c < 32 && c != '\n' && c != '\t') || c == 127 ? '?' : c);
-        }
+    const int bytes = t->text ? text[-1] : t->V == 256;
+    if (!bytes) printf("<%d>", token);
+    for (int i = 0; i < bytes; i++) {
+        const int c = text[i];
+        putchar((c < 32 && c != '\n' && c != '\t') || c == 127 ? '?' : c);
+    }
     fflush(stdout);
 }
 
@@ -3351,7 +3356,7 @@ static void token_print(const Tokenizer *t, int token) {
 // Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 7
+#define STATE_VERSION 8
 enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
@@ -3619,6 +3624,7 @@ static void state_load(Gpt *g, const StateFile *f) {
         memset(&q->step, 0, sizeof(Fp8Stats)); // weights are counted when made again
     }
     EXPECT(!wild && amax_usable(g->loss_scale), "%s: has numbers that no run makes", f->path);
+    g->logged_loss_scale = g->loss_scale;
     gpt_scales_write(g);
     g->weights_ready = 0;
 }
@@ -3673,14 +3679,6 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
     "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
 #define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
 
-// Prints `# key<TAB>value` lines to the screen, as two columns.
-static void lines_print(const char *line) {
-    for (int n = strcspn(line, "\n"); *line; line += n + 1, n = strcspn(line, "\n")) {
-        const int key = strcspn(line, "\t");
-        printf("%-16.*s %.*s\n", key - 2, line + 2, n - key - 1, line + key + 1);
-    }
-}
-
 // Opens a table and checks its rows up to `step`; log_begin() cuts the rest. Rows must be whole and
 // in order. log.tsv (`every`) must have one for every step, and has one column more. A kill can
 // leave a last line without a newline.
@@ -3727,19 +3725,32 @@ static int scale_name(const Gpt *g, int i, char *out) {
     return layer;
 }
 
+// An operand's statistics of the last finished step, in the tensor's own unit: without the loss
+// scale, which dy carries. sqnr: in dB; NAN: not measured.
+typedef struct {
+    double amax, scale, saturated, flushed, sqnr; // saturated, flushed: shares
+} OperandReport;
+static OperandReport operand_report(const Gpt *g, int i) {
+    const Fp8Stats *t = &g->scales[i].logged;
+    const double loss_scale = i % NOPERAND == OPERAND_DY ? g->logged_loss_scale : 1;
+    const double count = t->count;
+    const OperandReport report = {
+        bits_float(t->amax_bits) / loss_scale, g->scales[i].logged_scale * loss_scale,
+        t->saturated / count, t->flushed / count,
+        t->noise > 0 ? 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046 : NAN};
+    return report;
+}
 static void log_scales(FILE *f, const Gpt *g, long step) {
     char name[32];
     for (int i = 0; i < g->scale_count; i++) {
         const Fp8Stats *t = &g->scales[i].logged;
-        const double count = t->count;
         if (t->count == 0) continue;
+        const OperandReport s = operand_report(g, i);
         const int layer = scale_name(g, i, name);
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name,
-                bits_float(t->amax_bits), g->scales[i].logged_scale, t->saturated / count,
-                t->flushed / count, (unsigned long long)t->nonfinite);
-        if (t->noise > 0)
-            fprintf(f, "%.2f\n", 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046);
-        else fprintf(f, "-\n");
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, s.amax,
+                s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite);
+        if (isnan(s.sqnr)) fprintf(f, "-\n");
+        else fprintf(f, "%.2f\n", s.sqnr);
     }
 }
 
@@ -3757,8 +3768,8 @@ static int log_validation(const char **at, double *row, double step) {
 
 // The scope of an option. FIXED: a part of the run's identity, which a resume may not change and a
 // comparison needs equal. FREE: a resume may change it. CALL: it concerns this call of the program
-// only. FP8: only the FP8 build has it.
-enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
+// only. FP8: only the FP8 build has it. OWN: a part of the precision, so a comparison may differ in it.
+enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
 
 // The one table that parser, --help, printed configuration, log header and state read. MAYBE: 0 or
 // 1; without a number 1. CHOICE: one of the words of its argument; the field holds the number of
@@ -3778,13 +3789,14 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
     X(LONG, val_batches, 'm', "val-batches", "N", CALL, 0, 1e6, "0", "the same in micro-batches") \
     X(TEXT, tokenizer, 0, "tokenizer", "FILE", FREE, 0, 0, "", \
-        "llm.c's gpt2_tokenizer.bin; bytes need none") \
+        "llm.c's [gpt2_tokenizer.bin beside the shards]") \
     X(TEXT, model, 'e', "model", "dN|FILE", FIXED, 0, 0, "d3", \
         "depth N with 64 N channels, or a model file") \
     X(LONG, layers, 0, "layers", "N", FIXED, 0, LAYERS_MAX, "0", "instead of what dN says") \
     X(LONG, heads, 0, "heads", "N", FIXED, 0, 1024, "0", "likewise") \
     X(LONG, channels, 0, "channels", "N", FIXED, 0, 65536, "0", "likewise") \
-    X(LONG, steps, 'x', "steps", "N", FIXED, 0, 99999999, "1500", "optimizer steps") \
+    X(LONG, steps, 'x', "steps", "N", FIXED, 0, 99999999, "1500", \
+        "optimizer steps; -y with more goes on") \
     X(LONG, val_every, 'v', "val-every", "N", FREE, 0, 1e8, "100", \
         "steps between validations; 0: never") \
     X(LONG, sample_every, 's', "sample-every", "N", FREE, 0, 1e8, "500", \
@@ -3795,10 +3807,12 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, checkpoint_every, 'n', "checkpoint-every", "N", FREE, 0, 1e8, "500", \
         "steps between checkpoints; 0: only at Ctrl-C") \
     X(LONG, keep, 0, "keep", "N", FREE, 0, 255, "2", "checkpoints that stay; 0: all") \
+    X(LONG, print_every, 0, "print-every", "N", FREE, 0, 1e8, "10", \
+        "steps between lines; 0: at validations only") \
     X(MAYBE, resume, 'y', "resume", "[0|1]", CALL, 0, 1, "0", \
         "continue from the newest checkpoint") \
     X(TEXT, out, 'o', "out", "DIR", CALL, 0, 0, "", \
-        "log and checkpoints [log/" PRECISION_NAME ", -2, ..]") \
+        "log and checkpoints [log/" PRECISION_NAME "[-RECIPE], -2, ..]") \
     X(MAYBE, recompute, 0, "recompute", "[0|1]", FREE, 0, 1, "0", \
         "layernorm and GELU again, to save memory") \
     X(CHOICE, sum_order, 0, "sum-order", "pairs|tiles", FIXED, 0, 0, "pairs", \
@@ -3807,15 +3821,19 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
     X(LONG, warmup, 'u', "warmup", "N", FIXED, 0, 1e8, "100", "steps of linear warm-up") \
     X(CHOICE, schedule, 'k', "schedule", "cosine|linear|constant|wsd", FIXED, 0, 0, "cosine", \
         "of the learning rate") \
+    X(LONG, schedule_steps, 0, "schedule-steps", "N", FIXED, 0, 99999999, "0", \
+        "the schedule's length; 0: --steps") \
     X(DOUBLE, final_lr, 'q', "final-lr", "X", FIXED, 0, 1, "0.1", \
         "last learning rate, as a fraction of the peak") \
     X(DOUBLE, weight_decay, 'c', "weight-decay", "X", FIXED, 0, 100, "0.1", \
         "decoupled, of matrices only") \
     X(DOUBLE, grad_clip, 0, "grad-clip", "X", FIXED, 0, 1e30, "1", \
         "largest gradient norm; 0: no clipping") \
+    X(TEXT, loss_scale, 0, "loss-scale", "auto|off|N", FIXED | OWN, 0, 0, "auto", \
+        "of gradients; auto: dynamic where needed") \
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
-    X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-8", "AdamW's") \
+    X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
@@ -3828,11 +3846,12 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8 };
         "steps between SQNRs in these rows; 0: none") \
     BACKEND_OPTIONS(X) \
     X(TEXT, baseline, 0, "baseline", "DIR", FREE, 0, 0, "", \
-        "run to measure the gap to [log/fp16]") \
+        "run to measure the gap to [newest FP16 and BF16]") \
     X(FLAG, eval, 0, "eval", "", CALL, 0, 1, "0", "validate the model and stop") \
     X(TEXT, prompt, 0, "prompt", "TEXT", CALL, 0, 0, "", \
         "continue a text from a model (-e FILE, -y)") \
     X(LONG, generate, 0, "generate", "N", CALL, 0, 1e8, "200", "tokens after --prompt") \
+    X(FLAG, verbose, 0, "verbose", "", CALL, 0, 1, "0", "every option and hash in the header") \
     X(FLAG, help, 0, "help", "[recipe]", CALL, 0, 1, "0", "this page; or the words of --recipe") \
     X(FLAG, version, 0, "version", "", CALL, 0, 1, "0", "commit and instruction set")
 // clang-format on
@@ -4034,6 +4053,9 @@ static int option_index(const char *name) {
     return -1;
 }
 
+// --steps and --schedule-steps, which a resume that goes on longer may change.
+static int option_is_length(const OptionSpec *s) { return strstr(s->name, "steps") != NULL; }
+
 // Copies word `n` of a CHOICE to out[32]; returns whether there is one.
 static int option_word(const OptionSpec *s, long n, char *out) {
     const char *at = s->argument;
@@ -4177,11 +4199,14 @@ static char *options_lines(const Options *o) {
 }
 
 // Takes the options of a checkpoint. An option of the command line wins if a resume may change it;
-// otherwise both must agree.
+// otherwise both must agree. A run may go on longer. Its learning rate then stays at the end of the
+// schedule, unless --schedule-steps gives the schedule another length.
 static void options_resume(Options *o, const char *lines, const int *given, const char *path) {
+    char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
+    const long before = atol(text_value(lines, "steps", value));
+    const int longer = given[option_index("steps")] && o->steps > before;
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        char value[PATH_MAX], theirs_text[PATH_MAX], mine[PATH_MAX];
         if ((s->scope & CALL) || !option_here(s)) continue;
         Options theirs = *o;
         if (!*text_value(lines, s->name, value) && s->scope & FREE && s->kind != OPT_TEXT)
@@ -4191,11 +4216,14 @@ static void options_resume(Options *o, const char *lines, const int *given, cons
         option_text(o, s, mine);
         const int same =
             s->kind == OPT_RECIPE ? recipe_same(theirs_text, mine) : !strcmp(theirs_text, mine);
-        EXPECT(!given[i] || !(s->scope & FIXED) || same,
-               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'", s->name,
-               path, theirs_text, mine);
+        EXPECT(!given[i] || !(s->scope & FIXED) || same || (longer && option_is_length(s)),
+               "option --%s: the run in %s has '%s', a resume cannot change it to '%s'; a new run "
+               "can begin with its model (-e)",
+               s->name, path, theirs_text, mine);
         if (!given[i]) *o = theirs;
     }
+    if (longer && !given[option_index("schedule-steps")] && !o->schedule_steps)
+        o->schedule_steps = before;
 }
 
 // The recipes of the model's operands.
@@ -4206,6 +4234,31 @@ static void options_recipes(const Options *o, Gpt *g) {
     EXPECT(!blocks || !o->fp8_head,
            "option --fp8-head: the head has one scale a tensor: x and w must not be in blocks");
     g->fp8_head = o->fp8_head;
+}
+
+// A model without its state has no amax history. An own amax over all positions would let later
+// tokens change what comes before them, so x then has a scale for each row.
+static void options_bare(const Options *o, Gpt *g) {
+    ScalingRecipe *x = &g->recipes[OPERAND_X];
+    if (o->fp8_head || !recipe_remembers(x)) return;
+    x->rule = SCALING_CURRENT;
+    x->across = 1;
+    x->along = INT_MAX;
+    if (x->rounding == ROUNDING_EXACT) x->rounding = ROUNDING_POW2;
+}
+
+static void options_loss_scale(const Options *o, Gpt *g) {
+    char *end = NULL;
+    const int off = !strcmp(o->loss_scale, "off");
+    const double n = off ? 1 : strtod(o->loss_scale, &end);
+    g->loss_scale_fixed = strcmp(o->loss_scale, "auto") != 0;
+    EXPECT(
+        !g->loss_scale_fixed || off ||
+            (!*end && n >= 1 && n <= LOSS_SCALE_MAX && n == bits_float(float_bits(n) & 0x7f800000)),
+        "option --loss-scale: expected auto, off or a power of two up to %.0f, found '%s'",
+        LOSS_SCALE_MAX, o->loss_scale);
+    if (g->loss_scale_fixed) g->loss_scale = n;
+    else if (gpt_scales_loss(g)) g->loss_scale = LOSS_SCALE_INIT;
 }
 
 // --bf16: items are separated by commas or plus signs, the words of an item by dots. An item
@@ -4310,23 +4363,36 @@ static int directory_lock(const char *path) {
     return fd;
 }
 
-// The name of run n of those without --out.
-static const char *run_name(long n, char *out) {
-    path_print(out, n > 1 ? "log/" PRECISION_NAME "-%ld" : "log/" PRECISION_NAME, n);
+// The name of run n of those without --out: log/PRECISION, with the recipe if that is not the
+// default, with a number after the first.
+static const char *run_name(const char *recipe, long n, char *out) {
+    const int usual = recipe_same(recipe, option_specs[option_index("recipe")].initial);
+    char number[32] = "";
+    if (n > 1) snprintf(number, sizeof(number), "-%ld", n);
+    path_print(out, "log/" PRECISION_NAME "%s%.200s%s", usual ? "" : "-", usual ? "" : recipe,
+               number);
+    for (char *p = out + 4; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr(".=_-", *p)) *p = '-';
     return out;
 }
 
+// Section 14's end: the newest run of a precision under log/.
+static int log_newest(const char *precision, const Run *r, char *dir);
+
 // Finds or makes the directory of a run and locks it before it looks at what is there (lock 0: only
 // looks). A new run never writes into an old run's directory: without --out it takes the name after
-// the last one, with --out it refuses. A resume without --out takes the last run. 99 missing
-// numbers in a row end the search. Returns the step of the newest checkpoint.
-static long run_directory(Directory *d, const char *out, int resume, int lock) {
+// the last one, with --out it refuses. A resume without --out takes the newest run of this
+// precision under log/. 99 missing numbers in a row end the search. Returns the step of the newest
+// checkpoint.
+static long run_directory(Directory *d, const Options *o, int resume, int lock) {
+    const char *out = o->out;
     long last = 0;
-    for (long n = 1; !out[0] && n < last + 100; n++)
-        if (checkpoint_newest(run_name(n, d->path), 0) > -2) last = n;
-    for (long n = last + !resume;; n++) {
+    for (long n = 1; !resume && !out[0] && n < last + 100; n++)
+        if (checkpoint_newest(run_name(o->recipe, n, d->path), 0) > -2) last = n;
+    for (long n = last + 1;; n++) {
         if (out[0]) path_print(d->path, "%s", out);
-        else run_name(n, d->path);
+        else if (!resume || !log_newest(PRECISION_NAME, NULL, d->path))
+            run_name(o->recipe, n, d->path);
         if (!resume) directory_make(d->path);
         d->fd = lock ? directory_lock(d->path) : AT_FDCWD;
         const long newest = checkpoint_newest(d->path, LONG_MAX);
@@ -4384,36 +4450,43 @@ static const char *duration_text(double seconds, char *out) {
     return out;
 }
 
-// Prints the operands that saturated or underflowed most in the last step.
+// Prints the eight operands that lost most in the last step: those with the lowest SQNR, or, where
+// none was measured, with the largest shares that saturated or underflowed to zero.
 static void scale_table_print(const Gpt *g) {
     char *shown = (char *)memory_allocate(g->scale_count), name[32];
-    printf("\nscales in the last step\n  layer operand          amax       scale   saturated     "
-           "flushed\n");
+    printf("\nthe operands that lost most in the last step\n"
+           "  layer operand          amax       scale   saturated   underflowed     SQNR\n");
     for (int row = 0; row < 8; row++) {
+        OperandReport worst = {0};
+        double most = -INFINITY;
         int best = -1;
-        double most = -1;
         for (int i = 0; i < g->scale_count; i++) {
-            const Fp8Stats *t = &g->scales[i].logged;
-            const double share =
-                t->count ? (row < 4 ? t->saturated : t->flushed) / (double)t->count : -1;
-            if (!shown[i] && share > most) {
-                most = share;
-                best = i;
-            }
+            const OperandReport s = operand_report(g, i);
+            const double lost = isnan(s.sqnr) ? s.saturated + s.flushed - 1000 : -s.sqnr;
+            if (shown[i] || !(lost > most)) continue; // NAN: was not quantized
+            most = lost;
+            best = i;
+            worst = s;
         }
         if (best < 0) break;
         shown[best] = 1;
-        const Fp8Stats *t = &g->scales[best].logged;
         const int layer = scale_name(g, best, name);
-        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%  %9.5f%%  %s\n", layer, name,
-               bits_float(t->amax_bits), g->scales[best].logged_scale,
-               100.0 * t->saturated / t->count, 100.0 * t->flushed / t->count,
-               row == 0   ? " <- most saturated"
-               : row == 4 ? " <- most flushed to zero"
-                          : "");
+        printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%    %9.5f%%  ", layer, name, worst.amax,
+               worst.scale, 100 * worst.saturated, 100 * worst.flushed);
+        if (isnan(worst.sqnr)) printf("      -\n");
+        else printf("%4.1f dB\n", worst.sqnr);
     }
+    printf("With E4M3 31 dB are normal, with E5M2 25. Less means values that saturate or "
+           "underflow.\n");
     free(shown);
 }
+
+// Another run's directory and log, and how far the log was read.
+typedef struct {
+    char dir[PATH_MAX], precision[32];
+    const char *at;
+    double row[4]; // its row there
+} Baseline;
 
 // Everything that one call of the program works with.
 struct Run {
@@ -4423,9 +4496,10 @@ struct Run {
     Dataset train, val;
     ValidationSet validation;
     Tokenizer tokenizer;
-    // Another run's directory and log ("": none), and how far the log was read.
-    const char *baseline_dir, *baseline, *baseline_at;
-    double baseline_row[4]; // its row there
+    Baseline baselines[2]; // runs that gaps are measured against
+    int baseline_count;
+    int longer;                      // its log has another number of steps
+    char baseline_note[2][PATH_MAX]; // why a baseline is not taken, or ""
     MemoryPlan plan;
     Progress progress;
     StateFile state;      // that it resumes from
@@ -4480,6 +4554,15 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     free(logits);
 }
 
+// Prints the gaps of a validation loss to the baselines' losses after the same step.
+static void gaps_print(Run *r, long step, double loss) {
+    for (int i = 0; i < r->baseline_count; i++) {
+        Baseline *b = &r->baselines[i];
+        if (log_validation(&b->at, b->row, step))
+            printf("%s %s %+.6f", i ? "," : " | gap to", b->precision, loss - b->row[3]);
+    }
+}
+
 // Mean loss over the validation set, in nats a token.
 static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
@@ -4491,9 +4574,7 @@ static double run_validate(Run *r, long step) {
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
-    if (log_validation(&r->baseline_at, r->baseline_row, step))
-        printf("  |  %s: %.6f, gap %+.6f", r->baseline_dir, r->baseline_row[3],
-               loss - r->baseline_row[3]);
+    gaps_print(r, step, loss);
     printf("\n");
     return loss;
 }
@@ -4529,53 +4610,109 @@ static char *run_header(const Run *r) {
     return text;
 }
 
+// Prints `# key<TAB>value` lines to the screen, as two columns. Options that have their default are
+// shown with --verbose only.
+static void lines_print(const char *line, int verbose) {
+    char key[64];
+    for (int n = strcspn(line, "\n"); *line; line += n + 1, n = strcspn(line, "\n")) {
+        const int end = strcspn(line, "\t");
+        snprintf(key, sizeof(key), "%.*s", end - 2, line + 2);
+        const int i = option_index(key);
+        const char *usual = i < 0 ? "\t" : option_specs[i].initial;
+        const int differs =
+            strncmp(line + end + 1, usual, strlen(usual)) || end + 1 + (int)strlen(usual) != n;
+        if (verbose || differs) printf("%-16s %.*s\n", key, n - end - 1, line + end + 1);
+    }
+}
+
 // Returns the name of the first thing in which another log's run differs from this one: data,
-// shape, seeds, a hyper-parameter. The precision may differ. NULL: nothing.
-static const char *run_difference(const Run *r, const char *log) {
+// shape, seeds, a hyper-parameter. The precision may differ. resumed: it is this run's own log,
+// before it goes on, maybe longer. NULL: nothing.
+static const char *run_difference(const Run *r, const char *log, int resumed) {
     char theirs[PATH_MAX], mine[PATH_MAX];
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        if (s->scope == FIXED &&
-            strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine)))
-            return s->name;
+        if (s->scope != FIXED || (resumed && option_is_length(s))) continue;
+        if (strcmp(text_value(log, s->name, theirs), option_text(&r->o, s, mine))) return s->name;
     }
     if (strtoull(text_value(log, "data_hash", theirs), NULL, 16) != r->train.hash)
         return "data_hash";
     if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
     path_print(mine, "%.9g", r->validation.floor); // whole stories, or windows
     if (strcmp(text_value(log, "floor", theirs), mine)) return "floor (NAME.floor.tsv)";
+    path_print(mine, "\n%ld\t", r->o.steps);
+    if (!resumed && !strstr(log, mine)) return "last step (not finished)";
     return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
 }
 
-// A resume must find the data that the run began with. A baseline must be the same run except for
-// its precision.
-static void run_logs_compare(Run *r) {
-    const char *asked = r->o.baseline[0] ? r->o.baseline : NULL, *different;
+// A resume must find the data that the run began with.
+static void run_resume_check(Run *r) {
     char path[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir.path);
-    if (r->o.resume) {
-        char *mine = text_read(path);
-        EXPECT(
-            mine,
-            "%s: the run's log is missing; bring it back, or begin another run with its model (-e)",
-            path);
-        different = run_difference(r, mine);
-        text_free(mine);
-        EXPECT(!different,
-               "%s: the run's %s is another than now; bring the data back that it began with", path,
-               different);
-    }
-    r->baseline_dir = asked ? asked : "log/fp16";
-    path_print(path, "%s/log.tsv", r->baseline_dir);
-    const char *text = text_read(path);
-    EXPECT(!asked || text, "option --baseline: %s: cannot open: %s", path, strerror(ENOENT));
-    if (!text) return;
-    different = run_difference(r, text);
-    EXPECT(!asked || !different, "option --baseline: %s is another run: its %s differs", asked,
+    char *mine = text_read(path);
+    EXPECT(mine,
+           "%s: the run's log is missing; bring it back, or begin another run with its model (-e)",
+           path);
+    const char *different = run_difference(r, mine, 1);
+    char steps[2][PATH_MAX];
+    r->longer = atol(text_value(mine, "steps", steps[0])) != r->o.steps ||
+                atol(text_value(mine, "schedule-steps", steps[1])) != r->o.schedule_steps;
+    text_free(mine);
+    EXPECT(!different,
+           "%s: the run's %s is another than now; bring the data back that it began with", path,
            different);
-    if (different || !strcmp(r->baseline_dir, r->dir.path)) return;
-    r->baseline = r->baseline_at = text;
-    memory_taken += strlen(text); // of our own log, as long, which run_summary() reads
+}
+
+// Writes the directory of the newest run of a precision under log/; with r, of the newest finished
+// one that differs in nothing else. Returns whether there is one.
+static int log_newest(const char *precision, const Run *r, char *dir) {
+    char value[PATH_MAX];
+    struct stat st;
+    double newest = 0;
+    glob_t found;
+    if (glob("log/*/log.tsv", 0, NULL, &found)) found.gl_pathc = 0;
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        const char *path = found.gl_pathv[i];
+        if (access(path, R_OK) || stat(path, &st) || !S_ISREG(st.st_mode)) continue;
+        const double time = st.st_mtim.tv_sec + 1e-9 * st.st_mtim.tv_nsec;
+        char *text = text_read(path);
+        if (time >= newest && !strcmp(text_value(text, "precision", value), precision) &&
+            (!r || !run_difference(r, text, 0))) {
+            path_print(dir, "%.*s", (int)(strrchr(path, '/') - path), path);
+            newest = time;
+        }
+        text_free(text);
+    }
+    globfree(&found);
+    return newest > 0;
+}
+
+// Opens the baselines: --baseline, or the newest finished FP16 and BF16 runs under log/ that differ
+// in the precision alone.
+static void run_baselines(Run *r) {
+    static const char *const precisions[] = {"fp16", "bf16"};
+    const char *asked = r->o.baseline;
+    char path[PATH_MAX];
+    for (int i = 0; i < (asked[0] ? 1 : 2); i++) {
+        Baseline *b = &r->baselines[r->baseline_count];
+        if (asked[0]) path_print(b->dir, "%s", asked);
+        else if (!strcmp(precisions[i], PRECISION_NAME) ||
+                 !(log_newest(precisions[i], r, b->dir) || log_newest(precisions[i], NULL, b->dir)))
+            continue;
+        path_print(path, "%s/log.tsv", b->dir);
+        char *text = text_read(path);
+        const char *different = text ? run_difference(r, text, 0) : "log.tsv";
+        EXPECT(!different || !r->given[option_index("baseline")],
+               "option --baseline: %s is another run: its %s differs", asked, different);
+        if (different) {
+            snprintf(r->baseline_note[i], PATH_MAX, "%.900s: its %s differs", b->dir, different);
+            if (text) text_free(text);
+            continue;
+        }
+        snprintf(b->precision, sizeof(b->precision), "%.31s", text_value(text, "precision", path));
+        b->at = text;
+        r->baseline_count++;
+    }
 }
 
 static void run_batch(Run *r, long index, int *tokens, int *targets) {
@@ -4585,7 +4722,9 @@ static void run_batch(Run *r, long index, int *tokens, int *targets) {
 // Runs step `step` (from 0) and returns its mean loss. Ends the program if something is not finite.
 static double run_step(Run *r, long step, double *norm, float *lr) {
     const Options *o = &r->o;
-    *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup, o->steps);
+    *lr = schedule_lr((Schedule)o->schedule, o->lr, o->final_lr, step, o->warmup,
+                      o->schedule_steps ? o->schedule_steps : o->steps);
+    r->g.logged_loss_scale = r->g.loss_scale;
     const AdamW adamw = {*lr, (float)o->beta1, (float)o->beta2, (float)o->eps,
                          (float)o->weight_decay};
     const int micro_batches = o->total_batch / (r->g.B * r->g.config.T);
@@ -4600,31 +4739,30 @@ static double run_step(Run *r, long step, double *norm, float *lr) {
     return results.loss;
 }
 
-// Prints the curves of this run and its baseline, and where the files are.
-static void run_summary(const Run *r, double val_loss, double seconds, long steps) {
+// Prints what the run came to, where its files are, and what to do next.
+static void run_summary(Run *r, double val_loss, double seconds, long steps) {
     char text[PATH_MAX];
     const long step = r->progress.step;
+    const char *dir = r->dir.path;
     if (IS_FP8) scale_table_print(&r->g);
-    if (r->baseline[0]) {
-        path_print(text, "%s/log.tsv", r->dir.path);
-        const char *ours = text_read(text), *theirs = r->baseline;
-        double a[4] = {0}, b[4] = {0};
-        text_value(r->baseline, "precision", text);
-        printf("\n  step   %8s   %8s        gap   (validation loss; %s: %s)\n", text,
-               PRECISION_NAME, text, r->baseline_dir);
-        for (long i = 1; ours && i <= step; i++)
-            if (log_validation(&ours, a, i) && log_validation(&theirs, b, i))
-                printf("%6ld   %8.5f   %8.5f   %+8.5f\n", i, b[3], a[3], a[3] - b[3]);
-    }
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     backend_summary(r);
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0)
         printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
-    printf("\nlog         %s/log.tsv%s\n", r->dir.path, IS_FP8 ? " and scales.tsv" : "");
-    if (r->o.checkpoint_every && step)
-        printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", r->dir.path, step, step);
+    gaps_print(r, step, val_loss);
+    printf("\nlog         %s/log.tsv%s\n", dir, IS_FP8 ? " and scales.tsv" : "");
+    if (r->o.checkpoint_every && step) {
+        printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", dir, step, step);
+        printf("go on       ./%s -y -o '%s' -x %ld\n", PROGRAM, dir, 2 * step);
+        printf("generate    ./%s -y -o '%s' --prompt 'Once there was'\n", PROGRAM, dir);
+    }
+    printf("compare     ");
+    if (!r->baseline_count) printf("train the same in FP16 and BF16 (./train_gpt_fp16), then ");
+    printf("build/compare --logs");
+    for (int i = 0; i < r->baseline_count; i++) printf(" '%s'", r->baselines[i].dir);
+    printf(" '%s'\n", dir);
 }
 
 // Whether something is due after this step: after every `every` steps and after the last.
@@ -4653,15 +4791,22 @@ static double step_flops(const Run *r) {
     const double C = c->C, matrices = 12 * C * C * c->L + c->Vp * C;
     return r->o.total_batch * (6 * matrices + 6.0 * c->L * C * c->T);
 }
-static void step_print(const Run *r, long step, const StepReport *s) {
+// In a terminal every step rewrites one line, which ends where something else is printed. Elsewhere
+// a line is printed every --print-every steps and where something else is.
+static void step_print(const Run *r, long step, const StepReport *s, int ends) {
     const Options *o = &r->o;
-    char left[64], speed[64];
-    const int width = 10 * step / o->steps;
-    printf("%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f | %.0f tok/s | %s%s\n",
-           step, o->steps, width, "##########", 10 - width, "..........",
-           duration_text(s->each * (o->steps - step), left), s->loss, s->lr, s->norm,
-           o->total_batch / s->seconds, backend_speed(step_flops(r) / s->seconds * 1e-9, speed),
-           isfinite(s->norm) ? "" : " | overflow: step skipped");
+    const int live = isatty(STDOUT_FILENO), width = 10 * step / o->steps;
+    char left[64], speed[64], line[512];
+    if (!live && !ends && !step_is_due(o, step, o->print_every) && isfinite(s->norm)) return;
+    snprintf(line, sizeof(line),
+             "%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f%s | %.0f tok/s | %s",
+             step, o->steps, width, "##########", 10 - width, "..........",
+             duration_text(s->each * (o->steps - step), left), s->loss, s->lr, s->norm,
+             isfinite(s->norm) ? "" : ", overflow: step skipped", o->total_batch / s->seconds,
+             backend_speed(step_flops(r) / s->seconds * 1e-9, speed));
+    if (live) printf("\r\033[K%.79s%s", line, ends ? "\n" : "");
+    else printf("%s\n", line);
+    fflush(stdout);
 }
 static void step_log(Run *r, long step, const StepReport *s, double val_loss) { // NAN: none
     char val_text[64] = "-";
@@ -4694,7 +4839,9 @@ static int run_train(Run *r) {
 
         const StepReport report = {loss,       norm, lr,
                                    loss_scale, t,    (seconds_now() - begin) / (step - first)};
-        step_print(r, step, &report);
+        step_print(r, step, &report,
+                   step == first + 1 || step_is_due(o, step, o->val_every) ||
+                       step_is_due(o, step, o->sample_every) || interrupted || last);
         if (step_is_due(o, step, o->val_every)) val_loss = run_validate(r, step);
         step_log(r, step, &report, step_is_due(o, step, o->val_every) ? val_loss : NAN);
         if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
@@ -4772,7 +4919,7 @@ static void run_open_numbers(Run *r) {
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
-        const long step = run_directory(&r->dir, o->out, 1, r->trains);
+        const long step = run_directory(&r->dir, o, 1, r->trains);
         path_print(r->state.path, "%s/state_%08ld.bin", r->dir.path, step);
         path_print(r->model, "%s/model_%08ld.bin", r->dir.path, step);
         state_check(&r->state);
@@ -4780,6 +4927,7 @@ static void run_open(Run *r) {
         r->progress = r->state.progress;
     }
     options_recipes(o, &r->g);
+    if ((o->eval || r->prompts) && !o->resume) options_bare(o, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
         if (!o->val[0] && !strcmp(o->train, option_specs[option_index("train")].initial))
@@ -4804,6 +4952,10 @@ static void run_open(Run *r) {
     r->g.recompute = o->recompute;
     run_open_numbers(r);
     V = r->g.config.V;
+    char beside[PATH_MAX]; // the shards
+    const char *slash = strrchr(o->train, '/');
+    path_print(beside, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash + 1 - o->train) : 0, o->train);
+    if (V == GPT2_VOCAB && !o->tokenizer[0] && !access(beside, F_OK)) o->tokenizer = strdup(beside);
     r->tokenizer.V = V;
     r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);
     if (o->tokenizer[0]) r->tokenizer = tokenizer_open(o->tokenizer, V);
@@ -4814,10 +4966,11 @@ static void run_open(Run *r) {
         dataset_windows(&r->val, "validation", o->seq_len, 1);
         r->validation = validation_open(&r->val, o->seq_len, o->val_rows);
     }
-    if (r->trains) run_logs_compare(r);
+    if (o->resume && r->trains) run_resume_check(r);
+    if (r->trains) run_baselines(r);
     backend_open(r);
     r->plan = memory_check(&r->g);
-    if (r->trains && !o->resume) run_directory(&r->dir, o->out, 0, 1);
+    if (r->trains && !o->resume) run_directory(&r->dir, o, 0, 1);
 }
 
 // Runs when the program ends: everything that it printed must have been written. (Ctrl-C also ends
@@ -4858,13 +5011,12 @@ int main(int argc, char **argv) {
     }
     r->prompts = r->given[option_index("prompt")];
     r->trains = !r->prompts && !o->eval;
-    r->baseline = r->baseline_at = "";
     run_open(r);
     backend_start(r);
     gpt_allocate(&r->g);
     if (r->model[0]) model_load(&r->g, &r->model_file);
     else gpt_init(&r->g, o->seed);
-    if (gpt_scales_loss(&r->g)) r->g.loss_scale = LOSS_SCALE_INIT;
+    options_loss_scale(o, &r->g);
     if (o->resume) state_load(&r->g, &r->state);
     if (r->prompts) {
         run_write(r, o->prompt, o->generate, o->seed);
@@ -4873,8 +5025,10 @@ int main(int argc, char **argv) {
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
-    lines_print(header);
+    lines_print(header, o->verbose);
     backend_note(r);
+    for (int i = 0; i < 2; i++)
+        if (r->baseline_note[i][0]) printf("note: no gap to %s\n", r->baseline_note[i]);
     if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
     if (o->val[0] && r->val.hash == r->train.hash)
         printf("note: train and val are the same data\n");
@@ -4890,7 +5044,11 @@ int main(int argc, char **argv) {
     if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
     log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
     if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
-    if (o->resume) backend_resumed(r);
+    if (o->resume) {
+        backend_resumed(r);
+        if (r->longer)
+            fprintf(r->log, "# steps\t%ld\n# schedule-steps\t%ld\n", o->steps, o->schedule_steps);
+    }
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     return run_train(r);

@@ -117,7 +117,6 @@ int main(int argc, char **argv) {
     Run *r = &run;
     Gpt *g = &r->g;
     r->o = options_parse(argc, argv, r->given);
-    r->baseline = r->baseline_at = "";
     run_open(r);
     const size_t B = g->B, rows = B * g->config.T;
     g->B = 1; // where things lie does not depend on it
@@ -125,7 +124,10 @@ int main(int argc, char **argv) {
     memory_check(g);
     machine_init(r->o.sum_order);
     gpt_allocate(g);
+    options_loss_scale(&r->o, g);
     recipes_print(g);
+    printf("loss scale: %g%s\n", g->loss_scale,
+           gpt_scales_loss(g) ? " at first; an overflow halves it, 1000 good steps double it" : "");
     printf("\nlayer   matrix  product        M       N       K  operand format scale               "
            "        "
            "bytes  made by\n");

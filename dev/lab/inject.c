@@ -93,7 +93,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     Run *r = &run;
     Options *o = &r->o;
     *o = options_parse(argc, argv, r->given);
-    r->trains = 1, r->baseline = r->baseline_at = "";
+    r->trains = 1;
     path_print(r->dir.path, "%s", "nowhere");
     r->prompts = 0;
     EXPECT(options_depth(o), "option --model: expected a depth; this trains from new weights");
@@ -113,7 +113,7 @@ static int train(int argc, char **argv, const char *out, int fault, long step, i
     machine_init(o->sum_order);
     gpt_allocate(&r->g);
     gpt_init(&r->g, o->seed);
-    if (gpt_scales_loss(&r->g)) r->g.loss_scale = LOSS_SCALE_INIT;
+    options_loss_scale(o, &r->g);
     float *kept =
         (float *)memory_allocate(8 * (size_t)r->g.config.C * r->g.config.C * sizeof(float));
     unlink(out);
