@@ -1825,13 +1825,13 @@ static void model_begin(Gpt *g, uint64_t seed, const char *recipe) {
     gpt_init(g, seed);
     g->record = RECORD_STATS;
 }
-static void model_make(Gpt *g, int fp8_head) {
+static void model_make(Gpt *g, int fp8_head, const char *recipe) {
     Config c = {MODEL_T, MODEL_V, 128, 2, 2, 32};
     memset(g, 0, sizeof(*g));
     g->config = c;
     g->B = MODEL_B;
     g->fp8_head = fp8_head;
-    model_begin(g, 7, "delayed=3");
+    model_begin(g, 7, recipe);
     for (int i = 0; i < MODEL_R; i++) {
         model_tokens[i] = (int)(random_u64(1, 1, i) % MODEL_V);
         model_targets[i] = (int)(random_u64(1, 2, i) % MODEL_V);
@@ -1897,7 +1897,7 @@ static const float *gpt_decode(Gpt *g, const int *tokens, int n, int pos) {
 static uint64_t three_steps(int threads, int fp8_head, int disturbed) {
     Gpt g;
     threads_set(threads);
-    model_make(&g, fp8_head);
+    model_make(&g, fp8_head, "delayed=3");
     for (long t = 1; t <= 3; t++) {
         model_step(&g, t, 1e-2f);
         if (!disturbed) continue;
@@ -2081,8 +2081,9 @@ static void model_micro_batches(Gpt *g) {
           "model: a history advances once a step, whatever the micro-batches",
           "%d, then %d entries, expected 2 and 3", before, (int)s->amax_count);
 }
-// Decoding with a KV cache, token by token, against whole prefixes.
-static void model_decoding(Gpt *g) {
+// How many positions have other logits when decoded token by token with a KV cache than in a whole
+// prefix.
+static int cache_differs(Gpt *g) {
     float *cached = floats(MODEL_T * 128);
     int wrong = 0;
     g->record = RECORD_NONE;
@@ -2090,7 +2091,36 @@ static void model_decoding(Gpt *g) {
         memcpy(cached + t * 128, gpt_decode(g, model_tokens + t, 1, t), 128 * 4);
     for (int t = 0; t < MODEL_T; t++)
         wrong += bits_differ(cached + t * 128, gpt_decode(g, model_tokens, t + 1, 0), MODEL_V) != 0;
-    check_none(wrong,
+    return wrong;
+}
+static void test_model_cache(void) {
+    static const char *const recipes[] = {"current",         "delayed=3", "te", "scale=16",
+                                          "rowwise",         "deepseek",  "mx", "mx+floor",
+                                          "te+x:block=1xall"}; // the last: of a bare model
+    int wrong = 0, same = 1;
+    for (int i = COUNT(recipes) - 1; i >= 0 && IS_FP8; i--) {
+        const Options o = {0};
+        Gpt g;
+        model_make(&g, 0, recipes[i]);
+        if (i < COUNT(recipes) - 1) model_step(&g, 1, 1e-2f);
+        else {
+            recipe_parse(g.recipes, "te", "test");
+            options_bare(&o, &g);
+            same = !memcmp(g.recipes, &g.scales->recipe, sizeof(ScalingRecipe));
+        }
+        if (i) wrong += cache_differs(&g);
+        else
+            check(cache_differs(&g), "model: planted fault: own amax leaks through positions",
+                  "none differs");
+        model_end(&g);
+    }
+    if (IS_FP8)
+        check(!wrong && same, "model: a KV cache gives a whole prefix's bits, by 8 recipes",
+              "%d positions differ; a bare model's recipe: %d", wrong, same);
+}
+static void model_decoding(Gpt *g) {
+    float *cached = floats(MODEL_T * 128);
+    check_none(cache_differs(g),
                "model: decoding through the KV cache gives the bits of a whole forward pass");
     memcpy(cached, gpt_decode(g, model_tokens, 8, 0), 128 * 4);
     gpt_decode(g, model_tokens, 3, 0);
@@ -2102,7 +2132,7 @@ static void test_model(void) {
     Gpt g;
     threads_set(2);
     bytes_allocated = 0;
-    model_make(&g, 0);
+    model_make(&g, 0, "delayed=3");
     memory_taken = 0; // by other tests
     size_t not_allocated = PROGRAM_BYTES + ((size_t)thread_count() << 15),
            plan = memory_plan(&g).total - not_allocated;
@@ -2121,7 +2151,7 @@ static void test_model(void) {
 
     double loss = 0;
     size_t padded = 0;
-    model_make(&g, IS_FP8);
+    model_make(&g, IS_FP8, "delayed=3");
     for (long t = 1; t <= 120; t++) loss = model_step(&g, t, t < 100 ? 1e-2f : 2e-3f);
     check(loss < 0.1, "model: one batch is learnt by heart in 120 steps (loss below 0.1)",
           "loss %.4f", loss);
@@ -2154,7 +2184,7 @@ static void schedules_check(void) {
 static void test_optimizer(void) {
     Gpt g;
     threads_set(2);
-    model_make(&g, 0);
+    model_make(&g, 0, "delayed=3");
     size_t n = g.param_count;
     double *w = doubles_of_floats(g.master, n), *m = doubles(n), *v = doubles(n), norm = 0;
     AdamW o = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f};
@@ -2374,14 +2404,14 @@ static uint64_t step_after_load(int lose) {
     char options[] = "train\tx\n";
     uint64_t sum;
     memset(&f, 0, sizeof(f));
-    model_make(&g, IS_FP8);
+    model_make(&g, IS_FP8, "delayed=3");
     for (long t = 1; t <= 4; t++) model_step(&g, t, 1e-2f);
     g.loss_scale = 512;
     Directory work = work_directory();
     p.model_checksum = model_save(&g, &work, "model.bin");
     state_save(&g, &work, "state.bin", &p, options);
     gpt_free(&g);
-    model_make(&h, IS_FP8);
+    model_make(&h, IS_FP8, "delayed=3");
     File model = file_open("model.bin", 0);
     Config c = model_check(&model, &sum);
     if (sum != p.model_checksum) return 3;
@@ -2401,7 +2431,7 @@ static uint64_t step_after_load(int lose) {
 static void test_checkpoint(void) {
     Gpt g;
     threads_set(2);
-    model_make(&g, IS_FP8);
+    model_make(&g, IS_FP8, "delayed=3");
     for (long t = 1; t <= 5; t++) model_step(&g, t, 1e-2f);
     uint64_t straight = fingerprint(&g);
     check_bits(step_after_load(0), straight,
@@ -2427,7 +2457,7 @@ static void test_checkpoint(void) {
     }
     gpt_free(&g);
     file_put("bf16.bin", file, 1024 + (n - 1024) / 2);
-    model_make(&g, 0);
+    model_make(&g, 0, "delayed=3");
     File bf16 = file_open("bf16.bin", 0);
     model_check(&bf16, &sum);
     model_load(&g, &bf16);
@@ -2549,7 +2579,7 @@ static void test_run_overflow(void) {
     memset(&r, 0, sizeof(r));
     r.o = options_parse(1, argv, r.given);
     threads_set(2);
-    model_make(&r.g, 0);
+    model_make(&r.g, 0, "delayed=3");
     r.o.lr = 1e-3;
     r.o.warmup = 0;
     r.o.total_batch = MODEL_R;
@@ -2598,14 +2628,14 @@ static void test_tiles(void) {
 static const struct {
     const char *name;
     void (*run)(void);
-} groups[] = {TEST(fp8_codes),    TEST(fp8_blocks),   TEST(fp8_sixteen_bits),
-              TEST(fp8_fma),      TEST(scale_update), TEST(scale_quantize),
-              TEST(recipes),      TEST(math),         TEST(product),
-              TEST(blocks),       TEST(layers),       TEST(gradients),
-              TEST(fp8_layer),    TEST(fp8_mixed),    TEST(model_bits),
-              TEST(model),        TEST(optimizer),    TEST(data),
-              TEST(checkpoint),   TEST(options),      TEST(run),
-              TEST(run_overflow), TEST(tiles)};
+} groups[] = {TEST(fp8_codes),   TEST(fp8_blocks),   TEST(fp8_sixteen_bits),
+              TEST(fp8_fma),     TEST(scale_update), TEST(scale_quantize),
+              TEST(recipes),     TEST(math),         TEST(product),
+              TEST(blocks),      TEST(layers),       TEST(gradients),
+              TEST(fp8_layer),   TEST(fp8_mixed),    TEST(model_bits),
+              TEST(model_cache), TEST(model),        TEST(optimizer),
+              TEST(data),        TEST(checkpoint),   TEST(options),
+              TEST(run),         TEST(run_overflow), TEST(tiles)};
 
 static int usage(const char *program) {
     printf("usage: %s [--exhaustive] [--only NAME]; groups:", program);

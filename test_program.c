@@ -476,6 +476,10 @@ static const BadOption bad_options[] = {
     {"--baseline /no/run", "/no/run"},
     {"-y 2", "2"},
     {"--eval=1", "--eval"},
+    {"--loss-scale 3", "power of two"},
+    {"--loss-scale on", "--loss-scale"},
+    {"--loss-scale=", "--loss-scale"},
+    {"--loss-scale 0x1p30", "--loss-scale"},
     {"--steps=", "--steps"},
 };
 static const BadOption bad_recipes[] = {
@@ -821,6 +825,115 @@ static void test_run_memory(void) {
                   "-y --sum-order pairs -o tiles-again");
 }
 
+// A run that goes on longer. The schedule ends where it did, or is moved.
+static void test_run_longer(void) {
+    const char *options = TINY "-v 4 -n 4 --keep 0";
+    run("%s -x 16 --schedule-steps 8 -o long16", options);
+    run("%s -x 16 -o moved16", options);
+    run("%s -x 8 -o held", options);
+    copy("held", "moved");
+    check_refused("run: a shorter --steps is refused, and names -e", "(-e)", "-y -o held -x 6");
+    check_refused("run: --schedule-steps alone is refused", "--schedule-steps",
+                  "-y -o held --schedule-steps 16");
+    check_done("run: -y -x 16 goes on after 8 steps", "-y -o held -x 16");
+    check(files_same("held/model_00000016.bin", "long16/model_00000016.bin"),
+          "run: its learning rate stays at the schedule's end, as with --schedule-steps 8",
+          "the models differ");
+    const char *log = file_text("held/log.tsv");
+    check(strstr(log, "\n# steps\t16\n# schedule-steps\t8\n9\t") != NULL,
+          "run: its log says so before row 9", "it does not");
+    check_done("run: such a run resumes", "-y -o held");
+    check_done("run: -y -x 16 --schedule-steps 16", "-y -o moved -x 16 --schedule-steps 16");
+    unfinish("moved", 12, 16, 4);
+    check_done("run: such a run goes on after a kill", "-y -o moved");
+    double first, last, step, as_moved, as_held;
+    log_losses("moved", &first, &as_moved, &step);
+    log_losses("held", &first, &as_held, &step);
+    log_losses("long16", &first, &last, &step);
+    check(step == 16 && as_held == last && as_moved != last,
+          "run: a moved schedule makes another run", "step %g, losses %g %g %g", step, as_held,
+          as_moved, last);
+}
+
+// Without --out: names of directories; baselines. The log of another precision is this one's with
+// another word.
+static void test_run_defaults(void) {
+    char own[8];
+    sscanf(run("--version").output, "train_gpt_%7[a-z0-9]", own);
+    const char *other = strcmp(own, "fp16") ? "fp16" : "bf16", *dir = text("log/%s", own);
+    const char *options = TINY "-x 4 -v 2 -n 4";
+    check_done("run: without --out, to log/PRECISION", "%s", options);
+    check(exists(text("%s/log.tsv", dir)), "run: its log is there", "%s/log.tsv is not", dir);
+    char *log = (char *)(uintptr_t)file_text(text("%s/log.tsv", dir));
+    const char *rest = strstr(log, text("# precision\t%s\n", own));
+    if (!check(rest != NULL, "run: its log names the precision", "it does not")) return;
+    log = text("%.*s# precision\t%s%s", (int)(rest - log), log, other, rest + 12 + strlen(own));
+    mkdir("log/elsewhere", 0777);
+    file_put("log/elsewhere/log.tsv", log, strlen(log));
+    Child child = run("%s", options);
+    check(strstr(child.output, text("gap to %s +0.000000", other)) &&
+              exists(text("%s-2/log.tsv", dir)),
+          "run: the gap to the newest finished run of another precision is printed", "%s %s",
+          child.output, child.error);
+    child = run("%s -l 2e-3", options);
+    check(strstr(child.output, "note: no gap to log/elsewhere: its lr differs") != NULL,
+          "run: a baseline that is not taken says why", "%s", child.output);
+    log[strlen(log) - 8] = 0;
+    *strrchr(log, '\n') = 0;
+    file_put("log/elsewhere/log.tsv", log, strlen(log));
+    child = run("%s", options);
+    check(strstr(child.output, "not finished") && !strstr(child.output, "gap to fp16 +"),
+          "run: nor is one that is not finished", "%s", child.output);
+    if (is_fp8) {
+        run("%s --recipe mx", options);
+        check(exists("log/fp8-mx/log.tsv"), "run: of another recipe, to log/fp8-RECIPE",
+              "it is not");
+    }
+    child = run("-y");
+    check(strstr(child.output, text("%s-", dir)) != NULL, "run: a bare -y takes the newest run",
+          "%s", child.output);
+}
+
+// What a pipe shows; units of gradients; a model without its state.
+static void test_run_screen(void) {
+    static const int every[] = {0, 1, 4}, lines[] = {3, 8, 4}; // and steps 1, 4, 8
+    for (int i = 0; i < 3; i++) {
+        const Child child = run(TINY "-x 8 -v 4 -n 8 --print-every %d -o every%d", every[i], i);
+        int found = 0;
+        for (const char *at = child.output; (at = strstr(at, " left | ")) != NULL; at++) found++;
+        check(found == lines[i] - (every[i] == 4), text("run: --print-every %d", every[i]),
+              "%d lines of %d", found, lines[i]);
+    }
+    const Child small = run("%s", TINY "-x 1 -n 0 -o small"),
+                all = run("%s", TINY "-x 1 -n 0 --verbose -o all");
+    check(!strstr(small.output, "beta1") && strstr(all.output, "beta1"),
+          "run: the header has all options with --verbose only", "%s %s", small.output, all.output);
+    if (!is_fp8) return;
+    double amax[2];
+    for (int i = 0; i < 2; i++) {
+        run(TINY "-x 1 -v 0 -n 0 --scales-every 1 --recipe %s -o unit%d", i ? "scale=1" : "delayed",
+            i);
+        const char *row = strstr(file_text(text("unit%d/scales.tsv", i)), "fcproj.dy\t");
+        amax[i] = row ? atof(row + 10) : 0;
+    }
+    check(amax[0] > 0 && amax[1] > amax[0] / 1.1 && amax[1] < amax[0] * 1.1,
+          "run: amax of a gradient is without the loss scale", "%g and %g", amax[0], amax[1]);
+    run(TINY "-x 4 -v 0 -n 0 --recipe scale=1 --loss-scale off -o unscaled");
+    run(TINY "-x 4 -v 0 -n 0 --recipe scale=1 --loss-scale 8 -o eight");
+    check(strstr(file_text("unscaled/log.tsv"), "\t1\t") &&
+              strstr(file_text("eight/log.tsv"), "\t8\t"),
+          "run: --loss-scale off and 8 are in the log's rows", "they are not");
+    const char *model = "every1/model_00000008.bin", *at[2];
+    for (int i = 0; i < 2; i++) {
+        at[i] = strstr(
+            run("--eval -e %s -i " TEXT " -t 16 --val-rows 8 -b %d", model, 1 + 3 * i).output,
+            "loss ");
+        at[i] = at[i] ? text("%.13s", at[i]) : "";
+    }
+    check(*at[0] && !strcmp(at[0], at[1]), "run: a bare model's loss does not depend on --batch",
+          "%s and %s", at[0], at[1]);
+}
+
 // A disk that is full at a checkpoint: a limit on the size of files, which every child inherits,
 // stands for it.
 static void test_run_disk_full(void) {
@@ -858,6 +971,9 @@ static const struct {
     {"run", test_run},
     {"run_recipes", test_run_recipes},
     {"run_memory", test_run_memory},
+    {"run_longer", test_run_longer},
+    {"run_defaults", test_run_defaults},
+    {"run_screen", test_run_screen},
     {"run_disk_full", test_run_disk_full},
     {"explain", test_explain},
 };

@@ -3343,9 +3343,7 @@ static void options_recipes(const Options *o, Gpt *g) {
 static void options_bare(const Options *o, Gpt *g) {
     ScalingRecipe *x = &g->recipes[OPERAND_X];
     if (o->fp8_head || !recipe_remembers(x)) return;
-    x->rule = SCALING_CURRENT;
-    x->across = 1;
-    x->along = INT_MAX;
+    recipe_blocks_set(x, "1xall", "option");
     if (x->rounding == ROUNDING_EXACT) x->rounding = ROUNDING_POW2;
 }
 
@@ -3861,7 +3859,7 @@ static void run_summary(Run *r, double val_loss, double seconds, long steps) {
         printf("generate    ./%s -y -o '%s' --prompt 'Once there was'\n", PROGRAM, dir);
     }
     printf("compare     ");
-    if (!r->baseline_count) printf("train the same in FP16 and BF16 (./train_gpt_fp16), then ");
+    if (!r->baseline_count) printf("train the same in another precision; then ");
     printf("build/compare --logs");
     for (int i = 0; i < r->baseline_count; i++) printf(" '%s'", r->baselines[i].dir);
     printf(" '%s'\n", dir);
