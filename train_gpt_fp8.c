@@ -2870,7 +2870,8 @@ static int log_validation(const char **at, double *row, double step) {
 
 // The scope of an option. FIXED: a part of the run's identity, which a resume may not change and a
 // comparison needs equal. FREE: a resume may change it. CALL: it concerns this call of the program
-// only. FP8: only the FP8 build has it. OWN: a part of the precision, so a comparison may differ in it.
+// only. FP8: only the FP8 build has it. OWN: a part of the precision, which compared runs may
+// differ in.
 enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
 
 // The one table that parser, --help, printed configuration, log header and state read. MAYBE: 0 or
@@ -4089,6 +4090,21 @@ static void surroundings_init(void) {
     atexit(output_check);
 }
 
+// What the user should know before the run begins.
+static void run_notes(const Run *r) {
+    const Options *o = &r->o;
+    const ScalingRecipe *x = &r->g.recipes[OPERAND_X];
+    backend_note(r);
+    for (int i = 0; i < 2; i++)
+        if (r->baseline_note[i][0]) printf("note: no gap to %s\n", r->baseline_note[i]);
+    if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
+    if (o->val[0] && r->val.hash == r->train.hash)
+        printf("note: train and val are the same data\n");
+    if (IS_FP8 && o->eval && x->rule != SCALING_CONSTANT && !recipe_blocks(x) &&
+        !(o->resume && recipe_remembers(x)))
+        printf("note: x is scaled by its own amax, so this loss depends on --batch\n");
+}
+
 // The tests have a main() of their own.
 #ifndef TESTING
 int main(int argc, char **argv) {
@@ -4126,12 +4142,7 @@ int main(int argc, char **argv) {
     backend_ready(r);
     char *header = run_header(r);
     lines_print(header, o->verbose);
-    backend_note(r);
-    for (int i = 0; i < 2; i++)
-        if (r->baseline_note[i][0]) printf("note: no gap to %s\n", r->baseline_note[i]);
-    if (o->warmup >= MAX(o->steps, 1)) printf("note: --warmup is longer than the run\n");
-    if (o->val[0] && r->val.hash == r->train.hash)
-        printf("note: train and val are the same data\n");
+    run_notes(r);
     if (o->eval) {
         run_validate(r, r->progress.step);
         return EXIT_DONE;
