@@ -4455,7 +4455,6 @@ static void scale_table_print(const Gpt *g) {
     printf("\nthe operands that lost most in the last step\n"
            "  layer operand          amax       scale   saturated   underflowed     SQNR\n");
     for (int row = 0; row < 8; row++) {
-        OperandReport worst = {0};
         double most = -INFINITY;
         int best = -1;
         for (int i = 0; i < g->scale_count; i++) {
@@ -4464,10 +4463,10 @@ static void scale_table_print(const Gpt *g) {
             if (shown[i] || !(lost > most)) continue; // NAN: was not quantized
             most = lost;
             best = i;
-            worst = s;
         }
         if (best < 0) break;
         shown[best] = 1;
+        const OperandReport worst = operand_report(g, best);
         const int layer = scale_name(g, best, name);
         printf("  %5d %-10s %10.3g  %10.4g  %9.5f%%    %9.5f%%  ", layer, name, worst.amax,
                worst.scale, 100 * worst.saturated, 100 * worst.flushed);
