@@ -25,13 +25,16 @@ DIR receives one directory for each run, and these files:
 Options:
     --arms LIST       what is compared, separated by commas [fp16,bf16,fp8]
     --seeds N         seeds 1 to N; or N-M [5]
-    --out DIR         [log/compare; with --pool log/pooled]
+    --out DIR         [log/compare; with --pool log/pooled, with --logs log/compare-logs]
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
     --jobs N          runs at a time, each on its share of the threads. Small models train faster
                       this way, but tokens/s and seconds are then those of a shared machine. [1]
     --bound X         a gap inside +-X nats counts as none [0.002]
     --pool A,B,..     trains nothing: compares the rows of these runs.tsv (of other seeds or other
                       machines) as one comparison, without curves
+    --logs DIR DIR .. trains nothing: compares runs that are there, as log/fp16 and log/fp8. Runs
+                      that differ in FP8's options make arms; runs with other data, another
+                      model or other seeds are left out, with a line that says why
     --statistics FILE reads two columns of numbers; prints n, mean difference, standard error, 95%
                       interval and p, and stops
 
@@ -71,7 +74,7 @@ static Directory output; // --out, locked; its files are written through it
 
 // ==== 1. statistics ============================================================================
 
-// The regularised incomplete beta function I_x(a, b) by its continued fraction (Lentz; Numerical
+// The regularized incomplete beta function I_x(a, b) by its continued fraction (Lentz; Numerical
 // Recipes 6.4).
 static double beta_fraction(double a, double b, double x) {
     double c = 1, d = 1 / (1 - (a + b) * x / (a + 1)), h = d;
@@ -151,7 +154,8 @@ typedef struct {
     double final_bf16; // the last validation of the same weights by the BF16 build; NAN: unknown
     double half_loss;  // mean of the validations after half of the steps
     double tok_s, mib;
-    long stopped_at; // its last step
+    long stopped_at;     // its last step
+    const char *damaged; // the first line of its rows that is no next row; NULL: there is none
 } TrainedRun;
 typedef struct {
     char label[256], build[16], options[256], slug[256];
@@ -169,7 +173,15 @@ static struct {
     int word_count;
     long steps;     // of a run; 0: unknown
     char data[160]; // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
-} all;
+} all = {.bound = 0.002};
+
+// The index of the arm with a label; -1: there is none.
+static int arm_index(const char *label) {
+    for (int a = 0; a < all.arm_count; a++) {
+        if (!strcmp(all.arms[a].label, label)) return a;
+    }
+    return -1;
+}
 
 // Appends the options that every run of an arm is given to argv[0 .. n): quiet, the common words,
 // the arm's own words, which are cut apart in `text`. Returns how many words there are then.
@@ -224,14 +236,19 @@ static void rows_read(TrainedRun *r) {
     for (at = at ? at + 1 + strcspn(at + 1, "\n") : ""; *at; at += strcspn(at, "\n")) {
         at += *at == '\n';
         double step, ms, tok_s;
+        if (*at == '#') continue;
         char val[32], *end;
         if (sscanf(at, "%lf\t%*f\t%*f\t%31s\t%*s\t%*s\t%*s\t%lf\t%lf", &step, val, &ms, &tok_s) !=
             4) {
+            r->damaged = at[strcspn(at, "\n")] ? at : NULL; // not a last row that is being written
             break;
         }
         const double loss = strtod(val, &end);
         const int validated = strcmp(val, "-") != 0;
-        if (step != (double)(r->stopped_at + 1) || (validated && *end)) break;
+        if (step != (double)(r->stopped_at + 1) || (validated && *end)) {
+            r->damaged = at;
+            break;
+        }
         r->stopped_at++;
         seconds += ms * 1e-3;
         rates += tok_s;
@@ -243,6 +260,18 @@ static void rows_read(TrainedRun *r) {
     r->tok_s = r->stopped_at ? rates / r->stopped_at : 0;
 }
 
+// The mean of a run's validations after half of its steps; NAN: there are none.
+static double half_mean(const TrainedRun *r, long steps) {
+    double sum = 0;
+    int n = 0;
+    for (int p = 0; p < r->points; p++) {
+        if (2 * r->step[p] <= (double)steps) continue;
+        sum += r->val[p];
+        n++;
+    }
+    return n ? sum / n : NAN;
+}
+
 // Reads a run's log. Returns whether the run is whole: its last step is there, with a validation.
 static int run_read(TrainedRun *r) {
     char path[PATH_MAX], value[PATH_MAX];
@@ -251,6 +280,7 @@ static int run_read(TrainedRun *r) {
     r->log = text_read(path);
     r->points = 0;
     r->stopped_at = 0;
+    r->damaged = NULL;
     r->final_loss = NAN;
     if (!r->log) return 0;
     rows_read(r);
@@ -259,14 +289,7 @@ static int run_read(TrainedRun *r) {
     const int last = r->points - 1;
     const int whole =
         steps > 0 && r->stopped_at == steps && last >= 0 && r->step[last] == (double)steps;
-    double sum = 0;
-    int half = 0;
-    for (int p = 0; p < r->points; p++) {
-        if (2 * r->step[p] <= (double)steps) continue;
-        sum += r->val[p];
-        half++;
-    }
-    r->half_loss = half ? sum / half : NAN;
+    r->half_loss = half_mean(r, steps);
     if (whole) r->final_loss = r->val[last];
     if (whole && !isfinite(r->final_loss)) {
         snprintf(r->died, sizeof(r->died), "diverged: its last validation loss is not finite");
@@ -274,32 +297,50 @@ static int run_read(TrainedRun *r) {
     return whole;
 }
 
+// Whether arms may differ in an option: in FP8's own, in the order of sums and in the loss scale.
+static int option_is_own(const OptionSpec *s) {
+    return s->scope == (FP8 | FIXED) || !strcmp(s->name, "sum-order") ||
+           !strcmp(s->name, "loss-scale");
+}
 // Whether an option makes two runs incomparable: all do that are part of a run's identity, but for
-// FP8's, the seeds, and the order of sums.
+// an arm's own and the seeds.
 static int option_is_shared(const OptionSpec *s) {
-    const char *name = s->name;
-    return s->scope == FIXED && strcmp(name, "seed") && strcmp(name, "data-seed") &&
-           strcmp(name, "sum-order");
+    return s->scope == FIXED && !option_is_own(s) && strcmp(s->name, "seed") &&
+           strcmp(s->name, "data-seed");
 }
-static void value_compare(const TrainedRun *r, const TrainedRun *first, const char *name) {
-    char mine[PATH_MAX], theirs[PATH_MAX];
-    text_value(r->log, name, mine);
-    text_value(first->log, name, theirs);
-    if (!strcmp(name, "attention_by") && (!*mine || !*theirs)) return; // one ran on the CPU
-    EXPECT(
-        !strcmp(mine, theirs),
-        "%s and %s are not of one configuration: %s is '%s' and '%s'; arms differ in FP8's options "
-        "alone",
-        r->dir, first->dir, name, mine, theirs);
+// What a log says of an option. An older log may lack it: then it had the default.
+static const char *log_option(const TrainedRun *r, const OptionSpec *s, char *value) {
+    if (!*text_value(r->log, s->name, value)) path_print(value, "%s", s->initial);
+    return value;
 }
-static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
-    static const char *const also[] = {"data_hash", "val_hash", "numerics",    "val-every",
-                                       "train",     "val",      "attention_by"};
-    char found[PATH_MAX], want[32];
+// The name of the first thing in which two runs differ that must be the same, and what both have;
+// NULL: there is none. Of `also`, the first n names count.
+static const char *config_difference(const TrainedRun *r, const TrainedRun *first, int n,
+                                     char *mine, char *theirs) {
+    static const char *const also[] = {"data_hash",    "val_hash",  "floor", "numerics",
+                                       "attention_by", "val-every", "train", "val"};
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if (option_is_shared(&option_specs[i])) value_compare(r, first, option_specs[i].name);
+        const OptionSpec *s = &option_specs[i];
+        if (!option_is_shared(s)) continue;
+        if (strcmp(log_option(r, s, mine), log_option(first, s, theirs))) return s->name;
     }
-    for (int i = 0; i < 7; i++) value_compare(r, first, also[i]);
+    for (int i = 0; i < n; i++) {
+        text_value(r->log, also[i], mine);
+        text_value(first->log, also[i], theirs);
+        if (!strcmp(also[i], "attention_by") && (!*mine || !*theirs)) continue; // one on the CPU
+        if (strcmp(mine, theirs)) return also[i];
+    }
+    return NULL;
+}
+enum { SAME_DATA = 5, SAME_COMMAND = 8 }; // how many names of `also` count
+
+static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
+    char found[PATH_MAX], want[PATH_MAX];
+    const char *name = config_difference(r, first, SAME_COMMAND, found, want);
+    EXPECT(!name,
+           "%s and %s are not of one configuration: %s is '%s' and '%s'; arms differ in FP8's "
+           "options alone",
+           r->dir, first->dir, name, found, want);
     int same = r->died[0] || first->died[0] || r->points == first->points;
     for (int p = 0; p < MIN(r->points, first->points); p++) {
         same = same && r->step[p] == first->step[p];
@@ -308,10 +349,20 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
         same,
         "%s and %s are not validated at the same steps: a log was edited; remove the damaged run",
         r->dir, first->dir);
-    snprintf(want, sizeof(want), "%d", seed);
+    path_print(want, "%d", seed);
     EXPECT(!strcmp(text_value(r->log, "seed", found), want) &&
                !strcmp(text_value(r->log, "data-seed", found), want),
            "%s: expected seeds %d, found another; use another --out", r->dir, seed);
+}
+
+// What a run's log says of its data: their hashes, the version of the bits, the floor.
+static void data_read(const TrainedRun *r) {
+    char data[PATH_MAX], val[PATH_MAX], numerics[PATH_MAX], floor[PATH_MAX];
+    text_value(r->log, "data_hash", data);
+    text_value(r->log, "val_hash", val);
+    text_value(r->log, "numerics", numerics);
+    snprintf(all.data, sizeof(all.data), "%.40s %.40s %.40s", data, val, numerics);
+    all.floor = atof(text_value(r->log, "floor", floor));
 }
 
 // Whether two command lines are the same but for quotes, which older directories do not have.
@@ -650,6 +701,41 @@ static Figures figures_of(const Arm *arm) {
     if (all.floor > 0) x.excess = x.loss - all.floor;
     x.steps = steps_to_reference(arm, &x.seconds);
     return x;
+}
+
+// ==== colors ===================================================================================
+
+// The colors of page, pictures and terminal, readable on white and on black. The precisions come
+// first and keep theirs; other arms take the others by turns.
+enum { PRECISIONS = 4, COLORS = 12 };
+static const char *const palette[COLORS] = {
+    "#1f77b4", "#2ca02c", "#7f7f7f", "#e6550d", // fp16, bf16, fp32, fp8
+    "#9467bd", "#d6409f", "#0e949f", "#a87b00", "#c0392b", "#5b6bd6", "#6b8e23", "#a0623a"};
+
+// The place of an arm's color: in the palette, or beyond its end, where colors begin again.
+static int arm_color_index(const Arm *arm) {
+    static const char *const names[2 * PRECISIONS] = {"fp16",   "bf16",   "fp32",   "fp8",
+                                                      "fp16cu", "bf16cu", "fp32cu", "fp8cu"};
+    int others = 0;
+    for (const Arm *a = all.arms; a <= arm; a++) {
+        int name = 0;
+        while (name < 2 * PRECISIONS && strcmp(a->label, names[name])) name++;
+        const int taken = name >= PRECISIONS && arm_index(names[name % PRECISIONS]) >= 0;
+        if (name < 2 * PRECISIONS && !taken) {
+            if (a == arm) return name % PRECISIONS;
+            continue;
+        }
+        others++;
+    }
+    return PRECISIONS + others - 1;
+}
+// How often the other arms' colors have been gone through before this arm: lines are dashed then.
+static int arm_color_round(const Arm *arm) {
+    return MAX(0, arm_color_index(arm) - PRECISIONS) / (COLORS - PRECISIONS);
+}
+static const char *arm_color(const Arm *arm) {
+    const int index = arm_color_index(arm), others = COLORS - PRECISIONS;
+    return palette[index < PRECISIONS ? index : PRECISIONS + (index - PRECISIONS) % others];
 }
 
 // ==== 4. tables: runs.tsv, summary.tsv, the screen =============================================
@@ -991,13 +1077,11 @@ static void report_write(const Curve *curves) {
 // with the 95% interval.
 
 enum { PLOT_LEFT = 64, PLOT_WIDTH = 560, PLOT_HEIGHT = 230 };
-static const char *const plot_colours[] = {"#888888", "#3b82f6", "#f97316", "#22a06b",
-                                           "#d6409f", "#8e4ec6", "#b98900", "#0ea5b7"};
-enum { COLOURS = sizeof(plot_colours) / sizeof(plot_colours[0]) };
-// A line in an arm's colour; where colours begin again, dashed.
+// A line in an arm's color; where colors begin again, dashed.
 static void svg_stroke(FILE *f, int arm, double width) {
-    fprintf(f, "stroke=\"%s\" stroke-width=\"%g\"", plot_colours[arm % COLOURS], width);
-    if (arm >= COLOURS) fprintf(f, " stroke-dasharray=\"%d 3\"", 9 / (arm / COLOURS));
+    const int round = arm_color_round(&all.arms[arm]);
+    fprintf(f, "stroke=\"%s\" stroke-width=\"%g\"", arm_color(&all.arms[arm]), width);
+    if (round) fprintf(f, " stroke-dasharray=\"%d 3\"", 9 / round);
 }
 typedef struct {
     double top;        // in pixels
@@ -1043,7 +1127,7 @@ static void panel_begin(FILE *f, const Panel *p, const char *title) {
 static void panel_band(FILE *f, const Panel *p, const double *steps, const double *low,
                        const double *high, int n, int arm) {
     fprintf(f, "<path clip-path=\"url(#clip%g)\" fill=\"%s\" opacity=\".18\" d=\"", p->top,
-            plot_colours[arm % COLOURS]);
+            arm_color(&all.arms[arm]));
     for (int i = 0; i < n; i++) {
         fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, high[i]));
     }
@@ -1196,12 +1280,6 @@ static int word_in(const char *word, const char *const *list, int n) {
     return 0;
 }
 
-static int arm_index(const char *label) {
-    for (int a = 0; a < all.arm_count; a++) {
-        if (!strcmp(all.arms[a].label, label)) return a;
-    }
-    return -1;
-}
 static void arm_add(char *text) {
     static const char *const builds[8] = {"fp8",   "fp16",   "bf16",   "fp32",
                                           "fp8cu", "fp16cu", "bf16cu", "fp32cu"};
@@ -1459,7 +1537,288 @@ static void pool_read(const char *files) {
     }
 }
 
-// ==== 9. the program ===========================================================================
+// ==== 9. logs that are there ===================================================================
+// --logs makes arms of runs that nobody trained for a comparison. It only reads their directories.
+
+// A run, the label of its arm, and its seeds.
+typedef struct {
+    TrainedRun run;
+    char label[256];
+    long seed, data_seed;
+    int whole, left_out;
+} FoundRun;
+static struct {
+    FoundRun *runs;
+    int n;
+    char differ[256]; // in what runs differ that are left out: "data_hash, steps"
+} found;
+
+// Leaves a run out, and says why in one line.
+__attribute__((format(printf, 2, 3))) static void found_leave(FoundRun *f, const char *why, ...) {
+    va_list args;
+    va_start(args, why);
+    printf("left out: %s (%s, seed %ld): ", f->run.dir, f->label, f->seed);
+    vprintf(why, args);
+    printf("\n");
+    va_end(args);
+    f->left_out = 1;
+}
+static void found_differ(const char *name) {
+    const size_t n = strlen(found.differ);
+    if (strstr(found.differ, name)) return;
+    snprintf(found.differ + n, sizeof(found.differ) - n, "%s%s", n ? ", " : "", name);
+}
+
+static int option_same(const OptionSpec *s, const char *a, const char *b) {
+    return s->kind == OPT_RECIPE ? recipe_same(a, b) : !strcmp(a, b);
+}
+// Whether an option that does not belong to FP8 differs between runs.
+static int option_varies(const OptionSpec *s) {
+    char first[PATH_MAX], value[PATH_MAX];
+    log_option(&found.runs[0].run, s, first);
+    for (int i = 1; i < found.n; i++) {
+        if (strcmp(log_option(&found.runs[i].run, s, value), first)) return 1;
+    }
+    return 0;
+}
+// The label of a run's arm: its precision, and what options of its own are not the default.
+static void found_label(FoundRun *f) {
+    char precision[PATH_MAX], value[PATH_MAX];
+    const int on_gpu = *text_value(f->run.log, "attention_by", value) != 0;
+    text_value(f->run.log, "precision", precision);
+    size_t n =
+        (size_t)snprintf(f->label, sizeof(f->label), "%.8s%s", precision, on_gpu ? "cu" : "");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        if (!option_is_own(s) || option_same(s, log_option(&f->run, s, value), s->initial))
+            continue;
+        if (!(s->scope & FP8) && !option_varies(s)) continue;
+        n += (size_t)snprintf(f->label + n, sizeof(f->label) - n, " --%s%s%s", s->name,
+                              s->kind == OPT_FLAG ? "" : " ", s->kind == OPT_FLAG ? "" : value);
+        EXPECT(n < sizeof(f->label), "%s: the options '%.80s...' are too long for a label",
+               f->run.dir, f->label);
+    }
+    all.width = MAX(all.width, (int)n);
+}
+
+// Reads the logs of n directories. A directory that is no run's, or that is named twice, is an
+// error; so is a log with a damaged row.
+static void found_read(char **dirs, int n) {
+    char value[PATH_MAX];
+    struct stat mine, other;
+    found.n = n;
+    found.differ[0] = 0;
+    found.runs = (FoundRun *)memory_allocate((size_t)n * sizeof(FoundRun));
+    memset(found.runs, 0, (size_t)n * sizeof(FoundRun));
+    for (int i = 0; i < n; i++) {
+        FoundRun *f = &found.runs[i];
+        TrainedRun *r = &f->run;
+        path_print(r->dir, "%s", dirs[i]);
+        for (size_t end = strlen(r->dir); end > 1 && r->dir[end - 1] == '/';) r->dir[--end] = 0;
+        for (int k = 0; k < i && stat(r->dir, &mine) == 0; k++) {
+            EXPECT(stat(dirs[k], &other) || mine.st_ino != other.st_ino ||
+                       mine.st_dev != other.st_dev,
+                   "option --logs: %s and %s are the same directory", dirs[k], dirs[i]);
+        }
+        f->whole = run_read(r);
+        EXPECT(r->log, "option --logs: %s: expected the directory of a run, found no log.tsv in it",
+               r->dir);
+        EXPECT(*text_value(r->log, "precision", value) && strstr(r->log, "\nstep\t"),
+               "%s/log.tsv: expected a trainer's log with its header, found something else",
+               r->dir);
+        EXPECT(!r->damaged,
+               "%s/log.tsv: expected the row of step %ld, found '%.*s'; a row is "
+               "damaged or missing",
+               r->dir, r->stopped_at + 1, MIN(60, (int)strcspn(r->damaged, "\n")), r->damaged);
+        f->seed = atol(text_value(r->log, "seed", value));
+        f->data_seed = atol(text_value(r->log, "data-seed", value));
+        r->final_bf16 = r->mib = NAN;
+    }
+    for (int i = 0; i < n; i++) found_label(&found.runs[i]);
+}
+
+static int seeds_same(const FoundRun *a, const FoundRun *b) {
+    return a->seed == b->seed && a->data_seed == b->data_seed;
+}
+// The run of an arm with the seeds of another run; NULL: there is none.
+static FoundRun *found_run(const char *label, const FoundRun *like) {
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (!f->left_out && !strcmp(f->label, label) && seeds_same(f, like)) return f;
+    }
+    return NULL;
+}
+// The first run of an arm, or of the first arm (NULL); NULL: there is none.
+static FoundRun *found_first(const char *label) {
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (!f->left_out && (!label || !strcmp(f->label, label))) return f;
+    }
+    return NULL;
+}
+static FoundRun *found_reference(const char *label) {
+    FoundRun *f = found_first(label ? label : "fp16");
+    if (!f && !label) f = found_first("fp16cu");
+    EXPECT(f || !label, "option --reference: no finished run is of '%s'; the first is of '%s'",
+           label, found_first(NULL) ? found_first(NULL)->label : "none");
+    return f ? f : found_first(NULL);
+}
+
+// Says of runs that are not finished where they stand, and leaves them out unless `unfinished`.
+static void found_unfinished(int unfinished) {
+    char value[PATH_MAX];
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        TrainedRun *r = &f->run;
+        if (f->whole) continue;
+        snprintf(r->died, sizeof(r->died), "unfinished: step %ld of %ld", r->stopped_at,
+                 atol(text_value(r->log, "steps", value)));
+        if (!unfinished) found_leave(f, "%s", r->died);
+    }
+}
+// Leaves out runs of another configuration than a run's, and those that are there twice.
+static void found_check(const FoundRun *base) {
+    char mine[PATH_MAX], theirs[PATH_MAX];
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (f->left_out) continue;
+        const char *name = config_difference(&f->run, &base->run, SAME_DATA, mine, theirs);
+        const FoundRun *twin = found_run(f->label, f);
+        if (name) {
+            found_leave(f, "its %s is '%s', that of %s is '%s'", name, mine, base->run.dir, theirs);
+            found_differ(name);
+        } else if (twin != f) {
+            found_leave(f, "%s is of the same arm and seed", twin->run.dir);
+        }
+    }
+}
+// Leaves out runs whose seeds another arm lacks, so that all arms have the same seeds; an arm that
+// would leave no seed is left out as a whole.
+static void found_seeds(const char *reference) {
+    for (int i = 0; i < found.n; i++) {
+        const FoundRun *first = &found.runs[i];
+        if (first->left_out || first != found_first(first->label)) continue;
+        int pairs = 0;
+        for (int k = 0; k < found.n; k++) {
+            const FoundRun *f = &found.runs[k];
+            const int counts = !f->left_out && !strcmp(f->label, reference);
+            pairs += counts && found_run(first->label, f);
+        }
+        for (int k = 0; k < found.n && pairs; k++) {
+            FoundRun *f = &found.runs[k];
+            if (f->left_out || strcmp(f->label, reference) || found_run(first->label, f)) continue;
+            found_leave(f, "no run of '%s' has its seeds %ld and %ld", first->label, f->seed,
+                        f->data_seed);
+            found_differ("seed");
+        }
+    }
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (f->left_out || found_run(reference, f)) continue;
+        found_leave(f, "no run of '%s' that is compared has its seeds %ld and %ld", reference,
+                    f->seed, f->data_seed);
+        found_differ("seed");
+    }
+}
+
+// Whether every run that has come to a step has validated there.
+static int step_is_shared(double step) {
+    for (int i = 0; i < all.arm_count * all.seeds; i++) {
+        const TrainedRun *r = &all.arms[i / all.seeds].runs[i % all.seeds];
+        int p = 0;
+        while (p < r->points && r->step[p] != step) p++;
+        if (p == r->points && (double)r->stopped_at >= step) return 0;
+    }
+    return 1;
+}
+// Drops the validations that not all runs have.
+static void validations_share(void) {
+    char value[PATH_MAX];
+    for (int i = 0; i < all.arm_count * all.seeds; i++) {
+        TrainedRun *r = &all.arms[i / all.seeds].runs[i % all.seeds];
+        int kept = 0;
+        for (int p = 0; p < r->points; p++) {
+            if (!step_is_shared(r->step[p])) continue;
+            r->step[kept] = r->step[p];
+            r->val[kept] = r->val[p];
+            r->seconds[kept++] = r->seconds[p];
+        }
+        r->points = kept;
+        r->half_loss = half_mean(r, atol(text_value(r->log, "steps", value)));
+    }
+}
+
+// The options that all runs share and that are not the default, as a command line has them.
+static const char *common_options(const TrainedRun *r) {
+    static char text[8 * PATH_MAX];
+    char value[PATH_MAX];
+    size_t n = (size_t)snprintf(text, sizeof(text), "-i %s", text_value(r->log, "train", value));
+    for (int i = 0; i < OPTION_COUNT && n < sizeof(text); i++) {
+        const OptionSpec *s = &option_specs[i];
+        const int own = option_is_own(s) && !(s->scope & FP8) && !option_varies(s);
+        if (!option_is_shared(s) && !own) continue;
+        if (!strcmp(log_option(r, s, value), s->initial)) continue;
+        n += (size_t)snprintf(text + n, sizeof(text) - n, " --%s %s", s->name, value);
+    }
+    return text;
+}
+
+// Makes arms of the runs in n directories, paired by seed with those of the reference: --reference,
+// else fp16, else the first. Says what is left out and why. With `unfinished`, runs that have not
+// ended stay, and `died` says where they stand. Returns the number of arms; 0: no run is left.
+static int logs_read(char **dirs, int n, const char *reference, int unfinished) {
+    memset(all.arms, 0, sizeof(all.arms));
+    all.arm_count = all.seeds = all.width = 0;
+    found_read(dirs, n);
+    found_unfinished(unfinished);
+    const FoundRun *base = found_reference(reference);
+    if (!base) return 0;
+    found_check(base);
+    found_seeds(base->label);
+    for (int i = 0; i < found.n; i++) {
+        const FoundRun *f = &found.runs[i];
+        if (f->left_out) continue;
+        if (arm_index(f->label) < 0) {
+            EXPECT(all.arm_count < ARMS_MAX, "option --logs: at most %d arms", ARMS_MAX);
+            snprintf(all.arms[all.arm_count++].label, sizeof(all.arms[0].label), "%s", f->label);
+        }
+        EXPECT(all.seeds < SEEDS_MAX, "option --logs: at most %d seeds", SEEDS_MAX);
+        if (!strcmp(f->label, base->label)) all.seed[all.seeds++] = (int)f->seed;
+    }
+    runs_allocate();
+    for (int a = 0; a < all.arm_count; a++) {
+        int s = 0;
+        for (int i = 0; i < found.n; i++) { // in the order of the reference's runs
+            const FoundRun *f = &found.runs[i];
+            if (f->left_out || strcmp(f->label, base->label)) continue;
+            all.arms[a].runs[s++] = found_run(all.arms[a].label, f)->run;
+        }
+    }
+    validations_share();
+    all.reference = arm_index(base->label);
+    all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
+    all.common = common_options(&base->run);
+    data_read(&base->run);
+    return all.arm_count;
+}
+
+// The directory of the tables must not be one of the runs', nor hold them.
+static void out_check(const char *out, char **dirs, int n) {
+    struct stat mine, run;
+    if (stat(out, &mine)) return;
+    for (int i = 0; i < n; i++) {
+        char above[PATH_MAX];
+        path_print(above, "%s/..", dirs[i]);
+        const char *const both[2] = {dirs[i], above};
+        for (int k = 0; k < 2; k++) {
+            EXPECT(stat(both[k], &run) || run.st_ino != mine.st_ino || run.st_dev != mine.st_dev,
+                   "option --out: %s holds the runs; nothing is written there, use another --out",
+                   out);
+        }
+    }
+}
+
+// ==== 10. the program ==========================================================================
 
 // Steps of a run that count as done: the rows of its log if this call began it; else those that
 // need not be done again, up to its last checkpoint.
@@ -1576,65 +1935,110 @@ static void runs_read(void) {
         }
     }
     if (!first) return;
-    char data[PATH_MAX], val[PATH_MAX], numerics[PATH_MAX];
-    text_value(first->log, "data_hash", data);
-    text_value(first->log, "val_hash", val);
-    text_value(first->log, "numerics", numerics);
-    snprintf(all.data, sizeof(all.data), "%.40s %.40s %.40s", data, val, numerics);
+    data_read(first);
 }
 
-int main(int argc, char **argv) {
-    static Curve curves[ARMS_MAX];
-    const char *arms = "fp16,bf16,fp8", *seeds = "5", *jobs_text = "1", *bound = "0.002";
-    const char *reference = NULL, *pooled = NULL, *statistics = NULL;
+static struct {
+    const char *arms, *seeds, *jobs, *bound, *reference, *pool, *statistics;
+    char **logs;
+    int log_count;
+} asked = {.arms = "fp16,bf16,fp8", .seeds = "5", .jobs = "1", .bound = "0.002"};
+
+// Reads the options up to --; returns how many words they are.
+static int asked_read(int argc, char **argv) {
     const struct {
         const char *name, **value;
-    } options[] = {{"--arms", &arms},           {"--seeds", &seeds},          {"--out", &all.out},
-                   {"--reference", &reference}, {"--jobs", &jobs_text},       {"--bound", &bound},
-                   {"--pool", &pooled},         {"--statistics", &statistics}};
+    } options[] = {{"--arms", &asked.arms}, {"--seeds", &asked.seeds},
+                   {"--out", &all.out},     {"--reference", &asked.reference},
+                   {"--jobs", &asked.jobs}, {"--bound", &asked.bound},
+                   {"--pool", &asked.pool}, {"--statistics", &asked.statistics}};
     const int known = sizeof(options) / sizeof(options[0]);
     int i = 1;
-    surroundings_init();
-    setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
-    for (; i < argc && strcmp(argv[i], "--"); i += 2) {
+    while (i < argc && strcmp(argv[i], "--")) {
         int k = 0;
-        if (!strcmp(argv[i], "--help")) return help_print();
-        while (k < known && strcmp(argv[i], options[k].name)) k++;
-        EXPECT(k < known && i + 1 < argc, "option '%s': %s; --help says what there is", argv[i],
+        const char *name = argv[i++];
+        if (!strcmp(name, "--help")) exit(help_print());
+        if (!strcmp(name, "--logs")) {
+            asked.logs = argv + i;
+            while (i < argc && strncmp(argv[i], "--", 2)) i++;
+            asked.log_count = (int)(argv + i - asked.logs);
+            EXPECT(asked.log_count, "option --logs: expected directories of runs after it");
+            continue;
+        }
+        while (k < known && strcmp(name, options[k].name)) k++;
+        EXPECT(k < known && i < argc, "option '%s': %s; --help says what there is", name,
                k < known ? "needs a value" : "is unknown");
-        *options[k].value = argv[i + 1];
+        *options[k].value = argv[i++];
     }
-    if (statistics) return statistics_print(statistics);
-    seeds_parse(seeds);
-    common_parse(MAX(argc - i - 1, 0), argv + MIN(i + 1, argc));
-    const int jobs = integer_parse(jobs_text);
-    EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
-    char *end;
-    all.bound = strtod(bound, &end);
-    if (*end) all.bound = 0;
-    EXPECT(all.bound > 0 && isfinite(all.bound), "option --bound: expected a number above 0");
-    char *list = strdup(arms);
-    for (char *arm = strtok(list, ","); arm; arm = strtok(NULL, ",")) arm_add(arm);
-    EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
-    all.reference = arm_index(reference ? reference : "fp16");
-    all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
-    EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);
-    all.reference = MAX(all.reference, 0);
-    if (!pooled) arms_check();
-    if (!all.out) all.out = pooled ? "log/pooled" : "log/compare"; // pooling writes over no runs
+    return i;
+}
+
+// Opens the directory of the tables; it is locked until the program ends.
+static void output_open(void) {
     path_print(output.path, "%s", all.out);
     directory_make(output.path);
-    output.fd = directory_lock(output.path); // until the program ends
+    output.fd = directory_lock(output.path);
     EXPECT(output.fd >= 0, "%s: another comparison runs in this directory", all.out);
-    if (pooled) {
-        pool_read(pooled);
+}
+static void pictures_write(void) {
+    static Curve curves[ARMS_MAX];
+    for (int a = 0; a < all.arm_count; a++) curve_make(&all.arms[a], &curves[a]);
+    report_write(curves);
+    picture_write(curves);
+}
+
+static int logs_compare(void) {
+    if (!all.out) all.out = "log/compare-logs";
+    out_check(all.out, asked.logs, asked.log_count);
+    EXPECT(logs_read(asked.logs, asked.log_count, asked.reference, 0) > 1,
+           "option --logs: no two arms are left that can be compared");
+    output_open();
+    const int status = summary_write();
+    pictures_write();
+    return status;
+}
+
+// Arms of --arms: trains them, or takes their rows from --pool.
+static int arms_compare(void) {
+    seeds_parse(asked.seeds);
+    const int jobs = integer_parse(asked.jobs);
+    EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
+    char *list = strdup(asked.arms);
+    for (char *arm = strtok(list, ","); arm; arm = strtok(NULL, ",")) arm_add(arm);
+    EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
+    all.reference = arm_index(asked.reference ? asked.reference : "fp16");
+    all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
+    EXPECT(all.reference >= 0 || !asked.reference, "option --reference: '%s' is no arm",
+           asked.reference);
+    all.reference = MAX(all.reference, 0);
+    if (!asked.pool) arms_check();
+    if (!all.out) all.out = asked.pool ? "log/pooled" : "log/compare"; // pooling keeps the runs
+    output_open();
+    if (asked.pool) {
+        pool_read(asked.pool);
         return summary_write();
     }
     runs_make(jobs);
     runs_read();
     const int status = summary_write();
-    for (int a = 0; a < all.arm_count; a++) curve_make(&all.arms[a], &curves[a]);
-    report_write(curves);
-    picture_write(curves);
+    pictures_write();
     return status;
 }
+
+// A program that watches runs includes this file and has a main() of its own.
+#ifndef WATCH
+int main(int argc, char **argv) {
+    char *end;
+    surroundings_init();
+    setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
+    const int words = asked_read(argc, argv);
+    if (asked.statistics) return statistics_print(asked.statistics);
+    EXPECT(!asked.logs || words == argc,
+           "option --logs: trains nothing; expected no words after --");
+    common_parse(MAX(argc - words - 1, 0), argv + MIN(words + 1, argc));
+    all.bound = strtod(asked.bound, &end);
+    if (*end) all.bound = 0;
+    EXPECT(all.bound > 0 && isfinite(all.bound), "option --bound: expected a number above 0");
+    return asked.logs ? logs_compare() : arms_compare();
+}
+#endif
