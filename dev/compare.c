@@ -171,9 +171,10 @@ static struct {
     const char *out, *common; // common: what goes to every arm, as a shell would be given it
     char *words[240];         // the same, word by word
     int word_count;
-    long steps;     // of a run; 0: unknown
-    char data[160]; // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
-} all = {.bound = 0.002};
+    long steps;       // of a run; 0: unknown
+    const char *unit; // of a loss
+    char data[160];   // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
+} all = {.bound = 0.002, .unit = "nats a token"};
 
 // The index of the arm with a label; -1: there is none.
 static int arm_index(const char *label) {
@@ -363,6 +364,9 @@ static void data_read(const TrainedRun *r) {
     text_value(r->log, "numerics", numerics);
     snprintf(all.data, sizeof(all.data), "%.40s %.40s %.40s", data, val, numerics);
     all.floor = atof(text_value(r->log, "floor", floor));
+    if (number_after(text_value(r->log, "shape", data), "vocabulary ") == 256) {
+        all.unit = "nats a byte"; // a token is a byte
+    }
 }
 
 // Whether two command lines are the same but for quotes, which older directories do not have.
@@ -782,30 +786,101 @@ static void gap_print(const char *label, const char *what, const Gap *g) {
     printf("%-*s %22s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", all.width, label, what, g->mean, g->low,
            g->high, g->p);
 }
-// A curve in eighths of a line, between `low` and `high`.
-static void curve_print(const Arm *arm, double low, double high) {
-    static const char *const blocks[8] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    const int points = points_of(arm), width = MIN(points, 64);
-    printf("%-*s ", all.width, arm->label);
-    for (int i = 0; i < width; i++) {
-        const double mean = mean_at(arm, i * points / width, NULL);
-        const double v = (mean - low) / (high - low + 1e-30);
-        fputs(blocks[(int)fmax(0, fmin(7, v * 8))], stdout);
-    }
-    printf("\n");
+// ---- curves in the terminal: in color a cell has 2 x 4 dots of Braille; without color, as in a
+// file, a cell has the letter of its arm, or * where several arms meet.
+enum { CELLS_X = 64, CELLS_Y = 14, DOTS_X = 2 * CELLS_X, DOTS_Y = 4 * CELLS_Y, SEVERAL = ARMS_MAX };
+typedef struct {
+    double x0, x1, y0, y1; // steps x0 .. x1 and losses y0 .. y1 are shown
+    unsigned char dots[CELLS_Y][CELLS_X], arm[CELLS_Y][CELLS_X];
+} Canvas;
+static void canvas_dot(Canvas *c, int x, int y, int arm) {
+    static const unsigned char bits[2][4] = {{1, 2, 4, 64}, {8, 16, 32, 128}};
+    if (y < 0 || y >= DOTS_Y) return;
+    unsigned char *dots = &c->dots[y / 4][x / 2], *owner = &c->arm[y / 4][x / 2];
+    if (!isatty(1) && *dots && *owner != arm) *owner = SEVERAL;
+    else *owner = (unsigned char)arm;
+    *dots |= bits[x % 2][y % 4];
 }
-static void curves_print(void) {
-    double low = INFINITY, high = -INFINITY;
+// Draws an arm's means, with straight lines between validations.
+static void canvas_arm(Canvas *c, int a) {
+    const Arm *arm = &all.arms[a];
+    const double *step = arm->runs[0].step;
+    const int points = points_of(arm);
+    int p = 0, last = -1;
+    for (int x = 0; x < DOTS_X && points; x++) {
+        const double at = c->x0 + (c->x1 - c->x0) * x / (DOTS_X - 1);
+        if (at < step[0] || at > step[points - 1]) continue;
+        while (p + 2 < points && step[p + 1] < at) p++;
+        double mean = mean_at(arm, p, NULL);
+        if (p + 1 < points) {
+            const double share = (at - step[p]) / (step[p + 1] - step[p]);
+            mean += share * (mean_at(arm, p + 1, NULL) - mean);
+        }
+        const double row = (c->y1 - mean) / (c->y1 - c->y0) * (DOTS_Y - 1);
+        const int y = isfinite(row) ? (int)fmax(-1, fmin(DOTS_Y, rint(row))) : DOTS_Y;
+        const int from = last < 0 || last == y ? y : last + (y > last ? 1 : -1);
+        for (int i = MIN(from, y); i <= MAX(from, y); i++) canvas_dot(c, x, i, a);
+        last = y;
+    }
+}
+// The losses after half of the steps, so that the first fall does not flatten what comes later; and
+// the steps from where a curve comes into this range.
+static void canvas_range(Canvas *c) {
+    for (int a = 0; a < all.arm_count; a++) {
+        const int points = points_of(&all.arms[a]);
+        if (points) c->x1 = MAX(c->x1, all.arms[a].runs[0].step[points - 1]);
+    }
     for (int a = 0; a < all.arm_count; a++) {
         for (int p = 0; p < points_of(&all.arms[a]); p++) {
-            const double v = mean_at(&all.arms[a], p, NULL);
-            low = MIN(low, v);
-            high = MAX(high, v);
+            const double mean = mean_at(&all.arms[a], p, NULL);
+            if (2 * all.arms[a].runs[0].step[p] < c->x1 || !isfinite(mean)) continue;
+            c->y0 = MIN(c->y0, mean - 1e-4);
+            c->y1 = MAX(c->y1, mean + 1e-4);
         }
     }
-    if (!(low <= high) || points_of(&all.arms[all.reference]) == 1) return;
-    printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
-    for (int a = 0; a < all.arm_count; a++) curve_print(&all.arms[a], low, high);
+    for (int a = 0; a < all.arm_count; a++) {
+        int p = 0;
+        while (p < points_of(&all.arms[a]) && mean_at(&all.arms[a], p, NULL) > c->y1) p++;
+        if (p < points_of(&all.arms[a])) {
+            c->x0 = MIN(c->x0, all.arms[a].runs[0].step[MAX(p - 1, 0)]);
+        }
+    }
+}
+static void color_print(int arm) { // the nearest of a terminal's 6 x 6 x 6 colors
+    unsigned rgb;
+    sscanf(arm_color(&all.arms[arm]), "#%x", &rgb);
+    const unsigned r = (rgb >> 16) * 5 + 127, g = (rgb >> 8 & 255) * 5 + 127;
+    printf("\033[38;5;%um", 16 + 36 * (r / 255) + 6 * (g / 255) + ((rgb & 255) * 5 + 127) / 255);
+}
+static void mark_print(int arm, unsigned dots) {
+    if (!isatty(1)) {
+        putchar(!dots ? ' ' : arm == SEVERAL ? '*' : "abcdefghijklmnopqrstuvwxyzABCDEF"[arm]);
+        return;
+    }
+    if (dots) color_print(arm);
+    printf("\xe2%c%c", 0xa0 + (int)(dots >> 6), 0x80 + (int)(dots & 63)); // U+2800 + dots
+    if (dots) printf("\033[0m");
+}
+static void curves_print(void) {
+    Canvas c = {.x0 = INFINITY, .y0 = INFINITY, .y1 = -INFINITY};
+    canvas_range(&c);
+    if (!(c.y0 <= c.y1) || points_of(&all.arms[all.reference]) < 2) return;
+    for (int a = 0; a < all.arm_count; a++) canvas_arm(&c, a);
+    printf("\nvalidation loss, %s, mean over seeds (%s)\n", all.unit,
+           isatty(1) ? "later arms cover earlier ones" : "*: several arms");
+    for (int row = 0; row < CELLS_Y; row++) {
+        const double y = c.y1 - (c.y1 - c.y0) * (4 * row + 1.5) / (DOTS_Y - 1);
+        if (row % 4 == 1) printf("%9.4f ┤", y);
+        else printf("%9s │", "");
+        for (int x = 0; x < CELLS_X; x++) mark_print(c.arm[row][x], c.dots[row][x]);
+        printf("\n");
+    }
+    printf("%9s └%-21.0f%-21.0f%21.0f step\n", "", c.x0, c.x0 + (c.x1 - c.x0) / 3, c.x1);
+    for (int a = 0; a < all.arm_count; a++) {
+        printf("%10s", "");
+        mark_print(a, 18);
+        printf(" %s\n", all.arms[a].label);
+    }
 }
 
 // Writes runs.tsv and summary.tsv, and says the same on the screen; returns the exit status.
