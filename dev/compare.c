@@ -29,6 +29,12 @@ Options:
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
     --jobs N          runs at a time, each on its share of the threads. Small models train faster
                       this way, but tokens/s and seconds are then those of a shared machine. [1]
+    --primary ARM     the one comparison declared before looking: shown first, and its p is not
+                      corrected for the other arms
+    --null            also trains arms that differ in nothing that should count: the reference with
+                      another order of sums, and fp32. They show how large chance gaps are
+    --placebo ARM     also trains this arm, and marks it: a change that should not count, as
+                      "fp8 --bf16 0.fc.fprop"
     --bound X         a gap inside +-X nats counts as none [0.002]
     --pool A,B,..     trains nothing: compares the rows of these runs.tsv (of other seeds or other
                       machines) as one comparison, without curves
@@ -41,9 +47,9 @@ Options:
 Verdicts:
     match      the 95% interval of the gap lies inside the bound
     worse      the whole interval lies above zero (better: below zero)
-    undecided  neither; the number of additional seeds that it names is a guess
-Adding seeds until a verdict pleases, or comparing many arms at once, makes chance verdicts likelier
-than 1 in 20.
+    undecided  neither; from four seeds on it names the number of seeds that may decide, a guess
+Adding seeds until a verdict pleases makes chance verdicts likelier than 1 in 20. So does comparing
+many arms: Holm's p is corrected for all arms but the primary one and the null arms.
 
 The noise band shows how far two averages of as many reference runs differ by seed alone, in 95 of
 100 cases. Without pairing by seed, a gap inside the band could not be seen.
@@ -55,8 +61,8 @@ The BF16 build also validates the last weights of an FP8 arm, and gap_trained is
 loss to BF16's. This separates the error made during training from the error made when validating in
 FP8.
 
-Exit status: 0 every arm matches the reference or is better; 1 an arm is worse, diverged or died;
-2 bad input; 3 no arm is worse, but one is undecided.
+Exit status: 0 the comparison is done, whatever its verdicts are; 1 a run died or diverged; 2 bad
+input.
 */
 #define TESTING
 #define PROGRAM program_name // errors of the trainer's option parser name the arm, too
@@ -132,6 +138,21 @@ static Gap gap_of(const double *a, const double *b, int n) {
     return g;
 }
 
+// Holm's p-values of n p-values: the smallest times n, the next times n - 1, and so on, never
+// falling and at most 1.
+static void holm(const double *p, int n, double *adjusted) {
+    double largest = 0;
+    for (int i = 0; i < n; i++) adjusted[i] = NAN;
+    for (int rank = 0; rank < n; rank++) {
+        int smallest = -1;
+        for (int i = 0; i < n; i++) {
+            if (isnan(adjusted[i]) && (smallest < 0 || p[i] < p[smallest])) smallest = i;
+        }
+        largest = MAX(largest, MIN(1, (n - rank) * p[smallest]));
+        adjusted[smallest] = largest;
+    }
+}
+
 // How many more seeds a decision may take if mean and spread stay: until the interval lies inside
 // the bound, or on one side of zero.
 static int seeds_needed(const Gap *g, double bound) {
@@ -159,12 +180,13 @@ typedef struct {
 } TrainedRun;
 typedef struct {
     char label[256], build[16], options[256], slug[256];
+    int is_null, is_placebo;
     TrainedRun *runs; // [seeds]
 } Arm;
 static struct {
     Arm arms[ARMS_MAX];
     int arm_count, seeds;
-    int reference, bf16; // indices of arms; bf16 may be -1: no such arm
+    int reference, bf16, primary; // indices of arms; -1 (not the reference): no such arm
     int seed[SEEDS_MAX];
     int width; // of the longest label
     double bound, floor;
@@ -174,7 +196,7 @@ static struct {
     long steps;       // of a run; 0: unknown
     const char *unit; // of a loss
     char data[160];   // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
-} all = {.bound = 0.002, .unit = "nats a token"};
+} all = {.primary = -1, .bound = 0.002, .unit = "nats a token"};
 
 // The index of the arm with a label; -1: there is none.
 static int arm_index(const char *label) {
@@ -590,10 +612,15 @@ static Gap gap_between(const Arm *arm, size_t field, int other, size_t other_fie
     return gap_of(a, b, all.seeds);
 }
 
-// What is said of an interval that decides nothing.
+// What is said of an interval that decides nothing. Few seeds do not tell the spread.
+enum { SEEDS_TO_PLAN = 4 };
 static void undecided_print(const Gap *g, char *out, size_t room) {
     if (g->n < 2) {
         snprintf(out, room, "undecided: one seed has no error bar");
+        return;
+    }
+    if (g->n < SEEDS_TO_PLAN) {
+        snprintf(out, room, "undecided: %d seeds are too few to plan by", g->n);
         return;
     }
     const int more = seeds_needed(g, all.bound);
@@ -603,37 +630,45 @@ static void undecided_print(const Gap *g, char *out, size_t room) {
     snprintf(out, room, text, more);
 }
 
-// Writes an arm's verdict; returns the exit status that it asks for.
-enum { MATCHES = 0, IS_WORSE = 1, IS_UNDECIDED = 3 };
+// Writes an arm's verdict; returns whether one of its runs died.
 static int arm_verdict(const Arm *arm, char *out, size_t room) {
     for (int s = 0; s < all.seeds; s++) {
         if (!arm->runs[s].died[0]) continue;
         snprintf(out, room, "%s (seed %d)", arm->runs[s].died, all.seed[s]);
-        return IS_WORSE;
+        return 1;
     }
     const Gap g = gap_between(arm, LAST, all.reference, LAST);
-    if (arm == &all.arms[all.reference]) {
-        snprintf(out, room, "reference");
-        return MATCHES;
+    if (arm == &all.arms[all.reference]) snprintf(out, room, "reference");
+    else if (g.n == 0) snprintf(out, room, "undecided: the reference has runs that died");
+    else if (g.low >= -all.bound && g.high <= all.bound) snprintf(out, room, "match");
+    else if (g.low > 0) snprintf(out, room, "worse by %.4f", g.mean);
+    else if (g.high < 0) snprintf(out, room, "better by %.4f", -g.mean);
+    else undecided_print(&g, out, room);
+    return 0;
+}
+
+// What an arm is there for.
+static const char *arm_role(const Arm *arm) {
+    const int index = (int)(arm - all.arms);
+    if (index == all.reference) return "reference";
+    if (index == all.primary) return "primary";
+    if (arm->is_null) return "null";
+    return arm->is_placebo ? "placebo" : "";
+}
+// An arm's gap to the reference has Holm's p-value over all arms but the primary one, which was
+// declared first, and the null arms, which test nothing. NAN: it has none.
+static double holm_of(const Arm *arm) {
+    double p[ARMS_MAX], adjusted[ARMS_MAX];
+    int n = 0, mine = -1;
+    for (const Arm *a = all.arms; a < all.arms + all.arm_count; a++) {
+        const char *role = arm_role(a);
+        const Gap g = gap_between(a, LAST, all.reference, LAST);
+        if (g.n < 2 || (*role && strcmp(role, "placebo"))) continue;
+        if (a == arm) mine = n;
+        p[n++] = g.p;
     }
-    if (g.n == 0) {
-        snprintf(out, room, "undecided: the reference has runs that died");
-        return IS_UNDECIDED;
-    }
-    if (g.low >= -all.bound && g.high <= all.bound) {
-        snprintf(out, room, "match");
-        return MATCHES;
-    }
-    if (g.low > 0) {
-        snprintf(out, room, "worse by %.4f", g.mean);
-        return IS_WORSE;
-    }
-    if (g.high < 0) {
-        snprintf(out, room, "better by %.4f", -g.mean);
-        return MATCHES;
-    }
-    undecided_print(&g, out, room);
-    return IS_UNDECIDED;
+    holm(p, n, adjusted);
+    return mine < 0 ? NAN : adjusted[mine];
 }
 
 // Mean over the seeds at validation `point`, and the spread between seeds.
@@ -683,6 +718,7 @@ static double steps_to_reference(const Arm *arm, double *seconds) {
 typedef struct {
     Gap gap, bf16, half; // to the reference, to BF16, of the second half's mean to the reference's
     Gap trained;         // to BF16, when this arm's weights are validated in BF16
+    double holm;         // Holm's p of the gap to the reference
     double loss, spread, error, excess, in_bf16, steps, seconds, tok_s, mib;
 } Figures;
 static Figures figures_of(const Arm *arm) {
@@ -692,6 +728,7 @@ static Figures figures_of(const Arm *arm) {
     x.bf16 = gap_between(arm, LAST, all.bf16, LAST);
     x.trained = gap_between(arm, LAST_BF16, all.bf16, LAST);
     x.half = gap_between(arm, HALF, all.reference, HALF);
+    x.holm = holm_of(arm);
     x.loss = x.spread = x.error = x.excess = x.steps = x.seconds = NAN;
     for (int s = 0; s < all.seeds; s++) {
         const TrainedRun *r = &arm->runs[s];
@@ -757,15 +794,34 @@ static void runs_rows_write(FILE *f, const Arm *arm) {
     }
 }
 
+static const char caution[] = "The number of seeds is to be chosen before looking: adding seeds "
+                              "until a verdict pleases makes "
+                              "chance verdicts likelier than 1 in 20.";
+
+// The arms of a role, as a line of the header.
+static void role_write(FILE *f, const char *role) {
+    int n = 0;
+    for (int a = 0; a < all.arm_count; a++) {
+        if (strcmp(arm_role(&all.arms[a]), role)) continue;
+        fprintf(f, n++ ? ", " : "# %s\t", role);
+        fprintf(f, "%s", all.arms[a].label);
+    }
+    if (n) fprintf(f, "\n");
+}
 static void summary_header_write(FILE *f, double noise) {
     fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n", all.common, all.seeds, all.bound);
     fprintf(f, "# noise\t%.6f\n# floor\t%.9g\n", noise, all.floor);
-    fprintf(f, "# reference\t%s\n", all.arms[all.reference].label);
-    fprintf(f, "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\t"
-               "gap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\tevaluated_in_bf16\t"
-               "gap_trained\tgap_trained_low\tgap_trained_high\t"
-               "gap_half\tgap_half_low\tgap_half_high\t"
-               "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
+    role_write(f, "reference");
+    role_write(f, "primary");
+    role_write(f, "null");
+    role_write(f, "placebo");
+    fprintf(f, "# caution\t%s\n", caution);
+    fprintf(f,
+            "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\t"
+            "gap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\tevaluated_in_bf16\t"
+            "gap_trained\tgap_trained_low\tgap_trained_high\t"
+            "gap_half\tgap_half_low\tgap_half_high\t"
+            "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\tp_holm\n");
 }
 static void gap_columns_write(FILE *f, const Gap *g) {
     fprintf(f, "\t%+.6f\t%+.6f\t%+.6f", g->mean, g->low, g->high);
@@ -778,8 +834,8 @@ static void summary_row_write(FILE *f, const char *label, const Figures *x, cons
     fprintf(f, "\t%.3g\t%.6f", x->bf16.p, x->in_bf16);
     gap_columns_write(f, &x->trained);
     gap_columns_write(f, &x->half);
-    fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", x->excess, x->steps, x->seconds, x->tok_s,
-            x->mib, verdict);
+    fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\t%.3g\n", x->excess, x->steps, x->seconds,
+            x->tok_s, x->mib, verdict, x->holm);
 }
 
 static void gap_print(const char *label, const char *what, const Gap *g) {
@@ -883,45 +939,67 @@ static void curves_print(void) {
     }
 }
 
-// Writes runs.tsv and summary.tsv, and says the same on the screen; returns the exit status.
-static int summary_write(void) {
+// Writes runs.tsv and summary.tsv; returns whether a run died.
+static int tables_write(double noise) {
     char verdict[320];
-    int worst = MATCHES;
-    const Arm *reference = &all.arms[all.reference];
-    const int points = points_of(reference);
-    const double noise = points ? noise_at(reference, points - 1) : NAN;
+    int died = 0;
     FILE *runs = file_begin(&output, "runs.tsv"), *f = file_begin(&output, "summary.tsv");
     runs_header_write(runs);
     summary_header_write(f, noise);
-    printf("\n%-*s %9s %9s   %-33s %9s  %s\n", all.width, "arm", "loss", "spread",
-           "gap to the reference, 95%, p", "tok/s", "verdict");
     for (int a = 0; a < all.arm_count; a++) {
-        const Arm *arm = &all.arms[a];
-        const int status = arm_verdict(arm, verdict, sizeof(verdict));
-        const Figures x = figures_of(arm);
-        if (status == IS_WORSE || worst == MATCHES) worst = status;
-        runs_rows_write(runs, arm);
-        summary_row_write(f, arm->label, &x, verdict);
-        printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", all.width,
-               arm->label, x.loss, x.spread, x.gap.mean, x.gap.low, x.gap.high, x.gap.p, x.tok_s,
-               verdict);
+        const Figures x = figures_of(&all.arms[a]);
+        died |= arm_verdict(&all.arms[a], verdict, sizeof(verdict));
+        runs_rows_write(runs, &all.arms[a]);
+        summary_row_write(f, all.arms[a].label, &x, verdict);
     }
     file_commit(runs, &output, "runs.tsv");
     file_commit(f, &output, "summary.tsv");
-    printf("\n");
-    for (int a = 0; a < all.arm_count; a++) {
-        const char *label = all.arms[a].label;
-        const Figures x = figures_of(&all.arms[a]);
-        if (x.half.n && a != all.reference) gap_print(label, "second half's mean", &x.half);
-        if (x.trained.n) gap_print(label, "validated in BF16", &x.trained);
+    return died;
+}
+
+static void arm_print(const Arm *arm) {
+    char verdict[320], adjusted[16] = "-";
+    const Figures x = figures_of(arm);
+    const char *role = arm == &all.arms[all.reference] ? "" : arm_role(arm);
+    arm_verdict(arm, verdict, sizeof(verdict));
+    if (!isnan(x.holm)) snprintf(adjusted, sizeof(adjusted), "%.2g", x.holm);
+    printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %7.2g %7s %9.0f  %s%s%s\n", all.width,
+           arm->label, x.loss, x.spread, x.gap.mean, x.gap.low, x.gap.high, x.gap.p, adjusted,
+           x.tok_s, role, *role ? ": " : "", verdict);
+}
+// Gaps besides that of the last validation to the reference's.
+static void gaps_print(int a) {
+    const char *label = all.arms[a].label;
+    const Figures x = figures_of(&all.arms[a]);
+    if (x.bf16.n && a != all.bf16 && all.bf16 != all.reference) {
+        gap_print(label, "gap to bf16", &x.bf16);
     }
+    if (x.half.n && a != all.reference) gap_print(label, "second half's mean", &x.half);
+    if (x.trained.n) gap_print(label, "validated in BF16", &x.trained);
+}
+
+// Writes the tables, and says on the screen what they say; returns whether a run died.
+static int summary_write(void) {
+    const Arm *reference = &all.arms[all.reference];
+    const int points = points_of(reference);
+    const double noise = points ? noise_at(reference, points - 1) : NAN;
+    const int died = tables_write(noise);
+    printf("\n%-*s %9s %9s   %-29s %7s %7s %9s  %s\n", all.width, "arm", "loss", "spread",
+           "gap to the reference, 95%", "p", "Holm's", "tok/s", "verdict");
+    if (all.primary >= 0) arm_print(&all.arms[all.primary]);
+    for (int a = 0; a < all.arm_count; a++) {
+        if (a != all.primary) arm_print(&all.arms[a]);
+    }
+    printf("\n");
+    for (int a = 0; a < all.arm_count; a++) gaps_print(a);
     if (isfinite(noise)) {
         printf("seed noise: means of %d runs of %s with other seeds differ by up to "
                "±%.5f (95%%)\n",
                all.seeds, reference->label, noise);
     }
+    printf("%s\n", caution);
     curves_print();
-    return worst;
+    return died;
 }
 
 // ==== 5. the page ==============================================================================
@@ -2014,25 +2092,30 @@ static void runs_read(void) {
 }
 
 static struct {
-    const char *arms, *seeds, *jobs, *bound, *reference, *pool, *statistics;
+    const char *arms, *seeds, *jobs, *bound, *reference, *pool, *statistics, *primary, *placebo;
     char **logs;
-    int log_count;
+    int log_count, null;
 } asked = {.arms = "fp16,bf16,fp8", .seeds = "5", .jobs = "1", .bound = "0.002"};
 
 // Reads the options up to --; returns how many words they are.
 static int asked_read(int argc, char **argv) {
     const struct {
         const char *name, **value;
-    } options[] = {{"--arms", &asked.arms}, {"--seeds", &asked.seeds},
-                   {"--out", &all.out},     {"--reference", &asked.reference},
-                   {"--jobs", &asked.jobs}, {"--bound", &asked.bound},
-                   {"--pool", &asked.pool}, {"--statistics", &asked.statistics}};
+    } options[] = {{"--arms", &asked.arms},       {"--seeds", &asked.seeds},
+                   {"--out", &all.out},           {"--reference", &asked.reference},
+                   {"--jobs", &asked.jobs},       {"--bound", &asked.bound},
+                   {"--primary", &asked.primary}, {"--placebo", &asked.placebo},
+                   {"--pool", &asked.pool},       {"--statistics", &asked.statistics}};
     const int known = sizeof(options) / sizeof(options[0]);
     int i = 1;
     while (i < argc && strcmp(argv[i], "--")) {
         int k = 0;
         const char *name = argv[i++];
         if (!strcmp(name, "--help")) exit(help_print());
+        if (!strcmp(name, "--null")) {
+            asked.null = 1;
+            continue;
+        }
         if (!strcmp(name, "--logs")) {
             asked.logs = argv + i;
             while (i < argc && strncmp(argv[i], "--", 2)) i++;
@@ -2046,6 +2129,50 @@ static int asked_read(int argc, char **argv) {
         *options[k].value = argv[i++];
     }
     return i;
+}
+
+// The index of the arm that an option names.
+static int arm_asked(const char *option, const char *label) {
+    const int index = arm_index(label);
+    EXPECT(index >= 0, "option %s: '%s' is no arm; the first arm is '%s'", option, label,
+           all.arms[0].label);
+    EXPECT(index != all.reference, "option %s: '%s' is the reference", option, label);
+    return index;
+}
+// Adds the null arms and the placebo unless they are among the arms.
+static void roles_add(void) {
+    const Arm *reference = &all.arms[all.reference];
+    const char *on_gpu = strstr(reference->build, "cu") ? "cu" : "";
+    char texts[3][300] = {"", "", ""};
+    if (asked.null) {
+        const int is_tiles = strstr(all.common, "sum-order tiles") ||
+                             strstr(all.common, "sum-order=tiles") ||
+                             strstr(reference->options, "sum-order tiles");
+        snprintf(texts[0], sizeof(texts[0]), "fp32%s", on_gpu);
+        snprintf(texts[1], sizeof(texts[1]), "%s --sum-order %s", reference->label,
+                 is_tiles ? "pairs" : "tiles");
+        if (*on_gpu) texts[1][0] = 0; // a GPU's sums have one order
+    }
+    if (asked.placebo) snprintf(texts[2], sizeof(texts[2]), "%s", asked.placebo);
+    for (int i = 0; i < 3; i++) {
+        if (texts[i][0] && arm_index(texts[i]) < 0) arm_add(texts[i]);
+    }
+}
+// Marks the primary arm, the placebo, and the null arms: fp32, and the reference with an order of
+// sums of its own.
+static void roles_mark(void) {
+    const Arm *reference = &all.arms[all.reference];
+    for (int a = 0; a < all.arm_count && asked.null; a++) {
+        char label[300], *order = label;
+        snprintf(label, sizeof(label), "%s", all.arms[a].label);
+        order = strstr(label, " --sum-order ");
+        if (order) *order = 0;
+        all.arms[a].is_null =
+            a != all.reference && (!strcmp(label, "fp32") || !strcmp(label, "fp32cu") ||
+                                   (order && !strcmp(label, reference->label)));
+    }
+    if (asked.placebo) all.arms[arm_asked("--placebo", asked.placebo)].is_placebo = 1;
+    if (asked.primary) all.primary = arm_asked("--primary", asked.primary);
 }
 
 // Opens the directory of the tables; it is locked until the program ends.
@@ -2067,6 +2194,7 @@ static int logs_compare(void) {
     out_check(all.out, asked.logs, asked.log_count);
     EXPECT(logs_read(asked.logs, asked.log_count, asked.reference, 0) > 1,
            "option --logs: no two arms are left that can be compared");
+    roles_mark();
     output_open();
     const int status = summary_write();
     pictures_write();
@@ -2086,6 +2214,8 @@ static int arms_compare(void) {
     EXPECT(all.reference >= 0 || !asked.reference, "option --reference: '%s' is no arm",
            asked.reference);
     all.reference = MAX(all.reference, 0);
+    if (!asked.pool) roles_add();
+    roles_mark();
     if (!asked.pool) arms_check();
     if (!all.out) all.out = asked.pool ? "log/pooled" : "log/compare"; // pooling keeps the runs
     output_open();
