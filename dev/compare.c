@@ -195,6 +195,7 @@ static struct {
     int word_count;
     long steps;       // of a run; 0: unknown
     const char *unit; // of a loss
+    char differ[256]; // --logs: in what runs differ that are left out, as "data_hash, steps"
     char data[160];   // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
 } all = {.primary = -1, .bound = 0.002, .unit = "nats a token"};
 
@@ -331,10 +332,15 @@ static int option_is_shared(const OptionSpec *s) {
     return s->scope == FIXED && !option_is_own(s) && strcmp(s->name, "seed") &&
            strcmp(s->name, "data-seed");
 }
+// An option's default, as a log would have it.
+static const char *option_default(const OptionSpec *s, char *value) {
+    static Options o;
+    option_set(&o, s, s->initial, "default");
+    return option_text(&o, s, value);
+}
 // What a log says of an option. An older log may lack it: then it had the default.
 static const char *log_option(const TrainedRun *r, const OptionSpec *s, char *value) {
-    if (!*text_value(r->log, s->name, value)) path_print(value, "%s", s->initial);
-    return value;
+    return *text_value(r->log, s->name, value) ? value : option_default(s, value);
 }
 // The name of the first thing in which two runs differ that must be the same, and what both have;
 // NULL: there is none. Of `also`, the first n names count.
@@ -1229,7 +1235,7 @@ static void report_write(const Curve *curves) {
 // curves.svg: the mean loss of every arm with its spread over seeds, and its gap to the reference
 // with the 95% interval.
 
-enum { PLOT_LEFT = 64, PLOT_WIDTH = 560, PLOT_HEIGHT = 230 };
+enum { PLOT_LEFT = 76, PLOT_WIDTH = 560, PLOT_HEIGHT = 230, PLOT_TOP = 70 };
 // A line in an arm's color; where colors begin again, dashed.
 static void svg_stroke(FILE *f, int arm, double width) {
     const int round = arm_color_round(&all.arms[arm]);
@@ -1268,10 +1274,13 @@ static void axis_write(FILE *f, const Panel *p, int axis) {
     }
 }
 static void panel_begin(FILE *f, const Panel *p, const char *title) {
+    const double middle = p->top + PLOT_HEIGHT / 2;
     fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"title\">%s</text>\n", PLOT_LEFT, p->top - 10,
             title);
-    fprintf(f, "<text x=\"%d\" y=\"%g\">step</text>\n", PLOT_LEFT + PLOT_WIDTH + 24,
-            p->top + PLOT_HEIGHT + 16);
+    fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"middle\">step</text>\n", PLOT_LEFT + PLOT_WIDTH / 2,
+            p->top + PLOT_HEIGHT + 34);
+    fprintf(f, "<text transform=\"translate(16 %g)rotate(-90)\" class=\"middle\">%s</text>\n",
+            middle, all.unit);
     axis_write(f, p, 0);
     axis_write(f, p, 1);
 }
@@ -1313,23 +1322,46 @@ static void drawn_make(const Curve *c, Drawn *d, Panel *loss, const double *step
         d->low[p] = c->mean[p] - spread;
         d->high[p] = c->mean[p] + spread;
         loss->x1 = MAX(loss->x1, steps[p]);
+    }
+}
+// The losses of the last four fifths of the steps; the first fall may be cut off.
+static void losses_fit(const Drawn *d, Panel *loss, const double *steps) {
+    for (int p = 0; p < d->n; p++) {
+        if (5 * steps[p] < loss->x1) continue;
         loss->y0 = MIN(loss->y0, d->low[p]);
         loss->y1 = MAX(loss->y1, d->high[p]);
     }
 }
-// One seed has no intervals: its gaps are drawn alone. Early gaps may be cut off.
+// The last gap with its interval, and the gaps of the second half. Earlier gaps and their intervals
+// may be cut off. One seed has no intervals: its gaps are drawn alone.
 static void gaps_fit(Curve *c, const Drawn *d, Panel *gaps) {
     for (int p = 0; p < d->paired; p++) {
+        const int is_last = p == d->paired - 1;
         if (all.seeds < 2) c->low[p] = c->high[p] = c->gap[p];
         if (2 * p < d->paired) continue;
-        gaps->y0 = MIN(gaps->y0, c->low[p]);
-        gaps->y1 = MAX(gaps->y1, c->high[p]);
+        gaps->y0 = MIN(gaps->y0, is_last ? c->low[p] : c->gap[p]);
+        gaps->y1 = MAX(gaps->y1, is_last ? c->high[p] : c->gap[p]);
     }
 }
 
+// The first lines: what all runs share, and in what those differ that are left out.
+static void svg_title(FILE *f, double width) {
+    const int room = (int)((width - 2 * PLOT_LEFT) / 7), length = (int)strlen(all.common);
+    char text[512];
+    snprintf(text, sizeof(text), "%d %s: %.*s%s", all.seeds, all.seeds > 1 ? "seeds" : "seed",
+             MIN(room, 400), all.common, length > room ? " ..." : "");
+    fprintf(f, "<text x=\"%d\" y=\"22\">", PLOT_LEFT);
+    cell_write(f, text);
+    fprintf(f, "</text>\n");
+    if (!all.differ[0]) return;
+    fprintf(f, "<text x=\"%d\" y=\"40\" class=\"title\">runs differ in ", PLOT_LEFT);
+    cell_write(f, all.differ);
+    fprintf(f, ": only those that pair are drawn</text>\n");
+}
 static void svg_begin(FILE *f, const Panel *loss, const Panel *gaps) {
     const Panel *const panels[2] = {loss, gaps};
-    const double width = PLOT_LEFT + PLOT_WIDTH + 300, height = gaps->top + PLOT_HEIGHT + 40;
+    const double width = PLOT_LEFT + PLOT_WIDTH + MAX(220, 60 + 7 * (all.width + 16)),
+                 height = gaps->top + PLOT_HEIGHT + 50;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" ", width, height);
     fprintf(f, "width=\"%g\" height=\"%g\">\n", width, height);
     fprintf(f, "<style>text{font:12px sans-serif;fill:#333}.title{font-weight:bold}"
@@ -1342,10 +1374,13 @@ static void svg_begin(FILE *f, const Panel *loss, const Panel *gaps) {
                 panels[k]->top, PLOT_LEFT, panels[k]->top, PLOT_WIDTH, PLOT_HEIGHT);
         fprintf(f, "</clipPath>\n");
     }
-    panel_begin(f, loss, "validation loss, nats a token: mean and spread over seeds");
+    svg_title(f, width);
+    const int band = all.seeds > 1;
+    panel_begin(f, loss, band ? "validation loss: mean and spread over seeds" : "validation loss");
     panel_begin(f, gaps,
-                "gap to the reference, 95% interval; gray: the bound, and the reference "
-                "against itself");
+                band ? "gap to the reference, 95% interval; gray: the bound; the reference's "
+                       "shade: its seed noise"
+                     : "gap to the reference; gray: the bound");
     fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" fill=\"#8882\"/>\n",
             PLOT_LEFT, plot_y(gaps, all.bound), PLOT_WIDTH,
             plot_y(gaps, -all.bound) - plot_y(gaps, all.bound));
@@ -1361,11 +1396,14 @@ static void svg_legend(FILE *f, int arm, double y) {
 
 static void picture_write(Curve *curves) {
     static Drawn drawn[ARMS_MAX];
-    Panel loss = {30, 1, INFINITY, -INFINITY};
-    Panel gaps = {30 + PLOT_HEIGHT + 64, 1, -2 * all.bound, 2 * all.bound};
+    Panel loss = {PLOT_TOP, 1, INFINITY, -INFINITY};
+    Panel gaps = {PLOT_TOP + PLOT_HEIGHT + 76, 1, -2 * all.bound, 2 * all.bound};
     unlinkat(output.fd, "curves.svg", 0);
     for (int a = 0; a < all.arm_count; a++) {
         drawn_make(&curves[a], &drawn[a], &loss, all.arms[a].runs[0].step);
+    }
+    for (int a = 0; a < all.arm_count; a++) {
+        losses_fit(&drawn[a], &loss, all.arms[a].runs[0].step);
     }
     if (!(loss.y0 <= loss.y1)) return; // nothing to draw
     loss.y0 -= 0.01 * (loss.y1 - loss.y0) + 1e-4;
@@ -1703,7 +1741,6 @@ typedef struct {
 static struct {
     FoundRun *runs;
     int n;
-    char differ[256]; // in what runs differ that are left out: "data_hash, steps"
 } found;
 
 // Leaves a run out, and says why in one line.
@@ -1717,9 +1754,9 @@ __attribute__((format(printf, 2, 3))) static void found_leave(FoundRun *f, const
     f->left_out = 1;
 }
 static void found_differ(const char *name) {
-    const size_t n = strlen(found.differ);
-    if (strstr(found.differ, name)) return;
-    snprintf(found.differ + n, sizeof(found.differ) - n, "%s%s", n ? ", " : "", name);
+    const size_t n = strlen(all.differ);
+    if (strstr(all.differ, name)) return;
+    snprintf(all.differ + n, sizeof(all.differ) - n, "%s%s", n ? ", " : "", name);
 }
 
 static int option_same(const OptionSpec *s, const char *a, const char *b) {
@@ -1736,15 +1773,16 @@ static int option_varies(const OptionSpec *s) {
 }
 // The label of a run's arm: its precision, and what options of its own are not the default.
 static void found_label(FoundRun *f) {
-    char precision[PATH_MAX], value[PATH_MAX];
+    char precision[PATH_MAX], value[PATH_MAX], initial[PATH_MAX];
     const int on_gpu = *text_value(f->run.log, "attention_by", value) != 0;
     text_value(f->run.log, "precision", precision);
     size_t n =
         (size_t)snprintf(f->label, sizeof(f->label), "%.8s%s", precision, on_gpu ? "cu" : "");
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        if (!option_is_own(s) || option_same(s, log_option(&f->run, s, value), s->initial))
-            continue;
+        if (!option_is_own(s)) continue;
+        option_default(s, initial);
+        if (option_same(s, log_option(&f->run, s, value), initial)) continue;
         if (!(s->scope & FP8) && !option_varies(s)) continue;
         n += (size_t)snprintf(f->label + n, sizeof(f->label) - n, " --%s%s%s", s->name,
                               s->kind == OPT_FLAG ? "" : " ", s->kind == OPT_FLAG ? "" : value);
@@ -1760,7 +1798,7 @@ static void found_read(char **dirs, int n) {
     char value[PATH_MAX];
     struct stat mine, other;
     found.n = n;
-    found.differ[0] = 0;
+    all.differ[0] = 0;
     found.runs = (FoundRun *)memory_allocate((size_t)n * sizeof(FoundRun));
     memset(found.runs, 0, (size_t)n * sizeof(FoundRun));
     for (int i = 0; i < n; i++) {
@@ -1904,13 +1942,14 @@ static void validations_share(void) {
 // The options that all runs share and that are not the default, as a command line has them.
 static const char *common_options(const TrainedRun *r) {
     static char text[8 * PATH_MAX];
-    char value[PATH_MAX];
+    char value[PATH_MAX], initial[PATH_MAX];
     size_t n = (size_t)snprintf(text, sizeof(text), "-i %s", text_value(r->log, "train", value));
     for (int i = 0; i < OPTION_COUNT && n < sizeof(text); i++) {
         const OptionSpec *s = &option_specs[i];
         const int own = option_is_own(s) && !(s->scope & FP8) && !option_varies(s);
         if (!option_is_shared(s) && !own) continue;
-        if (!strcmp(log_option(r, s, value), s->initial)) continue;
+        option_default(s, initial);
+        if (!strcmp(log_option(r, s, value), initial)) continue;
         n += (size_t)snprintf(text + n, sizeof(text) - n, " --%s %s", s->name, value);
     }
     return text;
