@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs that are there are compared: the same gaps as in the comparison that trained them, what does
-# not pair is named, their directories stay as they are. Null arms, placebo, primary arm; `make curves`.
+# not pair is named, their directories stay as they are. Roles of arms; `make curves`.
 set -u
 . "$(dirname "$0")/env.sh"
 c=build/compared
@@ -56,5 +56,5 @@ build/compare --arms "bf16,fp8" --seeds 2 --primary fp8 --null --placebo "fp8 --
   --jobs 2 --out build/roles -- "${arms_run[@]}" > build/said || fail "roles: status $?"
 for line in '^fp8 .*primary: ' '^fp32 .*null: ' '^bf16 --sum-order tiles .*null: ' \
   '^fp8 --bf16 0.fc.fprop .*placebo: ' 'until a verdict pleases'; do says "$line"; done
-make curves CURVES_RUN="${arms_run[*]}" CURVES_DIR=build/curves CURVES=build/losses.svg || fail curves
+make curves CURVES_RUN="${arms_run[*]}" CURVES_DIR=build/curves CURVES=build/losses.svg || fail make
 [ "$(grep -c 'stroke-width="1.8"' build/losses.svg)" = 5 ] || fail "not 3 losses and 2 gaps"
