@@ -1318,6 +1318,12 @@ static const char *unit_of_runs(void) {
     }
     return "nats a token";
 }
+// A color for each arm.
+static void palette_write(FILE *f) {
+    fprintf(f, "palette");
+    for (int a = 0; a < all.arm_count; a++) fprintf(f, "\t%s", arm_color(&all.arms[a]));
+    fputc('\n', f);
+}
 static void report_write(const Curve *curves) {
     static const char mark[] = "<!--DATA-->";
     const double settings[5] = {all.seeds, all.bound, all.floor, all.reference, all.bf16};
@@ -1328,6 +1334,7 @@ static void report_write(const Curve *curves) {
     fwrite(page, 1, data - page, f);
     text_row_write(f, "common", all.common);
     text_row_write(f, "unit", unit_of_runs());
+    palette_write(f);
     row_write(f, "settings", settings, 5, "%.9g");
     for (int a = 0; a < all.arm_count; a++) arm_write(f, &all.arms[a], &curves[a]);
     fputs(data + strlen(mark), f);
@@ -2375,7 +2382,6 @@ static int arms_compare(void) {
 
 // A program that watches runs includes this file and has a main() of its own.
 #ifndef WATCH
-#ifndef WATCH // dev/watch.c has a main() of its own
 int main(int argc, char **argv) {
     char *end;
     surroundings_init();
@@ -2390,5 +2396,4 @@ int main(int argc, char **argv) {
     EXPECT(all.bound > 0 && isfinite(all.bound), "option --bound: expected a number above 0");
     return asked.logs ? logs_compare() : arms_compare();
 }
-#endif
 #endif
