@@ -1070,9 +1070,9 @@ static void thinned_add(Thinned *t, double step, double value) {
     t->step[t->n] = step;
     t->value[t->n++] = value;
 }
-// The newest point is always there.
+// The newest point is always there. Steps begin at 1.
 static void thinned_end(Thinned *t, double step, double value) {
-    if (t->n && t->step[t->n - 1] >= step) return;
+    if (step <= 0 || (t->n && t->step[t->n - 1] >= step)) return;
     t->step[t->n] = step;
     t->value[t->n++] = value;
 }
