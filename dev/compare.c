@@ -1287,7 +1287,7 @@ static void first_seed_write(FILE *f, const TrainedRun *r) {
 static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     char verdict[320];
     const Figures x = figures_of(arm);
-    const double last[4] = {x.gap.mean, x.gap.low, x.gap.high, x.gap.p};
+    const double last[5] = {x.gap.mean, x.gap.low, x.gap.high, x.gap.p, x.holm};
     const double half[3] = {x.half.mean, x.half.low, x.half.high};
     const double trained[3] = {x.trained.mean, x.trained.low, x.trained.high};
     const double bf16[3] = {x.bf16.mean, x.bf16.low, x.bf16.high};
@@ -1297,7 +1297,8 @@ static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     fprintf(f, "arm\n");
     text_row_write(f, "label", arm->label);
     text_row_write(f, "verdict", verdict);
-    row_write(f, "last", last, 4, "%.7g");
+    text_row_write(f, "role", arm == &all.arms[all.reference] ? "" : arm_role(arm));
+    row_write(f, "last", last, 5, "%.7g");
     row_write(f, "half", half, 3, "%.7g");
     row_write(f, "trained", trained, 3, "%.7g");
     row_write(f, "bf16", bf16, 3, "%.7g");
@@ -1312,12 +1313,6 @@ static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     first_seed_write(f, &arm->runs[0]);
 }
 
-static const char *unit_of_runs(void) {
-    for (int a = 0; a < all.arm_count; a++) {
-        if (all.arms[a].runs[0].log) return loss_unit(all.arms[a].runs[0].log);
-    }
-    return "nats a token";
-}
 // A color for each arm.
 static void palette_write(FILE *f) {
     fprintf(f, "palette");
@@ -1333,7 +1328,7 @@ static void report_write(const Curve *curves) {
     FILE *f = file_begin(&output, "report.html");
     fwrite(page, 1, data - page, f);
     text_row_write(f, "common", all.common);
-    text_row_write(f, "unit", unit_of_runs());
+    text_row_write(f, "unit", all.unit);
     palette_write(f);
     row_write(f, "settings", settings, 5, "%.9g");
     for (int a = 0; a < all.arm_count; a++) arm_write(f, &all.arms[a], &curves[a]);
