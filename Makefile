@@ -5,6 +5,7 @@
 # make ladder            seven matrix products (dev/cpu), each faster, all with the same bits
 # make compare           ARMS='fp16,fp8' SEEDS=5 RUN='-e d3 ..' OUT=DIR: dev/compare.c explains
 # make curves            trains FP16, BF16 and FP8, and draws the README's picture (minutes)
+# make build/watch       a page of running programs, for a browser here: build/watch DIR
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
 # make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
@@ -120,6 +121,8 @@ SEEDS = 5
 RUN = -e d3 -x 400 -v 50
 OUT = log/compare
 build/compare: dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
+	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+build/watch: dev/watch.c dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 # Small programs that take the trainer's file apart; the first lines of each say what it shows.
 build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)

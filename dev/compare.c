@@ -1040,6 +1040,98 @@ static void row_write(FILE *f, const char *name, const double *x, int n, const c
     fputc('\n', f);
 }
 
+// ---- rows of a log, thinned
+enum { STEP, TOKENS, TRAIN_LOSS, VAL_LOSS, LEARNING_RATE, GRAD_NORM, LOSS_SCALE, MS, TOK_S };
+enum { LOG_CELLS = TOK_S + 1, POINTS_SHOWN = 600 };
+
+// Reads n cells of a line as numbers; NAN: it is none. Returns whether the line has them and ends.
+static int cells_read(const char *at, double *cells, int n) {
+    for (int i = 0; i < n; i++) {
+        char *end;
+        const size_t width = strcspn(at, "\t\n");
+        cells[i] = strtod(at, &end);
+        if (width == 0 || end != at + width) cells[i] = NAN;
+        at += width;
+        if (i < n - 1 && *at++ != '\t') return 0;
+    }
+    return strchr(at, '\n') != NULL;
+}
+
+// Points of a curve, evenly chosen: when there is no room, every second one goes.
+typedef struct {
+    int n;
+    long seen, stride; // every stride-th of those that were seen is there
+    double step[POINTS_SHOWN + 1], value[POINTS_SHOWN + 1];
+} Thinned;
+static void thinned_add(Thinned *t, double step, double value) {
+    if (t->n == POINTS_SHOWN) {
+        t->n /= 2;
+        t->stride *= 2;
+        for (int i = 0; i < t->n; i++) {
+            t->step[i] = t->step[2 * i];
+            t->value[i] = t->value[2 * i];
+        }
+    }
+    if (t->seen++ % t->stride) return;
+    t->step[t->n] = step;
+    t->value[t->n++] = value;
+}
+// The newest point is always there. Steps begin at 1.
+static void thinned_end(Thinned *t, double step, double value) {
+    if (step <= 0 || (t->n && t->step[t->n - 1] >= step)) return;
+    t->step[t->n] = step;
+    t->value[t->n++] = value;
+}
+static void thinned_write(FILE *f, const char *name, const Thinned *t) {
+    char steps[32];
+    snprintf(steps, sizeof(steps), "%s_step", name);
+    row_write(f, steps, t->step, t->n, "%.0f");
+    row_write(f, name, t->value, t->n, "%.6g");
+}
+
+// The curves of a log. Its last line may be torn, which ends them.
+typedef struct {
+    Thinned train, val, norm;
+    double last[LOG_CELLS];    // the newest row; its step is 0 if there is none
+    double val_step, val_loss; // the newest validation
+    long steps;                // that the run shall have
+} LogCurves;
+static void log_row_add(LogCurves *c, const double *row) {
+    memcpy(c->last, row, sizeof(c->last));
+    thinned_add(&c->train, row[STEP], row[TRAIN_LOSS]);
+    thinned_add(&c->norm, row[STEP], row[GRAD_NORM]);
+    if (isnan(row[VAL_LOSS])) return;
+    thinned_add(&c->val, row[STEP], row[VAL_LOSS]);
+    c->val_step = row[STEP];
+    c->val_loss = row[VAL_LOSS];
+}
+static void log_curves_read(LogCurves *c, const char *log) {
+    static const char key[] = "# steps\t";
+    double row[LOG_CELLS];
+    memset(c, 0, sizeof(*c));
+    c->train.stride = c->val.stride = c->norm.stride = 1;
+    for (const char *at = log; at && *at; at = strchr(at, '\n')) {
+        at += *at == '\n';
+        if (!strncmp(at, key, strlen(key)))
+            c->steps = atol(at + strlen(key)); // the last one counts
+        if (!isdigit((unsigned char)*at)) continue;
+        if (!cells_read(at, row, LOG_CELLS) || isnan(row[STEP])) break;
+        log_row_add(c, row);
+    }
+    thinned_end(&c->train, c->last[STEP], c->last[TRAIN_LOSS]);
+    thinned_end(&c->norm, c->last[STEP], c->last[GRAD_NORM]);
+    thinned_end(&c->val, c->val_step, c->val_loss);
+}
+
+// What a token is: the 256 values of a byte, or a tokenizer's entries.
+static const char *loss_unit(const char *log) {
+    char shape[PATH_MAX];
+    text_value(log, "shape", shape);
+    return strstr(shape, "vocabulary 256 ") ? "nats a byte" : "nats a token";
+}
+
+// ---- an arm's curves
+
 // An arm's means over the seeds, and its gap to the reference where both have validations. The
 // reference's own gap is 0, within the noise band.
 typedef struct {
@@ -1067,15 +1159,15 @@ static void curve_make(const Arm *arm, Curve *c) {
 }
 
 // The formats of a run's operands x, w and dy, as the trainer itself reads the options in its log.
-static void formats_read(const TrainedRun *r, Dtype *formats) {
+static void formats_read(const char *log, const char *where, Dtype *formats) {
     static Gpt g;
     char *argv[] = {program_name, NULL}, value[PATH_MAX];
     int given[OPTION_COUNT] = {0};
     Options o = options_parse(1, argv, given);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        if (s->scope != (FP8 | FIXED) || !*text_value(r->log, s->name, value)) continue;
-        option_set(&o, s, value, r->dir);
+        if (s->scope != (FP8 | FIXED) || !*text_value(log, s->name, value)) continue;
+        option_set(&o, s, value, where);
     }
     options_recipes(&o, &g);
     for (int i = 0; i < NOPERAND; i++) formats[i] = g.recipes[i].format;
@@ -1091,25 +1183,33 @@ typedef struct {
     char (*labels)[48];           // [tensors]
 } Atlas;
 
-// Reads a row of scales.tsv. Returns whether it is one; `tensor` receives the layer and the
-// operand.
+// Reads a row of scales.tsv. Returns whether it is a whole one; `tensor` receives the layer and the
+// operand. (sscanf would look for the end of the whole text at each call.)
 static int atlas_row(const char *at, const Dtype *formats, double *step, char *tensor, double *v) {
-    int layer, operand = 0;
-    char name[32], sqnr[32];
-    if (sscanf(at, "%lf\t%d\t%31s\t%lf\t%lf\t%lf\t%lf\t%*s\t%31s", step, &layer, name, &v[AMAX],
-               &v[SCALE], &v[SATURATED], &v[FLUSHED], sqnr) != 8) {
-        return 0;
-    }
-    snprintf(tensor, 48, "%d %s", layer, name);
-    const char *dot = strrchr(name, '.');
+    double place[2], cells[6]; // cells: amax to sqnr_db
+    const char *name = at + strcspn(at, "\t\n");
+    name += *name == '\t';
+    name += strcspn(name, "\t\n");
+    name += *name == '\t';
+    const int length = (int)strcspn(name, "\t\n");
+    if (!cells_read(at, place, 2) || name[length] != '\t') return 0;
+    if (!cells_read(name + length + 1, cells, 6)) return 0;
+    *step = place[0];
+    snprintf(tensor, 48, "%.0f %.*s", place[1], MIN(length, 31), name);
+    int operand = 0;
     for (int i = 0; i < NOPERAND; i++) {
-        if (!strcmp(dot ? dot + 1 : name, operand_name[i])) operand = i;
+        const int n = (int)strlen(operand_name[i]);
+        if (length > n && name[length - n - 1] == '.' &&
+            !strncmp(name + length - n, operand_name[i], n)) {
+            operand = i;
+        }
     }
+    memcpy(v, cells, 4 * sizeof(double)); // AMAX to FLUSHED
+    v[SQNR] = cells[5];
     // binades by which the amax lies above what the scale can hold; below 0: room that is left
     const double widest = fp8_format(formats[operand])->max;
     v[STALE] = v[AMAX] > 0 ? log2(v[SCALE] * v[AMAX] / widest) : NAN;
-    v[SQNR] = *sqnr == '-' ? NAN : atof(sqnr);
-    return 1;
+    return !isnan(*step) && !isnan(place[1]);
 }
 
 static void atlas_read(Atlas *t, const char *text, const Dtype *formats) {
@@ -1131,16 +1231,13 @@ static void atlas_read(Atlas *t, const char *text, const Dtype *formats) {
     if (t->tensors) t->steps = n / t->tensors; // whole ones
 }
 
-static void atlas_write(FILE *f, const TrainedRun *r) {
+// `text` is a scales.tsv, `log` that run's log.
+static void atlas_write(FILE *f, const char *text, const char *log, const char *where) {
     static const char *const names[QUANTITIES] = {"amax",    "scale", "saturated",
                                                   "flushed", "sqnr",  "stale"};
-    char path[PATH_MAX];
     Dtype formats[NOPERAND];
     Atlas t;
-    path_print(path, "%s/scales.tsv", r->dir);
-    char *text = text_read(path);
-    if (!text || !r->log) return;
-    formats_read(r, formats);
+    formats_read(log, where, formats);
     atlas_read(&t, text, formats);
     const size_t every = t.steps / 250 + 1, steps = (t.steps + every - 1) / every;
     double *row = (double *)memory_allocate((steps * t.tensors + 1) * sizeof(double));
@@ -1165,37 +1262,38 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
     free(t.values);
     free(t.when);
     free(t.labels);
-    free(text);
 }
 
-// The gradient norm of a log, of at most 600 of its rows, evenly.
-static void norms_write(FILE *f, const char *log) {
-    enum { NORM = 5 }; // its column
-    double steps[1200], norms[1200];
-    int n = 0, kept = 0;
-    const char *rows = strstr(log, "\nstep\t");
-    rows = rows ? strchr(rows + 1, '\n') : NULL;
-    for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) n++;
-    const int every = 1 + n / 600;
-    n = 0;
-    for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) {
-        if (at[1] == '#' || n++ % every) continue;
-        const char *cell = at + 1;
-        steps[kept] = atof(cell);
-        for (int c = 0; c < NORM && cell; c++) {
-            cell = strchr(cell, '\t');
-            if (cell) cell++;
-        }
-        norms[kept++] = cell ? atof(cell) : NAN;
+// The validations of every seed, for single curves and the gaps between them.
+static void seeds_write(FILE *f, const Arm *arm) {
+    int longest = 0;
+    for (int s = 1; s < all.seeds; s++) {
+        if (arm->runs[s].points > arm->runs[longest].points) longest = s;
     }
-    row_write(f, "norm_step", steps, kept, "%.0f");
-    row_write(f, "norm", norms, kept, "%.4g");
+    row_write(f, "step", arm->runs[longest].step, arm->runs[longest].points, "%.0f");
+    for (int s = 0; s < all.seeds; s++) {
+        fprintf(f, "seed\t%d", all.seed[s]);
+        row_write(f, "", arm->runs[s].val, arm->runs[s].points, "%.6g");
+    }
+}
+// The curves and the scale atlas of the first seed.
+static void first_seed_write(FILE *f, const TrainedRun *r) {
+    static LogCurves curves;
+    char path[PATH_MAX];
+    if (!r->log) return;
+    log_curves_read(&curves, r->log);
+    thinned_write(f, "train", &curves.train);
+    thinned_write(f, "norm", &curves.norm);
+    path_print(path, "%s/scales.tsv", r->dir);
+    char *text = text_read(path);
+    if (text) atlas_write(f, text, r->log, r->dir);
+    free(text);
 }
 
 static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     char verdict[320];
     const Figures x = figures_of(arm);
-    const double last[4] = {x.gap.mean, x.gap.low, x.gap.high, x.gap.p};
+    const double last[5] = {x.gap.mean, x.gap.low, x.gap.high, x.gap.p, x.holm};
     const double half[3] = {x.half.mean, x.half.low, x.half.high};
     const double trained[3] = {x.trained.mean, x.trained.low, x.trained.high};
     const double bf16[3] = {x.bf16.mean, x.bf16.low, x.bf16.high};
@@ -1205,22 +1303,28 @@ static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     fprintf(f, "arm\n");
     text_row_write(f, "label", arm->label);
     text_row_write(f, "verdict", verdict);
-    row_write(f, "last", last, 4, "%.7g");
+    text_row_write(f, "role", arm == &all.arms[all.reference] ? "" : arm_role(arm));
+    row_write(f, "last", last, 5, "%.7g");
     row_write(f, "half", half, 3, "%.7g");
     row_write(f, "trained", trained, 3, "%.7g");
     row_write(f, "bf16", bf16, 3, "%.7g");
     row_write(f, "loss", loss, 3, "%.7g");
     row_write(f, "cost", cost, 4, "%.7g");
-    row_write(f, "step", arm->runs[0].step, c->points, "%.0f");
+    seeds_write(f, arm);
     row_write(f, "mean", c->mean, c->points, "%.6g");
     row_write(f, "spread", c->spread, c->points, "%.4g");
     row_write(f, "gap", c->gap, c->shared, "%.4g");
     row_write(f, "low", c->low, c->shared, "%.4g");
     row_write(f, "high", c->high, c->shared, "%.4g");
-    norms_write(f, arm->runs[0].log ? arm->runs[0].log : "");
-    atlas_write(f, &arm->runs[0]);
+    first_seed_write(f, &arm->runs[0]);
 }
 
+// A color for each arm.
+static void palette_write(FILE *f) {
+    fprintf(f, "palette");
+    for (int a = 0; a < all.arm_count; a++) fprintf(f, "\t%s", arm_color(&all.arms[a]));
+    fputc('\n', f);
+}
 static void report_write(const Curve *curves) {
     static const char mark[] = "<!--DATA-->";
     const double settings[5] = {all.seeds, all.bound, all.floor, all.reference, all.bf16};
@@ -1230,6 +1334,8 @@ static void report_write(const Curve *curves) {
     FILE *f = file_begin(&output, "report.html");
     fwrite(page, 1, data - page, f);
     text_row_write(f, "common", all.common);
+    text_row_write(f, "unit", all.unit);
+    palette_write(f);
     row_write(f, "settings", settings, 5, "%.9g");
     for (int a = 0; a < all.arm_count; a++) arm_write(f, &all.arms[a], &curves[a]);
     fputs(data + strlen(mark), f);
