@@ -25,22 +25,31 @@ DIR receives one directory for each run, and these files:
 Options:
     --arms LIST       what is compared, separated by commas [fp16,bf16,fp8]
     --seeds N         seeds 1 to N; or N-M [5]
-    --out DIR         [log/compare; with --pool log/pooled]
+    --out DIR         [log/compare; with --pool log/pooled, with --logs log/compare-logs]
     --reference NAME  the arm that gaps are measured against, besides bf16 [fp16, or the first arm]
     --jobs N          runs at a time, each on its share of the threads. Small models train faster
                       this way, but tokens/s and seconds are then those of a shared machine. [1]
+    --primary ARM     the one comparison declared before looking: shown first, and its p is not
+                      corrected for the other arms
+    --null            also trains arms that differ in nothing that should count: the reference with
+                      another order of sums, and fp32. They show how large chance gaps are
+    --placebo ARM     also trains this arm, and marks it: a change that should not count, as
+                      "fp8 --bf16 0.fc.fprop"
     --bound X         a gap inside +-X nats counts as none [0.002]
     --pool A,B,..     trains nothing: compares the rows of these runs.tsv (of other seeds or other
                       machines) as one comparison, without curves
+    --logs DIR DIR .. trains nothing: compares runs that are there, as log/fp16 and log/fp8. Runs
+                      that differ in FP8's options make arms; runs with other data, another
+                      model or other seeds are left out, with a line that says why
     --statistics FILE reads two columns of numbers; prints n, mean difference, standard error, 95%
                       interval and p, and stops
 
 Verdicts:
     match      the 95% interval of the gap lies inside the bound
     worse      the whole interval lies above zero (better: below zero)
-    undecided  neither; the number of additional seeds that it names is a guess
-Adding seeds until a verdict pleases, or comparing many arms at once, makes chance verdicts likelier
-than 1 in 20.
+    undecided  neither; from four seeds on it names the number of seeds that may decide, a guess
+Adding seeds until a verdict pleases makes chance verdicts likelier than 1 in 20. So does comparing
+many arms: Holm's p is corrected for all arms but the primary one and the null arms.
 
 The noise band shows how far two averages of as many reference runs differ by seed alone, in 95 of
 100 cases. Without pairing by seed, a gap inside the band could not be seen.
@@ -52,8 +61,8 @@ The BF16 build also validates the last weights of an FP8 arm, and gap_trained is
 loss to BF16's. This separates the error made during training from the error made when validating in
 FP8.
 
-Exit status: 0 every arm matches the reference or is better; 1 an arm is worse, diverged or died;
-2 bad input; 3 no arm is worse, but one is undecided.
+Exit status: 0 the comparison is done, whatever its verdicts are; 1 a run died or diverged; 2 bad
+input.
 */
 #define TESTING
 #define PROGRAM program_name // errors of the trainer's option parser name the arm, too
@@ -71,7 +80,7 @@ static Directory output; // --out, locked; its files are written through it
 
 // ==== 1. statistics ============================================================================
 
-// The regularised incomplete beta function I_x(a, b) by its continued fraction (Lentz; Numerical
+// The regularized incomplete beta function I_x(a, b) by its continued fraction (Lentz; Numerical
 // Recipes 6.4).
 static double beta_fraction(double a, double b, double x) {
     double c = 1, d = 1 / (1 - (a + b) * x / (a + 1)), h = d;
@@ -129,6 +138,21 @@ static Gap gap_of(const double *a, const double *b, int n) {
     return g;
 }
 
+// Holm's p-values of n p-values: the smallest times n, the next times n - 1, and so on, never
+// falling and at most 1.
+static void holm(const double *p, int n, double *adjusted) {
+    double largest = 0;
+    for (int i = 0; i < n; i++) adjusted[i] = NAN;
+    for (int rank = 0; rank < n; rank++) {
+        int smallest = -1;
+        for (int i = 0; i < n; i++) {
+            if (isnan(adjusted[i]) && (smallest < 0 || p[i] < p[smallest])) smallest = i;
+        }
+        largest = MAX(largest, MIN(1, (n - rank) * p[smallest]));
+        adjusted[smallest] = largest;
+    }
+}
+
 // How many more seeds a decision may take if mean and spread stay: until the interval lies inside
 // the bound, or on one side of zero.
 static int seeds_needed(const Gap *g, double bound) {
@@ -151,25 +175,37 @@ typedef struct {
     double final_bf16; // the last validation of the same weights by the BF16 build; NAN: unknown
     double half_loss;  // mean of the validations after half of the steps
     double tok_s, mib;
-    long stopped_at; // its last step
+    long stopped_at;     // its last step
+    const char *damaged; // the first line of its rows that is no next row; NULL: there is none
 } TrainedRun;
 typedef struct {
     char label[256], build[16], options[256], slug[256];
+    int is_null, is_placebo;
     TrainedRun *runs; // [seeds]
 } Arm;
 static struct {
     Arm arms[ARMS_MAX];
     int arm_count, seeds;
-    int reference, bf16; // indices of arms; bf16 may be -1: no such arm
+    int reference, bf16, primary; // indices of arms; -1 (not the reference): no such arm
     int seed[SEEDS_MAX];
     int width; // of the longest label
     double bound, floor;
     const char *out, *common; // common: what goes to every arm, as a shell would be given it
     char *words[240];         // the same, word by word
     int word_count;
-    long steps;     // of a run; 0: unknown
-    char data[160]; // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
-} all;
+    long steps;       // of a run; 0: unknown
+    const char *unit; // of a loss
+    char differ[256]; // --logs: in what runs differ that are left out, as "data_hash, steps"
+    char data[160];   // hashes of the data, and the version of the bits: "DATA VAL NUMERICS"
+} all = {.primary = -1, .bound = 0.002, .unit = "nats a token"};
+
+// The index of the arm with a label; -1: there is none.
+static int arm_index(const char *label) {
+    for (int a = 0; a < all.arm_count; a++) {
+        if (!strcmp(all.arms[a].label, label)) return a;
+    }
+    return -1;
+}
 
 // Appends the options that every run of an arm is given to argv[0 .. n): quiet, the common words,
 // the arm's own words, which are cut apart in `text`. Returns how many words there are then.
@@ -224,14 +260,19 @@ static void rows_read(TrainedRun *r) {
     for (at = at ? at + 1 + strcspn(at + 1, "\n") : ""; *at; at += strcspn(at, "\n")) {
         at += *at == '\n';
         double step, ms, tok_s;
+        if (*at == '#') continue;
         char val[32], *end;
         if (sscanf(at, "%lf\t%*f\t%*f\t%31s\t%*s\t%*s\t%*s\t%lf\t%lf", &step, val, &ms, &tok_s) !=
             4) {
+            r->damaged = at[strcspn(at, "\n")] ? at : NULL; // not a last row that is being written
             break;
         }
         const double loss = strtod(val, &end);
         const int validated = strcmp(val, "-") != 0;
-        if (step != (double)(r->stopped_at + 1) || (validated && *end)) break;
+        if (step != (double)(r->stopped_at + 1) || (validated && *end)) {
+            r->damaged = at;
+            break;
+        }
         r->stopped_at++;
         seconds += ms * 1e-3;
         rates += tok_s;
@@ -243,6 +284,18 @@ static void rows_read(TrainedRun *r) {
     r->tok_s = r->stopped_at ? rates / r->stopped_at : 0;
 }
 
+// The mean of a run's validations after half of its steps; NAN: there are none.
+static double half_mean(const TrainedRun *r, long steps) {
+    double sum = 0;
+    int n = 0;
+    for (int p = 0; p < r->points; p++) {
+        if (2 * r->step[p] <= (double)steps) continue;
+        sum += r->val[p];
+        n++;
+    }
+    return n ? sum / n : NAN;
+}
+
 // Reads a run's log. Returns whether the run is whole: its last step is there, with a validation.
 static int run_read(TrainedRun *r) {
     char path[PATH_MAX], value[PATH_MAX];
@@ -251,6 +304,7 @@ static int run_read(TrainedRun *r) {
     r->log = text_read(path);
     r->points = 0;
     r->stopped_at = 0;
+    r->damaged = NULL;
     r->final_loss = NAN;
     if (!r->log) return 0;
     rows_read(r);
@@ -259,14 +313,7 @@ static int run_read(TrainedRun *r) {
     const int last = r->points - 1;
     const int whole =
         steps > 0 && r->stopped_at == steps && last >= 0 && r->step[last] == (double)steps;
-    double sum = 0;
-    int half = 0;
-    for (int p = 0; p < r->points; p++) {
-        if (2 * r->step[p] <= (double)steps) continue;
-        sum += r->val[p];
-        half++;
-    }
-    r->half_loss = half ? sum / half : NAN;
+    r->half_loss = half_mean(r, steps);
     if (whole) r->final_loss = r->val[last];
     if (whole && !isfinite(r->final_loss)) {
         snprintf(r->died, sizeof(r->died), "diverged: its last validation loss is not finite");
@@ -274,32 +321,55 @@ static int run_read(TrainedRun *r) {
     return whole;
 }
 
+// Whether arms may differ in an option: in FP8's own, in the order of sums and in the loss scale.
+static int option_is_own(const OptionSpec *s) {
+    return s->scope == (FP8 | FIXED) || !strcmp(s->name, "sum-order") ||
+           !strcmp(s->name, "loss-scale");
+}
 // Whether an option makes two runs incomparable: all do that are part of a run's identity, but for
-// FP8's, the seeds, and the order of sums.
+// an arm's own and the seeds.
 static int option_is_shared(const OptionSpec *s) {
-    const char *name = s->name;
-    return s->scope == FIXED && strcmp(name, "seed") && strcmp(name, "data-seed") &&
-           strcmp(name, "sum-order");
+    return s->scope == FIXED && !option_is_own(s) && strcmp(s->name, "seed") &&
+           strcmp(s->name, "data-seed");
 }
-static void value_compare(const TrainedRun *r, const TrainedRun *first, const char *name) {
-    char mine[PATH_MAX], theirs[PATH_MAX];
-    text_value(r->log, name, mine);
-    text_value(first->log, name, theirs);
-    if (!strcmp(name, "attention_by") && (!*mine || !*theirs)) return; // one ran on the CPU
-    EXPECT(
-        !strcmp(mine, theirs),
-        "%s and %s are not of one configuration: %s is '%s' and '%s'; arms differ in FP8's options "
-        "alone",
-        r->dir, first->dir, name, mine, theirs);
+// An option's default, as a log would have it.
+static const char *option_default(const OptionSpec *s, char *value) {
+    static Options o;
+    option_set(&o, s, s->initial, "default");
+    return option_text(&o, s, value);
 }
-static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
-    static const char *const also[] = {"data_hash", "val_hash", "numerics",    "val-every",
-                                       "train",     "val",      "attention_by"};
-    char found[PATH_MAX], want[32];
+// What a log says of an option. An older log may lack it: then it had the default.
+static const char *log_option(const TrainedRun *r, const OptionSpec *s, char *value) {
+    return *text_value(r->log, s->name, value) ? value : option_default(s, value);
+}
+// The name of the first thing in which two runs differ that must be the same, and what both have;
+// NULL: there is none. Of `also`, the first n names count.
+static const char *config_difference(const TrainedRun *r, const TrainedRun *first, int n,
+                                     char *mine, char *theirs) {
+    static const char *const also[] = {"data_hash",    "val_hash",  "floor", "numerics",
+                                       "attention_by", "val-every", "train", "val"};
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if (option_is_shared(&option_specs[i])) value_compare(r, first, option_specs[i].name);
+        const OptionSpec *s = &option_specs[i];
+        if (!option_is_shared(s)) continue;
+        if (strcmp(log_option(r, s, mine), log_option(first, s, theirs))) return s->name;
     }
-    for (int i = 0; i < 7; i++) value_compare(r, first, also[i]);
+    for (int i = 0; i < n; i++) {
+        text_value(r->log, also[i], mine);
+        text_value(first->log, also[i], theirs);
+        if (!strcmp(also[i], "attention_by") && (!*mine || !*theirs)) continue; // one on the CPU
+        if (strcmp(mine, theirs)) return also[i];
+    }
+    return NULL;
+}
+enum { SAME_DATA = 5, SAME_COMMAND = 8 }; // how many names of `also` count
+
+static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) {
+    char found[PATH_MAX], want[PATH_MAX];
+    const char *name = config_difference(r, first, SAME_COMMAND, found, want);
+    EXPECT(!name,
+           "%s and %s are not of one configuration: %s is '%s' and '%s'; arms differ in FP8's "
+           "options alone",
+           r->dir, first->dir, name, found, want);
     int same = r->died[0] || first->died[0] || r->points == first->points;
     for (int p = 0; p < MIN(r->points, first->points); p++) {
         same = same && r->step[p] == first->step[p];
@@ -308,10 +378,23 @@ static void run_compare(const TrainedRun *r, const TrainedRun *first, int seed) 
         same,
         "%s and %s are not validated at the same steps: a log was edited; remove the damaged run",
         r->dir, first->dir);
-    snprintf(want, sizeof(want), "%d", seed);
+    path_print(want, "%d", seed);
     EXPECT(!strcmp(text_value(r->log, "seed", found), want) &&
                !strcmp(text_value(r->log, "data-seed", found), want),
            "%s: expected seeds %d, found another; use another --out", r->dir, seed);
+}
+
+// What a run's log says of its data: their hashes, the version of the bits, the floor.
+static void data_read(const TrainedRun *r) {
+    char data[PATH_MAX], val[PATH_MAX], numerics[PATH_MAX], floor[PATH_MAX];
+    text_value(r->log, "data_hash", data);
+    text_value(r->log, "val_hash", val);
+    text_value(r->log, "numerics", numerics);
+    snprintf(all.data, sizeof(all.data), "%.40s %.40s %.40s", data, val, numerics);
+    all.floor = atof(text_value(r->log, "floor", floor));
+    if (number_after(text_value(r->log, "shape", data), "vocabulary ") == 256) {
+        all.unit = "nats a byte"; // a token is a byte
+    }
 }
 
 // Whether two command lines are the same but for quotes, which older directories do not have.
@@ -535,10 +618,15 @@ static Gap gap_between(const Arm *arm, size_t field, int other, size_t other_fie
     return gap_of(a, b, all.seeds);
 }
 
-// What is said of an interval that decides nothing.
+// What is said of an interval that decides nothing. Few seeds do not tell the spread.
+enum { SEEDS_TO_PLAN = 4 };
 static void undecided_print(const Gap *g, char *out, size_t room) {
     if (g->n < 2) {
         snprintf(out, room, "undecided: one seed has no error bar");
+        return;
+    }
+    if (g->n < SEEDS_TO_PLAN) {
+        snprintf(out, room, "undecided: %d seeds are too few to plan by", g->n);
         return;
     }
     const int more = seeds_needed(g, all.bound);
@@ -548,37 +636,45 @@ static void undecided_print(const Gap *g, char *out, size_t room) {
     snprintf(out, room, text, more);
 }
 
-// Writes an arm's verdict; returns the exit status that it asks for.
-enum { MATCHES = 0, IS_WORSE = 1, IS_UNDECIDED = 3 };
+// Writes an arm's verdict; returns whether one of its runs died.
 static int arm_verdict(const Arm *arm, char *out, size_t room) {
     for (int s = 0; s < all.seeds; s++) {
         if (!arm->runs[s].died[0]) continue;
         snprintf(out, room, "%s (seed %d)", arm->runs[s].died, all.seed[s]);
-        return IS_WORSE;
+        return 1;
     }
     const Gap g = gap_between(arm, LAST, all.reference, LAST);
-    if (arm == &all.arms[all.reference]) {
-        snprintf(out, room, "reference");
-        return MATCHES;
+    if (arm == &all.arms[all.reference]) snprintf(out, room, "reference");
+    else if (g.n == 0) snprintf(out, room, "undecided: the reference has runs that died");
+    else if (g.low >= -all.bound && g.high <= all.bound) snprintf(out, room, "match");
+    else if (g.low > 0) snprintf(out, room, "worse by %.4f", g.mean);
+    else if (g.high < 0) snprintf(out, room, "better by %.4f", -g.mean);
+    else undecided_print(&g, out, room);
+    return 0;
+}
+
+// What an arm is there for.
+static const char *arm_role(const Arm *arm) {
+    const int index = (int)(arm - all.arms);
+    if (index == all.reference) return "reference";
+    if (index == all.primary) return "primary";
+    if (arm->is_null) return "null";
+    return arm->is_placebo ? "placebo" : "";
+}
+// An arm's gap to the reference has Holm's p-value over all arms but the primary one, which was
+// declared first, and the null arms, which test nothing. NAN: it has none.
+static double holm_of(const Arm *arm) {
+    double p[ARMS_MAX], adjusted[ARMS_MAX];
+    int n = 0, mine = -1;
+    for (const Arm *a = all.arms; a < all.arms + all.arm_count; a++) {
+        const char *role = arm_role(a);
+        const Gap g = gap_between(a, LAST, all.reference, LAST);
+        if (g.n < 2 || (*role && strcmp(role, "placebo"))) continue;
+        if (a == arm) mine = n;
+        p[n++] = g.p;
     }
-    if (g.n == 0) {
-        snprintf(out, room, "undecided: the reference has runs that died");
-        return IS_UNDECIDED;
-    }
-    if (g.low >= -all.bound && g.high <= all.bound) {
-        snprintf(out, room, "match");
-        return MATCHES;
-    }
-    if (g.low > 0) {
-        snprintf(out, room, "worse by %.4f", g.mean);
-        return IS_WORSE;
-    }
-    if (g.high < 0) {
-        snprintf(out, room, "better by %.4f", -g.mean);
-        return MATCHES;
-    }
-    undecided_print(&g, out, room);
-    return IS_UNDECIDED;
+    holm(p, n, adjusted);
+    return mine < 0 ? NAN : adjusted[mine];
 }
 
 // Mean over the seeds at validation `point`, and the spread between seeds.
@@ -628,6 +724,7 @@ static double steps_to_reference(const Arm *arm, double *seconds) {
 typedef struct {
     Gap gap, bf16, half; // to the reference, to BF16, of the second half's mean to the reference's
     Gap trained;         // to BF16, when this arm's weights are validated in BF16
+    double holm;         // Holm's p of the gap to the reference
     double loss, spread, error, excess, in_bf16, steps, seconds, tok_s, mib;
 } Figures;
 static Figures figures_of(const Arm *arm) {
@@ -637,6 +734,7 @@ static Figures figures_of(const Arm *arm) {
     x.bf16 = gap_between(arm, LAST, all.bf16, LAST);
     x.trained = gap_between(arm, LAST_BF16, all.bf16, LAST);
     x.half = gap_between(arm, HALF, all.reference, HALF);
+    x.holm = holm_of(arm);
     x.loss = x.spread = x.error = x.excess = x.steps = x.seconds = NAN;
     for (int s = 0; s < all.seeds; s++) {
         const TrainedRun *r = &arm->runs[s];
@@ -650,6 +748,41 @@ static Figures figures_of(const Arm *arm) {
     if (all.floor > 0) x.excess = x.loss - all.floor;
     x.steps = steps_to_reference(arm, &x.seconds);
     return x;
+}
+
+// ==== colors ===================================================================================
+
+// The colors of page, pictures and terminal, readable on white and on black. The precisions come
+// first and keep theirs; other arms take the others by turns.
+enum { PRECISIONS = 4, COLORS = 12 };
+static const char *const palette[COLORS] = {
+    "#1f77b4", "#2ca02c", "#7f7f7f", "#e6550d", // fp16, bf16, fp32, fp8
+    "#9467bd", "#d6409f", "#0e949f", "#a87b00", "#c0392b", "#5b6bd6", "#6b8e23", "#a0623a"};
+
+// The place of an arm's color: in the palette, or beyond its end, where colors begin again.
+static int arm_color_index(const Arm *arm) {
+    static const char *const names[2 * PRECISIONS] = {"fp16",   "bf16",   "fp32",   "fp8",
+                                                      "fp16cu", "bf16cu", "fp32cu", "fp8cu"};
+    int others = 0;
+    for (const Arm *a = all.arms; a <= arm; a++) {
+        int name = 0;
+        while (name < 2 * PRECISIONS && strcmp(a->label, names[name])) name++;
+        const int taken = name >= PRECISIONS && arm_index(names[name % PRECISIONS]) >= 0;
+        if (name < 2 * PRECISIONS && !taken) {
+            if (a == arm) return name % PRECISIONS;
+            continue;
+        }
+        others++;
+    }
+    return PRECISIONS + others - 1;
+}
+// How often the other arms' colors have been gone through before this arm: lines are dashed then.
+static int arm_color_round(const Arm *arm) {
+    return MAX(0, arm_color_index(arm) - PRECISIONS) / (COLORS - PRECISIONS);
+}
+static const char *arm_color(const Arm *arm) {
+    const int index = arm_color_index(arm), others = COLORS - PRECISIONS;
+    return palette[index < PRECISIONS ? index : PRECISIONS + (index - PRECISIONS) % others];
 }
 
 // ==== 4. tables: runs.tsv, summary.tsv, the screen =============================================
@@ -667,15 +800,34 @@ static void runs_rows_write(FILE *f, const Arm *arm) {
     }
 }
 
+static const char caution[] = "The number of seeds is to be chosen before looking: adding seeds "
+                              "until a verdict pleases makes "
+                              "chance verdicts likelier than 1 in 20.";
+
+// The arms of a role, as a line of the header.
+static void role_write(FILE *f, const char *role) {
+    int n = 0;
+    for (int a = 0; a < all.arm_count; a++) {
+        if (strcmp(arm_role(&all.arms[a]), role)) continue;
+        fprintf(f, n++ ? ", " : "# %s\t", role);
+        fprintf(f, "%s", all.arms[a].label);
+    }
+    if (n) fprintf(f, "\n");
+}
 static void summary_header_write(FILE *f, double noise) {
     fprintf(f, "# common\t%s\n# seeds\t%d\n# bound\t%g\n", all.common, all.seeds, all.bound);
     fprintf(f, "# noise\t%.6f\n# floor\t%.9g\n", noise, all.floor);
-    fprintf(f, "# reference\t%s\n", all.arms[all.reference].label);
-    fprintf(f, "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\t"
-               "gap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\tevaluated_in_bf16\t"
-               "gap_trained\tgap_trained_low\tgap_trained_high\t"
-               "gap_half\tgap_half_low\tgap_half_high\t"
-               "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\n");
+    role_write(f, "reference");
+    role_write(f, "primary");
+    role_write(f, "null");
+    role_write(f, "placebo");
+    fprintf(f, "# caution\t%s\n", caution);
+    fprintf(f,
+            "arm\tloss\tseed_spread\tstandard_error\tgap\tgap_low\tgap_high\tgap_p\t"
+            "gap_bf16\tgap_bf16_low\tgap_bf16_high\tgap_bf16_p\tevaluated_in_bf16\t"
+            "gap_trained\tgap_trained_low\tgap_trained_high\t"
+            "gap_half\tgap_half_low\tgap_half_high\t"
+            "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\tp_holm\n");
 }
 static void gap_columns_write(FILE *f, const Gap *g) {
     fprintf(f, "\t%+.6f\t%+.6f\t%+.6f", g->mean, g->low, g->high);
@@ -688,79 +840,178 @@ static void summary_row_write(FILE *f, const char *label, const Figures *x, cons
     fprintf(f, "\t%.3g\t%.6f", x->bf16.p, x->in_bf16);
     gap_columns_write(f, &x->trained);
     gap_columns_write(f, &x->half);
-    fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\n", x->excess, x->steps, x->seconds, x->tok_s,
-            x->mib, verdict);
+    fprintf(f, "\t%.6f\t%g\t%.1f\t%.0f\t%.1f\t%s\t%.3g\n", x->excess, x->steps, x->seconds,
+            x->tok_s, x->mib, verdict, x->holm);
 }
 
+// A gap with its interval and p; one seed has none.
+static const char *gap_text(const Gap *g, char *out, size_t room) {
+    const char *form = g->n == 1 ? "%+8.5f %20s %7s" : "%+8.5f [%+8.5f, %+8.5f] %7.2g";
+    if (g->n == 1) snprintf(out, room, form, g->mean, "(one seed)", "-");
+    else snprintf(out, room, form, g->mean, g->low, g->high, g->p);
+    return out;
+}
 static void gap_print(const char *label, const char *what, const Gap *g) {
-    printf("%-*s %22s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", all.width, label, what, g->mean, g->low,
-           g->high, g->p);
+    char text[80];
+    printf("%-*s %22s %s\n", all.width, label, what, gap_text(g, text, sizeof(text)));
 }
-// A curve in eighths of a line, between `low` and `high`.
-static void curve_print(const Arm *arm, double low, double high) {
-    static const char *const blocks[8] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-    const int points = points_of(arm), width = MIN(points, 64);
-    printf("%-*s ", all.width, arm->label);
-    for (int i = 0; i < width; i++) {
-        const double mean = mean_at(arm, i * points / width, NULL);
-        const double v = (mean - low) / (high - low + 1e-30);
-        fputs(blocks[(int)fmax(0, fmin(7, v * 8))], stdout);
+// ---- curves in the terminal: in color a cell has 2 x 4 dots of Braille; without color, as in a
+// file, a cell has the letter of its arm, or * where several arms meet.
+enum { CELLS_X = 64, CELLS_Y = 14, DOTS_X = 2 * CELLS_X, DOTS_Y = 4 * CELLS_Y, SEVERAL = ARMS_MAX };
+typedef struct {
+    double x0, x1, y0, y1; // steps x0 .. x1 and losses y0 .. y1 are shown
+    unsigned char dots[CELLS_Y][CELLS_X], arm[CELLS_Y][CELLS_X];
+} Canvas;
+static void canvas_dot(Canvas *c, int x, int y, int arm) {
+    static const unsigned char bits[2][4] = {{1, 2, 4, 64}, {8, 16, 32, 128}};
+    if (y < 0 || y >= DOTS_Y) return;
+    unsigned char *dots = &c->dots[y / 4][x / 2], *owner = &c->arm[y / 4][x / 2];
+    if (!isatty(1) && *dots && *owner != arm) *owner = SEVERAL;
+    else *owner = (unsigned char)arm;
+    *dots |= bits[x % 2][y % 4];
+}
+// Draws an arm's means, with straight lines between validations.
+static void canvas_arm(Canvas *c, int a) {
+    const Arm *arm = &all.arms[a];
+    const double *step = arm->runs[0].step;
+    const int points = points_of(arm);
+    int p = 0, last = -1;
+    for (int x = 0; x < DOTS_X && points; x++) {
+        const double at = c->x0 + (c->x1 - c->x0) * x / (DOTS_X - 1);
+        if (at < step[0] || at > step[points - 1]) continue;
+        while (p + 2 < points && step[p + 1] < at) p++;
+        double mean = mean_at(arm, p, NULL);
+        if (p + 1 < points) {
+            const double share = (at - step[p]) / (step[p + 1] - step[p]);
+            mean += share * (mean_at(arm, p + 1, NULL) - mean);
+        }
+        const double row = (c->y1 - mean) / (c->y1 - c->y0) * (DOTS_Y - 1);
+        const int y = isfinite(row) ? (int)fmax(-1, fmin(DOTS_Y, rint(row))) : DOTS_Y;
+        const int from = last < 0 || last == y ? y : last + (y > last ? 1 : -1);
+        for (int i = MIN(from, y); i <= MAX(from, y); i++) canvas_dot(c, x, i, a);
+        last = y;
     }
-    printf("\n");
 }
-static void curves_print(void) {
-    double low = INFINITY, high = -INFINITY;
+// The losses after half of the steps, so that the first fall does not flatten what comes later; and
+// the steps from where a curve comes into this range.
+static void canvas_range(Canvas *c) {
+    for (int a = 0; a < all.arm_count; a++) {
+        const int points = points_of(&all.arms[a]);
+        if (points) c->x1 = MAX(c->x1, all.arms[a].runs[0].step[points - 1]);
+    }
     for (int a = 0; a < all.arm_count; a++) {
         for (int p = 0; p < points_of(&all.arms[a]); p++) {
-            const double v = mean_at(&all.arms[a], p, NULL);
-            low = MIN(low, v);
-            high = MAX(high, v);
+            const double mean = mean_at(&all.arms[a], p, NULL);
+            if (2 * all.arms[a].runs[0].step[p] < c->x1 || !isfinite(mean)) continue;
+            c->y0 = MIN(c->y0, mean - 1e-4);
+            c->y1 = MAX(c->y1, mean + 1e-4);
         }
     }
-    if (!(low <= high) || points_of(&all.arms[all.reference]) == 1) return;
-    printf("\nvalidation loss, %.3f (low) to %.3f (full), mean over seeds\n", low, high);
-    for (int a = 0; a < all.arm_count; a++) curve_print(&all.arms[a], low, high);
+    for (int a = 0; a < all.arm_count; a++) {
+        int p = 0;
+        while (p < points_of(&all.arms[a]) && mean_at(&all.arms[a], p, NULL) > c->y1) p++;
+        if (p < points_of(&all.arms[a])) {
+            c->x0 = MIN(c->x0, all.arms[a].runs[0].step[MAX(p - 1, 0)]);
+        }
+    }
+}
+static void color_print(int arm) { // the nearest of a terminal's 6 x 6 x 6 colors
+    unsigned rgb;
+    sscanf(arm_color(&all.arms[arm]), "#%x", &rgb);
+    const unsigned r = (rgb >> 16) * 5 + 127, g = (rgb >> 8 & 255) * 5 + 127;
+    printf("\033[38;5;%um", 16 + 36 * (r / 255) + 6 * (g / 255) + ((rgb & 255) * 5 + 127) / 255);
+}
+static void mark_print(int arm, unsigned dots) {
+    if (!isatty(1)) {
+        putchar(!dots ? ' ' : arm == SEVERAL ? '*' : "abcdefghijklmnopqrstuvwxyzABCDEF"[arm]);
+        return;
+    }
+    if (dots) color_print(arm);
+    printf("\xe2%c%c", 0xa0 + (int)(dots >> 6), 0x80 + (int)(dots & 63)); // U+2800 + dots
+    if (dots) printf("\033[0m");
+}
+static void curves_print(void) {
+    Canvas c = {.x0 = INFINITY, .y0 = INFINITY, .y1 = -INFINITY};
+    canvas_range(&c);
+    if (!(c.y0 <= c.y1) || points_of(&all.arms[all.reference]) < 2) return;
+    for (int a = 0; a < all.arm_count; a++) canvas_arm(&c, a);
+    printf("\nvalidation loss, %s, mean over seeds (%s)\n", all.unit,
+           isatty(1) ? "later arms cover earlier ones" : "*: several arms");
+    for (int row = 0; row < CELLS_Y; row++) {
+        const double y = c.y1 - (c.y1 - c.y0) * (4 * row + 1.5) / (DOTS_Y - 1);
+        if (row % 4 == 1) printf("%9.4f ┤", y);
+        else printf("%9s │", "");
+        for (int x = 0; x < CELLS_X; x++) mark_print(c.arm[row][x], c.dots[row][x]);
+        printf("\n");
+    }
+    printf("%9s └%-21.0f%-21.0f%21.0f step\n", "", c.x0, c.x0 + (c.x1 - c.x0) / 3, c.x1);
+    for (int a = 0; a < all.arm_count; a++) {
+        printf("%10s", "");
+        mark_print(a, 18);
+        printf(" %s\n", all.arms[a].label);
+    }
 }
 
-// Writes runs.tsv and summary.tsv, and says the same on the screen; returns the exit status.
-static int summary_write(void) {
+// Writes runs.tsv and summary.tsv; returns whether a run died.
+static int tables_write(double noise) {
     char verdict[320];
-    int worst = MATCHES;
-    const Arm *reference = &all.arms[all.reference];
-    const int points = points_of(reference);
-    const double noise = points ? noise_at(reference, points - 1) : NAN;
+    int died = 0;
     FILE *runs = file_begin(&output, "runs.tsv"), *f = file_begin(&output, "summary.tsv");
     runs_header_write(runs);
     summary_header_write(f, noise);
-    printf("\n%-*s %9s %9s   %-33s %9s  %s\n", all.width, "arm", "loss", "spread",
-           "gap to the reference, 95%, p", "tok/s", "verdict");
     for (int a = 0; a < all.arm_count; a++) {
-        const Arm *arm = &all.arms[a];
-        const int status = arm_verdict(arm, verdict, sizeof(verdict));
-        const Figures x = figures_of(arm);
-        if (status == IS_WORSE || worst == MATCHES) worst = status;
-        runs_rows_write(runs, arm);
-        summary_row_write(f, arm->label, &x, verdict);
-        printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %5.2g %9.0f  %s\n", all.width,
-               arm->label, x.loss, x.spread, x.gap.mean, x.gap.low, x.gap.high, x.gap.p, x.tok_s,
-               verdict);
+        const Figures x = figures_of(&all.arms[a]);
+        died |= arm_verdict(&all.arms[a], verdict, sizeof(verdict));
+        runs_rows_write(runs, &all.arms[a]);
+        summary_row_write(f, all.arms[a].label, &x, verdict);
     }
     file_commit(runs, &output, "runs.tsv");
     file_commit(f, &output, "summary.tsv");
-    printf("\n");
-    for (int a = 0; a < all.arm_count; a++) {
-        const char *label = all.arms[a].label;
-        const Figures x = figures_of(&all.arms[a]);
-        if (x.half.n && a != all.reference) gap_print(label, "second half's mean", &x.half);
-        if (x.trained.n) gap_print(label, "validated in BF16", &x.trained);
+    return died;
+}
+
+static void arm_print(const Arm *arm) {
+    char verdict[320], gap[80], adjusted[16] = "-";
+    const Figures x = figures_of(arm);
+    const char *role = arm == &all.arms[all.reference] ? "" : arm_role(arm);
+    arm_verdict(arm, verdict, sizeof(verdict));
+    if (!isnan(x.holm)) snprintf(adjusted, sizeof(adjusted), "%.2g", x.holm);
+    printf("%-*s %9.5f %9.5f   %s %7s %9.0f  %s%s%s\n", all.width, arm->label, x.loss, x.spread,
+           gap_text(&x.gap, gap, sizeof(gap)), adjusted, x.tok_s, role, *role ? ": " : "", verdict);
+}
+// Gaps besides that of the last validation to the reference's.
+static void gaps_print(int a) {
+    const char *label = all.arms[a].label;
+    const Figures x = figures_of(&all.arms[a]);
+    if (x.bf16.n && a != all.bf16 && all.bf16 != all.reference) {
+        gap_print(label, "gap to bf16", &x.bf16);
     }
+    if (x.half.n && a != all.reference) gap_print(label, "second half's mean", &x.half);
+    if (x.trained.n) gap_print(label, "validated in BF16", &x.trained);
+}
+
+// Writes the tables, and says on the screen what they say; returns whether a run died.
+static int summary_write(void) {
+    const Arm *reference = &all.arms[all.reference];
+    const int points = points_of(reference);
+    const double noise = points ? noise_at(reference, points - 1) : NAN;
+    const int died = tables_write(noise);
+    printf("\n%-*s %9s %9s   %-29s %7s %7s %9s  %s\n", all.width, "arm", "loss", "spread",
+           "gap to the reference, 95%", "p", "Holm's", "tok/s", "verdict");
+    if (all.primary >= 0) arm_print(&all.arms[all.primary]);
+    for (int a = 0; a < all.arm_count; a++) {
+        if (a != all.primary) arm_print(&all.arms[a]);
+    }
+    printf("\n");
+    for (int a = 0; a < all.arm_count; a++) gaps_print(a);
     if (isfinite(noise)) {
         printf("seed noise: means of %d runs of %s with other seeds differ by up to "
                "±%.5f (95%%)\n",
                all.seeds, reference->label, noise);
     }
+    printf("%s\n", caution);
     curves_print();
-    return worst;
+    return died;
 }
 
 // ==== 5. the page ==============================================================================
@@ -789,6 +1040,98 @@ static void row_write(FILE *f, const char *name, const double *x, int n, const c
     fputc('\n', f);
 }
 
+// ---- rows of a log, thinned
+enum { STEP, TOKENS, TRAIN_LOSS, VAL_LOSS, LEARNING_RATE, GRAD_NORM, LOSS_SCALE, MS, TOK_S };
+enum { LOG_CELLS = TOK_S + 1, POINTS_SHOWN = 600 };
+
+// Reads n cells of a line as numbers; NAN: it is none. Returns whether the line has them and ends.
+static int cells_read(const char *at, double *cells, int n) {
+    for (int i = 0; i < n; i++) {
+        char *end;
+        const size_t width = strcspn(at, "\t\n");
+        cells[i] = strtod(at, &end);
+        if (width == 0 || end != at + width) cells[i] = NAN;
+        at += width;
+        if (i < n - 1 && *at++ != '\t') return 0;
+    }
+    return strchr(at, '\n') != NULL;
+}
+
+// Points of a curve, evenly chosen: when there is no room, every second one goes.
+typedef struct {
+    int n;
+    long seen, stride; // every stride-th of those that were seen is there
+    double step[POINTS_SHOWN + 1], value[POINTS_SHOWN + 1];
+} Thinned;
+static void thinned_add(Thinned *t, double step, double value) {
+    if (t->n == POINTS_SHOWN) {
+        t->n /= 2;
+        t->stride *= 2;
+        for (int i = 0; i < t->n; i++) {
+            t->step[i] = t->step[2 * i];
+            t->value[i] = t->value[2 * i];
+        }
+    }
+    if (t->seen++ % t->stride) return;
+    t->step[t->n] = step;
+    t->value[t->n++] = value;
+}
+// The newest point is always there. Steps begin at 1.
+static void thinned_end(Thinned *t, double step, double value) {
+    if (step <= 0 || (t->n && t->step[t->n - 1] >= step)) return;
+    t->step[t->n] = step;
+    t->value[t->n++] = value;
+}
+static void thinned_write(FILE *f, const char *name, const Thinned *t) {
+    char steps[32];
+    snprintf(steps, sizeof(steps), "%s_step", name);
+    row_write(f, steps, t->step, t->n, "%.0f");
+    row_write(f, name, t->value, t->n, "%.6g");
+}
+
+// The curves of a log. Its last line may be torn, which ends them.
+typedef struct {
+    Thinned train, val, norm;
+    double last[LOG_CELLS];    // the newest row; its step is 0 if there is none
+    double val_step, val_loss; // the newest validation
+    long steps;                // that the run shall have
+} LogCurves;
+static void log_row_add(LogCurves *c, const double *row) {
+    memcpy(c->last, row, sizeof(c->last));
+    thinned_add(&c->train, row[STEP], row[TRAIN_LOSS]);
+    thinned_add(&c->norm, row[STEP], row[GRAD_NORM]);
+    if (isnan(row[VAL_LOSS])) return;
+    thinned_add(&c->val, row[STEP], row[VAL_LOSS]);
+    c->val_step = row[STEP];
+    c->val_loss = row[VAL_LOSS];
+}
+static void log_curves_read(LogCurves *c, const char *log) {
+    static const char key[] = "# steps\t";
+    double row[LOG_CELLS];
+    memset(c, 0, sizeof(*c));
+    c->train.stride = c->val.stride = c->norm.stride = 1;
+    for (const char *at = log; at && *at; at = strchr(at, '\n')) {
+        at += *at == '\n';
+        if (!strncmp(at, key, strlen(key)))
+            c->steps = atol(at + strlen(key)); // the last one counts
+        if (!isdigit((unsigned char)*at)) continue;
+        if (!cells_read(at, row, LOG_CELLS) || isnan(row[STEP])) break;
+        log_row_add(c, row);
+    }
+    thinned_end(&c->train, c->last[STEP], c->last[TRAIN_LOSS]);
+    thinned_end(&c->norm, c->last[STEP], c->last[GRAD_NORM]);
+    thinned_end(&c->val, c->val_step, c->val_loss);
+}
+
+// What a token is: the 256 values of a byte, or a tokenizer's entries.
+static const char *loss_unit(const char *log) {
+    char shape[PATH_MAX];
+    text_value(log, "shape", shape);
+    return strstr(shape, "vocabulary 256 ") ? "nats a byte" : "nats a token";
+}
+
+// ---- an arm's curves
+
 // An arm's means over the seeds, and its gap to the reference where both have validations. The
 // reference's own gap is 0, within the noise band.
 typedef struct {
@@ -816,15 +1159,15 @@ static void curve_make(const Arm *arm, Curve *c) {
 }
 
 // The formats of a run's operands x, w and dy, as the trainer itself reads the options in its log.
-static void formats_read(const TrainedRun *r, Dtype *formats) {
+static void formats_read(const char *log, const char *where, Dtype *formats) {
     static Gpt g;
     char *argv[] = {program_name, NULL}, value[PATH_MAX];
     int given[OPTION_COUNT] = {0};
     Options o = options_parse(1, argv, given);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const OptionSpec *s = &option_specs[i];
-        if (s->scope != (FP8 | FIXED) || !*text_value(r->log, s->name, value)) continue;
-        option_set(&o, s, value, r->dir);
+        if (s->scope != (FP8 | FIXED) || !*text_value(log, s->name, value)) continue;
+        option_set(&o, s, value, where);
     }
     options_recipes(&o, &g);
     for (int i = 0; i < NOPERAND; i++) formats[i] = g.recipes[i].format;
@@ -840,25 +1183,33 @@ typedef struct {
     char (*labels)[48];           // [tensors]
 } Atlas;
 
-// Reads a row of scales.tsv. Returns whether it is one; `tensor` receives the layer and the
-// operand.
+// Reads a row of scales.tsv. Returns whether it is a whole one; `tensor` receives the layer and the
+// operand. (sscanf would look for the end of the whole text at each call.)
 static int atlas_row(const char *at, const Dtype *formats, double *step, char *tensor, double *v) {
-    int layer, operand = 0;
-    char name[32], sqnr[32];
-    if (sscanf(at, "%lf\t%d\t%31s\t%lf\t%lf\t%lf\t%lf\t%*s\t%31s", step, &layer, name, &v[AMAX],
-               &v[SCALE], &v[SATURATED], &v[FLUSHED], sqnr) != 8) {
-        return 0;
-    }
-    snprintf(tensor, 48, "%d %s", layer, name);
-    const char *dot = strrchr(name, '.');
+    double place[2], cells[6]; // cells: amax to sqnr_db
+    const char *name = at + strcspn(at, "\t\n");
+    name += *name == '\t';
+    name += strcspn(name, "\t\n");
+    name += *name == '\t';
+    const int length = (int)strcspn(name, "\t\n");
+    if (!cells_read(at, place, 2) || name[length] != '\t') return 0;
+    if (!cells_read(name + length + 1, cells, 6)) return 0;
+    *step = place[0];
+    snprintf(tensor, 48, "%.0f %.*s", place[1], MIN(length, 31), name);
+    int operand = 0;
     for (int i = 0; i < NOPERAND; i++) {
-        if (!strcmp(dot ? dot + 1 : name, operand_name[i])) operand = i;
+        const int n = (int)strlen(operand_name[i]);
+        if (length > n && name[length - n - 1] == '.' &&
+            !strncmp(name + length - n, operand_name[i], n)) {
+            operand = i;
+        }
     }
+    memcpy(v, cells, 4 * sizeof(double)); // AMAX to FLUSHED
+    v[SQNR] = cells[5];
     // binades by which the amax lies above what the scale can hold; below 0: room that is left
     const double widest = fp8_format(formats[operand])->max;
     v[STALE] = v[AMAX] > 0 ? log2(v[SCALE] * v[AMAX] / widest) : NAN;
-    v[SQNR] = *sqnr == '-' ? NAN : atof(sqnr);
-    return 1;
+    return !isnan(*step) && !isnan(place[1]);
 }
 
 static void atlas_read(Atlas *t, const char *text, const Dtype *formats) {
@@ -880,16 +1231,13 @@ static void atlas_read(Atlas *t, const char *text, const Dtype *formats) {
     if (t->tensors) t->steps = n / t->tensors; // whole ones
 }
 
-static void atlas_write(FILE *f, const TrainedRun *r) {
+// `text` is a scales.tsv, `log` that run's log.
+static void atlas_write(FILE *f, const char *text, const char *log, const char *where) {
     static const char *const names[QUANTITIES] = {"amax",    "scale", "saturated",
                                                   "flushed", "sqnr",  "stale"};
-    char path[PATH_MAX];
     Dtype formats[NOPERAND];
     Atlas t;
-    path_print(path, "%s/scales.tsv", r->dir);
-    char *text = text_read(path);
-    if (!text || !r->log) return;
-    formats_read(r, formats);
+    formats_read(log, where, formats);
     atlas_read(&t, text, formats);
     const size_t every = t.steps / 250 + 1, steps = (t.steps + every - 1) / every;
     double *row = (double *)memory_allocate((steps * t.tensors + 1) * sizeof(double));
@@ -914,37 +1262,38 @@ static void atlas_write(FILE *f, const TrainedRun *r) {
     free(t.values);
     free(t.when);
     free(t.labels);
-    free(text);
 }
 
-// The gradient norm of a log, of at most 600 of its rows, evenly.
-static void norms_write(FILE *f, const char *log) {
-    enum { NORM = 5 }; // its column
-    double steps[1200], norms[1200];
-    int n = 0, kept = 0;
-    const char *rows = strstr(log, "\nstep\t");
-    rows = rows ? strchr(rows + 1, '\n') : NULL;
-    for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) n++;
-    const int every = 1 + n / 600;
-    n = 0;
-    for (const char *at = rows; at && at[1]; at = strchr(at + 1, '\n')) {
-        if (at[1] == '#' || n++ % every) continue;
-        const char *cell = at + 1;
-        steps[kept] = atof(cell);
-        for (int c = 0; c < NORM && cell; c++) {
-            cell = strchr(cell, '\t');
-            if (cell) cell++;
-        }
-        norms[kept++] = cell ? atof(cell) : NAN;
+// The validations of every seed, for single curves and the gaps between them.
+static void seeds_write(FILE *f, const Arm *arm) {
+    int longest = 0;
+    for (int s = 1; s < all.seeds; s++) {
+        if (arm->runs[s].points > arm->runs[longest].points) longest = s;
     }
-    row_write(f, "norm_step", steps, kept, "%.0f");
-    row_write(f, "norm", norms, kept, "%.4g");
+    row_write(f, "step", arm->runs[longest].step, arm->runs[longest].points, "%.0f");
+    for (int s = 0; s < all.seeds; s++) {
+        fprintf(f, "seed\t%d", all.seed[s]);
+        row_write(f, "", arm->runs[s].val, arm->runs[s].points, "%.6g");
+    }
+}
+// The curves and the scale atlas of the first seed.
+static void first_seed_write(FILE *f, const TrainedRun *r) {
+    static LogCurves curves;
+    char path[PATH_MAX];
+    if (!r->log) return;
+    log_curves_read(&curves, r->log);
+    thinned_write(f, "train", &curves.train);
+    thinned_write(f, "norm", &curves.norm);
+    path_print(path, "%s/scales.tsv", r->dir);
+    char *text = text_read(path);
+    if (text) atlas_write(f, text, r->log, r->dir);
+    free(text);
 }
 
 static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     char verdict[320];
     const Figures x = figures_of(arm);
-    const double last[4] = {x.gap.mean, x.gap.low, x.gap.high, x.gap.p};
+    const double last[5] = {x.gap.mean, x.gap.low, x.gap.high, x.gap.p, x.holm};
     const double half[3] = {x.half.mean, x.half.low, x.half.high};
     const double trained[3] = {x.trained.mean, x.trained.low, x.trained.high};
     const double bf16[3] = {x.bf16.mean, x.bf16.low, x.bf16.high};
@@ -954,22 +1303,28 @@ static void arm_write(FILE *f, const Arm *arm, const Curve *c) {
     fprintf(f, "arm\n");
     text_row_write(f, "label", arm->label);
     text_row_write(f, "verdict", verdict);
-    row_write(f, "last", last, 4, "%.7g");
+    text_row_write(f, "role", arm == &all.arms[all.reference] ? "" : arm_role(arm));
+    row_write(f, "last", last, 5, "%.7g");
     row_write(f, "half", half, 3, "%.7g");
     row_write(f, "trained", trained, 3, "%.7g");
     row_write(f, "bf16", bf16, 3, "%.7g");
     row_write(f, "loss", loss, 3, "%.7g");
     row_write(f, "cost", cost, 4, "%.7g");
-    row_write(f, "step", arm->runs[0].step, c->points, "%.0f");
+    seeds_write(f, arm);
     row_write(f, "mean", c->mean, c->points, "%.6g");
     row_write(f, "spread", c->spread, c->points, "%.4g");
     row_write(f, "gap", c->gap, c->shared, "%.4g");
     row_write(f, "low", c->low, c->shared, "%.4g");
     row_write(f, "high", c->high, c->shared, "%.4g");
-    norms_write(f, arm->runs[0].log ? arm->runs[0].log : "");
-    atlas_write(f, &arm->runs[0]);
+    first_seed_write(f, &arm->runs[0]);
 }
 
+// A color for each arm.
+static void palette_write(FILE *f) {
+    fprintf(f, "palette");
+    for (int a = 0; a < all.arm_count; a++) fprintf(f, "\t%s", arm_color(&all.arms[a]));
+    fputc('\n', f);
+}
 static void report_write(const Curve *curves) {
     static const char mark[] = "<!--DATA-->";
     const double settings[5] = {all.seeds, all.bound, all.floor, all.reference, all.bf16};
@@ -979,6 +1334,8 @@ static void report_write(const Curve *curves) {
     FILE *f = file_begin(&output, "report.html");
     fwrite(page, 1, data - page, f);
     text_row_write(f, "common", all.common);
+    text_row_write(f, "unit", all.unit);
+    palette_write(f);
     row_write(f, "settings", settings, 5, "%.9g");
     for (int a = 0; a < all.arm_count; a++) arm_write(f, &all.arms[a], &curves[a]);
     fputs(data + strlen(mark), f);
@@ -990,14 +1347,12 @@ static void report_write(const Curve *curves) {
 // curves.svg: the mean loss of every arm with its spread over seeds, and its gap to the reference
 // with the 95% interval.
 
-enum { PLOT_LEFT = 64, PLOT_WIDTH = 560, PLOT_HEIGHT = 230 };
-static const char *const plot_colours[] = {"#888888", "#3b82f6", "#f97316", "#22a06b",
-                                           "#d6409f", "#8e4ec6", "#b98900", "#0ea5b7"};
-enum { COLOURS = sizeof(plot_colours) / sizeof(plot_colours[0]) };
-// A line in an arm's colour; where colours begin again, dashed.
+enum { PLOT_LEFT = 76, PLOT_WIDTH = 560, PLOT_HEIGHT = 230, PLOT_TOP = 70 };
+// A line in an arm's color; where colors begin again, dashed.
 static void svg_stroke(FILE *f, int arm, double width) {
-    fprintf(f, "stroke=\"%s\" stroke-width=\"%g\"", plot_colours[arm % COLOURS], width);
-    if (arm >= COLOURS) fprintf(f, " stroke-dasharray=\"%d 3\"", 9 / (arm / COLOURS));
+    const int round = arm_color_round(&all.arms[arm]);
+    fprintf(f, "stroke=\"%s\" stroke-width=\"%g\"", arm_color(&all.arms[arm]), width);
+    if (round) fprintf(f, " stroke-dasharray=\"%d 3\"", 9 / round);
 }
 typedef struct {
     double top;        // in pixels
@@ -1031,10 +1386,13 @@ static void axis_write(FILE *f, const Panel *p, int axis) {
     }
 }
 static void panel_begin(FILE *f, const Panel *p, const char *title) {
+    const double middle = p->top + PLOT_HEIGHT / 2;
     fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"title\">%s</text>\n", PLOT_LEFT, p->top - 10,
             title);
-    fprintf(f, "<text x=\"%d\" y=\"%g\">step</text>\n", PLOT_LEFT + PLOT_WIDTH + 24,
-            p->top + PLOT_HEIGHT + 16);
+    fprintf(f, "<text x=\"%d\" y=\"%g\" class=\"middle\">step</text>\n", PLOT_LEFT + PLOT_WIDTH / 2,
+            p->top + PLOT_HEIGHT + 34);
+    fprintf(f, "<text transform=\"translate(16 %g)rotate(-90)\" class=\"middle\">%s</text>\n",
+            middle, all.unit);
     axis_write(f, p, 0);
     axis_write(f, p, 1);
 }
@@ -1043,7 +1401,7 @@ static void panel_begin(FILE *f, const Panel *p, const char *title) {
 static void panel_band(FILE *f, const Panel *p, const double *steps, const double *low,
                        const double *high, int n, int arm) {
     fprintf(f, "<path clip-path=\"url(#clip%g)\" fill=\"%s\" opacity=\".18\" d=\"", p->top,
-            plot_colours[arm % COLOURS]);
+            arm_color(&all.arms[arm]));
     for (int i = 0; i < n; i++) {
         fprintf(f, "%c%.1f %.1f", i ? 'L' : 'M', plot_x(p, steps[i]), plot_y(p, high[i]));
     }
@@ -1076,23 +1434,46 @@ static void drawn_make(const Curve *c, Drawn *d, Panel *loss, const double *step
         d->low[p] = c->mean[p] - spread;
         d->high[p] = c->mean[p] + spread;
         loss->x1 = MAX(loss->x1, steps[p]);
+    }
+}
+// The losses of the last four fifths of the steps; the first fall may be cut off.
+static void losses_fit(const Drawn *d, Panel *loss, const double *steps) {
+    for (int p = 0; p < d->n; p++) {
+        if (5 * steps[p] < loss->x1) continue;
         loss->y0 = MIN(loss->y0, d->low[p]);
         loss->y1 = MAX(loss->y1, d->high[p]);
     }
 }
-// One seed has no intervals: its gaps are drawn alone. Early gaps may be cut off.
+// The last gap with its interval, and the gaps of the second half. Earlier gaps and their intervals
+// may be cut off. One seed has no intervals: its gaps are drawn alone.
 static void gaps_fit(Curve *c, const Drawn *d, Panel *gaps) {
     for (int p = 0; p < d->paired; p++) {
+        const int is_last = p == d->paired - 1;
         if (all.seeds < 2) c->low[p] = c->high[p] = c->gap[p];
         if (2 * p < d->paired) continue;
-        gaps->y0 = MIN(gaps->y0, c->low[p]);
-        gaps->y1 = MAX(gaps->y1, c->high[p]);
+        gaps->y0 = MIN(gaps->y0, is_last ? c->low[p] : c->gap[p]);
+        gaps->y1 = MAX(gaps->y1, is_last ? c->high[p] : c->gap[p]);
     }
 }
 
+// The first lines: what all runs share, and in what those differ that are left out.
+static void svg_title(FILE *f, double width) {
+    const int room = (int)((width - 2 * PLOT_LEFT) / 7), length = (int)strlen(all.common);
+    char text[512];
+    snprintf(text, sizeof(text), "%d %s: %.*s%s", all.seeds, all.seeds > 1 ? "seeds" : "seed",
+             MIN(room, 400), all.common, length > room ? " ..." : "");
+    fprintf(f, "<text x=\"%d\" y=\"22\">", PLOT_LEFT);
+    cell_write(f, text);
+    fprintf(f, "</text>\n");
+    if (!all.differ[0]) return;
+    fprintf(f, "<text x=\"%d\" y=\"40\" class=\"title\">runs differ in ", PLOT_LEFT);
+    cell_write(f, all.differ);
+    fprintf(f, ": only those that pair are drawn</text>\n");
+}
 static void svg_begin(FILE *f, const Panel *loss, const Panel *gaps) {
     const Panel *const panels[2] = {loss, gaps};
-    const double width = PLOT_LEFT + PLOT_WIDTH + 300, height = gaps->top + PLOT_HEIGHT + 40;
+    const double width = PLOT_LEFT + PLOT_WIDTH + MAX(220, 60 + 7 * (all.width + 16)),
+                 height = gaps->top + PLOT_HEIGHT + 50;
     fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" ", width, height);
     fprintf(f, "width=\"%g\" height=\"%g\">\n", width, height);
     fprintf(f, "<style>text{font:12px sans-serif;fill:#333}.title{font-weight:bold}"
@@ -1105,10 +1486,13 @@ static void svg_begin(FILE *f, const Panel *loss, const Panel *gaps) {
                 panels[k]->top, PLOT_LEFT, panels[k]->top, PLOT_WIDTH, PLOT_HEIGHT);
         fprintf(f, "</clipPath>\n");
     }
-    panel_begin(f, loss, "validation loss, nats a token: mean and spread over seeds");
+    svg_title(f, width);
+    const int band = all.seeds > 1;
+    panel_begin(f, loss, band ? "validation loss: mean and spread over seeds" : "validation loss");
     panel_begin(f, gaps,
-                "gap to the reference, 95% interval; gray: the bound, and the reference "
-                "against itself");
+                band ? "gap to the reference, 95% interval; gray: the bound; the reference's "
+                       "shade: its seed noise"
+                     : "gap to the reference; gray: the bound");
     fprintf(f, "<rect x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" fill=\"#8882\"/>\n",
             PLOT_LEFT, plot_y(gaps, all.bound), PLOT_WIDTH,
             plot_y(gaps, -all.bound) - plot_y(gaps, all.bound));
@@ -1124,11 +1508,14 @@ static void svg_legend(FILE *f, int arm, double y) {
 
 static void picture_write(Curve *curves) {
     static Drawn drawn[ARMS_MAX];
-    Panel loss = {30, 1, INFINITY, -INFINITY};
-    Panel gaps = {30 + PLOT_HEIGHT + 64, 1, -2 * all.bound, 2 * all.bound};
+    Panel loss = {PLOT_TOP, 1, INFINITY, -INFINITY};
+    Panel gaps = {PLOT_TOP + PLOT_HEIGHT + 76, 1, -2 * all.bound, 2 * all.bound};
     unlinkat(output.fd, "curves.svg", 0);
     for (int a = 0; a < all.arm_count; a++) {
         drawn_make(&curves[a], &drawn[a], &loss, all.arms[a].runs[0].step);
+    }
+    for (int a = 0; a < all.arm_count; a++) {
+        losses_fit(&drawn[a], &loss, all.arms[a].runs[0].step);
     }
     if (!(loss.y0 <= loss.y1)) return; // nothing to draw
     loss.y0 -= 0.01 * (loss.y1 - loss.y0) + 1e-4;
@@ -1196,12 +1583,6 @@ static int word_in(const char *word, const char *const *list, int n) {
     return 0;
 }
 
-static int arm_index(const char *label) {
-    for (int a = 0; a < all.arm_count; a++) {
-        if (!strcmp(all.arms[a].label, label)) return a;
-    }
-    return -1;
-}
 static void arm_add(char *text) {
     static const char *const builds[8] = {"fp8",   "fp16",   "bf16",   "fp32",
                                           "fp8cu", "fp16cu", "bf16cu", "fp32cu"};
@@ -1459,7 +1840,289 @@ static void pool_read(const char *files) {
     }
 }
 
-// ==== 9. the program ===========================================================================
+// ==== 9. logs that are there ===================================================================
+// --logs makes arms of runs that nobody trained for a comparison. It only reads their directories.
+
+// A run, the label of its arm, and its seeds.
+typedef struct {
+    TrainedRun run;
+    char label[256];
+    long seed, data_seed;
+    int whole, left_out;
+} FoundRun;
+static struct {
+    FoundRun *runs;
+    int n;
+} found;
+
+// Leaves a run out, and says why in one line.
+__attribute__((format(printf, 2, 3))) static void found_leave(FoundRun *f, const char *why, ...) {
+    va_list args;
+    va_start(args, why);
+    printf("left out: %s (%s, seed %ld): ", f->run.dir, f->label, f->seed);
+    vprintf(why, args);
+    printf("\n");
+    va_end(args);
+    f->left_out = 1;
+}
+static void found_differ(const char *name) {
+    const size_t n = strlen(all.differ);
+    if (strstr(all.differ, name)) return;
+    snprintf(all.differ + n, sizeof(all.differ) - n, "%s%s", n ? ", " : "", name);
+}
+
+static int option_same(const OptionSpec *s, const char *a, const char *b) {
+    return s->kind == OPT_RECIPE ? recipe_same(a, b) : !strcmp(a, b);
+}
+// Whether an option that does not belong to FP8 differs between runs.
+static int option_varies(const OptionSpec *s) {
+    char first[PATH_MAX], value[PATH_MAX];
+    log_option(&found.runs[0].run, s, first);
+    for (int i = 1; i < found.n; i++) {
+        if (strcmp(log_option(&found.runs[i].run, s, value), first)) return 1;
+    }
+    return 0;
+}
+// The label of a run's arm: its precision, and what options of its own are not the default.
+static void found_label(FoundRun *f) {
+    char precision[PATH_MAX], value[PATH_MAX], initial[PATH_MAX];
+    const int on_gpu = *text_value(f->run.log, "attention_by", value) != 0;
+    text_value(f->run.log, "precision", precision);
+    size_t n =
+        (size_t)snprintf(f->label, sizeof(f->label), "%.8s%s", precision, on_gpu ? "cu" : "");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const OptionSpec *s = &option_specs[i];
+        if (!option_is_own(s)) continue;
+        option_default(s, initial);
+        if (option_same(s, log_option(&f->run, s, value), initial)) continue;
+        if (!(s->scope & FP8) && !option_varies(s)) continue;
+        n += (size_t)snprintf(f->label + n, sizeof(f->label) - n, " --%s%s%s", s->name,
+                              s->kind == OPT_FLAG ? "" : " ", s->kind == OPT_FLAG ? "" : value);
+        EXPECT(n < sizeof(f->label), "%s: the options '%.80s...' are too long for a label",
+               f->run.dir, f->label);
+    }
+    all.width = MAX(all.width, (int)n);
+}
+
+// Reads the logs of n directories. A directory that is no run's, or that is named twice, is an
+// error; so is a log with a damaged row.
+static void found_read(char **dirs, int n) {
+    char value[PATH_MAX];
+    struct stat mine, other;
+    found.n = n;
+    all.differ[0] = 0;
+    found.runs = (FoundRun *)memory_allocate((size_t)n * sizeof(FoundRun));
+    memset(found.runs, 0, (size_t)n * sizeof(FoundRun));
+    for (int i = 0; i < n; i++) {
+        FoundRun *f = &found.runs[i];
+        TrainedRun *r = &f->run;
+        path_print(r->dir, "%s", dirs[i]);
+        for (size_t end = strlen(r->dir); end > 1 && r->dir[end - 1] == '/';) r->dir[--end] = 0;
+        for (int k = 0; k < i && stat(r->dir, &mine) == 0; k++) {
+            EXPECT(stat(dirs[k], &other) || mine.st_ino != other.st_ino ||
+                       mine.st_dev != other.st_dev,
+                   "option --logs: %s and %s are the same directory", dirs[k], dirs[i]);
+        }
+        f->whole = run_read(r);
+        EXPECT(r->log, "option --logs: %s: expected the directory of a run, found no log.tsv in it",
+               r->dir);
+        EXPECT(*text_value(r->log, "precision", value) && strstr(r->log, "\nstep\t"),
+               "%s/log.tsv: expected a trainer's log with its header, found something else",
+               r->dir);
+        EXPECT(!r->damaged,
+               "%s/log.tsv: expected the row of step %ld, found '%.*s'; a row is "
+               "damaged or missing",
+               r->dir, r->stopped_at + 1, MIN(60, (int)strcspn(r->damaged, "\n")), r->damaged);
+        f->seed = atol(text_value(r->log, "seed", value));
+        f->data_seed = atol(text_value(r->log, "data-seed", value));
+        r->final_bf16 = r->mib = NAN;
+    }
+    for (int i = 0; i < n; i++) found_label(&found.runs[i]);
+}
+
+static int seeds_same(const FoundRun *a, const FoundRun *b) {
+    return a->seed == b->seed && a->data_seed == b->data_seed;
+}
+// The run of an arm with the seeds of another run; NULL: there is none.
+static FoundRun *found_run(const char *label, const FoundRun *like) {
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (!f->left_out && !strcmp(f->label, label) && seeds_same(f, like)) return f;
+    }
+    return NULL;
+}
+// The first run of an arm, or of the first arm (NULL); NULL: there is none.
+static FoundRun *found_first(const char *label) {
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (!f->left_out && (!label || !strcmp(f->label, label))) return f;
+    }
+    return NULL;
+}
+static FoundRun *found_reference(const char *label) {
+    FoundRun *f = found_first(label ? label : "fp16");
+    if (!f && !label) f = found_first("fp16cu");
+    EXPECT(f || !label, "option --reference: no finished run is of '%s'; the first is of '%s'",
+           label, found_first(NULL) ? found_first(NULL)->label : "none");
+    return f ? f : found_first(NULL);
+}
+
+// Says of runs that are not finished where they stand, and leaves them out unless `unfinished`.
+static void found_unfinished(int unfinished) {
+    char value[PATH_MAX];
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        TrainedRun *r = &f->run;
+        if (f->whole) continue;
+        snprintf(r->died, sizeof(r->died), "unfinished: step %ld of %ld", r->stopped_at,
+                 atol(text_value(r->log, "steps", value)));
+        if (!unfinished) found_leave(f, "%s", r->died);
+    }
+}
+// Leaves out runs of another configuration than a run's, and those that are there twice.
+static void found_check(const FoundRun *base) {
+    char mine[PATH_MAX], theirs[PATH_MAX];
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (f->left_out) continue;
+        const char *name = config_difference(&f->run, &base->run, SAME_DATA, mine, theirs);
+        const FoundRun *twin = found_run(f->label, f);
+        if (name) {
+            found_leave(f, "its %s is '%s', that of %s is '%s'", name, mine, base->run.dir, theirs);
+            found_differ(name);
+        } else if (twin != f) {
+            found_leave(f, "%s is of the same arm and seed", twin->run.dir);
+        }
+    }
+}
+// Leaves out runs whose seeds another arm lacks, so that all arms have the same seeds; an arm that
+// would leave no seed is left out as a whole.
+static void found_seeds(const char *reference) {
+    for (int i = 0; i < found.n; i++) {
+        const FoundRun *first = &found.runs[i];
+        if (first->left_out || first != found_first(first->label)) continue;
+        int pairs = 0;
+        for (int k = 0; k < found.n; k++) {
+            const FoundRun *f = &found.runs[k];
+            const int counts = !f->left_out && !strcmp(f->label, reference);
+            pairs += counts && found_run(first->label, f);
+        }
+        for (int k = 0; k < found.n && pairs; k++) {
+            FoundRun *f = &found.runs[k];
+            if (f->left_out || strcmp(f->label, reference) || found_run(first->label, f)) continue;
+            found_leave(f, "no run of '%s' has its seeds %ld and %ld", first->label, f->seed,
+                        f->data_seed);
+            found_differ("seed");
+        }
+    }
+    for (int i = 0; i < found.n; i++) {
+        FoundRun *f = &found.runs[i];
+        if (f->left_out || found_run(reference, f)) continue;
+        found_leave(f, "no run of '%s' that is compared has its seeds %ld and %ld", reference,
+                    f->seed, f->data_seed);
+        found_differ("seed");
+    }
+}
+
+// Whether every run that has come to a step has validated there.
+static int step_is_shared(double step) {
+    for (int i = 0; i < all.arm_count * all.seeds; i++) {
+        const TrainedRun *r = &all.arms[i / all.seeds].runs[i % all.seeds];
+        int p = 0;
+        while (p < r->points && r->step[p] != step) p++;
+        if (p == r->points && (double)r->stopped_at >= step) return 0;
+    }
+    return 1;
+}
+// Drops the validations that not all runs have.
+static void validations_share(void) {
+    char value[PATH_MAX];
+    for (int i = 0; i < all.arm_count * all.seeds; i++) {
+        TrainedRun *r = &all.arms[i / all.seeds].runs[i % all.seeds];
+        int kept = 0;
+        for (int p = 0; p < r->points; p++) {
+            if (!step_is_shared(r->step[p])) continue;
+            r->step[kept] = r->step[p];
+            r->val[kept] = r->val[p];
+            r->seconds[kept++] = r->seconds[p];
+        }
+        r->points = kept;
+        r->half_loss = half_mean(r, atol(text_value(r->log, "steps", value)));
+    }
+}
+
+// The options that all runs share and that are not the default, as a command line has them.
+static const char *common_options(const TrainedRun *r) {
+    static char text[8 * PATH_MAX];
+    char value[PATH_MAX], initial[PATH_MAX];
+    size_t n = (size_t)snprintf(text, sizeof(text), "-i %s", text_value(r->log, "train", value));
+    for (int i = 0; i < OPTION_COUNT && n < sizeof(text); i++) {
+        const OptionSpec *s = &option_specs[i];
+        const int own = option_is_own(s) && !(s->scope & FP8) && !option_varies(s);
+        if (!option_is_shared(s) && !own) continue;
+        option_default(s, initial);
+        if (!strcmp(log_option(r, s, value), initial)) continue;
+        n += (size_t)snprintf(text + n, sizeof(text) - n, " --%s %s", s->name, value);
+    }
+    return text;
+}
+
+// Makes arms of the runs in n directories, paired by seed with those of the reference: --reference,
+// else fp16, else the first. Says what is left out and why. With `unfinished`, runs that have not
+// ended stay, and `died` says where they stand. Returns the number of arms; 0: no run is left.
+static int logs_read(char **dirs, int n, const char *reference, int unfinished) {
+    memset(all.arms, 0, sizeof(all.arms));
+    all.arm_count = all.seeds = all.width = 0;
+    found_read(dirs, n);
+    found_unfinished(unfinished);
+    const FoundRun *base = found_reference(reference);
+    if (!base) return 0;
+    found_check(base);
+    found_seeds(base->label);
+    for (int i = 0; i < found.n; i++) {
+        const FoundRun *f = &found.runs[i];
+        if (f->left_out) continue;
+        if (arm_index(f->label) < 0) {
+            EXPECT(all.arm_count < ARMS_MAX, "option --logs: at most %d arms", ARMS_MAX);
+            snprintf(all.arms[all.arm_count++].label, sizeof(all.arms[0].label), "%s", f->label);
+        }
+        EXPECT(all.seeds < SEEDS_MAX, "option --logs: at most %d seeds", SEEDS_MAX);
+        if (!strcmp(f->label, base->label)) all.seed[all.seeds++] = (int)f->seed;
+    }
+    runs_allocate();
+    for (int a = 0; a < all.arm_count; a++) {
+        int s = 0;
+        for (int i = 0; i < found.n; i++) { // in the order of the reference's runs
+            const FoundRun *f = &found.runs[i];
+            if (f->left_out || strcmp(f->label, base->label)) continue;
+            all.arms[a].runs[s++] = found_run(all.arms[a].label, f)->run;
+        }
+    }
+    validations_share();
+    all.reference = arm_index(base->label);
+    all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
+    all.common = common_options(&base->run);
+    data_read(&base->run);
+    return all.arm_count;
+}
+
+// The directory of the tables must not be one of the runs', nor hold them.
+static void out_check(const char *out, char **dirs, int n) {
+    struct stat mine, run;
+    if (stat(out, &mine)) return;
+    for (int i = 0; i < n; i++) {
+        char above[PATH_MAX];
+        path_print(above, "%s/..", dirs[i]);
+        const char *const both[2] = {dirs[i], above};
+        for (int k = 0; k < 2; k++) {
+            EXPECT(stat(both[k], &run) || run.st_ino != mine.st_ino || run.st_dev != mine.st_dev,
+                   "option --out: %s holds the runs; nothing is written there, use another --out",
+                   out);
+        }
+    }
+}
+
+// ==== 10. the program ==========================================================================
 
 // Steps of a run that count as done: the rows of its log if this call began it; else those that
 // need not be done again, up to its last checkpoint.
@@ -1576,65 +2239,162 @@ static void runs_read(void) {
         }
     }
     if (!first) return;
-    char data[PATH_MAX], val[PATH_MAX], numerics[PATH_MAX];
-    text_value(first->log, "data_hash", data);
-    text_value(first->log, "val_hash", val);
-    text_value(first->log, "numerics", numerics);
-    snprintf(all.data, sizeof(all.data), "%.40s %.40s %.40s", data, val, numerics);
+    data_read(first);
 }
 
-int main(int argc, char **argv) {
-    static Curve curves[ARMS_MAX];
-    const char *arms = "fp16,bf16,fp8", *seeds = "5", *jobs_text = "1", *bound = "0.002";
-    const char *reference = NULL, *pooled = NULL, *statistics = NULL;
+static struct {
+    const char *arms, *seeds, *jobs, *bound, *reference, *pool, *statistics, *primary, *placebo;
+    char **logs;
+    int log_count, null;
+} asked = {.arms = "fp16,bf16,fp8", .seeds = "5", .jobs = "1", .bound = "0.002"};
+
+// Reads the options up to --; returns how many words they are.
+static int asked_read(int argc, char **argv) {
     const struct {
         const char *name, **value;
-    } options[] = {{"--arms", &arms},           {"--seeds", &seeds},          {"--out", &all.out},
-                   {"--reference", &reference}, {"--jobs", &jobs_text},       {"--bound", &bound},
-                   {"--pool", &pooled},         {"--statistics", &statistics}};
+    } options[] = {{"--arms", &asked.arms},       {"--seeds", &asked.seeds},
+                   {"--out", &all.out},           {"--reference", &asked.reference},
+                   {"--jobs", &asked.jobs},       {"--bound", &asked.bound},
+                   {"--primary", &asked.primary}, {"--placebo", &asked.placebo},
+                   {"--pool", &asked.pool},       {"--statistics", &asked.statistics}};
     const int known = sizeof(options) / sizeof(options[0]);
     int i = 1;
-    surroundings_init();
-    setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
-    for (; i < argc && strcmp(argv[i], "--"); i += 2) {
+    while (i < argc && strcmp(argv[i], "--")) {
         int k = 0;
-        if (!strcmp(argv[i], "--help")) return help_print();
-        while (k < known && strcmp(argv[i], options[k].name)) k++;
-        EXPECT(k < known && i + 1 < argc, "option '%s': %s; --help says what there is", argv[i],
+        const char *name = argv[i++];
+        if (!strcmp(name, "--help")) exit(help_print());
+        if (!strcmp(name, "--null")) {
+            asked.null = 1;
+            continue;
+        }
+        if (!strcmp(name, "--logs")) {
+            asked.logs = argv + i;
+            while (i < argc && strncmp(argv[i], "--", 2)) i++;
+            asked.log_count = (int)(argv + i - asked.logs);
+            EXPECT(asked.log_count, "option --logs: expected directories of runs after it");
+            continue;
+        }
+        while (k < known && strcmp(name, options[k].name)) k++;
+        EXPECT(k < known && i < argc, "option '%s': %s; --help says what there is", name,
                k < known ? "needs a value" : "is unknown");
-        *options[k].value = argv[i + 1];
+        *options[k].value = argv[i++];
     }
-    if (statistics) return statistics_print(statistics);
-    seeds_parse(seeds);
-    common_parse(MAX(argc - i - 1, 0), argv + MIN(i + 1, argc));
-    const int jobs = integer_parse(jobs_text);
-    EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
-    char *end;
-    all.bound = strtod(bound, &end);
-    if (*end) all.bound = 0;
-    EXPECT(all.bound > 0 && isfinite(all.bound), "option --bound: expected a number above 0");
-    char *list = strdup(arms);
-    for (char *arm = strtok(list, ","); arm; arm = strtok(NULL, ",")) arm_add(arm);
-    EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
-    all.reference = arm_index(reference ? reference : "fp16");
-    all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
-    EXPECT(all.reference >= 0 || !reference, "option --reference: '%s' is no arm", reference);
-    all.reference = MAX(all.reference, 0);
-    if (!pooled) arms_check();
-    if (!all.out) all.out = pooled ? "log/pooled" : "log/compare"; // pooling writes over no runs
+    return i;
+}
+
+// The index of the arm that an option names.
+static int arm_asked(const char *option, const char *label) {
+    const int index = arm_index(label);
+    EXPECT(index >= 0, "option %s: '%s' is no arm; the first arm is '%s'", option, label,
+           all.arms[0].label);
+    EXPECT(index != all.reference, "option %s: '%s' is the reference", option, label);
+    return index;
+}
+// Adds the null arms and the placebo unless they are among the arms.
+static void roles_add(void) {
+    const Arm *reference = &all.arms[all.reference];
+    const char *on_gpu = strstr(reference->build, "cu") ? "cu" : "";
+    char texts[3][300] = {"", "", ""};
+    if (asked.null) {
+        const int is_tiles = strstr(all.common, "sum-order tiles") ||
+                             strstr(all.common, "sum-order=tiles") ||
+                             strstr(reference->options, "sum-order tiles");
+        snprintf(texts[0], sizeof(texts[0]), "fp32%s", on_gpu);
+        snprintf(texts[1], sizeof(texts[1]), "%s --sum-order %s", reference->label,
+                 is_tiles ? "pairs" : "tiles");
+        if (*on_gpu) texts[1][0] = 0; // a GPU's sums have one order
+    }
+    if (asked.placebo) snprintf(texts[2], sizeof(texts[2]), "%s", asked.placebo);
+    for (int i = 0; i < 3; i++) {
+        if (texts[i][0] && arm_index(texts[i]) < 0) arm_add(texts[i]);
+    }
+}
+// Marks the primary arm, the placebo, and the null arms: fp32, and the reference with an order of
+// sums of its own.
+static void roles_mark(void) {
+    const Arm *reference = &all.arms[all.reference];
+    for (int a = 0; a < all.arm_count && asked.null; a++) {
+        char label[300], *order = label;
+        snprintf(label, sizeof(label), "%s", all.arms[a].label);
+        order = strstr(label, " --sum-order ");
+        if (order) *order = 0;
+        all.arms[a].is_null =
+            a != all.reference && (!strcmp(label, "fp32") || !strcmp(label, "fp32cu") ||
+                                   (order && !strcmp(label, reference->label)));
+    }
+    if (asked.placebo) all.arms[arm_asked("--placebo", asked.placebo)].is_placebo = 1;
+    if (asked.primary) all.primary = arm_asked("--primary", asked.primary);
+}
+
+// Opens the directory of the tables; it is locked until the program ends.
+static void output_open(void) {
     path_print(output.path, "%s", all.out);
     directory_make(output.path);
-    output.fd = directory_lock(output.path); // until the program ends
+    output.fd = directory_lock(output.path);
     EXPECT(output.fd >= 0, "%s: another comparison runs in this directory", all.out);
-    if (pooled) {
-        pool_read(pooled);
+}
+static void pictures_write(void) {
+    static Curve curves[ARMS_MAX];
+    for (int a = 0; a < all.arm_count; a++) curve_make(&all.arms[a], &curves[a]);
+    report_write(curves);
+    picture_write(curves);
+}
+
+static int logs_compare(void) {
+    if (!all.out) all.out = "log/compare-logs";
+    out_check(all.out, asked.logs, asked.log_count);
+    EXPECT(logs_read(asked.logs, asked.log_count, asked.reference, 0) > 1,
+           "option --logs: no two arms are left that can be compared");
+    roles_mark();
+    output_open();
+    const int status = summary_write();
+    pictures_write();
+    return status;
+}
+
+// Arms of --arms: trains them, or takes their rows from --pool.
+static int arms_compare(void) {
+    seeds_parse(asked.seeds);
+    const int jobs = integer_parse(asked.jobs);
+    EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
+    char *list = strdup(asked.arms);
+    for (char *arm = strtok(list, ","); arm; arm = strtok(NULL, ",")) arm_add(arm);
+    EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
+    all.reference = arm_index(asked.reference ? asked.reference : "fp16");
+    all.bf16 = MAX(arm_index("bf16"), arm_index("bf16cu"));
+    EXPECT(all.reference >= 0 || !asked.reference, "option --reference: '%s' is no arm",
+           asked.reference);
+    all.reference = MAX(all.reference, 0);
+    if (!asked.pool) roles_add();
+    roles_mark();
+    if (!asked.pool) arms_check();
+    if (!all.out) all.out = asked.pool ? "log/pooled" : "log/compare"; // pooling keeps the runs
+    output_open();
+    if (asked.pool) {
+        pool_read(asked.pool);
         return summary_write();
     }
     runs_make(jobs);
     runs_read();
     const int status = summary_write();
-    for (int a = 0; a < all.arm_count; a++) curve_make(&all.arms[a], &curves[a]);
-    report_write(curves);
-    picture_write(curves);
+    pictures_write();
     return status;
 }
+
+// A program that watches runs includes this file and has a main() of its own.
+#ifndef WATCH
+int main(int argc, char **argv) {
+    char *end;
+    surroundings_init();
+    setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
+    const int words = asked_read(argc, argv);
+    if (asked.statistics) return statistics_print(asked.statistics);
+    EXPECT(!asked.logs || words == argc,
+           "option --logs: trains nothing; expected no words after --");
+    common_parse(MAX(argc - words - 1, 0), argv + MIN(words + 1, argc));
+    all.bound = strtod(asked.bound, &end);
+    if (*end) all.bound = 0;
+    EXPECT(all.bound > 0 && isfinite(all.bound), "option --bound: expected a number above 0");
+    return asked.logs ? logs_compare() : arms_compare();
+}
+#endif

@@ -2,6 +2,7 @@
 """Checks that build/compare --pool makes every dev/findings/NAME-summary.tsv from NAME-runs.tsv.
 
     make build/compare && python3 dev/check/check_pool.py
+    python3 dev/check/check_pool.py --write     # writes verdicts and what a summary lacks into it
 
 Rows have no curves, so the columns that come from curves are left out: steps and seconds to the
 reference. tok_s is left out, because the rows hold rounded ones. Older summaries say 0 where a
@@ -28,15 +29,24 @@ def summary_read(path):
     return header, [dict(zip(rows[0], row)) for row in rows[1:]]
 
 
-def differences(path, pooled):
+def pool(path, pooled):
+    """The summary that build/compare makes of a summary's rows, or its error."""
     header, rows = summary_read(path)
     arms = ",".join(row["arm"] for row in rows)
     command = ["build/compare", "--arms", arms, "--reference", header["reference"], "--bound",
                header["bound"], "--pool", path.replace("-summary", "-runs"), "--out", pooled]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode not in (0, 1, 3):
-        return [run.stderr.strip()]
-    found_header, found = summary_read(pooled + "/summary.tsv")
+    if run.returncode not in (0, 1):
+        return None, run.stderr.strip()
+    return summary_read(pooled + "/summary.tsv"), ""
+
+
+def differences(path, pooled):
+    header, rows = summary_read(path)
+    made, error = pool(path, pooled)
+    if error:
+        return [error]
+    found_header, found = made
     wrong = [f"# {k}: {v}, found {found_header.get(k)}" for k, v in header.items()
              if found_header.get(k) != v]
     if len(found) != len(rows):
@@ -49,11 +59,29 @@ def differences(path, pooled):
     return wrong
 
 
+def write(path, pooled):
+    """Takes verdicts, header lines and the columns that a summary lacks from a new one."""
+    header, rows = summary_read(path)
+    made, error = pool(path, pooled)
+    if error:
+        sys.exit(f"{path}: {error}")
+    found_header, found = made
+    for row, new in zip(rows, found):
+        row["verdict"] = new["verdict"]
+        row.update({column: cell for column, cell in new.items() if column == "p_holm"})
+    lines = [f"# {k}\t{v}" for k, v in {**found_header, **header}.items() if k in found_header]
+    lines += ["\t".join(rows[0])] + ["\t".join(row.values()) for row in rows]
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("\n".join(lines) + "\n")
+
+
 def main():
     os.chdir(ROOT)
     paths, failed = sorted(glob.glob("dev/findings/*-summary.tsv")), 0
     for path in paths:
         with tempfile.TemporaryDirectory() as pooled:
+            if sys.argv[1:] == ["--write"]:
+                write(path, pooled)
             wrong = differences(path, pooled)
         failed += bool(wrong)
         print("FAIL" if wrong else "ok  ", path, "; ".join(wrong[:3]))

@@ -6,9 +6,7 @@ set -eu
 [ -e build/compared/report.html ] || dev/ci/compare.sh
 [ -e build/diverged/report.html ] || dev/ci/compare_errors.sh
 page() { # makes the page of build/compared from its logs again
-  local status=0
-  build/compare --arms "$arms" --seeds 2 --out build/compared -- "${arms_run[@]}" || status=$?
-  [[ $status =~ ^[013]$ ]] || fail "build/compare: status $status"
+  build/compare --arms "$arms" --seeds 2 --out build/compared -- "${arms_run[@]}"
 }
 "$python" dev/check/check_statistics.py
 page
