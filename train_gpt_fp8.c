@@ -3655,7 +3655,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
 }
 
 // Prints the gaps of a validation loss to the baselines' losses after the same step.
-static void gaps_print(Run *r, long step, double loss) {
+static void baselines_print(Run *r, long step, double loss) {
     for (int i = 0; i < r->baseline_count; i++) {
         Baseline *b = &r->baselines[i];
         if (log_validation(&b->at, b->row, step))
@@ -3674,7 +3674,7 @@ static double run_validate(Run *r, long step) {
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
-    gaps_print(r, step, loss);
+    baselines_print(r, step, loss);
     printf("\n");
     return loss;
 }
@@ -3851,7 +3851,7 @@ static void run_summary(Run *r, double val_loss, double seconds, long steps) {
     if (val_loss > 0) printf("validation loss %.6f", val_loss);
     if (val_loss > 0 && floor > 0)
         printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
-    gaps_print(r, step, val_loss);
+    baselines_print(r, step, val_loss);
     printf("\nlog         %s/log.tsv%s\n", dir, IS_FP8 ? " and scales.tsv" : "");
     if (r->o.checkpoint_every && step) {
         printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", dir, step, step);
