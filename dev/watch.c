@@ -7,7 +7,7 @@ Serves a page that shows runs, those under way too, to a browser on this machine
 
 DIR is the directory of a run, or holds such directories (DIR/NAME/log.tsv). The page shows each
 run's step, its losses and gradient norm, and the scale atlas of one of them. It asks for new rows
-every few seconds. Ctrl-C ends the program.
+every few seconds. Of more than 32 runs the newest are shown. Ctrl-C ends the program.
 
 The program only reads, and only log.tsv and scales.tsv of these directories; it follows no links
 below DIR. It listens on 127.0.0.1, and answers GET requests for `/` and `/data` alone, one at a
