@@ -4,6 +4,7 @@
 # make test-exhaustive   the encoders on all 2^32 floats, all instruction sets here (minutes)
 # make ladder            seven matrix products (dev/cpu), each faster, all with the same bits
 # make compare           ARMS='fp16,fp8' SEEDS=5 RUN='-e d3 ..' OUT=DIR: dev/compare.c explains
+# make curves            trains FP16, BF16 and FP8, and draws the README's picture (minutes)
 # make build/watch       a page of running programs, for a browser here: build/watch DIR
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
@@ -129,6 +130,12 @@ build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 compare: build/compare all
 	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out '$(OUT)' -- $(RUN)
+CURVES_RUN = -v 50
+CURVES_DIR = log/curves
+CURVES = dev/img/losses.svg
+curves: build/compare all
+	build/compare --arms fp16,bf16,fp8 --seeds 1 --out $(CURVES_DIR) -- $(CURVES_RUN)
+	cp $(CURVES_DIR)/curves.svg $(CURVES)
 
 help:
 	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -213,5 +220,5 @@ bench: data/tales.d/train.txt
 clean:
 	rm -rf build test_program $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
-.PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare flags \
-  bench clean
+.PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare curves \
+  flags bench clean

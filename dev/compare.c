@@ -844,9 +844,16 @@ static void summary_row_write(FILE *f, const char *label, const Figures *x, cons
             x->tok_s, x->mib, verdict, x->holm);
 }
 
+// A gap with its interval and p; one seed has none.
+static const char *gap_text(const Gap *g, char *out, size_t room) {
+    const char *form = g->n == 1 ? "%+8.5f %20s %7s" : "%+8.5f [%+8.5f, %+8.5f] %7.2g";
+    if (g->n == 1) snprintf(out, room, form, g->mean, "(one seed)", "-");
+    else snprintf(out, room, form, g->mean, g->low, g->high, g->p);
+    return out;
+}
 static void gap_print(const char *label, const char *what, const Gap *g) {
-    printf("%-*s %22s %+8.5f [%+8.5f, %+8.5f] %5.2g\n", all.width, label, what, g->mean, g->low,
-           g->high, g->p);
+    char text[80];
+    printf("%-*s %22s %s\n", all.width, label, what, gap_text(g, text, sizeof(text)));
 }
 // ---- curves in the terminal: in color a cell has 2 x 4 dots of Braille; without color, as in a
 // file, a cell has the letter of its arm, or * where several arms meet.
@@ -964,14 +971,13 @@ static int tables_write(double noise) {
 }
 
 static void arm_print(const Arm *arm) {
-    char verdict[320], adjusted[16] = "-";
+    char verdict[320], gap[80], adjusted[16] = "-";
     const Figures x = figures_of(arm);
     const char *role = arm == &all.arms[all.reference] ? "" : arm_role(arm);
     arm_verdict(arm, verdict, sizeof(verdict));
     if (!isnan(x.holm)) snprintf(adjusted, sizeof(adjusted), "%.2g", x.holm);
-    printf("%-*s %9.5f %9.5f   %+8.5f [%+8.5f, %+8.5f] %7.2g %7s %9.0f  %s%s%s\n", all.width,
-           arm->label, x.loss, x.spread, x.gap.mean, x.gap.low, x.gap.high, x.gap.p, adjusted,
-           x.tok_s, role, *role ? ": " : "", verdict);
+    printf("%-*s %9.5f %9.5f   %s %7s %9.0f  %s%s%s\n", all.width, arm->label, x.loss, x.spread,
+           gap_text(&x.gap, gap, sizeof(gap)), adjusted, x.tok_s, role, *role ? ": " : "", verdict);
 }
 // Gaps besides that of the last validation to the reference's.
 static void gaps_print(int a) {
