@@ -871,8 +871,8 @@ static void test_run_defaults(void) {
     mkdir("log/elsewhere", 0777);
     file_put("log/elsewhere/log.tsv", log, strlen(log));
     Child child = run("%s", options);
-    check(strstr(child.output, text("gap to %s +0.000000", other)) &&
-              exists(text("%s-2/log.tsv", dir)),
+    check(strstr(child.output, text(" | gap to %s ", other)) &&
+              strstr(child.output, "0.000000\n") && exists(text("%s-2/log.tsv", dir)),
           "run: the gap to the newest finished run of another precision is printed", "%s %s",
           child.output, child.error);
     child = run("%s -l 2e-3", options);
