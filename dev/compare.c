@@ -1342,6 +1342,7 @@ static void report_write(const Curve *curves) {
     fwrite(page, 1, data - page, f);
     text_row_write(f, "common", all.common);
     text_row_write(f, "unit", all.unit);
+    if (all.differ[0]) text_row_write(f, "differ", all.differ);
     palette_write(f);
     row_write(f, "settings", settings, 5, "%.9g");
     for (int a = 0; a < all.arm_count; a++) arm_write(f, &all.arms[a], &curves[a]);

@@ -7,7 +7,7 @@ Serves a page that shows runs, those under way too, to a browser on this machine
 
 DIR is the directory of a run, or holds such directories (DIR/NAME/log.tsv). The page shows each
 run's step, its losses and gradient norm, and the scale atlas of one of them. It asks for new rows
-every few seconds. Ctrl-C ends the program.
+every few seconds. Of more than 32 runs the newest are shown. Ctrl-C ends the program.
 
 The program only reads, and only log.tsv and scales.tsv of these directories; it follows no links
 below DIR. It listens on 127.0.0.1, and answers GET requests for `/` and `/data` alone, one at a
@@ -26,7 +26,7 @@ Options:
 #include <sys/socket.h>
 
 #define LOG_MAX ((size_t)1 << 30) // bytes of a table that are read
-enum { REQUEST_MAX = 8192, SECONDS_MAX = 20, QUIET_SECONDS = 60 };
+enum { REQUEST_MAX = 8192, SECONDS_TO_ASK = 4, SECONDS_TO_ANSWER = 20, QUIET_SECONDS = 60 };
 static struct {
     const char *dir;
     int port;
@@ -205,7 +205,7 @@ static void page_write(FILE *f) {
 static void all_send(int client, const char *text, size_t n) {
     for (ssize_t sent = 0; n > 0; text += sent, n -= (size_t)sent) {
         sent = send(client, text, n, MSG_NOSIGNAL);
-        if (sent <= 0) _exit(0); // the browser has gone
+        if (sent <= 0) return; // the browser has gone
     }
 }
 static void answer(int client, const char *status, const char *type, const char *text, size_t n) {
@@ -266,8 +266,9 @@ __attribute__((noreturn)) static void request_serve(int client) {
     char text[REQUEST_MAX], *body = NULL;
     size_t n = 0;
     int index = -1, end = 0;
-    alarm(SECONDS_MAX);
+    alarm(SECONDS_TO_ASK);
     request_read(client, text);
+    alarm(SECONDS_TO_ANSWER);
     if (strncmp(text, "GET ", 4)) refuse(client, "405 Method Not Allowed");
     if (!host_is_ours(text)) refuse(client, "403 Forbidden");
     char *path = text + 4;
@@ -310,7 +311,8 @@ static int port_listen(void) {
     watch.port = ntohs(address.sin_port);
     return fd;
 }
-// Serves requests one at a time, each in a child, so that no request can end the program.
+// Serves requests one at a time, each in a child, so that no request can end the program. A child
+// that ends for bad input has said why here, and has not answered yet.
 static void requests_serve(int fd) {
     const struct timeval wait = {2, 0};
     while (1) {
@@ -320,8 +322,12 @@ static void requests_serve(int fd) {
         setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
         const pid_t child = fork();
         if (child == 0) request_serve(client);
+        int status = 0;
+        while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+        if (status_code(status) == EXIT_BAD_INPUT) {
+            answer(client, "500 Internal Server Error", "text/plain", NULL, 0);
+        }
         close(client);
-        while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
     }
 }
 

@@ -22,8 +22,7 @@ import test_report
 from test_report import check
 
 ROOM = "build/watch-test"
-SLOW = "build/watch-slow"
-
+OTHER = "build/watch-other"
 
 def start(directory, port="0"):
     """A watcher and its port."""
@@ -83,6 +82,11 @@ def check_refusals(port):
         check(" 200 " in get(port, "/data"), "a connection without a request hinders nobody")
         check(time.time() - begin < 1, "and takes no time", time.time() - begin)
         idle.close()
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\n")
+        begin = time.time()
+        check(" 200 " in get(port, "/data"), "a slow request ends")
+        check(time.time() - begin < 6, "in a few seconds", time.time() - begin)
     with socket.socket() as other:
         address = socket.gethostbyname(socket.gethostname())
         if not address.startswith("127."):
@@ -99,8 +103,8 @@ def check_input():
         for words in ([], ["build/no-such"], ["build/watch-empty"], ["Makefile"], [ROOM, "--prot"],
                       [ROOM, "--port"], [ROOM, "--port", "x"], [ROOM, "--port", "65536"],
                       [ROOM, "--port", "-1"], [ROOM, ROOM], [ROOM, "--port", port]):
-            said = subprocess.run(["build/watch", *words], capture_output=True, text=True, timeout=9,
-                                  check=False)
+            said = subprocess.run(["build/watch", *words], capture_output=True, text=True,
+                                  timeout=9, check=False)
             good = said.returncode == 2 and said.stderr.count("\n") == 1 and not said.stdout
             check(good, f"build/watch {' '.join(words)}: one line, status 2", said)
     said = subprocess.run(["build/watch", "--help"], capture_output=True, text=True, check=False)
@@ -129,7 +133,10 @@ def make_runs():
             f.write(text)
     hour_ago = time.time() - 3600
     os.utime(f"{ROOM}/torn/log.tsv", (hour_ago, hour_ago))
-    os.symlink(os.path.abspath(SLOW), f"{ROOM}/link")
+    with open(f"{ROOM}/marked/scales.tsv", "w", encoding="utf-8") as f:
+        f.write("step\tlayer\toperand\n")
+    os.symlink(os.path.abspath(OTHER), f"{ROOM}/link")
+    shutil.copytree(f"{ROOM}/torn", OTHER, dirs_exist_ok=True)
     os.makedirs(f"{ROOM}/linked", exist_ok=True)
     os.symlink(os.path.abspath(f"{ROOM}/torn/log.tsv"), f"{ROOM}/linked/log.tsv")
 
@@ -165,6 +172,14 @@ def check_data(port):
           arms["live"]["run_state"])
 
 
+def wait(condition, seconds=20):
+    """Whether a condition comes true in time. (The page's policy forbids playwright's own way.)"""
+    until = time.time() + seconds
+    while not condition() and time.time() < until:
+        time.sleep(.2)
+    return condition()
+
+
 def step_of(page):
     row = page.locator("#arms tr", has_text="live").first.inner_text()
     return int(row.split(" of ")[0].split()[-1])
@@ -173,16 +188,14 @@ def step_of(page):
 def check_page(page, errors, name, port):
     page.goto(f"http://127.0.0.1:{port}/")
     page.wait_for_selector("#loss path.curve")
-    page.wait_for_function("document.getElementById('atlas').height > 6")
+    wait(lambda: page.locator("#atlas-labels span").count() > 6)
     first = step_of(page)
     test_report.check_layout(page, name)
     test_report.drag(page, "train", .5, .9)
     zoomed = test_report.ticks(page, "train")
     page.locator("#train-legend button", has_text="long").click()
     shown = test_report.curves(page, "train")
-    page.wait_for_function(f"""() => [...document.querySelectorAll('#arms tr')].some(row =>
-      row.innerText.includes('live') && +row.innerText.match(/([0-9]+) of/)[1] > {first})""")
-    check(step_of(page) > first, name + "new rows appear")
+    check(wait(lambda: step_of(page) > first), name + "new rows appear")
     check(test_report.curves(page, "train") == shown, name + "what is switched off stays off")
     check(page.locator("#train-whole").is_visible(), name + "the zoom stays", zoomed)
     page.locator("#train").dblclick()
@@ -198,10 +211,15 @@ def check_page(page, errors, name, port):
     if page.viewport_size["width"] > 1000:
         test_report.check_saves(page, name, ("loss", "train", "norm"))
     check(not errors, name + "no error in the console", errors)
+    page.select_option("#atlas-arm", "marked")
+    check(wait(lambda: "terminal" in page.locator("#atlas-read").inner_text()),
+          name + "a log that cannot be understood is said")
+    first = step_of(page)
+    check(wait(lambda: step_of(page) > first), name + "it stops nothing else")
 
 
 def main():
-    for room in (ROOM, SLOW):
+    for room in (ROOM, OTHER):
         shutil.rmtree(room, ignore_errors=True)
         os.makedirs(room)
     trainer = subprocess.Popen(
