@@ -4,7 +4,7 @@
 # make test-exhaustive   the encoders on all 2^32 floats, all instruction sets here (minutes)
 # make ladder            seven matrix products (dev/cpu), each faster, all with the same bits
 # make compare           ARMS='fp16,fp8' SEEDS=5 RUN='-e d3 ..' OUT=DIR: dev/compare.c explains
-# make curves            trains FP16, BF16 and FP8, and draws the README's picture (minutes)
+# make curves            trains FP16, BF16 and FP8 (CURVES_RUN='-v 50'), draws the README's picture
 # make build/watch       a page of running programs, for a browser here: build/watch DIR
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on

@@ -4,7 +4,7 @@ losses differ.
 
     make build/compare
     build/compare --arms "fp16,bf16,fp8,fp8 --recipe scale=1" --seeds 5 --out DIR -- -e d4 -x 400
-...
+    build/compare --logs log/fp16 log/bf16 log/fp8      compares runs that are there
 
 An arm is the name of a build (fp8, fp16, bf16, fp32; with cu at its end: the CUDA file's build) and
 options of its own. Words of a recipe are joined by plus signs here, because commas separate arms:
@@ -253,39 +253,46 @@ static double number_after(const char *text, const char *key) {
     return value;
 }
 
-// Reads the rows of a run's log, up to a hole in the steps or a loss that is no number.
+// Whether a row's validation loss is a number, or the dash that stands for none.
+static int val_is_good(const char *row, int *validated) {
+    char *end;
+    for (int cell = 0; cell < 3; cell++) row += strcspn(row, "\t\n") + 1;
+    *validated = strncmp(row, "-\t", 2) != 0;
+    strtod(row, &end);
+    return !*validated || (end > row && *end == '\t');
+}
+// Reads the rows of a run's log, up to a hole in the steps or a loss that is no number. A last line
+// without its end is being written.
+static int cells_read(const char *at, double *cells, int n); // NAN: a cell is no number
 static void rows_read(TrainedRun *r) {
     double seconds = 0, rates = 0;
     const char *at = strstr(r->log, "\nstep\t");
-    for (at = at ? at + 1 + strcspn(at + 1, "\n") : ""; *at; at += strcspn(at, "\n")) {
-        at += *at == '\n';
-        double step, ms, tok_s;
-        if (*at == '#') continue;
-        char val[32], *end;
-        if (sscanf(at, "%lf\t%*f\t%*f\t%31s\t%*s\t%*s\t%*s\t%lf\t%lf", &step, val, &ms, &tok_s) !=
-            4) {
-            r->damaged = at[strcspn(at, "\n")] ? at : NULL; // not a last row that is being written
-            break;
-        }
-        const double loss = strtod(val, &end);
-        const int validated = strcmp(val, "-") != 0;
-        if (step != (double)(r->stopped_at + 1) || (validated && *end)) {
+    for (at = at ? strchr(at + 1, '\n') : NULL; at && strchr(at + 1, '\n'); at = strchr(at, '\n')) {
+        double row[9]; // step, .., val_loss, .., ms, tok_s
+        int validated;
+        if (*++at == '#') continue;
+        if (!cells_read(at, row, 9) || row[0] != (double)(r->stopped_at + 1) ||
+            !val_is_good(at, &validated)) {
             r->damaged = at;
             break;
         }
         r->stopped_at++;
-        seconds += ms * 1e-3;
-        rates += tok_s;
+        seconds += row[7] * 1e-3;
+        rates += row[8];
         if (!validated || r->points == POINTS_MAX) continue;
-        r->step[r->points] = step;
-        r->val[r->points] = loss;
+        r->step[r->points] = row[0];
+        r->val[r->points] = row[3];
         r->seconds[r->points++] = seconds;
     }
     r->tok_s = r->stopped_at ? rates / r->stopped_at : 0;
 }
 
+// The steps that a run shall have. A run that was continued says so in a later line.
+static long steps_of(const TrainedRun *r) { return (long)number_after(r->log, "# steps\t"); }
+
 // The mean of a run's validations after half of its steps; NAN: there are none.
-static double half_mean(const TrainedRun *r, long steps) {
+static double half_mean(const TrainedRun *r) {
+    const long steps = steps_of(r);
     double sum = 0;
     int n = 0;
     for (int p = 0; p < r->points; p++) {
@@ -298,7 +305,7 @@ static double half_mean(const TrainedRun *r, long steps) {
 
 // Reads a run's log. Returns whether the run is whole: its last step is there, with a validation.
 static int run_read(TrainedRun *r) {
-    char path[PATH_MAX], value[PATH_MAX];
+    char path[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir);
     free(r->log);
     r->log = text_read(path);
@@ -309,11 +316,11 @@ static int run_read(TrainedRun *r) {
     if (!r->log) return 0;
     rows_read(r);
     EXPECT(r->points < POINTS_MAX, "%s: more than %d validations", path, POINTS_MAX - 1);
-    const long steps = atol(text_value(r->log, "steps", value));
+    const long steps = steps_of(r);
     const int last = r->points - 1;
     const int whole =
         steps > 0 && r->stopped_at == steps && last >= 0 && r->step[last] == (double)steps;
-    r->half_loss = half_mean(r, steps);
+    r->half_loss = half_mean(r);
     if (whole) r->final_loss = r->val[last];
     if (whole && !isfinite(r->final_loss)) {
         snprintf(r->died, sizeof(r->died), "diverged: its last validation loss is not finite");
@@ -340,7 +347,9 @@ static const char *option_default(const OptionSpec *s, char *value) {
 }
 // What a log says of an option. An older log may lack it: then it had the default.
 static const char *log_option(const TrainedRun *r, const OptionSpec *s, char *value) {
-    return *text_value(r->log, s->name, value) ? value : option_default(s, value);
+    if (!*text_value(r->log, s->name, value)) return option_default(s, value);
+    if (!strcmp(s->name, "steps")) path_print(value, "%ld", steps_of(r));
+    return value;
 }
 // The name of the first thing in which two runs differ that must be the same, and what both have;
 // NULL: there is none. Of `also`, the first n names count.
@@ -483,11 +492,9 @@ static void run_claim(const Arm *arm, const TrainedRun *r, int seed) {
 // Whether a run can be resumed: its log has every row up to the newest checkpoint, which is not the
 // run's end, after which nothing more would be written to the log.
 static int run_can_resume(const TrainedRun *r) {
-    char steps[PATH_MAX];
     if (!r->log) return 0;
     const long newest = checkpoint_newest(r->dir, LONG_MAX);
-    return newest >= 0 && newest <= r->stopped_at &&
-           newest < atol(text_value(r->log, "steps", steps));
+    return newest >= 0 && newest <= r->stopped_at && newest < steps_of(r);
 }
 
 // Renames the directory of a run that cannot be resumed. Nothing is deleted: the directory may have
@@ -1970,13 +1977,12 @@ static FoundRun *found_reference(const char *label) {
 
 // Says of runs that are not finished where they stand, and leaves them out unless `unfinished`.
 static void found_unfinished(int unfinished) {
-    char value[PATH_MAX];
     for (int i = 0; i < found.n; i++) {
         FoundRun *f = &found.runs[i];
         TrainedRun *r = &f->run;
         if (f->whole) continue;
         snprintf(r->died, sizeof(r->died), "unfinished: step %ld of %ld", r->stopped_at,
-                 atol(text_value(r->log, "steps", value)));
+                 steps_of(r));
         if (!unfinished) found_leave(f, "%s", r->died);
     }
 }
@@ -2037,7 +2043,6 @@ static int step_is_shared(double step) {
 }
 // Drops the validations that not all runs have.
 static void validations_share(void) {
-    char value[PATH_MAX];
     for (int i = 0; i < all.arm_count * all.seeds; i++) {
         TrainedRun *r = &all.arms[i / all.seeds].runs[i % all.seeds];
         int kept = 0;
@@ -2048,7 +2053,7 @@ static void validations_share(void) {
             r->seconds[kept++] = r->seconds[p];
         }
         r->points = kept;
-        r->half_loss = half_mean(r, atol(text_value(r->log, "steps", value)));
+        r->half_loss = half_mean(r);
     }
 }
 
@@ -2088,6 +2093,8 @@ static int logs_read(char **dirs, int n, const char *reference, int unfinished) 
             snprintf(all.arms[all.arm_count++].label, sizeof(all.arms[0].label), "%s", f->label);
         }
         EXPECT(all.seeds < SEEDS_MAX, "option --logs: at most %d seeds", SEEDS_MAX);
+        EXPECT(f->seed < INT_MAX, "%s: seed %ld is larger than a table has room for", f->run.dir,
+               f->seed);
         if (!strcmp(f->label, base->label)) all.seed[all.seeds++] = (int)f->seed;
     }
     runs_allocate();
@@ -2247,7 +2254,7 @@ static struct {
     const char *arms, *seeds, *jobs, *bound, *reference, *pool, *statistics, *primary, *placebo;
     char **logs;
     int log_count, null;
-} asked = {.arms = "fp16,bf16,fp8", .seeds = "5", .jobs = "1", .bound = "0.002"};
+} asked = {.bound = "0.002"};
 
 // Reads the options up to --; returns how many words they are.
 static int asked_read(int argc, char **argv) {
@@ -2355,10 +2362,10 @@ static int logs_compare(void) {
 
 // Arms of --arms: trains them, or takes their rows from --pool.
 static int arms_compare(void) {
-    seeds_parse(asked.seeds);
-    const int jobs = integer_parse(asked.jobs);
+    seeds_parse(asked.seeds ? asked.seeds : "5");
+    const int jobs = integer_parse(asked.jobs ? asked.jobs : "1");
     EXPECT(jobs >= 1 && jobs <= 64, "option --jobs: expected 1 to 64, found %d", jobs);
-    char *list = strdup(asked.arms);
+    char *list = strdup(asked.arms ? asked.arms : "fp16,bf16,fp8");
     for (char *arm = strtok(list, ","); arm; arm = strtok(NULL, ",")) arm_add(arm);
     EXPECT(all.arm_count >= 1, "option --arms: expected one at least");
     all.reference = arm_index(asked.reference ? asked.reference : "fp16");
@@ -2390,8 +2397,10 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0); // progress, also into a file
     const int words = asked_read(argc, argv);
     if (asked.statistics) return statistics_print(asked.statistics);
-    EXPECT(!asked.logs || words == argc,
-           "option --logs: trains nothing; expected no words after --");
+    EXPECT(
+        !asked.logs || (words == argc && !asked.arms && !asked.seeds && !asked.jobs && !asked.pool),
+        "option --logs: trains nothing; expected no --arms, --seeds, --jobs, --pool and no words "
+        "after --");
     common_parse(MAX(argc - words - 1, 0), argv + MIN(words + 1, argc));
     all.bound = strtod(asked.bound, &end);
     if (*end) all.bound = 0;

@@ -16,7 +16,6 @@ refused() { # what it says, words for build/compare
   says "$1"
 }
 train() { "./train_gpt_$1" -s 0 "${arms_run[@]}" "${@:2}" > build/train.out || fail "train $*"; }
-
 find $c/ -type f -exec cksum {} + > build/before
 logs $c/{fp16,bf16,fp8,fp8___recipe_scale_1}-{1,2}
 find $c/ -type f -exec cksum {} + | cmp - build/before || fail "a run's directory was written to"
@@ -42,6 +41,7 @@ grep -q '>nats a byte<.*' build/logs/curves.svg || fail "no unit"
 grep -q '"#1f77b4"' build/logs/curves.svg || fail "fp16 has another color"
 
 refused 'no two arms are left' --logs $c/fp16-1 build/run-steps
+refused 'expected no --arms' --logs $c/fp16-1 $c/fp8-1 --seeds 3
 refused 'expected directories' --logs --out build/logs
 refused "$c: expected the directory of a run" --logs $c/fp16-1 $c
 refused 'are the same directory' --logs $c/fp16-1 $c/bf16-1 $c/../compared/fp16-1
