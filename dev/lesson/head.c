@@ -5,8 +5,8 @@ What one attention head looks at, and what FP8 makes of it: a table for build/le
 
 MODEL was trained in BF16. Its first head of the first block reads the first story of TEXT. Panel 0
 of the table holds the attention probabilities. Panels 1 and 2 hold what is added to them when x and
-w of the qkv product are rounded to E4M3, and when x is rounded to E5M2 instead. Every tensor has one
-scale, from its amax.
+w of the qkv product are rounded to E4M3, and when x is rounded to E5M2 instead. Every tensor has
+one scale, from its amax.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -63,15 +63,15 @@ static void head_probabilities(double p[TOKENS][TOKENS], const stored_t *qkv) {
     }
 }
 
-// One panel a block of rows; `most` [3] are the largest shares or changes.
+// One panel a block of rows; `most` [3] are the largest values.
 static void table_print(double p[3][TOKENS][TOKENS], const int *tokens, const double *most) {
     printf("# picture\theat\n# title\tAttention probabilities of one head, and what rounding adds\n"
            "# x\tColumns are keys, rows are queries: the first bytes of a story\n"
            "# panels\tBF16 | E4M3 less BF16 | x in E5M2, less BF16\n# tokens\t");
     for (int i = 0; i < TOKENS; i++) putchar(tokens[i] < ' ' ? ' ' : tokens[i]);
-    printf("\n# y\tDarkest: %.3f in BF16, a change of %.3f. Largest change: %.3f in E4M3, %.3f in "
-           "E5M2\npanel",
-           most[0], MAX(most[1], most[2]), most[1], most[2]);
+    printf("\n# y\tDarkest: 0.5 or more in BF16, a change of %.3f. Largest change: %.3f in E4M3, "
+           "%.3f in E5M2\npanel",
+           MAX(most[1], most[2]), most[1], most[2]);
     for (int j = 0; j < TOKENS; j++) printf("\tkey%d", j);
     for (int row = 0; row < 3 * TOKENS; row++) {
         printf("\n%d", row / TOKENS);

@@ -15,7 +15,8 @@ TABLE.tsv has header lines `# key<TAB>value`, then a line of column names, then 
 
 lines: the first column is x, every other column is a curve. bars: the first column names a group,
 every other column is a bar in it. heat: the first column is a panel's number, the others are a row
-of its matrix; panel 0 holds shares of 0 to 1, the others hold changes of them. `-` stands for a
+of its matrix; panel 0 holds shares of 0 to 1 (darkest: 0.5 and
+more), the others hold changes of them. `-` stands for a
 missing value. The same table makes the same SVG, byte for byte.
 */
 #define TESTING
@@ -101,11 +102,16 @@ static const Color colors[COLORS] = {{"fp16", "#1f77b4", 32},  {"bf16", "#2ca02c
                                      {"fp32", "#7f7f7f", 244}, {"fp8", "#d62728", 160},
                                      {"", "#9467bd", 98},      {"", "#ff7f0e", 208},
                                      {"", "#17becf", 44},      {"", "#8c564b", 95}};
+// Whether a column is called `name`, perhaps with a remark: "fp8", "fp8 (the default)".
+static int is_precision(const char *column, const char *name) {
+    const size_t n = strlen(name);
+    return !strncmp(column, name, n) && (!column[n] || !strncmp(column + n, " (", 2));
+}
 static const Color *column_color(const Table *t, int column) {
     int other = 4;
     for (int i = 1; i <= column; i++) {
         int named = 0;
-        while (named < 4 && strcmp(t->column[i], colors[named].name)) named++;
+        while (named < 4 && !is_precision(t->column[i], colors[named].name)) named++;
         if (i == column) return &colors[named < 4 ? named : other];
         other += named == 4 && other < COLORS - 1;
     }
@@ -155,7 +161,7 @@ static Axis axis_y(const Table *t, int from_zero, int ticks) {
 static const char *tick_text(const Axis *a, double tick) {
     static char text[32];
     if (fabs(tick) < a->step * 1e-6) tick = 0;
-    snprintf(text, sizeof(text), a->is_log ? "1e%g" : "%.6g", tick);
+    snprintf(text, sizeof(text), "%.6g", a->is_log ? pow(10, tick) : tick);
     return text;
 }
 
@@ -224,27 +230,34 @@ static void svg_lines(FILE *f, const Table *t) {
     }
 }
 
+// The bars, or the numbers above them.
+static void svg_bar(FILE *f, const Table *t, const Axis *y, int row, int column, int is_number) {
+    const int bars = t->columns - 1;
+    const double bottom = plot_top(t) + PLOT_HEIGHT, v = t->value[row][column];
+    const double group = (double)(SVG_WIDTH - 16 - PLOT_LEFT) / t->rows;
+    const double width = MIN(group * 0.8 / bars, 40);
+    const double left = PLOT_LEFT + group * (row + 0.5) + width * (column - 1 - bars * 0.5);
+    const double high = isnan(v) ? 0 : axis_share(y, v) * PLOT_HEIGHT;
+    char text[32];
+    if (is_number) {
+        snprintf(text, sizeof(text), isnan(v) ? "-" : fabs(v) < 99.95 ? "%.1f" : "%.0f", v);
+        svg_text(f, left + width * 0.5, bottom - high - 3, "m s", text);
+        return;
+    }
+    fprintf(f, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"/>\n", left,
+            bottom - high, width - 1, high, column_color(t, column)->hex);
+}
 static void svg_bars(FILE *f, const Table *t) {
     const Axis y = axis_y(t, 1, 6);
-    const double top = plot_top(t), bottom = top + PLOT_HEIGHT;
-    const double group = (double)(SVG_WIDTH - 16 - PLOT_LEFT) / t->rows;
-    const double width = MIN(group * 0.8 / (t->columns - 1), 40);
+    const double bottom = plot_top(t) + PLOT_HEIGHT;
     svg_begin(f, bottom + 52);
     svg_frame(f, t, &y);
-    for (int r = 0; r < t->rows; r++) {
-        const double middle = PLOT_LEFT + group * (r + 0.5);
-        svg_text(f, middle, bottom + 18, "m", t->label[r]);
-        for (int c = 1; c < t->columns; c++) {
-            const double v = t->value[r][c],
-                         left = middle + width * (c - 1 - (t->columns - 1) * 0.5);
-            const double high = isnan(v) ? 0 : axis_share(&y, v) * PLOT_HEIGHT;
-            char text[32];
-            snprintf(text, sizeof(text), isnan(v) ? "-" : fabs(v) < 10 ? "%.2g" : "%.0f", v);
-            fprintf(f, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"/>\n",
-                    left, bottom - high, width - 1, high, column_color(t, c)->hex);
-            svg_text(f, left + width * 0.5, bottom - high - 3, "m s", text);
-        }
-    }
+    for (int r = 0; r < t->rows; r++)
+        svg_text(f, PLOT_LEFT + (double)(SVG_WIDTH - 16 - PLOT_LEFT) / t->rows * (r + 0.5),
+                 bottom + 18, "m", t->label[r]);
+    for (int is_number = 0; is_number < 2; is_number++)
+        for (int r = 0; r < t->rows; r++)
+            for (int c = 1; c < t->columns; c++) svg_bar(f, t, &y, r, c, is_number);
 }
 
 // ---- heat maps: shares are shades of blue; changes are red (more) or blue (less)
@@ -254,7 +267,7 @@ static double heat_range(const Table *t, int changes) {
         for (int c = 1; c < t->columns; c++)
             if ((t->value[r][0] > 0) == changes && fabs(t->value[r][c]) > range)
                 range = fabs(t->value[r][c]);
-    return range > 0 ? range : 1;
+    return changes ? (range > 0 ? range : 1) : MIN(range, 0.5);
 }
 // The name of panel i: the part of `panels` behind the i-th " | ".
 static const char *panel_name(const Table *t, int panel) {
@@ -338,12 +351,14 @@ static void term_lines(const Table *t) {
             const double v = curve_at(t, c, first + (last - first) * i / (WIDE - 1));
             if (!isnan(v)) cell[HIGH - 1 - (int)(axis_share(&y, v) * (HIGH - 1) + 0.5)][i] = c;
         }
+    char label[HIGH][32] = {{0}};
+    for (double tick = y.low; tick < y.high + y.step * 0.5; tick += y.step) {
+        const double share = (tick - y.low) / (y.high - y.low);
+        const int row = HIGH - 1 - (int)(share * (HIGH - 1) + 0.5);
+        snprintf(label[MAX(row, 0)], sizeof(label[0]), "%s", tick_text(&y, tick));
+    }
     for (int row = 0; row < HIGH; row++) {
-        const double tick = y.high - (y.high - y.low) * row / (HIGH - 1);
-        char text[32] = "";
-        const int is_labeled = row == 0 || row == HIGH - 1 || row == HIGH / 2;
-        if (is_labeled) snprintf(text, sizeof(text), y.is_log ? "1e%.1f" : "%.4g", tick);
-        printf("%9s %s", text, is_labeled ? "┤" : "│");
+        printf("%9s %s", label[row], *label[row] ? "┤" : "│");
         for (int i = 0; i < WIDE; i++) {
             const int c = cell[row][i];
             if (c) color_on(column_color(t, c));
@@ -363,15 +378,17 @@ static void term_lines(const Table *t) {
     }
 }
 static void term_bars(const Table *t) {
-    enum { WIDE = 40 };
     static const char *const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
     const Axis y = axis_y(t, 1, 6);
+    int name = 0; // the longest one's characters
+    for (int c = 1; c < t->columns; c++) name = MAX(name, (int)strlen(t->column[c]));
+    const int wide = MAX(56 - name, 16);
     printf("  %s. %s.\n", t->y, t->x);
     for (int r = 0; r < t->rows; r++)
         for (int c = 1; c < t->columns; c++) {
             const double v = t->value[r][c];
-            const int parts = isnan(v) ? 0 : (int)(MAX(axis_share(&y, v), 0) * WIDE * 8 + 0.5);
-            printf("  %-12s %-34s ", c == 1 ? t->label[r] : "", t->column[c]);
+            const int parts = isnan(v) ? 0 : (int)(MAX(axis_share(&y, v), 0) * wide * 8 + 0.5);
+            printf("  %-12s %-*s ", c == 1 ? t->label[r] : "", name, t->column[c]);
             color_on(column_color(t, c));
             for (int i = 0; i < parts / 8; i++) printf("█");
             printf("%s", eighths[parts % 8]);
