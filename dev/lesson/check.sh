@@ -39,7 +39,7 @@ holds() {
 
 # The page's statements, a line each: where their figures come from.
 statements() {
-  local matrix step line underflow=no-scale-underflow
+  local matrix step scale line underflow=no-scale-underflow
   says "it ends at %s nats a byte. BF16 ends at %s" "$(loss no-scale)" "$(loss bf16)"
   holds "no scale does not train" "$(loss no-scale)" ">" 2.9
   holds "BF16 trains" "$(loss bf16)" "<" 2.3
@@ -73,7 +73,8 @@ statements() {
   says "up to %s%% of the values underflow" "$(short 2 "$(cell spike delayed flushed)")"
   holds "own amax does not saturate" "$(cell spike current saturated)" "<" 0.01
   for step in 41 56; do
-    holds "the history remembers: step $step" "$(cell pictures/spike-scale $step "$with_history")" "<" 1
+    scale=$(cell pictures/spike-scale $step "$with_history")
+    holds "the history remembers: step $step" "$scale" "<" 1
   done
   holds "the history has forgotten" "$(cell pictures/spike-scale 57 "$with_history")" ">" 50
   holds "own amax: step 40" "$(cell pictures/spike-scale 40 "$with_own_amax")" "<" 1
@@ -121,12 +122,10 @@ largest_change() { # PANEL of the heads' table
 # shellcheck disable=SC2016 # no commands
 page_tables() {
   local name
-  for name in $lesson_runs; do
-    printf '| `%s` | %s | %s | %s |\n' "$(arm_of "$data/rows.tsv" "$name")" "$(loss "$name")" \
-      "$(minus "$(row "$name" val_loss)" "$(row bf16 val_loss)")" "$(row "$name" kept_mib)"
-  done
-  findings_table |
-    awk -F '\t' 'NR > 1 { printf "| `%s` | %.4f | %s | %s | %s |\n", $1, $2, $3, $4, $5 }'
+  {
+    for name in $lesson_runs; do printf '%s\n' "$(table_row "$data/rows.tsv" "$name")"; done
+    findings_table | tail -n +2
+  } | sed 's/\t/` | /; s/\t/ | /g; s/^/| `/; s/$/ |/; s/  */ /g'
 }
 
 # Every number of the page with a decimal point stands in a statement, or in what defines FP8.
@@ -139,16 +138,16 @@ uncovered() {
     done
 }
 
-# Wrong cells are planted into every file of rows: every other row or column of numbers is 3 or 0.01
-# times what it was, and a missing one is 50. Each statement has to fail on one of these at least.
+# Wrong cells are planted into every file of rows: every second or ninth row, or every third column,
+# is multiplied by 0.01, or by 1000 with 1 added. Each statement has to fail on one of these.
 planted() {
   local good=$1 which factor file statement count=0
   : > build/lesson/failed
   data=build/lesson/planted
   findings=$data/shakespeare
   mkdir -p $data/pictures
-  for which in 0r 1r 0c 1c; do
-    for factor in 3 0.01; do
+  for which in row,2,0 row,2,1 row,9,0 column,3,0 column,3,1 column,3,2; do
+    for factor in 1000 0.01; do
       for file in {rows,read,spike}.tsv pictures/{no-scale-underflow,spike-loss,spike-scale}.tsv \
         pictures/cost-head.tsv shakespeare-{runs,summary}.tsv; do
         plant $which $factor "$file" > "$data/$file"
@@ -162,7 +161,7 @@ planted() {
   done <<< "$good"
   echo "$count statements, each fails on a planted row"
 }
-plant() { # 0r | 1r | 0c | 1c, FACTOR, FILE
+plant() { # row or column,DIVISOR,REMAINDER, FACTOR, FILE
   local from=dev/lesson/$3 labels=1
   case $3 in
   shakespeare*) from=dev/findings/shakespeare-recipes-d2${3#shakespeare} ;;
@@ -171,12 +170,12 @@ plant() { # 0r | 1r | 0c | 1c, FACTOR, FILE
   read.tsv | shakespeare-runs.tsv) labels=2 ;;
   esac
   awk -F '\t' -v OFS='\t' -v which="$1" -v factor="$2" -v labels=$labels '
+    BEGIN { split(which, part, ",") }
     /^#/ || !head++ { print; next }
     { row++
       for (i = labels + 1; i <= NF; i++)
-        if ((which ~ /r/ ? row : i) % 2 == which + 0) {
-          if ($i == "-") $i = 50
-          else if ($i ~ /^[-+0-9.e]+$/) $i = $i * factor }
+        if ((part[1] == "row" ? row : i) % part[2] == part[3] && $i ~ /^[-+0-9.e]+$/)
+          $i = $i * factor + (factor > 1)
       print }' "$from"
 }
 

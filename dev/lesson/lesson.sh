@@ -48,10 +48,12 @@ command_shown() {
 }
 # NAME, command..: trains into $out/NAME, unless that is there. What is unfinished begins again.
 run() {
-  local name=$1 begin=$SECONDS
+  local name=$1 begin=$SECONDS done=0
   shift
+  if compgen -G "$out/$name/DONE_*" > /dev/null; then done=1; fi
+  if [ $done = 1 ] && [ "$now" = table ]; then return; fi
   command_shown "$*"
-  if compgen -G "$out/$name/DONE_*" > /dev/null; then
+  if [ $done = 1 ]; then
     echo "  (is in $out/$name)"
     return
   fi
@@ -184,12 +186,12 @@ step_spike() {
   picture spike-scale
   spike_rows "$out" > "$out/spike.tsv"
   say << EOF
-In step 40 the loss grows by $(value "$out/spike-loss.tsv" 40 "$with_history") under the history of 16 steps,
-and by $(value "$out/spike-loss.tsv" 40 "$with_own_amax") under own amax.
-The history's scale comes from earlier steps, so the spike saturates:
-$(value "$out/spike.tsv" delayed saturated)% of the values. Own amax makes room for the spike and
-passes it on. The history pays later: it remembers the
-spike for 16 steps, and up to $(value "$out/spike.tsv" delayed flushed)% of the values underflow.
+In step 40 the loss grows by $(value "$out/spike-loss.tsv" 40 "$with_history") under the history
+of 16 steps, and by $(value "$out/spike-loss.tsv" 40 "$with_own_amax") under own amax. The history's
+scale comes from earlier steps, so the spike saturates: $(value "$out/spike.tsv" delayed saturated)%
+of the values. Own amax makes room for the spike and passes it on. The history pays later: it
+remembers the spike for 16 steps, and up to $(value "$out/spike.tsv" delayed flushed)% of the values
+underflow.
 Own amax has its scale back in the next step.
 EOF
 }

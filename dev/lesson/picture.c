@@ -346,8 +346,10 @@ static void term_lines(const Table *t) {
     const Axis y = axis_y(t, 0, 6);
     const double first = t->value[0][0], last = t->value[t->rows - 1][0];
     int cell[HIGH][WIDE] = {{0}};
-    for (int c = t->columns - 1; c > 0; c--)
-        for (int i = 0; i < WIDE; i++) {
+    const int curves = t->columns - 1;
+    for (int i = 0; i < WIDE; i++)
+        for (int k = 1; k <= curves; k++) { // where curves meet, their marks take turns
+            const int c = (i + k) % curves + 1;
             const double v = curve_at(t, c, first + (last - first) * i / (WIDE - 1));
             if (!isnan(v)) cell[HIGH - 1 - (int)(axis_share(&y, v) * (HIGH - 1) + 0.5)][i] = c;
         }

@@ -183,14 +183,17 @@ aligned() { # columns of standard input, separated by tabs
 }
 # DIR: loss, distance to BF16, memory and speed of each run
 table_of() {
-  local name rows=$1/rows.tsv
+  local name
   printf 'run\tloss\tto bf16\tactivations, MiB\ttokens/s\n'
   for name in $lesson_runs; do
-    printf '%s\t%.4f\t%s\t%s\t%s\n' "$(arm_of "$rows" "$name")" \
-      "$(value "$rows" "$name" val_loss)" \
-      "$(minus "$(value "$rows" "$name" val_loss)" "$(value "$rows" bf16 val_loss)")" \
-      "$(value "$rows" "$name" kept_mib)" "$(median_speed "$1/$name/log.tsv")"
+    printf '%s\t%s\n' "$(table_row "$1/rows.tsv" "$name")" "$(median_speed "$1/$name/log.tsv")"
   done
+}
+table_row() { # FILE, RUN
+  local loss far=
+  loss=$(value "$1" "$2" val_loss)
+  [ "$2" = bf16 ] || far=$(minus "$loss" "$(value "$1" bf16 val_loss)")
+  printf '%s\t%.4f\t%s\t%s' "$(arm_of "$1" "$2")" "$loss" "$far" "$(value "$1" "$2" kept_mib)"
 }
 minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%+.4f", a - b }'; } # a - b
 arm_of() { value "$1" "$2" command | sed 's/^\.\/train_gpt_//; s/ -e d2 -x 300 -v 25 -s 0//'; }
@@ -205,7 +208,7 @@ findings_table() {
   printf 'arm\tloss\tgap to bf16\t95%% interval\tpeak, MiB\n'
   for arm in bf16 fp8 "fp8 --bf16 0.qkv.fprop" "fp8 --recipe current" "fp8 --recipe e4m3" \
     "fp8 --recipe scale=1" "fp8 --recipe mx" "fp8 --recipe x:e5m2"; do
-    printf '%s\t%s\t%s\t%s\n' "$arm" "$(value $findings-summary.tsv "$arm" loss)" \
+    printf '%s\t%.4f\t%s\t%s\n' "$arm" "$(value $findings-summary.tsv "$arm" loss)" \
       "$([ "$arm" = bf16 ] || gap_text $findings-runs.tsv bf16 "$arm" | sed 's/ /\t/')" \
       "$(value $findings-summary.tsv "$arm" peak_mib)"
   done | sed 's/^bf16\t\([^\t]*\)\t/bf16\t\1\t\t/'
