@@ -44,7 +44,7 @@ say() { # a paragraph, of standard input
 }
 command_shown() {
   printf '\n$ %s\n' "$*"
-  html "<pre>$(escaped <<< "$*")</pre>"
+  html "<pre class=\"command\">$(escaped <<< "$*")</pre>"
 }
 # NAME, command..: trains into $out/NAME, unless that is there. What is unfinished begins again.
 run() {
@@ -119,8 +119,8 @@ train() { # RUN: with its options
 step_no-scale() {
   title no-scale "FP8 with no scale does not train"
   train_all bf16 no-scale loss-scale
-  curves "FP8 without a scale" bf16=bf16 "no-scale=fp8 --recipe none --loss-scale off" \
-    "loss-scale=fp8 --recipe none" > "$out/no-scale-loss.tsv"
+  curves "FP8 without a scale" bf16=bf16 "loss-scale=fp8 --recipe none" \
+    "no-scale=fp8 --recipe none --loss-scale off" > "$out/no-scale-loss.tsv"
   picture no-scale-loss
   {
     header bars "No scale: what underflows to zero in step 300" "block and matrix" \
@@ -280,7 +280,8 @@ page() {
 <style>
 body { font: 16px/1.5 sans-serif; max-width: 780px; margin: 2em auto; padding: 0 1em;
   color: #222; background: #fff }
-pre { overflow-x: auto; background: #f3f3f3; padding: .5em } svg { max-width: 100%; height: auto }
+pre { overflow-x: auto; background: #f3f3f3; padding: .5em; margin: .3em 0 }
+.command { white-space: pre-wrap } svg { max-width: 100%; height: auto }
 </style>
 <h1>FP8 training in ten minutes: your run</h1>
 <p>dev/lesson/README.md explains these pictures.</p>

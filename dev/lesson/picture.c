@@ -161,7 +161,7 @@ static Axis axis_y(const Table *t, int from_zero, int ticks) {
 static const char *tick_text(const Axis *a, double tick) {
     static char text[32];
     if (fabs(tick) < a->step * 1e-6) tick = 0;
-    snprintf(text, sizeof(text), "%.6g", a->is_log ? pow(10, tick) : tick);
+    snprintf(text, sizeof(text), "%.4g", a->is_log ? pow(10, tick) : tick);
     return text;
 }
 

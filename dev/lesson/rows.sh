@@ -47,7 +47,7 @@ scales_row() {
       mean("w"), mean("dy"), sprintf("%.4g", big), sprintf("%.4g", low),
       sprintf("%.4g", high) }' "$1"
 }
-# DIR, NAME=LABEL..: the validation losses of runs, by step
+# DIR, NAME=LABEL..: the validation losses of runs by step, from step 50 on
 curves_of() {
   local dir=$1 pair files=() labels=step
   shift
@@ -57,7 +57,7 @@ curves_of() {
   done
   printf '%s\n' "$labels"
   awk -F '\t' 'FNR == 1 { file++ }
-    /^[0-9]/ && $4 != "-" { if (file == 1) steps[++n] = $1; loss[file, $1] = $4 }
+    /^[0-9]/ && $1 >= 50 && $4 != "-" { if (file == 1) steps[++n] = $1; loss[file, $1] = $4 }
     END { for (i = 1; i <= n; i++) {
         line = steps[i]
         for (k = 1; k <= file; k++)
