@@ -43,7 +43,7 @@ statements() {
   says "it ends at %s nats a byte. BF16 ends at %s" "$(loss no-scale)" "$(loss bf16)"
   holds "no scale does not train" "$(loss no-scale)" ">" 2.9
   holds "BF16 trains" "$(loss bf16)" "<" 2.3
-  says "attproj and fcproj, %s%% underflow" "$(row no-scale flushed_dy)"
+  says "attproj and fcproj underflow to zero: %s%%." "$(row no-scale flushed_dy)"
   for matrix in attproj fcproj; do
     holds "all of dy underflows: $matrix" "$(cell pictures/$underflow 1.$matrix dy)" ">" 99.9
   done

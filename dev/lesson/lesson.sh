@@ -131,7 +131,7 @@ step_no-scale() {
   say << EOF
 FP8 without any scale ends at $(loss no-scale) nats a byte, BF16 at $(loss bf16). The bars say why:
 $(row no-scale flushed_dy)% of dy, the gradients, underflow to zero at attproj and fcproj. The
-largest gradient is $(row no-scale amax_dy), and E4M3 rounds everything below 2^-10 = 0.000977 to
+largest gradient is $(row no-scale amax_dy), and E4M3 rounds everything up to 2^-10 = 0.000977 to
 zero. So no gradient passes these layers: qkv and fc get only zeros, which have no bar. Weights and
 activations keep most of their values: at most $(row no-scale flushed_w)% and
 $(row no-scale flushed_x)% underflow. With the loss scale, which is the default where gradients have
