@@ -56,11 +56,12 @@ static void row_read(Table *t, char *line, int number) {
         }
         if (found == 0) t->label[t->rows] = field;
         if (found == 0 && !strcmp(t->kind, "bars")) continue;
-        double *value = &t->value[t->rows][found];
-        *value = strcmp(field, "-") ? strtod(field, &end) : NAN;
-        EXPECT(isnan(*value) || (end != field && !*end && isfinite(*value)),
+        const int is_missing = !strcmp(field, "-");
+        const double value = is_missing ? NAN : strtod(field, &end);
+        EXPECT(is_missing || (end != field && !*end && isfinite(value)),
                "%s: row %d, column %d: expected a number or -, found '%s'", t->path, number,
                found + 1, field);
+        t->value[t->rows][found] = value;
     }
     EXPECT(!t->columns || found == t->columns, "%s: row %d: expected %d columns, found %d", t->path,
            number, t->columns, found);
@@ -91,6 +92,15 @@ static void table_read(Table *t, const char *path) {
     }
     EXPECT(t->rows > 0 && t->columns > 1, "%s: expected rows of at least 2 columns, found none",
            path);
+    const int is_heat = !strcmp(t->kind, "heat"), n = t->columns - 1;
+    EXPECT(!is_heat || t->rows % n == 0, "%s: expected panels of %d rows, found %d rows", path, n,
+           t->rows);
+    for (int r = 0; strcmp(t->kind, "bars") && r < t->rows; r++) {
+        const double first = t->value[r][0];
+        EXPECT(is_heat ? first == r / n : isfinite(first) && (r == 0 || first > t->value[r - 1][0]),
+               "%s: row %d: expected %s in the first column, found '%s'", path, r + 1,
+               is_heat ? "its panel's number" : "a larger number", t->label[r]);
+    }
 }
 
 // ---- colors: a precision has its own; the other columns take the rest in turn
