@@ -132,7 +132,7 @@ page_tables() {
 uncovered() {
   local number
   # shellcheck disable=SC2016 # no commands
-  sed '/^```/,/^```/d; s/([^)]*)//g; s/`[^`]*`//g' $page | grep -oE '[0-9]+\.[0-9]+' | sort -u |
+  sed '/^```/,/^```/d; s/]([^)]*)//g; s/`[^`]*`//g' $page | grep -oE '[0-9]+\.[0-9]+' | sort -u |
     while read -r number; do
       grep -qF -- "$number" <<< "$fragments"$'\n'"2^-10 = 0.000977" || echo "$number"
     done
