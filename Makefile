@@ -6,6 +6,7 @@
 # make compare           ARMS='fp16,fp8' SEEDS=5 RUN='-e d3 ..' OUT=DIR: dev/compare.c explains
 # make curves            trains FP16, BF16 and FP8 (CURVES_RUN='-v 50'), draws the README's picture
 # make build/watch       a page of running programs, for a browser here: build/watch DIR
+# make lesson            FP8 training in ten minutes: dev/lesson/README.md
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
 # make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
@@ -128,6 +129,13 @@ build/watch: dev/watch.c dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+# The lesson of dev/lesson, and what draws its pictures.
+LESSON_OUT = log/lesson
+build/lesson/%: dev/lesson/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+lesson: all build/lesson/picture build/lesson/head build/lab/inject
+	dev/lesson/lesson.sh all $(LESSON_OUT)
 compare: build/compare all
 	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out '$(OUT)' -- $(RUN)
 CURVES_RUN = -v 50
@@ -221,4 +229,4 @@ clean:
 	rm -rf build test_program $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
 
 .PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare curves \
-  flags bench clean
+  lesson flags bench clean
