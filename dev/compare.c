@@ -978,12 +978,13 @@ static int tables_write(double noise) {
 }
 
 static void arm_print(const Arm *arm) {
-    char verdict[320], gap[80], adjusted[16] = "-";
+    char verdict[320], gap[80], adjusted[16] = "-", spread[32] = "-";
     const Figures x = figures_of(arm);
     const char *role = arm == &all.arms[all.reference] ? "" : arm_role(arm);
     arm_verdict(arm, verdict, sizeof(verdict));
+    if (!isnan(x.spread)) snprintf(spread, sizeof(spread), "%.5f", x.spread);
     if (!isnan(x.holm)) snprintf(adjusted, sizeof(adjusted), "%.2g", x.holm);
-    printf("%-*s %9.5f %9.5f   %s %7s %9.0f  %s%s%s\n", all.width, arm->label, x.loss, x.spread,
+    printf("%-*s %9.5f %9s   %s %7s %9.0f  %s%s%s\n", all.width, arm->label, x.loss, spread,
            gap_text(&x.gap, gap, sizeof(gap)), adjusted, x.tok_s, role, *role ? ": " : "", verdict);
 }
 // Gaps besides that of the last validation to the reference's.
