@@ -3551,8 +3551,9 @@ static const char *duration_text(double seconds, char *out) {
     return out;
 }
 
-// Prints the eight operands that lost most in the last step: those with the lowest SQNR, or, where
-// none was measured, with the largest shares that saturated or underflowed to zero.
+// Prints the eight operands that lost most in the last step: those whose SQNR is lowest for their
+// format's bits of precision (6 dB each), or, where none was measured, those with the largest
+// shares that saturated or underflowed to zero.
 static void scale_table_print(const Gpt *g) {
     char *shown = (char *)memory_allocate(g->scale_count), name[32];
     printf("\nthe operands that lost most in the last step\n"
@@ -3562,7 +3563,8 @@ static void scale_table_print(const Gpt *g) {
         int best = -1;
         for (int i = 0; i < g->scale_count; i++) {
             const OperandReport s = operand_report(g, i);
-            const double lost = isnan(s.sqnr) ? s.saturated + s.flushed - 1000 : -s.sqnr;
+            const double bits = g->scales[i].recipe.format == DTYPE_E5M2 ? 3 : 4;
+            const double lost = isnan(s.sqnr) ? s.saturated + s.flushed - 1000 : 6 * bits - s.sqnr;
             if (shown[i] || !(lost > most)) continue; // NAN: was not quantized
             most = lost;
             best = i;
@@ -3848,10 +3850,12 @@ static void run_summary(Run *r, double val_loss, double seconds, long steps) {
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     backend_summary(r);
-    if (val_loss > 0) printf("validation loss %.6f", val_loss);
-    if (val_loss > 0 && floor > 0)
-        printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
-    baselines_print(r, step, val_loss);
+    if (val_loss > 0) {
+        printf("validation loss %.6f", val_loss);
+        if (floor > 0)
+            printf(": %.4f above the floor of %.4f nats a byte", val_loss - floor, floor);
+        baselines_print(r, step, val_loss);
+    }
     printf("\nlog         %s/log.tsv%s\n", dir, IS_FP8 ? " and scales.tsv" : "");
     if (r->o.checkpoint_every && step) {
         printf("checkpoint  %s/model_%08ld.bin and state_%08ld.bin\n", dir, step, step);
