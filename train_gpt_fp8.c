@@ -3901,13 +3901,14 @@ static void step_print(const Run *r, long step, const StepReport *s, int ends) {
     const Options *o = &r->o;
     const int live = isatty(STDOUT_FILENO), width = 10 * step / o->steps;
     char left[64], speed[64], line[512];
+    backend_speed(step_flops(r) / s->seconds * 1e-9, speed); // of every step: it notes slow ones
     if (!live && !ends && !step_is_due(o, step, o->print_every) && isfinite(s->norm)) return;
     snprintf(line, sizeof(line),
              "%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f%s | %.0f tok/s | %s",
              step, o->steps, width, "##########", 10 - width, "..........",
              duration_text(s->each * (o->steps - step), left), s->loss, s->lr, s->norm,
              isfinite(s->norm) ? "" : ", overflow: step skipped", o->total_batch / s->seconds,
-             backend_speed(step_flops(r) / s->seconds * 1e-9, speed));
+             speed);
     if (live) printf("\r\033[K%.79s%s", line, ends ? "\n" : "");
     else printf("%s\n", line);
     fflush(stdout);
@@ -4842,7 +4843,7 @@ static const char *backend_speed(double gflops, char *out) {
     static int slow;
     fastest = MAX(fastest, gflops);
     if (gflops < fastest / 2 && ++slow == 3 && thread_count() > 1 && !getenv("OMP_WAIT_POLICY"))
-        printf("note: steps vary by more than 2 times; in a pipe or on a busy machine "
+        printf("\nnote: steps vary by more than 2 times; in a pipe or on a busy machine "
                "OMP_WAIT_POLICY=passive helps\n");
     sprintf(out, "%.0f GFLOP/s, %.0f%% of peak", gflops, 100 * gflops / machine_peak_gflops);
     return out;
