@@ -3749,16 +3749,15 @@ static const char *run_difference(const Run *r, const char *log, int resumed) {
 
 // A resume must find the data that the run began with.
 static void run_resume_check(Run *r) {
-    char path[PATH_MAX];
+    char path[PATH_MAX], value[PATH_MAX];
     path_print(path, "%s/log.tsv", r->dir.path);
     char *mine = text_read(path);
     EXPECT(mine,
            "%s: the run's log is missing; bring it back, or begin another run with its model (-e)",
            path);
     const char *different = run_difference(r, mine, 1);
-    char steps[2][PATH_MAX];
-    r->longer = atol(text_value(mine, "steps", steps[0])) != r->o.steps ||
-                atol(text_value(mine, "schedule-steps", steps[1])) != r->o.schedule_steps;
+    r->longer = atol(text_value(mine, "steps", value)) != r->o.steps ||
+                atol(text_value(mine, "schedule-steps", value)) != r->o.schedule_steps;
     text_free(mine);
     EXPECT(!different,
            "%s: the run's %s is another than now; bring the data back that it began with", path,
@@ -3778,6 +3777,7 @@ static int log_newest(const char *precision, const Run *r, char *dir) {
         if (access(path, R_OK) || stat(path, &st) || !S_ISREG(st.st_mode)) continue;
         const double time = st.st_mtim.tv_sec + 1e-9 * st.st_mtim.tv_nsec;
         char *text = text_read(path);
+        if (!text) continue; // removed meanwhile
         if (time >= newest && !strcmp(text_value(text, "precision", value), precision) &&
             (!r || !run_difference(r, text, 0))) {
             path_print(dir, "%.*s", (int)(strrchr(path, '/') - path), path);
