@@ -479,7 +479,7 @@ INLINE void quantize_chunk(uint8_t *q, const stored_t *x, size_t n, float scale,
 static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
                       const float *scale, int stride, Dtype format);
 // Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
-// (in the first step, or of a model without its state file).
+// (in the first step, and weights of a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
     return s->recipe.rule == SCALING_CURRENT ||
            (recipe_remembers(&s->recipe) && s->amax_count == 0);
@@ -2991,7 +2991,7 @@ static const struct {
     {"rowwise", "e4m3+block=1xall", "torchao: a scale for each row"},
     {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3 (arXiv 2412.19437)"},
     {"mx", "e4m3+block=1x32", "OCP's MX; +floor: its rounding"},
-    {"none", "e4m3+scale=1", "no scales"},
+    {"none", "e4m3+scale=1", "scales of 1; see --loss-scale"},
 };
 
 static void recipe_help(void) {
@@ -3482,8 +3482,8 @@ static int log_newest(const char *precision, const Run *r, char *dir);
 
 // Finds or makes the directory of a run and locks it before it looks at what is there (lock 0: only
 // looks). A new run never writes into an old run's directory: without --out it takes the name after
-// the last one, with --out it refuses. A resume without --out takes the newest run of this
-// precision under log/. 99 missing numbers in a row end the search. Returns the step of the newest
+// the last one (99 missing numbers in a row end the search), with --out it refuses. A resume
+// without --out takes the newest run of this precision under log/. Returns the step of the newest
 // checkpoint.
 static long run_directory(Directory *d, const Options *o, int resume, int lock) {
     const char *out = o->out;

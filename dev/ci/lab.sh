@@ -18,7 +18,8 @@ eval=(--eval -i data/tales.d/train.txt -e "$model" -b 8 -m 1)
 build/lab/attention $model "${data[@]}" -m 8 | tee build/attention
 loss=$(./train_gpt_bf16 "${eval[@]}" "${data[@]}" | grep -o 'loss [0-9.]*$')
 grep "^$loss;" build/attention || fail "attention: the bf16 trainer has $loss" # to the last digit
-loss=$(./train_gpt_fp8 "${eval[@]}" "${data[@]}" --bf16 attproj+fc+fcproj | grep -o '[0-9.]*$')
+loss=$(./train_gpt_fp8 "${eval[@]}" "${data[@]}" --recipe current \
+  --bf16 attproj+fc+fcproj | grep -o '[0-9.]*$')
 grep "qkv $loss (" build/attention || fail "attention: the fp8 trainer has $loss with FP8 in qkv"
 
 run=(-e d2 -x 12 -t 64 -b 2)

@@ -5,13 +5,14 @@ one step, and prints what follows beside an unbroken run of the same seed.
     make build/lab/inject && build/lab/inject FAULT STEP LAYER OPERAND [trainer's options]
     build/lab/inject spike 60 1 fc.w -x 90 --recipe delayed
 
-FAULT                    what is done before step STEP (counted from 1)                    OPERAND
-zero                     the tensor becomes all zeros, for one step                        x of qkv
-or fc, w of any linear layer spike                    its first element (of x: the first channel)
-grows 1000 times      the same beyond the largest, for one step nan                      its first
-element becomes NaN, for one step                       the same stale                    its
-delayed scale is 2^10 times too large, as after a jump         any flip                     the top
-exponent bit of its first byte flips, for one step        w
+FAULT says what is done before step STEP (counted from 1):
+
+- zero: the tensor becomes all zeros for one step (x of qkv or fc, w of any linear layer)
+- spike: its first element (of x: the first channel) grows 1000 times beyond the largest for one
+  step (the same operands)
+- nan: its first element becomes NaN for one step (the same operands)
+- stale: its delayed scale is 2^10 times too large, as after a jump (any operand)
+- flip: the top exponent bit of its first byte flips for one step (w)
 
 x is broken through the layernorm that makes it. Printed: a row a step from STEP - 2 on, loss and
 gradient norm of both runs, and amax, scale, saturated and flushed share of the operand in the
