@@ -54,7 +54,7 @@ statements() {
   holds "below half of E4M3's smallest" "$(row no-scale amax_dy)" "<" 0.0009765625
   says "At most %s%% of any w and %s%% of any x underflow" \
     "$(short 1 "$(row no-scale flushed_w)")" "$(short 1 "$(row no-scale flushed_x)")"
-  says "It ends at %s. A loss scale" "$(loss loss-scale)"
+  says "The run ends at %s. A loss scale" "$(loss loss-scale)"
   holds "a loss scale mends it" "$(loss loss-scale)" "<" 2.3
 
   says "They end at %s and %s." "$(loss fp8)" "$(loss current)"
@@ -109,7 +109,7 @@ reading_statements() {
   holds "reading in FP8 costs something" "$low" ">" 0
   holds "qkv makes nearly all of it" "$(won_back "$rows" "$qkv")" ">" 80
   holds "the placebo does not" "$(won_back "$rows" "$fc")" "<" 20
-  says "by up to %s, E5M2 by up to %s." "$(largest_change 1)" "$(largest_change 2)"
+  says "by up to %s, x in E5M2 by up to %s." "$(largest_change 1)" "$(largest_change 2)"
   holds "E5M2 moves more" "$(largest_change 2)" ">" "$(largest_change 1)"
 }
 largest_change() { # PANEL of the heads' table
