@@ -843,6 +843,13 @@ static void test_run_longer(void) {
     check(strstr(log, "\n# steps\t16\n# schedule-steps\t8\n9\t") != NULL,
           "run: its log says so before row 9", "it does not");
     check_done("run: such a run resumes", "-y -o held");
+    copy("held", "cut");
+    run("-y -o cut -x 24");
+    unfinish("cut", 16, 24, 4);
+    run("-y -o cut -x 24");
+    const char *row = strstr(file_text("cut/log.tsv"), "\n12\t");
+    check(row && strstr(row, "\n# steps\t24\n"), "run: and so after a resume that cut that line",
+          "it does not");
     check_done("run: -y -x 16 --schedule-steps 16", "-y -o moved -x 16 --schedule-steps 16");
     unfinish("moved", 12, 16, 4);
     check_done("run: such a run goes on after a kill", "-y -o moved");
@@ -876,13 +883,13 @@ static void test_run_defaults(void) {
           "run: the gap to the newest finished run of another precision is printed", "%s %s",
           child.output, child.error);
     child = run("%s -l 2e-3", options);
-    check(strstr(child.output, "note: no gap to log/elsewhere: its lr differs") != NULL,
+    check(strstr(child.output, "note: no gap to log/elsewhere: see its lr") != NULL,
           "run: a baseline that is not taken says why", "%s", child.output);
     log[strlen(log) - 8] = 0;
     *strrchr(log, '\n') = 0;
     file_put("log/elsewhere/log.tsv", log, strlen(log));
     child = run("%s", options);
-    check(strstr(child.output, "not finished") && !strstr(child.output, "gap to fp16 +"),
+    check(strstr(child.output, "see its last validation") && !strstr(child.output, "gap to fp16 +"),
           "run: nor is one that is not finished", "%s", child.output);
     if (is_fp8) {
         run("%s --recipe mx", options);

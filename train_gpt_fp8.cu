@@ -4516,6 +4516,7 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
     if (newest >= 0)
         path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
     nonfinite_find(&r->g, tensor);
+    if (isatty(STDOUT_FILENO)) printf("\n"); // below the step's line
     fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
           tensor, last);
 }
@@ -4555,10 +4556,12 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
 
 // Prints the gaps of a validation loss to the baselines' losses after the same step.
 static void baselines_print(Run *r, long step, double loss) {
+    const char *before = " | gap to";
     for (int i = 0; i < r->baseline_count; i++) {
         Baseline *b = &r->baselines[i];
-        if (log_validation(&b->at, b->row, step))
-            printf("%s %s %+.6f", i ? "," : " | gap to", b->precision, loss - b->row[3]);
+        if (!log_validation(&b->at, b->row, step)) continue;
+        printf("%s %s %+.6f", before, b->precision, loss - b->row[3]);
+        before = ",";
     }
 }
 
@@ -4639,8 +4642,10 @@ static const char *run_difference(const Run *r, const char *log, int resumed) {
     if (strtoull(text_value(log, "val_hash", theirs), NULL, 16) != r->val.hash) return "val_hash";
     path_print(mine, "%.9g", r->validation.floor); // whole stories, or windows
     if (strcmp(text_value(log, "floor", theirs), mine)) return "floor (NAME.floor.tsv)";
-    path_print(mine, "\n%ld\t", r->o.steps);
-    if (!resumed && !strstr(log, mine)) return "last step (not finished)";
+    double row[4] = {0};
+    const char *at = log;
+    if (!resumed && !(log_validation(&at, row, r->o.steps) && isfinite(row[3])))
+        return "last validation";
     return atoi(text_value(log, "numerics", theirs)) != NUMERICS_VERSION ? "numerics" : NULL;
 }
 
@@ -4653,8 +4658,11 @@ static void run_resume_check(Run *r) {
            "%s: the run's log is missing; bring it back, or begin another run with its model (-e)",
            path);
     const char *different = run_difference(r, mine, 1);
-    r->longer = atol(text_value(mine, "steps", value)) != r->o.steps ||
+    const long said = atol(text_value(mine, "steps", value)), steps = r->o.steps;
+    const char *first = strstr(mine, "\n# steps\t"); // later ones may be cut with their rows
+    r->longer = said != steps || !first || atol(first + 9) != steps ||
                 atol(text_value(mine, "schedule-steps", value)) != r->o.schedule_steps;
+    if (said > steps) printf("note: the log says %ld steps; -x %ld goes on to them\n", said, said);
     text_free(mine);
     EXPECT(!different,
            "%s: the run's %s is another than now; bring the data back that it began with", path,
@@ -4701,10 +4709,12 @@ static void run_baselines(Run *r) {
         path_print(path, "%s/log.tsv", b->dir);
         char *text = text_read(path);
         const char *different = text ? run_difference(r, text, 0) : "log.tsv";
-        EXPECT(!different || !r->given[option_index("baseline")],
-               "option --baseline: %s is another run: its %s differs", asked, different);
+        EXPECT(!different || !asked[0] || !r->given[option_index("baseline")],
+               "option --baseline: %s is no finished run that differs in the precision alone: see "
+               "its %s",
+               asked, different);
         if (different) {
-            snprintf(r->baseline_note[i], PATH_MAX, "%.900s: its %s differs", b->dir, different);
+            snprintf(r->baseline_note[i], PATH_MAX, "%.900s: see its %s", b->dir, different);
             if (text) text_free(text);
             continue;
         }
@@ -4801,13 +4811,14 @@ static void step_print(const Run *r, long step, const StepReport *s, int ends) {
     backend_speed(step_flops(r) / s->seconds * 1e-9, speed); // of every step: it notes slow ones
     if (!live && !ends && !step_is_due(o, step, o->print_every) && isfinite(s->norm)) return;
     snprintf(line, sizeof(line),
-             "%5ld/%ld [%.*s%.*s] %s left | loss %.5f | lr %.2e | norm %.3f%s | %.0f tok/s | %s",
+             "%5ld/%ld [%.*s%.*s] %s left | loss %.5f%s | lr %.2e | norm %.3f | %.0f tok/s | %s",
              step, o->steps, width, "##########", 10 - width, "..........",
-             duration_text(s->each * (o->steps - step), left), s->loss, s->lr, s->norm,
-             isfinite(s->norm) ? "" : ", overflow: step skipped", o->total_batch / s->seconds,
-             speed);
-    if (live) printf("\r\033[K%.79s%s", line, ends ? "\n" : "");
-    else printf("%s\n", line);
+             duration_text(s->each * (o->steps - step), left), s->loss,
+             isfinite(s->norm) ? "" : ", overflow: skipped", s->lr, s->norm,
+             o->total_batch / s->seconds, speed);
+    int fits = strlen(line); // 80 columns, whole fields
+    for (; live && fits > 79; line[fits] = 0) fits = (int)(strrchr(line, '|') - line) - 1;
+    printf("%s%.*s%s", live ? "\r\033[K" : "", fits, line, live && !ends ? "" : "\n");
     fflush(stdout);
 }
 static void step_log(Run *r, long step, const StepReport *s, double val_loss) { // NAN: none
@@ -4929,6 +4940,7 @@ static void run_open(Run *r) {
         r->progress = r->state.progress;
     }
     options_recipes(o, &r->g);
+    options_loss_scale(o, &r->g);
     if ((o->eval || r->prompts) && !o->resume) options_bare(o, &r->g);
     int V = 0; // unknown
     if (!r->prompts) {
