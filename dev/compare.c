@@ -330,8 +330,7 @@ static int run_read(TrainedRun *r) {
 
 // Whether arms may differ in an option: in FP8's own, in the order of sums and in the loss scale.
 static int option_is_own(const OptionSpec *s) {
-    return s->scope == (FP8 | FIXED) || !strcmp(s->name, "sum-order") ||
-           !strcmp(s->name, "loss-scale");
+    return s->scope == (FP8 | FIXED) || (s->scope & OWN) || !strcmp(s->name, "sum-order");
 }
 // Whether an option makes two runs incomparable: all do that are part of a run's identity, but for
 // an arm's own and the seeds.
