@@ -3872,9 +3872,8 @@ static void run_summary(Run *r, double val_loss, double seconds, long steps) {
         printf("go on       ./%s -y -o '%s' -x %ld\n", PROGRAM, dir, 2 * step);
         printf("generate    ./%s -y -o '%s' --prompt 'Once there was'\n", PROGRAM, dir);
     }
-    printf("compare     ");
-    if (!r->baseline_count) printf("train the same in another precision; then ");
-    printf("build/compare --logs");
+    printf("compare     %smake build/compare && build/compare --logs",
+           r->baseline_count ? "" : "train it in another precision; then ");
     for (int i = 0; i < r->baseline_count; i++) printf(" '%s'", r->baselines[i].dir);
     printf(" '%s'\n", dir);
 }
