@@ -2218,7 +2218,7 @@ static void runs_make(int jobs) {
     int running = 0;
     char threads[16];
     runs_allocate();
-    printf("%d runs, %d arms with %d seeds, in %s. Ctrl-C stops them; the same command goes on. "
+    printf("%d runs (arms: %d, seeds: %d) in %s. Ctrl-C stops them; the same command goes on. "
            "--help says more.\n",
            total, all.arm_count, all.seeds, all.out);
     const long steps_before = all_steps_done(0);
