@@ -22,8 +22,7 @@ find $c/ -type f -exec cksum {} + | cmp - build/before || fail "a run's director
 gaps() { grep -v '^#' "$1/summary.tsv" | cut -f 1-12,17-20,26 | sort; }
 cmp <(gaps $c) <(gaps build/logs) || fail "the logs' gaps are not the comparison's"
 says '^ *[0-9.]* ┤.*[abcd*]'
-SHELL=/bin/sh script -qec "build/compare --logs $c/fp16-1 $c/fp8-1 --out build/logs" \
-  build/terminal > /dev/null
+script -qec "build/compare --logs $c/fp16-1 $c/fp8-1 --out build/logs" build/terminal > /dev/null
 grep -qP '\x1b\[38;5;68m\xe2' build/terminal || fail "no color in a terminal"
 
 train fp8 --seed 3 --data-seed 3 -o build/run-seed
