@@ -79,7 +79,7 @@ $(PORTABLE_TESTS): build/portable/test_gpt_%: $(TEST_SOURCES) $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $($*_FLAGS) $< -o $@ $(LDLIBS)
 
-data/tales: data/tales.c
+data/tales data/glyphs: data/%: data/%.c
 	$(CC) -O2 -Wall -Wextra -Werror $< -o $@
 
 # One call writes all three files. The first stands for them, unless another one is missing.
@@ -90,13 +90,22 @@ ifneq ($(words $(wildcard $(CORPUS))),3)
 .PHONY: data/tales.d/train.txt
 endif
 
+# Pictures for a small classifier. test.bin is written first.
+GLYPHS = $(addprefix data/glyphs.d/,train.bin test.bin)
+data/glyphs.d/train.bin: data/glyphs
+	data/glyphs --out data/glyphs.d
+ifneq ($(words $(wildcard $(GLYPHS))),2)
+.PHONY: data/glyphs.d/train.bin
+endif
+
 # The tests of whole programs know nothing of the trainers' sources.
 test_program: test_program.c
 	$(CC) -O1 -Wall -Wextra -Werror $< -o $@ $(LDLIBS)
 EXPLAIN = $(patsubst %.c,build/%,$(patsubst dev/%,%,$(wildcard dev/lab/explain.c)))
 
-test: $(TRAINERS) $(TESTS) test_program build/portable/test_gpt_fp8 build/portable/test_gpt_fp32 $(EXPLAIN) data/tales.d/train.txt
+test: $(TRAINERS) $(TESTS) test_program build/portable/test_gpt_fp8 build/portable/test_gpt_fp32 $(EXPLAIN) data/tales.d/train.txt data/glyphs
 	data/tales --selftest
+	data/glyphs --selftest
 	set -e; for t in $(TESTS) build/portable/test_gpt_fp8 build/portable/test_gpt_fp32; do echo "== $$t"; ./$$t; done
 	set -e; for t in $(TRAINERS); do echo "== test_program $$t"; ./test_program $(EXPLAIN:%=--explain %) ./$$t; done
 
@@ -226,7 +235,8 @@ bench: data/tales.d/train.txt
 	dev/bench/run.sh
 
 clean:
-	rm -rf build test_program $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d
+	rm -rf build test_program $(TRAINERS) $(TRAINERS:%=%cu) $(TESTS) data/tales data/tales.d \
+	  data/glyphs data/glyphs.d
 
 .PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare curves \
   lesson flags bench clean
