@@ -7,8 +7,8 @@
    clutter. Noise is added last. The constants of section 1 and --noise set the difficulty.
 
    The pixels are the same bytes on every machine and with every compiler, because all arithmetic is
-   done in integers: fixed point with 16 bits of fraction. Randomness is counter-based, so picture i
-   of a set depends on the seed, the set and i, and on nothing else.
+   done in integers. Randomness is counter-based, so picture i of a set depends on the seed, the set
+   and i, and on nothing else.
 
    Build and run:
        cc -O2 -o data/glyphs data/glyphs.c
@@ -23,12 +23,10 @@
        24 bytes      zeros; here the header ends, after 64 bytes
        count bytes   labels
        then          count * height * width bytes of pixels, 0 to 255, row by row from the top
-
-   Sections: 1 constants and glyphs, 2 random numbers, 3 drawing, 4 files, 5 self-test, 6 main. */
+ */
 
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -37,55 +35,46 @@
 #include <string.h>
 #include <sys/stat.h>
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 1. Constants and glyphs
-
-#define MAGIC        20261129
+// ==== 1. constants and glyphs ===================================================================
 #define HEADER_BYTES 64
 #define SIZE         16 // height and width in pixels
 #define PIXELS       (SIZE * SIZE)
 #define CLASSES      10
-#define PREVIEW_COLS 20
+#define SEGMENTS     8 // line segments of a drawn stroke
 
 // Difficulty. Noise is the standard deviation in grey levels, jitter is in hundredths of a glyph.
-#define NOISE_DEFAULT 24
-#define JITTER        5
-#define CLUTTER_MAX   3
-#define CLUTTER_GREY  200 // the brightest clutter; glyphs have 130 to 250
-
-#define STROKES_MAX 4
-#define SEGMENTS    8 // line segments of a drawn stroke
+#define NOISE        24
+#define JITTER       5
+#define CLUTTER_MAX  3
+#define CLUTTER_GREY 200 // the brightest clutter; glyphs have 130 to 250
 
 // A stroke is the parabola through three points: x and y, from the top left corner, in hundredths.
 typedef struct Glyph {
-    const char *name;
     int strokes;
-    signed char points[STROKES_MAX][6];
+    signed char points[4][6];
 } Glyph;
 
 static const Glyph GLYPHS[CLASSES] = {
-    {"hook", 2, {{60, 5, 59, 38, 56, 68}, {56, 68, 42, 93, 20, 78}}},
-    {"barred hook",
-     3,
-     {{60, 5, 59, 38, 56, 68}, {56, 68, 42, 93, 20, 78}, {36, 34, 58, 34, 82, 34}}},
-    {"fork", 3, {{50, 95, 50, 76, 50, 54}, {50, 54, 24, 38, 14, 6}, {50, 54, 76, 38, 86, 6}}},
-    {"trident", 3, {{50, 95, 50, 50, 50, 6}, {50, 58, 24, 42, 14, 6}, {50, 58, 76, 42, 86, 6}}},
-    {"loop", 3, {{24, 28, 50, 4, 76, 28}, {24, 28, 50, 52, 76, 28}, {50, 52, 50, 74, 50, 96}}},
-    {"barred loop",
-     4,
+    // A hook, and one with a bar.
+    {2, {{60, 5, 59, 38, 56, 68}, {56, 68, 42, 93, 20, 78}}},
+    {3, {{60, 5, 59, 38, 56, 68}, {56, 68, 42, 93, 20, 78}, {36, 34, 58, 34, 82, 34}}},
+    // A fork with two prongs, and one with three.
+    {3, {{50, 95, 50, 76, 50, 54}, {50, 54, 24, 38, 14, 6}, {50, 54, 76, 38, 86, 6}}},
+    {3, {{50, 95, 50, 50, 50, 6}, {50, 58, 24, 42, 14, 6}, {50, 58, 76, 42, 86, 6}}},
+    // A loop on a stick, and one with a bar.
+    {3, {{24, 28, 50, 4, 76, 28}, {24, 28, 50, 52, 76, 28}, {50, 52, 50, 74, 50, 96}}},
+    {4,
      {{24, 28, 50, 4, 76, 28},
       {24, 28, 50, 52, 76, 28},
       {50, 52, 50, 74, 50, 96},
       {26, 75, 50, 75, 74, 75}}},
-    {"bolt", 3, {{16, 14, 50, 14, 84, 14}, {84, 14, 50, 50, 16, 86}, {16, 86, 50, 86, 84, 86}}},
-    {"turned bolt",
-     3,
-     {{16, 14, 50, 14, 84, 14}, {16, 14, 50, 50, 84, 86}, {16, 86, 50, 86, 84, 86}}},
-    {"bowl", 2, {{10, 16, 50, 88, 90, 16}, {40, 30, 50, 30, 60, 30}}},
-    {"lidded bowl", 2, {{10, 16, 50, 88, 90, 16}, {10, 16, 50, 16, 90, 16}}},
+    // A bolt, and its mirror image.
+    {3, {{16, 14, 50, 14, 84, 14}, {84, 14, 50, 50, 16, 86}, {16, 86, 50, 86, 84, 86}}},
+    {3, {{16, 14, 50, 14, 84, 14}, {16, 14, 50, 50, 84, 86}, {16, 86, 50, 86, 84, 86}}},
+    // A bowl with a crumb in it, and one with a lid.
+    {2, {{10, 16, 50, 88, 90, 16}, {40, 30, 50, 30, 60, 30}}},
+    {2, {{10, 16, 50, 88, 90, 16}, {10, 16, 50, 16, 90, 16}}},
 };
-
-#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
 
 __attribute__((noreturn)) static void die(const char *format, ...) {
     va_list args;
@@ -97,9 +86,7 @@ __attribute__((noreturn)) static void die(const char *format, ...) {
     exit(2);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 2. Random numbers, as in train_gpt_fp8.c
-
+// ==== 2. random numbers, as in train_gpt_fp8.c ==================================================
 static uint64_t mix64(uint64_t z) { // splitmix64
     z += 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -121,7 +108,7 @@ static uint64_t random_next(Random *r) {
     return bits;
 }
 
-// Uniform from low to high, both included. The bias is below 2^-12 for a range below 2^20.
+// Uniform from low to high, both included. No range here is above 2^23: the bias is below 2^-9.
 static int64_t random_range(Random *r, int64_t low, int64_t high) {
     uint64_t bits = random_next(r) >> 32;
     return low + (int64_t)(bits * (uint64_t)(high - low + 1) >> 32);
@@ -135,9 +122,7 @@ static int64_t random_bell(Random *r, int64_t deviation) {
     return sum * deviation / 209;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 3. Drawing
-
+// ==== 3. drawing ================================================================================
 #define ONE ((int64_t)65536) // a pixel, and the number 1
 
 typedef struct Point {
@@ -178,13 +163,6 @@ static Map map_random(Random *r, int64_t shift) {
     return map;
 }
 
-static Point map_point(const Map *map, Point p) {
-    Point q;
-    q.x = map->x + (map->xx * p.x + map->xy * p.y) / ONE;
-    q.y = map->y + (map->yx * p.x + map->yy * p.y) / ONE;
-    return q;
-}
-
 static uint64_t square_root(uint64_t n) { // rounded down
     uint64_t root = 0;
     for (uint64_t bit = 1ull << 31; bit; bit >>= 1)
@@ -208,7 +186,7 @@ static int64_t distance_to_segment(Point p, Point a, Point b) {
     return (int64_t)square_root((uint64_t)(off.x * off.x + off.y * off.y));
 }
 
-// The first pixel whose centre may be touched from here on, or the last.
+// The pixel at this place, or the nearest one of the frame.
 static int pixel_at(int64_t x) { return (int)clamp(x / ONE, 0, SIZE - 1); }
 
 // Coverage falls from 1 to 0 over one pixel across the edge of the stroke. Inks do not add up.
@@ -236,10 +214,10 @@ static int stroke_draw(Picture *picture, const Point p[3], const Map *map, Pen p
         int64_t first = (8 - k) * (4 - k);
         int64_t middle = 2 * k * (8 - k);
         int64_t last = k * (k - 4);
-        Point at;
-        at.x = (first * p[0].x + middle * p[1].x + last * p[2].x) / 32;
-        at.y = (first * p[0].y + middle * p[1].y + last * p[2].y) / 32;
-        at = map_point(map, at);
+        int64_t x = (first * p[0].x + middle * p[1].x + last * p[2].x) / 32;
+        int64_t y = (first * p[0].y + middle * p[1].y + last * p[2].y) / 32;
+        Point at = {map->x + (map->xx * x + map->xy * y) / ONE,
+                    map->y + (map->yx * x + map->yy * y) / ONE};
         if (k) segment_draw(picture, before, at, pen);
         inside += at.x >= 0 && at.x < SIZE * ONE && at.y >= 0 && at.y < SIZE * ONE;
         before = at;
@@ -299,9 +277,7 @@ static void picture_draw(Picture *picture, uint64_t seed, uint64_t set, uint64_t
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 4. Files
-
+// ==== 4. files ==================================================================================
 typedef struct Config {
     const char *out, *preview;
     uint64_t train, test, seed, noise;
@@ -347,7 +323,7 @@ static void set_write(const Config *config, const char *name, uint64_t set, uint
     size_t bytes = HEADER_BYTES + count * (1 + PIXELS);
     unsigned char *file = room_for(bytes);
     unsigned char *labels = file + HEADER_BYTES;
-    const uint64_t fields[] = {MAGIC, 1, count, SIZE, SIZE, 1, CLASSES, 0};
+    const uint64_t fields[8] = {20261129, 1, count, SIZE, SIZE, 1, CLASSES, 0};
     char path[4000];
     for (uint64_t i = 0; i < count; i++) {
         Picture picture;
@@ -356,7 +332,7 @@ static void set_write(const Config *config, const char *name, uint64_t set, uint
         memcpy(labels + count + i * PIXELS, picture.pixels, PIXELS);
     }
     uint64_t checksum = fnv1a64(labels, bytes - HEADER_BYTES);
-    for (int i = 0; i < COUNT(fields); i++) little_endian(file + 4 * i, fields[i], 4);
+    for (int i = 0; i < 8; i++) little_endian(file + 4 * i, fields[i], 4);
     little_endian(file + 32, checksum, 8);
     int length = snprintf(path, sizeof path, "%s/%s", config->out, name);
     if (length >= (int)sizeof path) die("--out is too long");
@@ -366,17 +342,17 @@ static void set_write(const Config *config, const char *name, uint64_t set, uint
 }
 
 // The first training pictures of each class, a row a class, as a PGM file.
-static void preview_write(const Config *config) {
-    const size_t width = PREVIEW_COLS * SIZE;
+static int preview_write(const Config *config) {
+    const size_t width = 20 * SIZE;
     unsigned char *sheet = room_for(64 + CLASSES * SIZE * width);
     int head = sprintf((char *)sheet, "P5\n%zu %d\n255\n", width, CLASSES * SIZE);
     int filled[CLASSES] = {0};
-    int left = CLASSES * PREVIEW_COLS;
+    int left = CLASSES * 20;
     for (uint64_t i = 0; left > 0; i++) {
         Picture picture;
         picture_draw(&picture, config->seed, 0, i, (int64_t)config->noise);
         int column = filled[picture.label];
-        if (column == PREVIEW_COLS) continue;
+        if (column == 20) continue;
         filled[picture.label]++;
         left--;
         for (int y = 0; y < SIZE; y++) {
@@ -386,11 +362,10 @@ static void preview_write(const Config *config) {
     }
     file_save(config->preview, sheet, (size_t)head + CLASSES * SIZE * width);
     free(sheet);
+    return 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 5. Self-test
-
+// ==== 5. self-test ==============================================================================
 #define TEST_PICTURES 20000
 // What the first 100 training pictures of seed 1 hash to, on every machine.
 #define TEST_HASH 0x3709541a6ab3feb7ull
@@ -402,111 +377,92 @@ static void check(int ok, const char *what) {
     failed += !ok;
 }
 
-static int selftest(void) {
-    unsigned char *hundred = room_for(100 * (1 + PIXELS));
+static void test_classes(void) {
     int seen[CLASSES] = {0};
     int points[CLASSES] = {0};
     int inside[CLASSES] = {0};
     int even = 1;
     int framed = 1;
-    Picture a, b;
     for (uint64_t i = 0; i < TEST_PICTURES; i++) {
-        picture_draw(&a, 1, 0, i, NOISE_DEFAULT);
-        seen[a.label]++;
-        points[a.label] += a.points;
-        inside[a.label] += a.points_inside;
-        if (i >= 100) continue;
-        hundred[i] = (unsigned char)a.label;
-        memcpy(hundred + 100 + i * PIXELS, a.pixels, PIXELS);
+        Picture picture;
+        picture_draw(&picture, 1, 0, i, NOISE);
+        seen[picture.label]++;
+        points[picture.label] += picture.points;
+        inside[picture.label] += picture.points_inside;
     }
-    // The standard deviation of a class's count is 42.
     for (int c = 0; c < CLASSES; c++) {
+        // The standard deviation of a class's count is 42.
         even &= abs(seen[c] - TEST_PICTURES / CLASSES) < 200;
-        framed &= inside[c] > points[c] * 0.98;
+        framed &= 100 * inside[c] > 98 * points[c];
     }
     check(even, "every class appears about equally often");
     check(framed, "98% of the points of every class lie in the frame");
-    picture_draw(&a, 1, 0, 7, NOISE_DEFAULT);
-    picture_draw(&b, 1, 0, 8, NOISE_DEFAULT);
-    check(memcmp(a.pixels, b.pixels, PIXELS), "another index gives another picture");
-    picture_draw(&b, 1, 1, 7, NOISE_DEFAULT);
-    check(memcmp(a.pixels, b.pixels, PIXELS), "another set gives another picture");
-    picture_draw(&b, 2, 0, 7, NOISE_DEFAULT);
-    check(memcmp(a.pixels, b.pixels, PIXELS), "another seed gives another picture");
-    picture_draw(&b, 1, 0, 7, NOISE_DEFAULT);
+}
+
+static int selftest(void) {
+    unsigned char hundred[100 * (1 + PIXELS)];
+    Picture a, b;
+    test_classes();
+    for (uint64_t i = 0; i < 100; i++) {
+        picture_draw(&a, 1, 0, i, NOISE);
+        hundred[i] = (unsigned char)a.label;
+        memcpy(hundred + 100 + i * PIXELS, a.pixels, PIXELS);
+    }
+    uint64_t hash = fnv1a64(hundred, sizeof hundred);
+    printf("     the first 100 pictures have the hash %016" PRIx64 "\n", hash);
+    check(hash == TEST_HASH, "this is the known hash");
+    picture_draw(&b, 1, 0, 99, NOISE);
     check(!memcmp(&a, &b, sizeof a), "the same index gives the same picture");
+    for (int k = 0; k < 3; k++) {
+        picture_draw(&b, k == 0 ? 2 : 1, k == 1, k == 2 ? 98 : 99, NOISE);
+        check(memcmp(a.pixels, b.pixels, PIXELS), "another seed, set or index: another picture");
+    }
     check(square_root(99) == 9 && square_root(1ull << 40) == 1 << 20, "square roots");
-    check(fnv1a64((const unsigned char *)"a", 1) == 0xaf63dc4c8601ec8cull, "the known hash of a");
-    uint64_t hash = fnv1a64(hundred, 100 * (1 + PIXELS));
-    check(hash == TEST_HASH, "the first 100 pictures have the known hash");
-    if (hash != TEST_HASH) printf("     found %016" PRIx64 "\n", hash);
-    free(hundred);
     return failed > 0;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// 6. Options and main
-
-static const struct {
-    const char *name, *argument, *help;
-} OPTIONS[] = {
-    {"out", "DIR", "directory to write into, made if missing (data/glyphs.d)"},
-    {"train", "N", "pictures in train.bin (20000)"},
-    {"test", "N", "pictures in test.bin (10000)"},
-    {"seed", "S", "seed of all pictures (1)"},
-    {"noise", "N", "standard deviation of the noise, in grey levels (24)"},
-    {"preview", "FILE", "write a sheet of 10 x 20 pictures as PGM, and nothing else"},
-    {"selftest", NULL, "check the generator; write nothing"},
-    {"help", NULL, "this text"},
-};
+// ==== 6. options and main =======================================================================
+static const char USAGE[] =
+    "usage: glyphs [options]\n"
+    "Writes train.bin and test.bin: labelled pictures of glyphs.\n"
+    "  --out DIR       directory to write into, made if missing (data/glyphs.d)\n"
+    "  --train N       pictures in train.bin (20000)\n"
+    "  --test N        pictures in test.bin (10000)\n"
+    "  --seed S        seed of all pictures (1)\n"
+    "  --noise N       standard deviation of the noise, in grey levels (24)\n"
+    "  --preview FILE  write a sheet of 10 x 20 pictures as PGM, and nothing else\n"
+    "  --selftest      check the generator; write nothing\n"
+    "  --help          this text";
 
 static uint64_t number_parse(const char *name, const char *text, uint64_t low, uint64_t high) {
     char *end;
     errno = 0;
     unsigned long long value = strtoull(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || errno || value < low || value > high)
-        die("--%s takes a number from %" PRIu64 " to %" PRIu64 ", not \"%s\"", name, low, high,
-            text);
+        die("%s takes a number from %" PRIu64 " to %" PRIu64 ", not \"%s\"", name, low, high, text);
     return value;
 }
 
-static void usage(void) {
-    puts("usage: glyphs [options]\nWrites train.bin and test.bin: labelled pictures of glyphs.");
-    for (int i = 0; i < COUNT(OPTIONS); i++) {
-        const char *argument = OPTIONS[i].argument ? OPTIONS[i].argument : "";
-        printf("  --%-8s %-4s %s\n", OPTIONS[i].name, argument, OPTIONS[i].help);
-    }
-}
-
 int main(int argc, char **argv) {
-    Config config = {"data/glyphs.d", NULL, 20000, 10000, 1, NOISE_DEFAULT};
-    struct option table[COUNT(OPTIONS) + 1] = {{0}};
-    int at = -1;
-    int choice;
+    Config config = {"data/glyphs.d", NULL, 20000, 10000, 1, NOISE};
     signal(SIGXFSZ, SIG_IGN); // a limit on the size of files is then an error like any other
-    for (int i = 0; i < COUNT(OPTIONS); i++) {
-        table[i].name = OPTIONS[i].name;
-        table[i].has_arg = OPTIONS[i].argument ? required_argument : no_argument;
+    for (int i = 1; i < argc; i += 2) {
+        const char *name = argv[i];
+        const char *value = argv[i + 1];
+        if (!strcmp(name, "--selftest")) return selftest();
+        if (!strcmp(name, "--help")) return puts(USAGE) < 0;
+        if (strncmp(name, "--", 2)) die("unexpected argument \"%s\"; see --help", name);
+        if (!value) die("%s is unknown or lacks a value; see --help", name);
+        if (!strcmp(name, "--out")) config.out = value;
+        else if (!strcmp(name, "--preview")) config.preview = value;
+        else if (!strcmp(name, "--train")) config.train = number_parse(name, value, 1, 1000000);
+        else if (!strcmp(name, "--test")) config.test = number_parse(name, value, 1, 1000000);
+        else if (!strcmp(name, "--seed")) config.seed = number_parse(name, value, 0, UINT64_MAX);
+        else if (!strcmp(name, "--noise")) config.noise = number_parse(name, value, 0, 100);
+        else die("unknown option %s; see --help", name);
     }
-    while ((choice = getopt_long(argc, argv, "", table, &at)) != -1) {
-        if (choice) return 2; // getopt_long has said what is wrong
-        switch (at) {
-        case 0: config.out = optarg; break;
-        case 1: config.train = number_parse("train", optarg, 1, 1000000); break;
-        case 2: config.test = number_parse("test", optarg, 1, 1000000); break;
-        case 3: config.seed = number_parse("seed", optarg, 0, UINT64_MAX); break;
-        case 4: config.noise = number_parse("noise", optarg, 0, 100); break;
-        case 5: config.preview = optarg; break;
-        case 6: return selftest();
-        default: usage(); return 0;
-        }
-    }
-    if (optind < argc) die("unexpected argument \"%s\"; see --help", argv[optind]);
     if (!config.out[0]) die("--out is empty");
-    if (config.preview) {
-        preview_write(&config);
-        return 0;
-    }
+    if (config.preview) return preview_write(&config);
     if (mkdir(config.out, 0777) && errno != EEXIST)
         die("cannot make %s: %s", config.out, strerror(errno));
     set_write(&config, "test.bin", 1, config.test);

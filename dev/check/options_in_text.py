@@ -23,7 +23,7 @@ LONG = r"(?<![\w-])--[a-z][a-z0-9-]*"
 SHORT = r"(?<=\s)-[A-Za-z](?=\s|$)"
 # Where the other programs' options stand in their sources.
 PARSED = r'add_argument\("(--[a-z-]+)"'
-OTHERS = [("data/*.py", PARSED), ("dev/*/*.py", PARSED), ("data/tales.c", r"^ +data/tales (--[a-z]+)"),
+OTHERS = [("data/*.py", PARSED), ("dev/*/*.py", PARSED), ("data/[gt]*.c", r"^ +data/\w+ (--[a-z]+)"),
           ("dev/compare.c", r"^    (--[a-z]+)"), ("test_*.c", r'"(--exhaustive)"'),
           ("dev/gpu_check.sh", r"^#   dev/gpu_check\.sh (--[a-z]+)"),
           ("dev/check/*.sh", r"^#   dev/check/\w+\.sh (--[a-z]+)")]

@@ -2,9 +2,9 @@
 """Test of the data scripts: python3 dev/check/test_data.py [--shared DIR]
 
 Needs Python 3, NumPy and no network: downloads come from a server on 127.0.0.1 that this file runs. Checks that need
-tiktoken, pyarrow, the GPT-2 vocabulary or the texts in --shared say `skip: reason` where those are missing. The scripts
+tiktoken, pyarrow, scikit-learn, a C compiler, the GPT-2 vocabulary or the texts in --shared say `skip: reason` where those are missing. The scripts
 are run as a user runs them, from a temporary directory; sections: 1 frame, 2 shards, 3 downloads, 4 scripts on made-up
-text, 5 errors, 6 GPT-2 and the shared texts.
+text, 5 errors, 6 GPT-2 and the shared texts, 7 pictures.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -467,6 +468,87 @@ def test_gpt2(shared):
     refuse("vocab.bpe: line 2: expected the merge of token 256", "a.txt", "--vocab", "vocab.bpe")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# 7. Pictures
+
+def fnv1a64(data):
+    value = 0xcbf29ce484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001b3 % 2**64
+    return value
+
+
+def pictures_of(path, count, size):
+    """Labels and pixels of a file in the format of data/glyphs.c; whatever its header says wrongly is a failure."""
+    raw = open(path, "rb").read()
+    fields = list(np.frombuffer(raw[:32], "<i4"))
+    check(f"{path}: header", fields == [20261129, 1, count, size, size, 1, 10, 0] and not any(raw[40:64]), fields)
+    check(f"{path}: size", len(raw) == 64 + count * (1 + size * size), len(raw))
+    check(f"{path}: checksum", int.from_bytes(raw[32:40], "little") == fnv1a64(raw[64:]))
+    body = np.frombuffer(raw, np.uint8, offset=64)
+    check(f"{path}: labels", set(body[:count]) == set(range(10)))
+    return body[:count], body[count:].reshape(count, size, size)
+
+
+def test_glyphs():
+    compiler = os.environ.get("CC") or shutil.which("cc")
+    if not compiler:
+        print("skip: glyphs: no C compiler")
+        return
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*compiler.split(), *flags, os.path.join(DATA, "glyphs.c"), "-o", "glyphs"], check=True)
+    glyphs = lambda *args: subprocess.run(["./glyphs", *args], capture_output=True, text=True, timeout=120)
+    result = glyphs("--selftest")
+    check("glyphs: self-test", result.returncode == 0, result.stdout)
+    check("glyphs: files", glyphs("--out", "g", "--train", "300", "--test", "200").returncode == 0)
+    check("glyphs: more files", glyphs("--out", "g2", "--train", "200", "--test", "300").returncode == 0)
+    train, test = pictures_of("g/train.bin", 300, 16), pictures_of("g/test.bin", 200, 16)
+    for name, (labels, pixels), (few, first) in [("train", train, pictures_of("g2/train.bin", 200, 16)),
+                                                 ("test", pictures_of("g2/test.bin", 300, 16), test)]:
+        check(f"glyphs: {name}: the count changes no picture", np.array_equal(pixels[:200], first)
+              and np.array_equal(labels[:200], few))
+    check("glyphs: no picture is in both sets", not {x.tobytes() for x in train[1]} & {x.tobytes() for x in test[1]})
+    check("glyphs: preview", glyphs("--preview", "g/sheet.pgm").returncode == 0)
+    check("glyphs: preview is a PGM file", len(sheet := open("g/sheet.pgm", "rb").read()) == 15 + 160 * 320
+          and sheet.startswith(b"P5\n320 160\n255\n"), len(sheet))
+    write("g/file", "")
+    os.makedirs("g/full")
+    os.symlink("/dev/full", "g/full/train.bin")
+    for args, pattern in [(["--cow", "1"], "unknown option --cow"), (["--train"], "--train .*lacks a value"),
+                          (["--train", "0"], "--train takes a number from 1"), (["--noise", "x"], "--noise takes"),
+                          (["5"], 'unexpected argument "5"'), (["--out", ""], "--out is empty"),
+                          (["--out", "absent/g"], "cannot make absent/g: No such"),
+                          (["--out", "g/file"], "g/file/test.bin.*Not a directory"),
+                          (["--preview", "/dev/full"], "/dev/full: No space"),
+                          (["--out", "g/full", "--train", "200", "--test", "200"], "train.bin: No space")]:
+        result = glyphs(*args)
+        check(f"glyphs: refuses {args}", result.returncode == 2 and result.stderr.count("\n") == 1
+              and re.search(pattern, result.stderr), f"exit status {result.returncode}, {result.stderr!r}")
+    before = open("g/train.bin", "rb").read()
+    limited = ["bash", "-c", "ulimit -f 100; exec ./glyphs --out g"]  # 102,400 bytes a file
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    check("glyphs: no room: exit status 2", result.returncode == 2 and "File too large" in result.stderr, result.stderr)
+    check("glyphs: no room: nothing is half-written", open("g/train.bin", "rb").read() == before
+          and not [name for name in os.listdir("g") if name.endswith(".tmp")])
+
+
+def test_digits():
+    if not importlib.util.find_spec("sklearn"):
+        print("skip: digits: scikit-learn is not installed")
+        script_refused("digits.py", "pip install scikit-learn", "--out", "d")
+        return
+    from sklearn.datasets import load_digits
+    script_ok("digits.py", "--out", "d")
+    digits = load_digits()
+    train, test = pictures_of("d/train.bin", 1437, 8), pictures_of("d/test.bin", 360, 8)
+    check("digits: every fifth picture is for testing", np.array_equal(test[0], digits.target[::5]))
+    check("digits: pixels", np.array_equal(test[1], np.floor(digits.images[::5] * 255 / 16 + 0.5)))
+    check("digits: the others are for training",
+          np.array_equal(train[0], np.delete(digits.target, np.arange(0, 1797, 5))))
+    write("d/file", "")
+    script_refused("digits.py", "d/file", "--out", "d/file")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shared", default=os.path.join(ROOT, "..", "shared", "data"), metavar="DIR",
@@ -480,7 +562,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for test, argument in [(test_shards, []), (test_downloads, [base]), (test_scripts, [base]),
-                               (test_errors, [base]), (test_texts, [shared]), (test_gpt2, [shared])]:
+                               (test_errors, [base]), (test_texts, [shared]), (test_gpt2, [shared]),
+                               (test_glyphs, []), (test_digits, [])]:
             try:
                 with contextlib.redirect_stderr(io.StringIO()):  # the downloads' "trying again"
                     test(*argument)

@@ -28,6 +28,7 @@ for p in 0 1 2 3; do
 done
 for compiler in gcc clang; do
   $compiler "${flags[@]}" data/tales.c -o /dev/null
+  $compiler "${flags[@]}" data/glyphs.c -o /dev/null
   $compiler "${flags[@]}" -fopenmp -march=native dev/bench/products.c -o /dev/null -lm
   $compiler "${flags[@]}" -fopenmp -march=native -shared -fPIC \
     -DLIBRARY='"../../train_gpt_fp8.c"' dev/bench/paired.c -o /dev/null -lm
