@@ -31,7 +31,8 @@ def fnv1a64(data):
 def pictures_write(path, labels, pixels):
     count, height, width = pixels.shape
     body = labels.astype(np.uint8).tobytes() + pixels.astype(np.uint8).tobytes()
-    header = struct.pack("<8iQ24x", MAGIC, VERSION, count, height, width, 1, CLASSES, 0, fnv1a64(body))
+    fields = MAGIC, VERSION, count, height, width, 1, CLASSES, 0
+    header = struct.pack("<8iQ24x", *fields, fnv1a64(body))
     prepare.file_write(path, header, body)
     print(f"{prepare.path_show(path)}: {count} pictures, checksum {fnv1a64(body):016x}")
 
@@ -40,21 +41,24 @@ def digits_load():
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise prepare.DataError("expected the Python package scikit-learn, found none; pip install scikit-learn")
+        raise prepare.DataError("expected the Python package scikit-learn, found none; "
+                                "pip install scikit-learn")
     digits = load_digits()
     pixels = (digits.images.astype(np.int64) * 255 + 8) // 16
     found = fnv1a64(digits.target.astype(np.uint8).tobytes() + pixels.astype(np.uint8).tobytes())
     if len(pixels) != PICTURES or found != FNV1A64:
-        raise prepare.DataError(f"scikit-learn's digits: expected {PICTURES} pictures with the hash {FNV1A64:016x}, "
-                                f"found {len(pixels)} with {found:016x}; install another version")
+        raise prepare.DataError(f"scikit-learn's digits: expected {PICTURES} with the hash "
+                                f"{FNV1A64:016x}, found {len(pixels)} with {found:016x}; "
+                                f"install another version")
     return digits.target, pixels
 
 
 def main():
     p = prepare.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out = os.path.join(HERE, "digits.d")
+    shown = prepare.path_show(out)
     p.add_argument("--out", metavar="DIR", default=out,
-                   help=f"directory to write into, made if missing (default: {prepare.path_show(out)})")
+                   help=f"directory to write into, made if missing (default: {shown})")
     args = p.parse_args()
     labels, pixels = digits_load()
     is_test = np.arange(len(labels)) % 5 == 0
