@@ -7,6 +7,7 @@
 # make curves            trains FP16, BF16 and FP8 (CURVES_RUN='-v 50'), draws the README's picture
 # make build/watch       a page of running programs, for a browser here: build/watch DIR
 # make lesson            FP8 training in ten minutes: dev/lesson/README.md
+# make paper             the paper's tables at laptop size, 30 minutes; paper-full: all arms, hours
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
 # make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
@@ -145,6 +146,18 @@ build/lesson/%: dev/lesson/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
 lesson: all build/lesson/picture build/lesson/head build/lab/inject
 	dev/lesson/lesson.sh all $(LESSON_OUT)
+# The networks of dev/paper, in every precision: build/paper/cnn_fp8 and so on; and its tables.
+PAPER = $(foreach name,cnn lstm,$(PRECISIONS:%=build/paper/$(name)_%))
+build/paper/%: dev/paper/cnn.c dev/paper/lstm.c dev/paper/paper.h train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $($(lastword $(subst _, ,$*))_FLAGS) \
+	  dev/paper/$(firstword $(subst _, ,$*)).c -o $@ $(LDLIBS)
+build/paper/tables: dev/paper/tables.c dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+PAPER_OUT = log/paper
+paper paper-full: all $(PAPER) build/paper/tables build/compare build/lab/ptq data/glyphs.d/train.bin
+	dev/paper/runs.sh $(@:paper-%=%) '$(PAPER_OUT)'
 compare: build/compare all
 	build/compare --arms '$(ARMS)' --seeds $(SEEDS) --out '$(OUT)' -- $(RUN)
 CURVES_RUN = -v 50
@@ -239,4 +252,4 @@ clean:
 	  data/glyphs data/glyphs.d
 
 .PHONY: all help cuda cuda-flags nvcc-flags test-cuda test test-exhaustive ladder compare curves \
-  lesson flags bench clean
+  paper paper-full lesson flags bench clean
