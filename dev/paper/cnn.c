@@ -354,8 +354,8 @@ static double cnn_loss(int N, float loss_scale) {
     for (int n = 0; n < N; n++) sum += cnn.losses[n];
     return sum / N;
 }
-// The pictures are shuffled anew for every epoch; a batch may lie in two.
-static double cnn_batch(long step, float loss_scale) {
+// Loads the batch of a step. The pictures are shuffled anew for every epoch; a batch may lie in two.
+static void batch_load(long step) {
     const int N = settings.batch, count = cnn.train.count;
     size_t index[4096];
     for (int n = 0; n < N; n++) {
@@ -363,6 +363,10 @@ static double cnn_batch(long step, float loss_scale) {
         index[n] = permute(i % count, count, mix64(settings.seed ^ mix64(i / count)));
     }
     pictures_load(&cnn.train, index, N);
+}
+static double cnn_batch(long step, float loss_scale) {
+    const int N = settings.batch;
+    batch_load(step);
     cnn_forward(N, 1);
     const double loss = cnn_loss(N, loss_scale);
     cnn_backward(N);
@@ -386,17 +390,20 @@ static void cnn_test(double *loss, double *accuracy) {
     *accuracy = 100.0 * right / cnn.test.count;
 }
 
-// For dev/check/paper_check.py: the shape, then pictures and labels of the first batch.
+// For dev/check/paper_check.py: pictures and labels of every step's batch.
 static void cnn_dump(FILE *f) {
     const size_t N = settings.batch, pixels = N * cnn.train.side * cnn.train.side;
-    float *x = memory_allocate((pixels + N + 4) * sizeof(float));
-    const long shape[] = {settings.batch, cnn.train.side, cnn.channels, cnn.train.classes};
-    for (int i = 0; i < 4; i++) x[i] = (float)shape[i];
-    array_write(f, "", "shape", x, 4);
-    for (size_t i = 0; i < pixels; i++) x[i] = float_from_stored(cnn.x[i]);
-    array_write(f, "", "pictures", x, pixels);
-    for (size_t n = 0; n < N; n++) x[n] = (float)cnn.targets[n];
-    array_write(f, "", "labels", x, N);
+    float *x = memory_allocate((pixels + N) * sizeof(float)), *labels = x + pixels;
+    for (long step = 0; step < settings.steps; step++) {
+        char name[64];
+        batch_load(step);
+        for (size_t i = 0; i < pixels; i++) x[i] = float_from_stored(cnn.x[i]);
+        for (size_t n = 0; n < N; n++) labels[n] = (float)cnn.targets[n];
+        snprintf(name, sizeof(name), "pictures.%ld", step);
+        array_write(f, "", name, x, pixels);
+        snprintf(name, sizeof(name), "labels.%ld", step);
+        array_write(f, "", name, labels, N);
+    }
     free(x);
 }
 

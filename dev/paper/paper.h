@@ -27,6 +27,7 @@ typedef struct {
     const char *name;
     size_t rows, calls, in, out;
     int weight, bias;         // numbers of its parameters; bias -1: none
+    int fp8;                  // bit p: product p reads FP8 bytes in the fp8 build; at first all
     stored_t *x;              // [calls][rows, in], which the caller fills
     stored_t *w;              // [out, in] the weight in the stored type; fp32: the master
     uint8_t *bytes[NOPERAND]; // FP8: of x [calls][rows, in], w [out, in], dy [rows, out]
@@ -57,6 +58,7 @@ static Layer *layer_add(const char *weight, const char *bias, size_t calls, size
     EXPECT(net.layer_count < LAYERS_AT_MOST, "more than %d layers", LAYERS_AT_MOST);
     Layer *l = &net.layers[net.layer_count++];
     *l = (Layer){.name = weight, .rows = rows, .calls = calls, .in = in, .out = out};
+    l->fp8 = ALL_PRODUCTS;
     l->weight = param_add(weight, out, in, spread, 0);
     l->bias = bias ? param_add(bias, out, 1, 0, 0) : -1;
     return l;
@@ -118,7 +120,7 @@ static void net_allocate(uint64_t seed, int in_tiles) {
 // ---- layers
 // The trainer's linear layer, as call number `call` reads it.
 static Linear layer_linear(Layer *l, size_t call) {
-    Linear f = {.in = l->in, .out = l->out, .fp8 = IS_FP8 ? ALL_PRODUCTS : 0};
+    Linear f = {.in = l->in, .out = l->out, .fp8 = IS_FP8 ? l->fp8 : 0};
     f.dw = param_gradient(l->weight);
     if (l->bias >= 0) {
         f.bias = param_weights(l->bias);

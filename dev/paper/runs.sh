@@ -9,51 +9,49 @@ set -eu
 cd "$(dirname "$0")/../.."
 fail() { echo "runs.sh: $1" >&2; exit 2; }
 mode=${1:-} out=${2:-}
-[ $# = 2 ] && [ -n "$out" ] || fail "expected paper, full or short, and a directory; found '$*'"
+[ $# = 2 ] || fail "expected paper, full or short, and a directory; found '$*'"
+mkdir -p "$out" || fail "'$out': cannot make this directory"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive rows=$out/rows.tsv
-mkdir -p "$out" || fail "$out: cannot make this directory"
 
-# The arms. Positive controls should fail: activations in E5M2 have a mantissa bit less; gradients in
-# E4M3 with a scale of 1 have an exponent bit less; without any scale small gradients underflow.
+# Positive controls should fail: activations in E5M2 have a mantissa bit less; gradients in E4M3
+# with a scale of 1 have an exponent bit less; without any scale small gradients underflow. `tiles`
+# is a null arm: the same network with another order of sums.
 arms="fp16;fp8"
+full_arms="fp32;fp16;bf16;fp8;bf16 --sum-order tiles;fp8 --recipe x:e5m2;fp16 --loss-scale off"
+full_arms+=";fp8 --recipe dy:e4m3+dy:scale=1 --loss-scale off;fp8 --recipe none --loss-scale off"
 seeds="1 2 3"
-every_arm="fp32;fp16;bf16;fp8;bf16 --sum-order tiles;fp8 --recipe x:e5m2;fp16 --loss-scale off"
-every_arm+=";fp8 --recipe dy:e4m3+dy:scale=1 --loss-scale off;fp8 --recipe none --loss-scale off"
-
-# Data set, program, options.
-glyphs=(glyphs cnn "--data data/glyphs.d --steps 1500")
-tales=(tales lstm "--task lm --steps 1500")
-numbers=(numbers lstm "--task numbers")
-dates=(dates lstm "--task dates")
-digits=(digits cnn "--data data/digits.d --steps 500 --channels 8")
-gpt="-e d2 -t 64 -b 16 -x 1000 -v 250 -s 0"
-sets=(glyphs tales numbers)
+sets="glyphs tales numbers"
+declare -A call=(
+  [glyphs]="cnn --data data/glyphs.d --steps 1500"
+  [digits]="cnn --data data/digits.d --steps 500 --channels 8"
+  [tales]="lstm --task lm --steps 1500"
+  [shakespeare]="lstm --task lm --steps 1500 --train data/tinyshakespeare/train.txt"
+  [numbers]="lstm --task numbers --steps 1500"
+  [dates]="lstm --task dates --steps 1500"
+)
+gpt=(-e d2 -t 64 -b 16 -x 1000 -v 250 -s 0)
 case $mode in
   paper) ;;
   full)
-    arms=$every_arm seeds="1 2 3 4 5 6"
-    sets+=(dates)
-    if [ -e data/digits.d/train.bin ]; then sets+=(digits); fi
-    gpt="-e d2 -t 64 -b 16 -x 3000 -v 500 -s 0"
+    arms=$full_arms seeds="1 2 3 4 5 6" sets+=" dates"
+    if [ -e data/digits.d/train.bin ]; then sets+=" digits"; fi
     ;;
   short)
     seeds="1 2"
-    glyphs[2]="--data data/glyphs.d --steps 40"
-    tales[2]="--task lm --steps 20"
-    numbers[2]="--task numbers --steps 20"
-    gpt="-e d2 -t 64 -b 4 -x 20 -v 10 -s 0"
+    for set in $sets; do call[$set]=${call[$set]/1500/20}; done
+    gpt=(-e d2 -t 64 -b 4 -x 20 -v 10 -s 0)
     ;;
   *) fail "expected paper, full or short, found '$mode'" ;;
 esac
 
-# One run, unless its row is there. $1: data set, program, options, arm and seed between bars.
+# One run, unless its row is there. $1: data set, program with options, arm and seed between bars.
 run_one() {
-  local data program options arm seed output status=0
-  IFS='|' read -r data program options arm seed <<< "$1"
-  grep -qF "$data	$arm	$seed	" "$rows" && return
+  local data command arm seed output status=0
+  IFS='|' read -r data command arm seed <<< "$1"
+  if grep -qF "$data	$arm	$seed	" "$rows"; then return; fi
   # shellcheck disable=SC2086 # options are words
-  output=$("build/paper/${program}_${arm%% *}" $options ${arm#"${arm%% *}"} --seed "$seed") ||
-    status=$?
+  output=$("build/paper/${command%% *}_${arm%% *}" ${command#* } ${arm#"${arm%% *}"} \
+    --seed "$seed") || status=$?
   if [ $status != 0 ] && [ $status != 3 ]; then
     echo "runs.sh: $data, $arm, seed $seed: exit status $status" >&2
     return 255 # xargs starts no further run
@@ -63,27 +61,26 @@ run_one() {
 }
 export -f run_one
 
-[ -e "$rows" ] || printf 'data\tarm\tseed\tloss\taccuracy\tseconds\n' > "$rows"
-for name in "${sets[@]}"; do
-  declare -n set=$name
-  line="# $name	${set[1]} ${set[2]}"
-  found=$(grep "^# $name	" "$rows" || true)
-  [ -n "$found" ] || printf '%s\n' "$line" >> "$rows"
-  [ -z "$found" ] || [ "$found" = "$line" ] ||
-    fail "$rows: expected rows of '$line', found '$found'; use another directory"
+if [ ! -e "$rows" ]; then printf 'data\tarm\tseed\tloss\taccuracy\tseconds\n' > "$rows"; fi
+for set in $sets; do
+  line="# $set	${call[$set]}"
+  found=$(grep "^# $set	" "$rows" || true)
+  if [ -z "$found" ]; then printf '%s\n' "$line" >> "$rows"; fi
+  if [ -n "$found" ] && [ "$found" != "$line" ]; then
+    fail "$rows: expected the runs '$line', found '$found'; use another directory"
+  fi
 done
 for seed in $seeds; do
-  for name in "${sets[@]}"; do
-    declare -n set=$name
+  for set in $sets; do
     while read -rd ';' arm; do
-      printf '%s|%s|%s|%s|%s\0' "$name" "${set[1]}" "${set[2]}" "$arm" "$seed"
+      printf '%s|%s|%s|%s\0' "$set" "${call[$set]}" "$arm" "$seed"
     done <<< "$arms;"
   done
-done | xargs -0 -P "$(nproc)" -I{} bash -c 'run_one "$1"' run {}
+done | xargs -0 -P "$(nproc)" -I{} bash -c "run_one '{}'"
 
 # The transformer, with the arms that the trainer has, and quantization after training.
 build/compare --arms "fp16,fp8" --seeds "$(wc -w <<< "$seeds")" --jobs "$(nproc)" \
-  --out "$out/gpt" -- $gpt > "$out/gpt.txt"
+  --out "$out/gpt" -- "${gpt[@]}" > "$out/gpt.txt"
 model=$(printf '%s\n' "$out"/gpt/fp16-1/model_*.bin | tail -1)
 build/lab/ptq "$model" -i data/tales.d/train.txt -j data/tales.d/val.txt > "$out/ptq.txt"
 build/paper/tables "$out"
