@@ -15,15 +15,16 @@ correction is over all arms and data sets of DIR.
 #define ROWS_MAX  4096
 #define MOST_ARMS 256
 typedef struct {
-    char data[32], arm[96];
+    char data[40], arm[96];
+    int of_dir; // a row of DIR, not of dev/findings
     long seed;
-    double loss, accuracy; // NAN: diverged
+    double loss, accuracy; // NAN: diverged; there is none
 } Row;
 typedef struct {
     const char *data, *arm;
-    int runs, diverged;
-    double loss, accuracy; // means over the runs that did not diverge
-    Gap loss_gap, accuracy_gap;
+    int of_dir, runs, diverged;
+    double loss, accuracy;      // means over the runs that did not diverge
+    Gap loss_gap, accuracy_gap; // to the reference
     double holm;
 } ArmOfSet;
 static struct {
@@ -65,25 +66,43 @@ static double result_read(const char *text, const char *path, int line) {
            path, line, text);
     return x;
 }
-static void rows_of_file(const char *path) {
-    char *text = text_read(path);
-    EXPECT(text, "%s: cannot open; dev/paper/runs.sh makes it", path);
+static void row_add(const Row *r, const char *path) {
+    EXPECT(all_rows.row_count < ROWS_MAX, "%s: more than %d rows", path, ROWS_MAX);
+    all_rows.rows[all_rows.row_count++] = *r;
+}
+// Calls row(line, path, number, data) for every row of a table.
+typedef void RowReader(char *line, const char *path, int number, const char *data);
+static void table_read(const char *path, const char *data, RowReader *row) {
+    char *text = text_read(path), *save = text;
     int number = 0;
-    for (char *save, *line = strtok_r(text, "\n", &save); line;
-         line = strtok_r(NULL, "\n", &save)) {
-        char loss[32], accuracy[32];
-        Row r = {0};
+    EXPECT(text, "%s: cannot open; dev/paper/runs.sh makes it", path);
+    for (char *line = strsep(&save, "\n"); line; line = strsep(&save, "\n")) {
         number++;
-        if (*line == '#' || !strncmp(line, "data\t", 5)) continue;
-        const int columns = sscanf(line, "%31[^\t]\t%95[^\t]\t%ld\t%31[^\t]\t%31[^\t]\t", r.data,
-                                   r.arm, &r.seed, loss, accuracy);
-        EXPECT(columns == 5, "%s: line %d: expected six columns, found '%s'", path, number, line);
-        EXPECT(all_rows.row_count < ROWS_MAX, "%s: more than %d rows", path, ROWS_MAX);
-        r.loss = result_read(loss, path, number);
-        r.accuracy = result_read(accuracy, path, number);
-        all_rows.rows[all_rows.row_count++] = r;
+        const int is_head =
+            *line == '#' || !strncmp(line, "data\t", 5) || !strncmp(line, "arm\t", 4);
+        if (*line && !is_head) row(line, path, number, data);
     }
     free(text);
+}
+static void network_row(char *line, const char *path, int number, const char *data) {
+    char loss[32], accuracy[32];
+    Row r = {.of_dir = 1};
+    (void)data;
+    const int columns = sscanf(line, "%39[^\t]\t%95[^\t]\t%ld\t%31[^\t]\t%31[^\t]\t", r.data, r.arm,
+                               &r.seed, loss, accuracy);
+    EXPECT(columns == 5, "%s: line %d: expected six columns, found '%s'", path, number, line);
+    r.loss = result_read(loss, path, number);
+    r.accuracy = result_read(accuracy, path, number);
+    row_add(&r, path);
+}
+// A row of build/compare.
+static void compare_row(char *line, const char *path, int number, const char *data) {
+    Row r = {.of_dir = !strcmp(data, "gpt"), .accuracy = NAN};
+    snprintf(r.data, sizeof(r.data), "%s", data);
+    const int columns = sscanf(line, "%95[^\t]\t%ld\t%lf\t", r.arm, &r.seed, &r.loss);
+    EXPECT(columns == 3, "%s: line %d: expected arm, seed and loss, found '%s'", path, number,
+           line);
+    row_add(&r, path);
 }
 // The row of a run, or NULL.
 static const Row *row_find(const char *data, const char *arm, long seed) {
@@ -141,7 +160,8 @@ static void set_add(const char *data) {
         const Row *r = &all_rows.rows[i];
         if (strcmp(r->data, data) || arm_find(data, r->arm)) continue;
         EXPECT(all_rows.arm_count < MOST_ARMS, "more than %d arms", MOST_ARMS);
-        all_rows.arms[all_rows.arm_count++] = (ArmOfSet){.data = r->data, .arm = r->arm};
+        all_rows.arms[all_rows.arm_count++] =
+            (ArmOfSet){.data = r->data, .arm = r->arm, .of_dir = r->of_dir};
     }
 }
 static void arms_measure(void) {
@@ -151,7 +171,7 @@ static void arms_measure(void) {
     for (int k = 0; k < all_rows.arm_count; k++) {
         ArmOfSet *a = &all_rows.arms[k];
         arm_measure(a);
-        if (!strcmp(a->arm, reference_of(a->data)) || a->loss_gap.n < 2) continue;
+        if (!a->of_dir || !strcmp(a->arm, reference_of(a->data)) || a->loss_gap.n < 2) continue;
         tested[tests] = k;
         p[tests++] = a->loss_gap.p;
     }
@@ -195,58 +215,23 @@ static void set_print(const char *data) {
         printf(" | %.4f | ", a->loss);
         const int is_reference = !strcmp(a->arm, reference);
         if (!is_reference) interval_print(&a->loss_gap, "%+.4f");
-        if (isnan(a->holm)) printf(" | | | %.2f | ", a->accuracy);
-        else printf(" | %.2g | %.2g | %.2f | ", a->loss_gap.p, a->holm, a->accuracy);
-        if (!is_reference) interval_print(&a->accuracy_gap, "%+.2f");
+        if (isnan(a->holm)) printf(" | | | ");
+        else printf(" | %.2g | %.2g | ", a->loss_gap.p, a->holm);
+        if (isfinite(a->accuracy)) printf("%.2f", a->accuracy);
+        printf(" | ");
+        if (!is_reference && isfinite(a->accuracy)) interval_print(&a->accuracy_gap, "%+.2f");
         printf(" |\n");
     }
 }
 
-// One line for the rows of a runs.tsv: the reference's loss, FP8's, and the gap.
-static void gpt_print(const char *path, const char *what) {
-    char *text = text_read(path);
-    double loss[3][SEEDS_MAX], row[2]; // fp8, bf16, fp16
-    static const char *const arms[] = {"fp8\t", "bf16\t", "fp16\t"};
-    if (!text) return;
-    for (int i = 0; i < 3; i++)
-        for (int seed = 0; seed < SEEDS_MAX; seed++) loss[i][seed] = NAN;
-    for (const char *at = text; *at; at += strcspn(at, "\n"), at += *at == '\n')
-        for (int i = 0; i < 3; i++) {
-            const char *numbers = at + strlen(arms[i]);
-            if (strncmp(at, arms[i], strlen(arms[i])) || text_row(&numbers, row, 2) < 2) continue;
-            if (row[0] >= 0 && row[0] < SEEDS_MAX) loss[i][(int)row[0]] = row[1];
-        }
-    free(text);
-    for (int reference = 1; reference < 3; reference++) {
-        double a[SEEDS_MAX], b[SEEDS_MAX], sum[2] = {0, 0};
-        int n = 0;
-        for (int seed = 0; seed < SEEDS_MAX; seed++) {
-            if (isnan(loss[0][seed]) || isnan(loss[reference][seed])) continue;
-            a[n] = loss[0][seed];
-            b[n++] = loss[reference][seed];
-            sum[0] += loss[0][seed];
-            sum[1] += loss[reference][seed];
-        }
-        if (n < 2) continue;
-        const Gap g = gap_of(a, b, n);
-        printf("| ours: %s, %d seeds | %.4f (%.*s) | %.4f | ", what, n, sum[1] / n,
-               (int)strlen(arms[reference]) - 1, arms[reference], sum[0] / n);
-        interval_print(&g, "%+.4f");
-        printf(" |\n");
-    }
-}
-// dev/findings/NAME-runs.tsv; the name says where losses are those of GPT-2's tokens.
-static void findings_print(void) {
-    glob_t found;
-    if (glob("dev/findings/*-runs.tsv", 0, NULL, &found)) return;
-    for (size_t i = 0; i < found.gl_pathc; i++) {
-        char what[128];
-        const char *name = strrchr(found.gl_pathv[i], '/') + 1;
-        snprintf(what, sizeof(what), "%.*s, nats a %s", (int)strcspn(name, ".") - 5, name,
-                 strstr(name, "gpt2") ? "token" : "byte");
-        gpt_print(found.gl_pathv[i], what);
-    }
-    globfree(&found);
+// A line of the language models: FP8's loss and gap to the reference of a data set.
+static void loss_print(const char *data, const char *what) {
+    const ArmOfSet *fp8 = arm_find(data, "fp8"), *other = arm_find(data, reference_of(data));
+    if (!fp8 || !other || fp8->loss_gap.n < 2) return;
+    printf("| ours: %s, %d seeds | %.4f (%s) | %.4f | ", what, fp8->loss_gap.n, other->loss,
+           other->arm, fp8->loss);
+    interval_print(&fp8->loss_gap, "%+.4f");
+    printf(" |\n");
 }
 static void language_print(void) {
     printf("\n## Table 4: language models, loss in nats\n\nThe paper's are nats a token, the "
@@ -257,8 +242,28 @@ static void language_print(void) {
         printf("| paper: %s, perplexity %.2f and %.2f | %.4f | %.4f | %+.4f |\n", m->name,
                m->baseline, m->fp8, log(m->baseline), log(m->fp8), log(m->fp8 / m->baseline));
     }
-    gpt_print(path_in(all_rows.dir, "gpt/runs.tsv"), "this run, tales, nats a byte");
-    findings_print();
+    loss_print("gpt", "GPT, tales, nats a byte");
+    loss_print("tales", "LSTM, tales, nats a byte");
+    for (int k = 0; k < all_rows.arm_count; k++) { // of dev/findings
+        char what[128];
+        const ArmOfSet *a = &all_rows.arms[k];
+        const char *unit = strstr(a->data, "gpt2") ? "token" : "byte";
+        snprintf(what, sizeof(what), "GPT, %s, nats a %s", a->data, unit);
+        if (!a->of_dir && !strcmp(a->arm, "fp8")) loss_print(a->data, what);
+    }
+}
+
+// The rows of dev/findings/NAME-runs.tsv, as data set NAME.
+static void findings_read(void) {
+    glob_t found;
+    if (glob("dev/findings/*-runs.tsv", 0, NULL, &found)) return;
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        char name[40];
+        const char *base = strrchr(found.gl_pathv[i], '/') + 1;
+        snprintf(name, sizeof(name), "%.*s", (int)strlen(base) - 9, base);
+        table_read(found.gl_pathv[i], name, compare_row);
+    }
+    globfree(&found);
 }
 
 int main(int argc, char **argv) {
@@ -267,7 +272,9 @@ int main(int argc, char **argv) {
     snprintf(program_name, sizeof(program_name), "tables");
     EXPECT(argc == 2, "usage: tables DIR");
     all_rows.dir = argv[1];
-    rows_of_file(path_in(argv[1], "rows.tsv"));
+    table_read(path_in(argv[1], "rows.tsv"), "", network_row);
+    table_read(path_in(argv[1], "gpt/runs.tsv"), "gpt", compare_row);
+    findings_read();
     arms_measure();
     printf("## Table 2: image classification, top-1 in percent\n\n%s", accuracy_head);
     published_print(image_networks, COUNT(image_networks));
@@ -281,7 +288,8 @@ int main(int argc, char **argv) {
     language_print();
     printf("\n## Every arm\n");
     for (int k = 0; k < all_rows.arm_count; k++)
-        if (!k || strcmp(all_rows.arms[k].data, all_rows.arms[k - 1].data))
+        if (all_rows.arms[k].of_dir &&
+            (!k || strcmp(all_rows.arms[k].data, all_rows.arms[k - 1].data)))
             set_print(all_rows.arms[k].data);
     char *ptq = text_read(path_in(argv[1], "ptq.txt"));
     if (ptq) printf("\n## Table 5: quantization after training\n\n%s", ptq);
