@@ -1,8 +1,7 @@
 // What the laboratory's programs share that take a trained model apart: options, data, and a
 // forward pass with parts of their own. Included after the trainer's file.
 
-// Reads MODEL and then options -LETTER VALUE: of `letters`, t and m are whole numbers, the others
-// paths. values[i] is that of letter i.
+// Reads MODEL and then options -LETTER VALUE. values[i] is the text of the value of letters[i].
 static void lab_options(int argc, char **argv, const char *letters, const char *usage,
                         const char **values) {
     EXPECT(argc > 1 && argv[1][0] != '-', "usage: " PROGRAM " MODEL %s", usage);
@@ -21,13 +20,13 @@ static long lab_number(const char *text, const char *option, long min, long max)
     return n;
 }
 
-// Opens and checks a model, and takes T of its positions.
+// Opens and checks a model, and takes T of its positions; 0: all.
 static File lab_model(Gpt *g, const char *path, long T) {
     uint64_t sum;
     const File model = file_open(path, 0);
     g->config = model_check(&model, &sum);
     EXPECT(T <= g->config.T, "%s has %d positions, fewer than -t %ld", path, g->config.T, T);
-    g->config.T = T;
+    if (T) g->config.T = T;
     return model;
 }
 static Dataset lab_data(const Gpt *g, const char *path, const char *role) {
