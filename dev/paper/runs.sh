@@ -83,7 +83,19 @@ done | xargs -0 -P "$(nproc)" -I{} bash -c "run_one '{}'"
 # The transformer. Status 1: a run diverged, which its row says.
 build/compare --arms "$gpt_arms" --seeds "$(wc -w <<< "$seeds")" --jobs "$(nproc)" \
   --out "$out/gpt" -- "${gpt[@]}" > "$out/gpt.txt" || [ $? = 1 ]
-# Quantization after training, of a model that was trained in 16 bits.
-model=$(printf '%s\n' "$out"/gpt/fp16-1/model_*.bin | tail -1)
-build/lab/ptq "$model" -i data/tales.d/train.txt -j data/tales.d/val.txt > "$out/ptq.txt"
+# Quantization after training: of a model of 16 bits, with outliers made on purpose, and of a model
+# that was trained so that it grows some.
+ptq() { # output, model, options
+  build/lab/ptq "$2" -i data/tales.d/train.txt -j data/tales.d/val.txt "${@:3}" > "$out/$1"
+}
+model() { printf '%s\n' "$out/$1"/model_*.bin | tail -1; }
+ptq ptq.txt "$(model gpt/fp16-1)"
+ptq outliers.txt "$(model gpt/fp16-1)" -f sweep
+if [ "$mode" = full ]; then
+  again=()
+  if [ -d "$out/trained" ]; then again=(-y); fi
+  [ -e "$out/trained/DONE_00006000" ] || ./train_gpt_bf16 -e d2 -t 64 -b 16 -x 6000 -l 0.008 -c 0 \
+    -v 1000 -s 0 -o "$out/trained" "${again[@]}" > "$out/trained.log"
+  ptq trained.txt "$(model trained)"
+fi
 build/paper/tables "$out"
