@@ -51,7 +51,7 @@ refused() { # what stderr says, command
   fi
 }
 cp -r data/glyphs.d build/damaged
-printf x | dd of=build/damaged/test.bin bs=1 seek=5000 conv=notrunc
+printf x | dd of=build/damaged/test.bin bs=1 seek=5000 conv=notrunc status=none
 refused "damaged: its checksum" build/paper/cnn_fp8 --data build/damaged
 refused "cannot open" build/paper/cnn_fp8 --data build/absent
 refused "unknown option '--stps'" build/paper/cnn_fp8 --stps 3

@@ -470,6 +470,9 @@ static void batches_dump(FILE *f) {
     }
 }
 int main(int argc, char **argv) {
+    settings.steps = 1500;
+    settings.batch = 32;
+    settings.lr = 5e-3;
     settings_read(argc, argv, own_choices, COUNT(own_choices));
     B = settings.batch;
     H = own.hidden;
