@@ -22,7 +22,7 @@ enum { DEPTH_MAX = 4, HIDDEN_MAX = 1024 };
 static struct {
     const char *task, *train, *val;
     long hidden, layers, time, test, fp8_head;
-} own = {"lm", "data/tales.d/train.txt", "data/tales.d/val.txt", 128, 1, 64, 2000, 1};
+} own = {"lm", "data/tales.d/train.txt", "data/tales.d/val.txt", 128, 1, 64, 2000, 0};
 static const Choice own_choices[] = {
     {"task", WORDS, &own.task, 0, 0, "lm, numbers or dates"},
     {"train", WORDS, &own.train, 0, 0, "lm: text to train on"},
@@ -30,7 +30,7 @@ static const Choice own_choices[] = {
     {"time", WHOLE, &own.time, 1, 1024, "lm: bytes in a window"},
     {"hidden", WHOLE, &own.hidden, 1, HIDDEN_MAX, "size of a state h"},
     {"layers", WHOLE, &own.layers, 1, DEPTH_MAX, "LSTM layers (of encoder and decoder each)"},
-    {"fp8-head", WHOLE, &own.fp8_head, 0, 1, "0: the head's products in bf16 (fp8 build)"},
+    {"fp8-head", WHOLE, &own.fp8_head, 0, 1, "1: the head in FP8, too (fp8 build)"},
     {"test", WHOLE, &own.test, 1, 1000000, "test examples at most"},
 };
 static size_t B, H, V; // sequences in a batch, size of a state, tokens
@@ -451,7 +451,7 @@ static double batch(long step, float loss_scale) {
     const double sum = losses_sum(train_steps, loss_scale, &counted);
     return sum / counted;
 }
-// For dev/check/paper_lstm_check.py: the tokens of all --steps batches.
+// For dev/check/paper_check.py: the tokens of all --steps batches.
 static void tokens_write(FILE *f, const char *kind, long step, const int *x, size_t n) {
     char name[32];
     float *as_floats = memory_allocate(n * sizeof(float));

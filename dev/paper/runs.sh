@@ -14,21 +14,24 @@ mkdir -p "$out" || fail "'$out': cannot make this directory"
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive rows=$out/rows.tsv
 
 # Positive controls should fail: activations in E5M2 have a mantissa bit less; gradients in E4M3
-# with a scale of 1 have an exponent bit less; without any scale small gradients underflow. `tiles`
-# is a null arm: the same network with another order of sums.
+# with a scale of 1 have an exponent bit less; without any scale small gradients underflow. The null
+# arms are fp32 and `tiles`, the same network with another order of sums.
 arms="fp16;fp8"
 full_arms="fp32;fp16;bf16;fp8;bf16 --sum-order tiles;fp8 --recipe x:e5m2;fp16 --loss-scale off"
 full_arms+=";fp8 --recipe dy:e4m3+dy:scale=1 --loss-scale off;fp8 --recipe none --loss-scale off"
+head_arms=";fp8 --fp8-head 1;fp8 --fp8-head 1 --recipe dy:e4m3" # of the LSTMs only
 seeds="1 2 3"
 sets="glyphs tales numbers"
+play=data/tinyshakespeare
 declare -A call=(
   [glyphs]="cnn --data data/glyphs.d --steps 1500"
   [digits]="cnn --data data/digits.d --steps 500 --channels 8"
-  [tales]="lstm --task lm --steps 1500"
-  [shakespeare]="lstm --task lm --steps 1500 --train data/tinyshakespeare/train.txt"
-  [numbers]="lstm --task numbers --steps 1500"
-  [dates]="lstm --task dates --steps 1500"
+  [tales]="lstm --task lm --steps 3000"
+  [shakespeare]="lstm --task lm --steps 1500 --train $play/tinyshakespeare_train_000000.bin"
+  [numbers]="lstm --task numbers --steps 1500 --lr 3e-3"
+  [dates]="lstm --task dates --steps 600"
 )
+call[shakespeare]+=" --val $play/tinyshakespeare_val_000000.bin"
 gpt_arms="fp16,fp8"
 gpt=(-e d2 -t 64 -b 16 -x 1000 -v 250 -s 0)
 case $mode in
@@ -36,11 +39,14 @@ case $mode in
   full)
     arms=$full_arms seeds="1 2 3 4 5 6" sets+=" dates" gpt_arms=$(tr ';' ',' <<< "$full_arms")
     if [ -e data/digits.d/train.bin ]; then sets+=" digits"; fi
+    if [ -d $play ]; then sets+=" shakespeare"; fi
     ;;
   short)
     seeds="1 2"
-    for set in $sets; do call[$set]=${call[$set]/1500/20}; done
-    gpt_arms="fp16,fp8"
+    for set in $sets; do call[$set]=${call[$set]/--steps ?500/--steps 20}; done
+    call[tales]="lstm --task lm --steps 20"
+    call[shakespeare]+=" --val $play/tinyshakespeare_val_000000.bin"
+gpt_arms="fp16,fp8"
 gpt=(-e d2 -t 64 -b 4 -x 20 -v 10 -s 0)
     ;;
   *) fail "expected paper, full or short, found '$mode'" ;;
@@ -74,9 +80,10 @@ for set in $sets; do
 done
 for seed in $seeds; do
   for set in $sets; do
+    case $mode-${call[$set]} in full-lstm*) all=$arms$head_arms ;; *) all=$arms ;; esac
     while read -rd ';' arm; do
       printf '%s|%s|%s|%s\0' "$set" "${call[$set]}" "$arm" "$seed"
-    done <<< "$arms;"
+    done <<< "$all;"
   done
 done | xargs -0 -P "$(nproc)" -I{} bash -c "run_one '{}'"
 
