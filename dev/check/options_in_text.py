@@ -26,7 +26,8 @@ PARSED = r'add_argument\("(--[a-z-]+)"'
 OTHERS = [("data/*.py", PARSED), ("dev/*/*.py", PARSED), ("data/[gt]*.c", r"^ +data/\w+ (--[a-z]+)"),
           ("dev/compare.c", r"^    (--[a-z]+)"), ("test_*.c", r'"(--exhaustive)"'),
           ("dev/gpu_check.sh", r"^#   dev/gpu_check\.sh (--[a-z]+)"),
-          ("dev/check/*.sh", r"^#   dev/check/\w+\.sh (--[a-z]+)")]
+          ("dev/check/*.sh", r"^#   dev/check/\w+\.sh (--[a-z]+)"),
+          ("dev/paper/*.[ch]", r'^    \{"([a-z0-9-]+)", (?:WHOLE|REAL|WORDS)')]  # without the --
 FOREIGN = r"\b(apt-get|git|pip|nvcc|nsys|ncu|torchrun|clang-format)\s[^|;&`]*"  # no options of ours
 
 
@@ -46,7 +47,7 @@ def known_options():
     for pattern, option in OTHERS:
         for path in glob.glob(pattern):
             with open(path, encoding="utf-8") as f:
-                known.update(re.findall(option, f.read(), re.M))
+                known.update("--" + name.lstrip("-") for name in re.findall(option, f.read(), re.M))
     return known
 
 
