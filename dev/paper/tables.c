@@ -200,12 +200,22 @@ static void accuracy_print(const char *data, const char *what) {
     interval_print(&fp8->accuracy_gap, "%+.2f");
     printf(" |\n");
 }
+// As build/compare says it, for the gap in loss.
+static void verdict_print(const Gap *g) {
+    char text[64];
+    if (g->n > 1 && g->low >= -all.bound && g->high <= all.bound)
+        snprintf(text, sizeof(text), "match");
+    else if (g->low > 0) snprintf(text, sizeof(text), "worse");
+    else if (g->high < 0) snprintf(text, sizeof(text), "better");
+    else undecided_print(g, text, sizeof(text));
+    printf("%s", text);
+}
 // All arms of a data set.
 static void set_print(const char *data) {
     const char *reference = reference_of(data);
     printf(
-        "\n**%s**, reference %s\n\n| arm | seeds | loss, nats | gap | p | p (Holm) | accuracy, %% "
-        "| gap |\n|---|---|---|---|---|---|---|---|\n",
+        "\n**%s**, reference %s\n\n| arm | seeds | loss, nats | gap | p | p (Holm) | verdict "
+        "| accuracy, %% | gap |\n|---|---|---|---|---|---|---|---|---|\n",
         data, reference);
     for (int k = 0; k < all_rows.arm_count; k++) {
         const ArmOfSet *a = &all_rows.arms[k];
@@ -217,6 +227,8 @@ static void set_print(const char *data) {
         if (!is_reference) interval_print(&a->loss_gap, "%+.4f");
         if (isnan(a->holm)) printf(" | | | ");
         else printf(" | %.2g | %.2g | ", a->loss_gap.p, a->holm);
+        if (!is_reference) verdict_print(&a->loss_gap);
+        printf(" | ");
         if (isfinite(a->accuracy)) printf("%.2f", a->accuracy);
         printf(" | ");
         if (!is_reference && isfinite(a->accuracy)) interval_print(&a->accuracy_gap, "%+.2f");
@@ -297,6 +309,7 @@ int main(int argc, char **argv) {
         "| network | 16 bits | FP8 | difference |\n|---|---|---|---|\n";
     snprintf(program_name, sizeof(program_name), "tables");
     EXPECT(argc == 2, "usage: tables DIR");
+    all.bound = 0.002; // build/compare's default
     all_rows.dir = argv[1];
     table_read(path_in(argv[1], "rows.tsv"), "", network_row);
     table_read(path_in(argv[1], "gpt/runs.tsv"), "gpt", compare_row);
