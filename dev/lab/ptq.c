@@ -14,8 +14,9 @@ half chooses how to calibrate. ROWS rows of VALIDATION are scored [80]; they cho
 INT8, E4M3 and E5M2 are treated alike. (E5M2 is not in Table 5.) A weight has a scale for each
 output channel, from the largest value. An activation has one scale, fixed by calibration: from the
 largest value, from a percentile of the magnitudes (99.99 or 99.999), or by the least squared error.
-All tensors of a line are calibrated in the same way, the one with the least loss. "E4M3 with bias
-b" has one scale, 2^(b - 7), for all weights and activations; bias 7 is E4M3 unscaled.
+All tensors of a line use the same calibration method, the one with the lowest loss on the second
+half. "E4M3 with bias b" has one scale, 2^(b - 7), for all weights and activations; bias 7 is E4M3
+unscaled.
 
 Everything that is quantized is made of bytes. The trainer's product multiplies FP8 bytes; INT8
 products of linear layers have int32 sums. Attention's operands are q, k, v and the normalized
@@ -181,6 +182,7 @@ static void outliers_of(int place, double *over_rms, double *over_median) {
         double squares = 0;
         for (size_t code = 0; code < MAGNITUDES; code++)
             if (p->count[code]) squares += p->count[code] * pow(magnitude(code), 2);
+        if (squares == 0) continue;
         *over_rms = MAX(*over_rms, amax / sqrt(squares / p->total));
         *over_median = MAX(*over_median, amax / place_range(p, 0.5));
     }

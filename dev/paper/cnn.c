@@ -7,10 +7,10 @@ Learning" (Micikevicius et al. 2022, table 2) at a size for a laptop.
     build/paper/cnn_fp8 --help
 
 A convolution is a linear layer over patches: im2col() copies the k x k pixels around each output
-pixel into a row of the layer's input. So all three products of every convolution read FP8 bytes, and
-those of the last layer too; the paper also quantizes the first and the last layer of its image
-networks. Batch normalization (Ioffe and Szegedy 2015), ReLU, pooling and the loss are computed in
-fp32 from stored tensors (bf16, or fp16 in that build).
+pixel into a row of the layer's input. So all three products of every convolution read FP8 bytes.
+The first layer and the last are in FP8, too, as in the paper's image networks. Batch normalization
+(Ioffe and Szegedy 2015), ReLU, pooling and the loss are computed in fp32 from stored tensors (bf16,
+or fp16 in that build).
 
 The network (He et al. 2016): a 3 x 3 convolution, then stages of one residual block with 1, 2 and 4
 times as many channels. The later stages halve the side. Global average pooling and a linear layer
@@ -60,7 +60,7 @@ static Pictures pictures_read(const char *path) {
 // ---- a convolution, its batch normalization, an addition and a ReLU
 #define CHANNELS_MAX        512
 #define BATCH_NORM_EPS      1e-5f
-#define BATCH_NORM_MOMENTUM 0.1f // of the newest batch in the running averages
+#define BATCH_NORM_MOMENTUM 0.1f // the newest batch's weight in the running averages
 typedef struct {
     Layer *layer;
     int kernel, stride, side, channels; // side, channels: of the input
@@ -187,8 +187,8 @@ static const stored_t *conv_forward(Conv *c, const stored_t *x, const stored_t *
     return c->out;
 }
 
-// In place: d [rows, C] is the gradient of out, then that of y. `masked` gets the gradient after the
-// ReLU, which is also that of `added`; it may be NULL. With s the sum over rows,
+// In place: d [rows, C] is the gradient of out, then that of y. `masked` may be NULL; it gets the
+// gradient behind the ReLU, which is also that of `added`. With s the sum over rows,
 //   dy = weight rstd (d - s(d) / rows - norm s(d norm) / rows);  dbias = s(d);  dweight = s(d norm)
 static void norm_backward(Conv *c, stored_t *d, stored_t *masked, size_t rows) {
     const size_t C = c->out_channels, blocks = ceil_div(rows, ROWS);
@@ -229,8 +229,7 @@ static void norm_backward(Conv *c, stored_t *d, stored_t *masked, size_t rows) {
 // ---- the network
 #define STAGES 3
 typedef struct {
-    Conv first, second, shortcut; // shortcut: 1 x 1, where the block changes the shape
-    int has_shortcut;
+    Conv first, second, shortcut; // shortcut: 1 x 1, only where the block changes the shape
 } Block;
 static struct {
     const char *data;
@@ -262,10 +261,9 @@ static void cnn_make(void) {
     for (int s = 0; s < STAGES; s++) {
         Block *b = &cnn.blocks[s];
         const int stride = s ? 2 : 1, to = C << s;
-        b->has_shortcut = s > 0;
         b->first = conv_make(names[s][0], 3, stride, side, from, to, 1);
         b->second = conv_make(names[s][1], 3, 1, side / stride, to, to, 1);
-        if (b->has_shortcut) b->shortcut = conv_make(names[s][2], 1, stride, side, from, to, 0);
+        if (s > 0) b->shortcut = conv_make(names[s][2], 1, stride, side, from, to, 0);
         side /= stride;
         from = to;
     }
@@ -293,14 +291,14 @@ static void pictures_load(const Pictures *set, const size_t *index, int N) {
     }
 }
 
-// The logits of the N pictures in cnn.x. A block is relu(second(first(x)) + x), or, where the shapes
-// differ, + shortcut(x).
+// The logits of the N pictures in cnn.x. A block computes relu(second(first(x)) + x). Where shapes
+// differ, shortcut(x) replaces the last x.
 static void cnn_forward(int N, int train) {
     const stored_t *x = conv_forward(&cnn.stem, cnn.x, NULL, N, train);
     for (int s = 0; s < STAGES; s++) {
         Block *b = &cnn.blocks[s];
         const stored_t *inner = conv_forward(&b->first, x, NULL, N, train);
-        if (b->has_shortcut) x = conv_forward(&b->shortcut, x, NULL, N, train);
+        if (b->shortcut.layer) x = conv_forward(&b->shortcut, x, NULL, N, train);
         x = conv_forward(&b->second, inner, x, N, train);
     }
     const int C = last_conv()->out_channels, pixels = (int)conv_rows(last_conv(), 1);
@@ -331,7 +329,7 @@ static void cnn_backward(int N) {
     for (int s = STAGES - 1; s >= 0; s--) {
         Block *b = &cnn.blocks[s];
         conv_backward(&b->second, inner, d, added, N, 0);
-        if (b->has_shortcut) {
+        if (b->shortcut.layer) {
             conv_backward(&b->first, d, inner, NULL, N, 0);
             conv_backward(&b->shortcut, d, added, NULL, N, 1);
             continue;
@@ -354,7 +352,8 @@ static double cnn_loss(int N, float loss_scale) {
     for (int n = 0; n < N; n++) sum += cnn.losses[n];
     return sum / N;
 }
-// Loads the batch of a step. The pictures are shuffled anew for every epoch; a batch may lie in two.
+// Loads the batch of a step. The pictures are shuffled anew for every epoch. A batch may lie in two
+// epochs.
 static void batch_load(long step) {
     const int N = settings.batch, count = cnn.train.count;
     size_t index[4096];
@@ -408,7 +407,7 @@ static void cnn_dump(FILE *f) {
 }
 
 int main(int argc, char **argv) {
-    const Choice own[] = {
+    const OptionRow own[] = {
         {"data", WORDS, &cnn.data, 0, 0, "directory of train.bin and test.bin"},
         {"channels", WHOLE, &cnn.channels, 1, CHANNELS_MAX / 4, "of the first stage"},
     };
@@ -425,6 +424,6 @@ int main(int argc, char **argv) {
     EXPECT(cnn.train.side % 4 == 0, "%s: expected a side that 4 divides, found %d", path,
            cnn.train.side);
     cnn_make();
-    net_allocate(settings.seed, !strcmp(settings.sum_order, "tiles"));
+    net_allocate();
     return net_run(&task);
 }

@@ -8,8 +8,9 @@ The RNN family of "FP8 Formats for Deep Learning" (Micikevicius et al. 2022) at 
                 attention writes its digits.
 --task dates    The same network writes a date of several notations as 1987-03-03.
 
-Every weight's product is a linear layer of the trainer: W_x, W_h, W_c and the head read FP8 bytes
-in the fp8 build. Attention has no weights. Its products are in the stored type, as the trainer's.
+Every weight's product is a linear layer of the trainer. W_x, W_h and W_c read FP8 bytes in the fp8
+build, and with --fp8-head 1 the head does, too. By default the head is in BF16, as the trainer's.
+Attention has no weights. Its products are in the stored type, as the trainer's.
 Cell states and gates are fp32; states h, gradients and what products return have the stored type.
 */
 #define PROGRAM "lstm_" PRECISION_NAME
@@ -22,16 +23,16 @@ enum { DEPTH_MAX = 4, HIDDEN_MAX = 1024 };
 static struct {
     const char *task, *train, *val;
     long hidden, layers, time, test, fp8_head;
-} own = {"lm", "data/tales.d/train.txt", "data/tales.d/val.txt", 128, 1, 64, 2000, 0};
-static const Choice own_choices[] = {
-    {"task", WORDS, &own.task, 0, 0, "lm, numbers or dates"},
-    {"train", WORDS, &own.train, 0, 0, "lm: text to train on"},
-    {"val", WORDS, &own.val, 0, 0, "lm: text to test on"},
-    {"time", WHOLE, &own.time, 1, 1024, "lm: bytes in a window"},
-    {"hidden", WHOLE, &own.hidden, 1, HIDDEN_MAX, "size of a state h"},
-    {"layers", WHOLE, &own.layers, 1, DEPTH_MAX, "LSTM layers (of encoder and decoder each)"},
-    {"fp8-head", WHOLE, &own.fp8_head, 0, 1, "1: the head in FP8, too (fp8 build)"},
-    {"test", WHOLE, &own.test, 1, 1000000, "test examples at most"},
+} asked = {"lm", "data/tales.d/train.txt", "data/tales.d/val.txt", 128, 1, 64, 2000, 0};
+static const OptionRow own_options[] = {
+    {"task", WORDS, &asked.task, 0, 0, "lm, numbers or dates"},
+    {"train", WORDS, &asked.train, 0, 0, "lm: text to train on"},
+    {"val", WORDS, &asked.val, 0, 0, "lm: text to test on"},
+    {"time", WHOLE, &asked.time, 1, 1024, "lm: bytes in a window"},
+    {"hidden", WHOLE, &asked.hidden, 1, HIDDEN_MAX, "size of a state h"},
+    {"layers", WHOLE, &asked.layers, 1, DEPTH_MAX, "LSTM layers (of encoder and decoder each)"},
+    {"fp8-head", WHOLE, &asked.fp8_head, 0, 1, "1: the head in FP8, too (fp8 build)"},
+    {"test", WHOLE, &asked.test, 1, 1000000, "test examples at most"},
 };
 static size_t B, H, V; // sequences in a batch, size of a state, tokens
 
@@ -78,8 +79,8 @@ static Lstm lstm_add(size_t T, const char *prefix, int layer) {
     return l;
 }
 
-// One row of a position. present: 1, or 0 where the sequence has not begun. All gates are then 0,
-// so that the state stays 0 and no gradient passes.
+// One row of a position. `present` is 1, or 0 before the sequence begins: all gates are then
+// 0, so that the state stays 0 and no gradient flows.
 static void cell_forward(const Lstm *l, size_t t, size_t b, float present) {
     const size_t row = t * B + b;
     const stored_t *z_x = l->z_x + row * 4 * H, *z_h = l->z_h + b * 4 * H;
@@ -145,7 +146,7 @@ typedef struct {
     int *tokens, *start;  // [T][B]; [B]
     int embedding;        // number of the parameter [V, H]
     float *position;      // [H] zeros: no position has an embedding
-    Lstm lstm[DEPTH_MAX]; // own.layers of them
+    Lstm lstm[DEPTH_MAX]; // asked.layers of them
     stored_t *out, *d;    // [T][B, H] of the last layer; the gradient
 } Stack;
 
@@ -158,21 +159,21 @@ static void stack_add(Stack *s, size_t T, const char *embedding, const char *pre
     s->embedding = param_add(embedding, V, H, 1, 0);
     s->position = memory_allocate(H * sizeof(float));
     s->d = memory_allocate(T * B * H * sizeof(stored_t));
-    for (int l = 0; l < own.layers; l++) s->lstm[l] = lstm_add(T, prefix, l + 1);
-    s->out = s->lstm[own.layers - 1].out;
+    for (int l = 0; l < asked.layers; l++) s->lstm[l] = lstm_add(T, prefix, l + 1);
+    s->out = s->lstm[asked.layers - 1].out;
 }
 static void stack_forward(const Stack *s, size_t steps) {
     const size_t size = steps * B * H * sizeof(stored_t);
     encoder_forward(s->lstm[0].input->x, s->tokens, param_weights(s->embedding), s->position,
                     (int)(steps * B), 1, 0, (int)H);
-    for (int l = 0; l < own.layers; l++) {
+    for (int l = 0; l < asked.layers; l++) {
         if (l > 0) memcpy(s->lstm[l].input->x, s->lstm[l - 1].out, size);
         lstm_forward(&s->lstm[l], s->start, steps);
     }
 }
 // From s->d, the gradient of s->out.
 static void stack_backward(const Stack *s, size_t steps) {
-    for (int l = (int)own.layers - 1; l >= 0; l--) lstm_backward(&s->lstm[l], s->d, steps);
+    for (int l = (int)asked.layers - 1; l >= 0; l--) lstm_backward(&s->lstm[l], s->d, steps);
     float unused[HIDDEN_MAX] = {0}; // the gradient of s->position
     encoder_backward(param_gradient(s->embedding), unused, s->d, s->tokens, (int)(steps * B), 1,
                      (int)H);
@@ -262,7 +263,7 @@ static void attend_backward(void) {
 // Reads the sources. The state after them is the decoder's before its first position.
 static void encode(void) {
     stack_forward(&encoder, encoder.T);
-    for (int l = 0; l < own.layers; l++) {
+    for (int l = 0; l < asked.layers; l++) {
         const Lstm *from = &encoder.lstm[l], *to = &decoder.lstm[l];
         memcpy(to->cell, from->cell + encoder.T * B * H, B * H * sizeof(float));
         memcpy(to->recurrent->x, from->out + (encoder.T - 1) * B * H, B * H * sizeof(stored_t));
@@ -281,7 +282,7 @@ static void decode(size_t steps) {
 }
 static void backward(size_t steps) {
     const size_t rows = steps * B;
-    for (int l = 0; l < own.layers; l++) {
+    for (int l = 0; l < asked.layers; l++) {
         memset(decoder.lstm[l].dh, 0, B * H * sizeof(stored_t));
         memset(decoder.lstm[l].dc, 0, B * H * sizeof(float));
     }
@@ -296,7 +297,7 @@ static void backward(size_t steps) {
     }
     stack_backward(&decoder, steps);
     if (!has_encoder) return;
-    for (int l = 0; l < own.layers; l++) {
+    for (int l = 0; l < asked.layers; l++) {
         memcpy(encoder.lstm[l].dh, decoder.lstm[l].dh, B * H * sizeof(stored_t));
         memcpy(encoder.lstm[l].dc, decoder.lstm[l].dc, B * H * sizeof(float));
     }
@@ -325,7 +326,7 @@ static ValidationSet test_rows;
 // Reads windows [B, time] into the decoder's tokens and targets [time][B]. Every window begins with
 // the state 0: backpropagation through time is truncated there.
 static void lm_fill(long step) {
-    const size_t T = own.time;
+    const size_t T = asked.time;
     int *windows = memory_allocate(2 * B * T * sizeof(int));
     dataset_batch(&train_text, settings.seed, (uint64_t)step * B, windows, windows + B * T, (int)B,
                   (int)T);
@@ -360,22 +361,22 @@ static void lm_test(double *loss, double *accuracy) {
 }
 static void lm_open(void) {
     enum { TEST_TIME = 256 };
-    train_text = dataset_open(own.train);
-    Dataset test_text = dataset_open(own.val);
+    train_text = dataset_open(asked.train);
+    Dataset test_text = dataset_open(asked.val);
     EXPECT(train_text.V == BYTES && test_text.V == BYTES,
            "options --train and --val: expected texts");
-    dataset_windows(&train_text, "training", (int)own.time, 1);
+    dataset_windows(&train_text, "training", (int)asked.time, 1);
     dataset_windows(&test_text, "test", TEST_TIME, 0);
-    test_rows = validation_open(&test_text, TEST_TIME, own.test);
+    test_rows = validation_open(&test_text, TEST_TIME, asked.test);
     V = BYTES;
-    stack_add(&decoder, MAX(own.time, TEST_TIME), "embedding", "");
-    train_steps = own.time;
+    stack_add(&decoder, MAX(asked.time, TEST_TIME), "embedding", "");
+    train_steps = asked.time;
 }
 
 // ---- pairs of a source and a target (pairs.h)
 static const Pairs *pairs;
 
-// Fills sequence b. The source stands at the end of its positions, the target at the beginning.
+// Fills sequence b. The source is right-aligned in its positions, the target left-aligned.
 static void pair_fill(size_t b, uint64_t seed, uint64_t index, int test) {
     char source[TEXT_MAX], target[TEXT_MAX];
     pair_draw(pairs, seed, index, test, source, target);
@@ -395,7 +396,7 @@ static void pairs_fill(long step) {
 // decoding gets exactly right, given only its own. The decoder then runs anew from its first
 // position for each character, which changes nothing of what it wrote before.
 static void pairs_test(double *loss, double *accuracy) {
-    const size_t examples = own.test;
+    const size_t examples = asked.test;
     size_t right = 0, all = 0, counted;
     *loss = 0;
     for (size_t first = 0; first < examples; first += B) {
@@ -422,8 +423,8 @@ static void pairs_test(double *loss, double *accuracy) {
     *accuracy = 100.0 * right / examples;
 }
 static void pairs_open(void) {
-    pairs = pairs_of(own.task);
-    EXPECT(pairs, "option --task: expected lm, numbers or dates, found '%s'", own.task);
+    pairs = pairs_of(asked.task);
+    EXPECT(pairs, "option --task: expected lm, numbers or dates, found '%s'", asked.task);
     has_encoder = 1;
     V = ASCII;
     stack_add(&encoder, pairs->source, "source", "enc_");
@@ -473,21 +474,21 @@ int main(int argc, char **argv) {
     settings.steps = 1500;
     settings.batch = 32;
     settings.lr = 5e-3;
-    settings_read(argc, argv, own_choices, COUNT(own_choices));
+    settings_read(argc, argv, own_options, COUNT(own_options));
     B = settings.batch;
-    H = own.hidden;
-    const int is_lm = !strcmp(own.task, "lm");
+    H = asked.hidden;
+    const int is_lm = !strcmp(asked.task, "lm");
     if (is_lm) lm_open();
     else pairs_open();
     const size_t rows = decoder.T * B;
     head = layer_add("head", "head_bias", 1, rows, H, V, 1 / sqrtf((float)H));
-    if (!own.fp8_head) head->fp8 = 0;
+    if (!asked.fp8_head) head->fp8 = 0;
     targets = memory_allocate(rows * sizeof(int));
     losses = memory_allocate(rows * sizeof(float));
     logits = memory_allocate(rows * V * sizeof(float));
     dlogits = memory_allocate(rows * V * sizeof(stored_t));
-    net_allocate(settings.seed, !strcmp(settings.sum_order, "tiles"));
-    for (int l = 0; l < own.layers; l++) // forget gates begin open
+    net_allocate();
+    for (int l = 0; l < asked.layers; l++) // forget gates begin open
         for (size_t j = H; j < 2 * H; j++) {
             if (has_encoder) param_weights(encoder.lstm[l].input->bias)[j] = 1;
             param_weights(decoder.lstm[l].input->bias)[j] = 1;

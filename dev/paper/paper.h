@@ -8,9 +8,8 @@ the trainer's fixed orders, so that a run gives the same bits for any thread cou
 #include "../../train_gpt_fp8.c"
 
 // ---- parameters
-// The trainer's Gpt holds what a training step reads: recipes and scales, the loss scale, weights
-// with their gradients and moments. To AdamW all matrices are one parameter and all vectors another,
-// because only matrices decay.
+// The trainer's Gpt holds recipes, loss scale, weights, gradients and AdamW's moments. AdamW sees
+// two parameters here: all matrices, which decay, and all vectors, which do not.
 #define PARAMS_MAX     64
 #define LAYERS_AT_MOST 32
 enum { MATRICES, VECTORS, KINDS };
@@ -41,7 +40,15 @@ static struct {
     Param params[PARAMS_MAX];
     Layer layers[LAYERS_AT_MOST];
     int param_count, layer_count;
+    long updates; // steps that were not skipped
 } net;
+
+// What the options of the command line ask for.
+static struct {
+    long seed, steps, batch, check;
+    double lr;
+    const char *recipe, *loss_scale, *sum_order, *dump;
+} settings = {1, 1000, 64, 0, 3e-3, "delayed", "auto", "pairs", ""};
 
 static int param_add(const char *name, size_t rows, size_t cols, float spread, float value) {
     EXPECT(net.param_count < PARAMS_MAX, "more than %d parameters", PARAMS_MAX);
@@ -84,7 +91,7 @@ static void layer_allocate(Layer *l) {
 }
 
 // Memory for everything that was declared, and initial weights of the seed.
-static void net_allocate(uint64_t seed, int in_tiles) {
+static void net_allocate(void) {
     Gpt *g = &net.g;
     size_t largest = 0;
     for (int kind = 0; kind < KINDS; kind++) {
@@ -106,14 +113,15 @@ static void net_allocate(uint64_t seed, int in_tiles) {
         const Param *p = &net.params[i];
         for (size_t k = 0; k < param_size(i); k++)
             param_weights(i)[k] =
-                p->value + p->spread * (float)(2 * random_unit(random_u64(seed, i, k)) - 1);
+                p->value +
+                p->spread * (float)(2 * random_unit(random_u64(settings.seed, i, k)) - 1);
     }
     for (int i = 0; i < net.layer_count; i++) {
         Layer *l = &net.layers[i];
         layer_allocate(l);
         largest = MAX(largest, MAX(l->rows * MAX(l->in, l->out), l->in * l->out));
     }
-    machine_init(in_tiles);
+    machine_init(!strcmp(settings.sum_order, "tiles"));
     workspace_init(largest, 0);
 }
 
@@ -167,7 +175,7 @@ static void layer_backward(Layer *l, size_t call, stored_t *dx, const stored_t *
 // ---- a step
 // The part of the trainer's gpt_step() that follows the backward pass. loss: of the batch, whose
 // gradients were scaled by the loss scale.
-static StepOutcome net_update(double loss, const AdamW *adamw, double grad_clip, long update) {
+static StepOutcome net_update(double loss, const AdamW *adamw, double grad_clip) {
     Gpt *g = &net.g;
     const float loss_scale = g->loss_scale;
     StepOutcome r = {.loss = loss};
@@ -186,27 +194,22 @@ static StepOutcome net_update(double loss, const AdamW *adamw, double grad_clip,
         }
     if (!r.skipped) {
         const double clip = r.norm > grad_clip ? grad_clip / r.norm : 1;
-        if (!adamw_update(g, adamw, clip / loss_scale, update))
+        if (!adamw_update(g, adamw, clip / loss_scale, ++net.updates))
             r.nonfinite = "weights after the update are";
     }
     loss_scale_update(g, r.skipped || saturated);
     return r;
 }
 
-// ---- options: `--name value`, each once
+// ---- options: `--name value`; later ones override earlier ones
 typedef struct {
     const char *name;
     enum { WHOLE, REAL, WORDS } kind;
     void *value; // long, double or const char *
     double min, max;
     const char *help;
-} Choice;
-static struct {
-    long seed, steps, batch, check;
-    double lr;
-    const char *recipe, *loss_scale, *sum_order, *dump;
-} settings = {1, 1000, 64, 0, 3e-3, "delayed", "auto", "pairs", ""};
-static const Choice common_choices[] = {
+} OptionRow;
+static const OptionRow common_options[] = {
     {"seed", WHOLE, &settings.seed, 0, 1e9, "of the initial weights and the order of the data"},
     {"steps", WHOLE, &settings.steps, 1, 1e7, "optimizer steps"},
     {"batch", WHOLE, &settings.batch, 1, 4096, "examples a step"},
@@ -219,7 +222,7 @@ static const Choice common_choices[] = {
     {"dump", WORDS, &settings.dump, 0, 0, "file for the first step's numbers; nothing is trained"},
 };
 
-static void choice_read(const Choice *c, const char *text) {
+static void option_read(const OptionRow *c, const char *text) {
     char *end;
     if (c->kind == WORDS) {
         *(const char **)c->value = text;
@@ -232,7 +235,7 @@ static void choice_read(const Choice *c, const char *text) {
     if (c->kind == WHOLE) *(long *)c->value = (long)x;
     else *(double *)c->value = x;
 }
-static void choice_help(const Choice *c) {
+static void option_help(const OptionRow *c) {
     char now[64];
     if (c->kind == WORDS) snprintf(now, sizeof(now), "%s", *(const char **)c->value);
     else if (c->kind == WHOLE) snprintf(now, sizeof(now), "%ld", *(long *)c->value);
@@ -240,20 +243,20 @@ static void choice_help(const Choice *c) {
     printf("  --%-12s %s [%s]\n", c->name, c->help, now);
 }
 // own: the program's own options. Sets the recipe and the loss scale of net.g.
-static void settings_read(int argc, char **argv, const Choice *own, int own_count) {
-    const int count = COUNT(common_choices) + own_count;
+static void settings_read(int argc, char **argv, const OptionRow *own, int own_count) {
+    const int count = COUNT(common_options) + own_count;
     for (int i = 1; i < argc; i++) {
         const int help = !strcmp(argv[i], "--help");
-        const Choice *found = NULL;
+        const OptionRow *found = NULL;
         for (int k = 0; k < count; k++) {
-            const Choice *c = k < own_count ? &own[k] : &common_choices[k - own_count];
-            if (help) choice_help(c);
+            const OptionRow *c = k < own_count ? &own[k] : &common_options[k - own_count];
+            if (help) option_help(c);
             if (!strncmp(argv[i], "--", 2) && !strcmp(argv[i] + 2, c->name)) found = c;
         }
         if (help) exit(EXIT_DONE);
         EXPECT(found, "unknown option '%s'; --help lists them", argv[i]);
         EXPECT(i + 1 < argc, "option %s: expected a value", argv[i]);
-        choice_read(found, argv[++i]);
+        option_read(found, argv[++i]);
     }
     Gpt *g = &net.g;
     EXPECT(!strcmp(settings.sum_order, "pairs") || !strcmp(settings.sum_order, "tiles"),
@@ -346,6 +349,11 @@ static int gradient_check(const Task *task) {
     return failed != 0;
 }
 
+__attribute__((noreturn)) static void net_diverged(const char *what, long step, double begin) {
+    printf("result\tdiverged\tdiverged\t%.0f\n", seconds_now() - begin);
+    fatal(EXIT_NONFINITE, "%s not finite in step %ld", what, step);
+}
+
 // Trains, tests, and prints the row that dev/paper/runs.sh keeps. Returns the exit status.
 static int net_run(const Task *task) {
     Gpt *g = &net.g;
@@ -358,12 +366,9 @@ static int net_run(const Task *task) {
                                      MAX(settings.steps / 20, 1), settings.steps);
         const AdamW adamw = {lr, 0.9f, 0.95f, 1e-8f, 0.05f};
         g->record = RECORD_STATS;
-        const StepOutcome r = net_update(task_batch(task, step), &adamw, 1, step + 1);
+        const StepOutcome r = net_update(task_batch(task, step), &adamw, 1);
         g->record = RECORD_NONE;
-        if (r.nonfinite) {
-            printf("result\tdiverged\tdiverged\t%.0f\n", seconds_now() - begin);
-            fatal(EXIT_NONFINITE, "%s not finite in step %ld", r.nonfinite, step + 1);
-        }
+        if (r.nonfinite) net_diverged(r.nonfinite, step + 1, begin);
         if ((step + 1) % MAX(settings.steps / 10, 1) == 0)
             printf("%6ld/%ld | loss %.5f | norm %.3f | loss scale %g | %.0f s\n", step + 1,
                    settings.steps, r.loss, r.norm, g->loss_scale, seconds_now() - begin);
@@ -371,6 +376,7 @@ static int net_run(const Task *task) {
     }
     net_refresh_weights();
     task->test(&loss, &accuracy);
+    if (!isfinite(loss)) net_diverged("the test loss is", settings.steps, begin);
     printf("test: loss %.6f nats %s, accuracy %.2f%%\n", loss, task->unit, accuracy);
     printf("result\t%.6f\t%.4f\t%.0f\n", loss, accuracy, seconds_now() - begin);
     EXPECT(!fflush(stdout), "cannot write the result: %s", strerror(errno));
