@@ -123,6 +123,7 @@ static void compare_row(char *line, const char *path, int number, const char *da
     if (diverged) r.loss = NAN;
     row_add(&r, path);
 }
+
 // ---- statistics
 // The arm that the others of a data set are compared with: bf16, or fp16 where there is none.
 static const char *reference_of(const char *data) {
