@@ -59,7 +59,7 @@ static float *param_weights(int i) { return net.g.master + net.params[i].offset;
 static float *param_gradient(int i) { return net.g.grad + net.params[i].offset; }
 static size_t param_size(int i) { return net.params[i].rows * net.params[i].cols; }
 
-// weight, bias: their names; bias may be NULL. The weight begins uniform in +-spread, the bias as 0.
+// weight, bias: names; bias may be NULL. The weight begins uniform in +-spread, the bias as 0.
 static Layer *layer_add(const char *weight, const char *bias, size_t calls, size_t rows, size_t in,
                         size_t out, float spread) {
     EXPECT(net.layer_count < LAYERS_AT_MOST, "more than %d layers", LAYERS_AT_MOST);

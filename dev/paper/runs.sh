@@ -12,6 +12,7 @@ fail() { echo "runs.sh: $1" >&2; exit 2; }
 mode=${1:-} out=${2:-}
 [ $# = 2 ] || fail "expected paper, full or short, and a directory; found '$*'"
 mkdir -p "$out" || fail "'$out': cannot make this directory"
+jobs=$(nproc) # which OMP_NUM_THREADS limits
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive rows=$out/rows.tsv
 
 # Positive controls should fail. x:e5m2: activations have one mantissa bit less. dy:e4m3+dy:scale=1:
@@ -94,10 +95,10 @@ for seed in $seeds; do
       printf '%s|%s|%s|%s\0' "$set" "${call[$set]}" "$arm" "$seed"
     done <<< "$all;"
   done
-done | xargs -0 -P "$(nproc)" -I{} bash -c "run_one '{}'"
+done | xargs -0 -P "$jobs" -I{} bash -c "run_one '{}'"
 
 # The transformer. Status 1: a run diverged, which its row says.
-build/compare --arms "$gpt_arms" --seeds "$(wc -w <<< "$seeds")" --jobs "$(nproc)" \
+build/compare --arms "$gpt_arms" --seeds "$(wc -w <<< "$seeds")" --jobs "$jobs" \
   --out "$out/gpt" -- "${gpt[@]}" > "$out/gpt.txt" || [ $? = 1 ]
 # Quantization after training: of a model of 16 bits, with outliers made on purpose, and of a model
 # that was trained so that it grows some.
