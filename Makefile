@@ -7,7 +7,7 @@
 # make curves            trains FP16, BF16 and FP8 (CURVES_RUN='-v 50'), draws the README's picture
 # make build/watch       a page of running programs, for a browser here: build/watch DIR
 # make lesson            FP8 training in ten minutes: dev/lesson/README.md
-# make paper             the paper's tables at laptop size, 30 minutes; paper-full: all arms, hours
+# make paper             the paper's tables at laptop size, 10 to 30 minutes; paper-full: hours
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
 # make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
