@@ -261,14 +261,14 @@ static void settings_read(int argc, char **argv, const OptionRow *own, int own_c
     Gpt *g = &net.g;
     EXPECT(!strcmp(settings.sum_order, "pairs") || !strcmp(settings.sum_order, "tiles"),
            "option --sum-order: expected pairs or tiles, found '%s'", settings.sum_order);
+    EXPECT(IS_FP8 || !strcmp(settings.recipe, "delayed"),
+           "option --recipe: only the fp8 build has recipes");
     recipe_parse(g->recipes, settings.recipe, "option");
     for (int o = 0; o < NOPERAND; o++)
         EXPECT(!recipe_blocks(&g->recipes[o]),
                "option --recipe: expected one scale a tensor, as in "
                "the paper, found blocks for %s",
                operand_name[o]);
-    EXPECT(IS_FP8 || !strcmp(settings.recipe, "delayed"),
-           "option --recipe: only the fp8 build has recipes");
     Options o = {0};
     o.loss_scale = (char *)settings.loss_scale;
     g->loss_scale = 1;
