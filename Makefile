@@ -148,7 +148,8 @@ lesson: all build/lesson/picture build/lesson/head build/lab/inject
 	dev/lesson/lesson.sh all $(LESSON_OUT)
 # The networks of dev/paper, in every precision: build/paper/cnn_fp8 and so on; and its tables.
 PAPER = $(foreach name,cnn lstm,$(PRECISIONS:%=build/paper/$(name)_%))
-build/paper/%: dev/paper/cnn.c dev/paper/lstm.c dev/paper/paper.h dev/paper/pairs.h train_gpt_fp8.c $(FLAGS_FILE)
+build/paper/%: dev/paper/cnn.c dev/paper/lstm.c $(wildcard dev/paper/*.h) dev/check/arrays.h \
+  train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $($(lastword $(subst _, ,$*))_FLAGS) \
 	  dev/paper/$(firstword $(subst _, ,$*)).c -o $@ $(LDLIBS)

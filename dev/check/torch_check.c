@@ -12,6 +12,7 @@ of float32 arrays, each a line "name count" and its bytes.
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
+#include "arrays.h"
 
 #define STEPS  10
 #define MICROS 2
@@ -26,18 +27,6 @@ static void result_close(FILE *f) {
     if (fflush(f) != 0 || ferror(f))
         fatal(EXIT_BAD_INPUT, "writing the results: %s", strerror(errno));
     fclose(f);
-}
-
-static void array_write(FILE *f, const char *prefix, const char *name, const float *x, size_t n) {
-    fprintf(f, "%s%s %zu\n", prefix, name, n);
-    fwrite(x, 4, n, f);
-}
-
-static void ints_write(FILE *f, const char *name, const int *x, size_t n) {
-    float *t = (float *)memory_allocate(n * 4);
-    for (size_t i = 0; i < n; i++) t[i] = (float)x[i];
-    array_write(f, "", name, t, n);
-    free(t);
 }
 
 // Every parameter-shaped tensor of an arena, times scale.
@@ -111,8 +100,8 @@ int main(int argc, char **argv) {
         counted += targets[i] >= 0;
     }
     FILE *f = result_open(argv[2]);
-    ints_write(f, "tokens", tokens, rows);
-    ints_write(f, "targets", targets, rows);
+    ints_write(f, "", "tokens", tokens, rows);
+    ints_write(f, "", "targets", targets, rows);
 
     // One batch.
     const float loss_scale = gpt_scales_loss(&g) ? LOSS_SCALE_INIT : 1;

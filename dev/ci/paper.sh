@@ -24,7 +24,7 @@ for name in cnn lstm; do
   if cmp -s dev/paper/{planted_,}$name.c; then fail "$name.c has no place for the fault"; fi
   # shellcheck disable=SC2086 # flags are words
   cc $flags -fopenmp -march=native -DPRECISION=3 dev/paper/planted_$name.c -o build/planted -lm
-  if build/planted --check 1 --batch 8; then fail "$name: a planted fault passes"; fi
+  build/planted --check 1 --batch 8 | grep '^FAIL' || fail "$name: a planted fault passes"
 done
 
 for call in "cnn_fp8 --steps 12" "lstm_fp8 --task numbers --steps 6 --test 50"; do
@@ -42,5 +42,4 @@ sed -i '$d' build/paper-short/rows.tsv # as if stopped before the last row
 dev/paper/runs.sh short build/paper-short > build/paper-again
 cmp <(sed -n '/^## Table 2/,$p' build/paper-tables) <(sed -n '/^## Table 2/,$p' build/paper-again)
 
-for file in rows.tsv gpt/runs.tsv; do [ -s dev/paper/results/$file ]; done
 build/paper/tables dev/paper/results | cmp - dev/paper/TABLES.md

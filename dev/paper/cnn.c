@@ -392,16 +392,14 @@ static void cnn_test(double *loss, double *accuracy) {
 // For dev/check/paper_check.py: pictures and labels of every step's batch.
 static void cnn_dump(FILE *f) {
     const size_t N = settings.batch, pixels = N * cnn.train.side * cnn.train.side;
-    float *x = memory_allocate((pixels + N) * sizeof(float)), *labels = x + pixels;
+    float *x = memory_allocate(pixels * sizeof(float));
     for (long step = 0; step < settings.steps; step++) {
-        char name[64];
+        char name[32];
         batch_load(step);
         for (size_t i = 0; i < pixels; i++) x[i] = float_from_stored(cnn.x[i]);
-        for (size_t n = 0; n < N; n++) labels[n] = (float)cnn.targets[n];
-        snprintf(name, sizeof(name), "pictures.%ld", step);
-        array_write(f, "", name, x, pixels);
-        snprintf(name, sizeof(name), "labels.%ld", step);
-        array_write(f, "", name, labels, N);
+        snprintf(name, sizeof(name), "%ld", step);
+        array_write(f, "pictures.", name, x, pixels);
+        ints_write(f, "labels.", name, cnn.targets, N);
     }
     free(x);
 }

@@ -190,7 +190,7 @@ static stored_t *dlogits, *dhead, *dcombine; // [T][B, V]; of head->x and combin
 // Of attention: probabilities [B][T, S] for S source positions, the gradient of one sequence's
 // scores [T, S], fp32 numbers of one sequence.
 static stored_t *probabilities, *dscores;
-static float *numbers;
+static float *scratch;
 
 // ---- attention (Luong et al. 2015, "dot", without input feeding): decoder position t has
 //   context = sum over s of p[t, s] e[s],  p[t] = softmax over s of h[t] e[s]
@@ -214,9 +214,9 @@ static void attend(size_t steps) {
         const size_t first = encoder.start[b], n = S - first;
         const Matrix h = sequence(decoder.out, H, b, 0), e = sequence(encoder.out, H, b, first);
         stored_t *p = probabilities + b * decoder.T * S;
-        matmul(floats(numbers, S, 0), h, e, steps, n, H);
+        matmul(floats(scratch, S, 0), h, e, steps, n, H);
         PARALLEL(static) for (size_t t = 0; t < steps; t++) {
-            float *row = numbers + t * S, max;
+            float *row = scratch + t * S, max;
             const float inverse = 1 / softmax_row(row, (int)n, (int)n, &max);
             SIMD for (size_t s = 0; s < n; s++) row[s] *= inverse;
             store_row(p + t * S, row, n);
@@ -239,24 +239,24 @@ static void attend_backward(void) {
         const Matrix h = sequence(decoder.out, H, b, 0), e = sequence(encoder.out, H, b, first);
         const Matrix dcontext = sequence(dcombine, 2 * H, b, 0), ds = sequence_rows(dscores);
         const stored_t *p = probabilities + b * T * S;
-        matmul(floats(numbers, S, 0), dcontext, e, T, n, H);
+        matmul(floats(scratch, S, 0), dcontext, e, T, n, H);
         PARALLEL(static) for (size_t t = 0; t < T; t++) {
-            float *dp = numbers + t * S, dot;
+            float *dp = scratch + t * S, dot;
             const stored_t *pt = p + t * S;
             STRIPED_SUM(dot, s, n, float_from_stored(pt[s]) * dp[s]);
             SIMD for (size_t s = 0; s < n; s++) dp[s] = float_from_stored(pt[s]) * (dp[s] - dot);
             store_row(dscores + t * S, dp, n);
         }
-        matmul(floats(numbers, H, 0), ds, transposed(e), T, H, n);
+        matmul(floats(scratch, H, 0), ds, transposed(e), T, H, n);
         for (size_t t = 0; t < T; t++) {
             const stored_t *dh = dcombine + (t * B + b) * 2 * H + H;
-            SIMD for (size_t j = 0; j < H; j++) numbers[t * H + j] += float_from_stored(dh[j]);
-            store_row(decoder.d + (t * B + b) * H, numbers + t * H, H);
+            SIMD for (size_t j = 0; j < H; j++) scratch[t * H + j] += float_from_stored(dh[j]);
+            store_row(decoder.d + (t * B + b) * H, scratch + t * H, H);
         }
-        matmul(floats(numbers, H, 0), transposed(ds), transposed(h), n, H, T);
-        matmul(floats(numbers, H, 1), transposed(sequence_rows(p)), transposed(dcontext), n, H, T);
+        matmul(floats(scratch, H, 0), transposed(ds), transposed(h), n, H, T);
+        matmul(floats(scratch, H, 1), transposed(sequence_rows(p)), transposed(dcontext), n, H, T);
         for (size_t s = 0; s < n; s++)
-            store_row(encoder.d + ((first + s) * B + b) * H, numbers + s * H, H);
+            store_row(encoder.d + ((first + s) * B + b) * H, scratch + s * H, H);
     }
 }
 
@@ -436,7 +436,7 @@ static void pairs_open(void) {
     dcombine = memory_allocate(T * B * 2 * H * sizeof(stored_t));
     probabilities = memory_allocate(B * T * S * sizeof(stored_t));
     dscores = memory_allocate(T * S * sizeof(stored_t));
-    numbers = memory_allocate(MAX(T, S) * MAX(S, H) * sizeof(float));
+    scratch = memory_allocate(MAX(T, S) * MAX(S, H) * sizeof(float));
 }
 
 // ---- the program
@@ -453,21 +453,15 @@ static double batch(long step, float loss_scale) {
     return sum / counted;
 }
 // For dev/check/paper_check.py: the tokens of all --steps batches.
-static void tokens_write(FILE *f, const char *kind, long step, const int *x, size_t n) {
-    char name[32];
-    float *as_floats = memory_allocate(n * sizeof(float));
-    for (size_t k = 0; k < n; k++) as_floats[k] = (float)x[k];
-    snprintf(name, sizeof(name), "%ld", step);
-    array_write(f, kind, name, as_floats, n);
-    free(as_floats);
-}
 static void batches_dump(FILE *f) {
     for (long step = 0; step < settings.steps; step++) {
+        char name[32];
         batch_fill(step);
-        if (has_encoder) tokens_write(f, "source.", step, encoder.tokens, encoder.T * B);
-        if (has_encoder) tokens_write(f, "start.", step, encoder.start, B);
-        tokens_write(f, "tokens.", step, decoder.tokens, train_steps * B);
-        tokens_write(f, "targets.", step, targets, train_steps * B);
+        snprintf(name, sizeof(name), "%ld", step);
+        if (has_encoder) ints_write(f, "source.", name, encoder.tokens, encoder.T * B);
+        if (has_encoder) ints_write(f, "start.", name, encoder.start, B);
+        ints_write(f, "tokens.", name, decoder.tokens, train_steps * B);
+        ints_write(f, "targets.", name, targets, train_steps * B);
     }
 }
 int main(int argc, char **argv) {

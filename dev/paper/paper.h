@@ -6,6 +6,7 @@ the trainer's fixed orders, so that a run gives the same bits for any thread cou
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
+#include "../check/arrays.h"
 
 // ---- parameters
 // The trainer's Gpt holds recipes, loss scale, weights, gradients and AdamW's moments. AdamW sees
@@ -219,7 +220,8 @@ static const OptionRow common_options[] = {
     {"loss-scale", WORDS, &settings.loss_scale, 0, 0, "auto, off or a power of two"},
     {"sum-order", WORDS, &settings.sum_order, 0, 0, "pairs or tiles"},
     {"check", WHOLE, &settings.check, 0, 1, "1: gradients against finite differences (fp32)"},
-    {"dump", WORDS, &settings.dump, 0, 0, "file for the first step's numbers; nothing is trained"},
+    {"dump", WORDS, &settings.dump, 0, 0,
+     "file for the first gradients and all batches; no training"},
 };
 
 static void option_read(const OptionRow *c, const char *text) {
@@ -292,11 +294,7 @@ static double task_batch(const Task *task, long step) {
     return task->batch(step, g->loss_scale);
 }
 
-// A line "name count", then the numbers: what dev/check/paper_check.py reads.
-static void array_write(FILE *f, const char *kind, const char *name, const float *x, size_t n) {
-    fprintf(f, "%s%s %zu\n", kind, name, n);
-    fwrite(x, sizeof(float), n, f);
-}
+// What dev/check/paper_check.py reads.
 static void net_dump(const Task *task) {
     FILE *f = fopen(settings.dump, "wb");
     EXPECT(f, "%s: %s", settings.dump, strerror(errno));
@@ -328,11 +326,10 @@ static int gradient_check(const Task *task) {
         memcpy(kept, w, n * sizeof(float));
         for (size_t k = 0; k < n; k++) squares += g[k] * g[k];
         for (int side = 0; side < 2; side++) {
-            slope = 0;
             for (size_t k = 0; k < n; k++) {
                 const double random = 2 * random_unit(random_u64(99, i, k)) - 1;
                 const double d = g[k] / sqrt(squares) + random / sqrt(n);
-                slope += d * g[k];
+                slope += d * g[k] / 2; // of both sides
                 w[k] = (float)(kept[k] + (side ? 1 : -1) * STEP * d);
             }
             losses[side] = task_batch(task, 0);
@@ -357,8 +354,11 @@ __attribute__((noreturn)) static void net_diverged(const char *what, long step, 
 // Trains, tests, and prints the row that dev/paper/runs.sh keeps. Returns the exit status.
 static int net_run(const Task *task) {
     Gpt *g = &net.g;
-    if (*settings.dump) return net_dump(task), EXIT_DONE;
     if (settings.check) return gradient_check(task);
+    if (*settings.dump) {
+        net_dump(task);
+        return EXIT_DONE;
+    }
     const double begin = seconds_now();
     double loss, accuracy;
     for (long step = 0; step < settings.steps; step++) {
