@@ -9,6 +9,7 @@
 # make lesson            FP8 training in ten minutes: dev/lesson/README.md
 # make paper             the paper's tables at laptop size, 10 to 30 minutes; paper-full: hours
 # make build/lab/NAME    a program of the laboratory, dev/lab/NAME.c
+# make build/eval/NAME_P dev/eval/NAME.c in precision P: build/eval/hellaswag_fp8 and so on
 # make cuda              the four trainers for an NVIDIA GPU: train_gpt_fp8cu and so on
 # make test-cuda         the CUDA file's kernels on this CPU, against the C file; needs no GPU
 # make bench             products and whole steps, timed, to dev/bench/RESULTS-MACHINE.md (many minutes)
@@ -139,6 +140,11 @@ build/watch: dev/watch.c dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+# What measures a model file, in every precision: build/eval/hellaswag_fp8 and so on.
+build/eval/%: $(wildcard dev/eval/*.c) train_gpt_fp8.c $(FLAGS_FILE)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $($(lastword $(subst _, ,$*))_FLAGS) \
+	  dev/eval/$(firstword $(subst _, ,$*)).c -o $@ $(LDLIBS)
 # The lesson of dev/lesson, and what draws its pictures.
 LESSON_OUT = log/lesson
 build/lesson/%: dev/lesson/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
