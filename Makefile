@@ -38,8 +38,13 @@ MARCH := $(call accepts,-march=$(ARCH)) $(call accepts,-mprefer-vector-width=512
 endif
 ifndef NO_OMP
 OMP := $(call accepts,-fopenmp)
+ifeq ($(OMP),) # Apple's clang has none, Homebrew's libomp has what it lacks
+LIBOMP := $(shell brew --prefix libomp 2>/dev/null)
+OMP := $(call accepts,-Xpreprocessor -fopenmp -I$(LIBOMP)/include -L$(LIBOMP)/lib -lomp)
+endif
 ifeq ($(OMP),)
-$(warning $(CC) has no OpenMP here (clang needs libomp-dev): the programs will use one thread)
+$(warning $(CC) has no OpenMP here (clang needs libomp-dev, macOS `brew install libomp`): \
+  the programs will use one thread)
 endif
 endif
 ifdef SANITIZE

@@ -2658,10 +2658,10 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
         else return usage(argv[0]);
     }
-    const ssize_t n = readlink("/proc/self/exe", self_path, sizeof(self_path) - 1);
+    const char *found = realpath(argv[0], self_path);
     snprintf(work_dir, sizeof(work_dir), "%.80s/test_gpt_XXXXXX",
              temporary && *temporary ? temporary : "/tmp");
-    if (n < 0 || !mkdtemp(work_dir) || chdir(work_dir) != 0) {
+    if (!found || !mkdtemp(work_dir) || chdir(work_dir) != 0) {
         printf("cannot make a directory %s\n", work_dir);
         return EXIT_BAD_INPUT;
     }

@@ -77,9 +77,7 @@ Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and rec
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
 
 Part two, the program, the same text in train_gpt_fp8.cu: 10 data, 11 checkpoint, 12 log, 13
-options, 14 training loop.
-
-Part three, speed: 15 the fast product, 16 the machine.
+options, 14 training loop. Part three, speed: 15 the fast product, 16 the machine.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -102,9 +100,12 @@ Part three, speed: 15 the fast product, 16 the machine.
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __APPLE__ // other names, and no huge pages on request
+#define st_mtim       st_mtimespec
+#define MADV_HUGEPAGE MADV_NORMAL
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -2416,25 +2417,63 @@ static Tokenizer tokenizer_open(const char *path, int V) {
     return t;
 }
 
-// The tokens of a text: its bytes, or again and again the longest token that fits. out has room for
-// one token a byte. GPT-2's own split, by merges, sometimes differs (data/tokens.py makes that
-// one).
+// GPT-2 splits a text into words and merges bytes only within a word. A word is the end of a
+// contraction ('ll), or a run of letters, of digits or of other characters with the space before
+// it, or a run of white space without the last one before a word. This split is exact for ASCII.
+// All other characters count as letters, which is approximate.
+static int byte_kind(unsigned char c) {
+    return c > 127 || isalpha(c) ? 'a' : isdigit(c) ? '1' : isspace(c) ? ' ' : c ? '!' : 0;
+}
+static int word_bytes(const char *text) { // the first word's
+    static const char *const ends[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+    for (int i = 0; i < COUNT(ends); i++)
+        if (!strncmp(text, ends[i], strlen(ends[i]))) return strlen(ends[i]);
+    int n = *text == ' ' && text[1];
+    const int kind = byte_kind(text[n]);
+    while (byte_kind(text[n]) == kind) n++;
+    return n - (kind == ' ' && n > 1 && text[n]);
+}
+// The token whose bytes are those of a and then those of b; V: there is none.
+static int token_find(const Tokenizer *t, const void *a, int a_bytes, const void *b, int b_bytes) {
+    int i = 0;
+    while (i < t->V && (t->text[i][-1] != a_bytes + b_bytes || memcmp(t->text[i], a, a_bytes) ||
+                        memcmp(t->text[i] + a_bytes, b, b_bytes)))
+        i++;
+    return i;
+}
+// Byte pair encoding. GPT-2's tokens are numbered in the order of their merges, so the pair of
+// neighbours that makes the lowest token is merged, again and again. tokens[n]: at first those of a
+// word's bytes. Returns how many remain. pairs: scratch, n numbers.
+static int word_merge(const Tokenizer *t, int *tokens, int *pairs, int n) {
+    for (int i = 0; i < n; i++) pairs[i] = -1; // what tokens i and i + 1 make: not known yet
+    for (;; n--) {
+        int best = 0;
+        for (int i = 0; i + 1 < n; i++) {
+            const unsigned char *a = t->text[tokens[i]], *b = t->text[tokens[i + 1]];
+            if (pairs[i] < 0) pairs[i] = token_find(t, a, a[-1], b, b[-1]);
+            if (pairs[i] < pairs[best]) best = i;
+        }
+        if (n < 2 || pairs[best] == t->V) return n;
+        tokens[best] = pairs[best];
+        memmove(tokens + best + 1, tokens + best + 2, (n - best - 2) * sizeof(int));
+        memmove(pairs + best, pairs + best + 1, (n - best - 1) * sizeof(int));
+        pairs[best] = -1;
+        if (best > 0) pairs[best - 1] = -1;
+    }
+}
+// The tokens of a text: its bytes, or GPT-2's. Returns how many there are. out has room for two
+// numbers a byte.
 static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
     int n = 0;
-    for (int length, left = strlen(text); left > 0; text += length, left -= length) {
-        int best = t->text ? -1 : (unsigned char)*text;
-        length = t->text ? 0 : 1;
-        for (int i = 0; t->text && i < t->V; i++) {
-            const int bytes = t->text[i][-1];
-            if (bytes > length && bytes <= left && i != t->separator &&
-                !memcmp(t->text[i], text, bytes)) {
-                best = i;
-                length = bytes;
-            }
+    for (int bytes; *text; text += bytes) {
+        bytes = t->text ? word_bytes(text) : 1;
+        for (int i = 0; i < bytes; i++) {
+            const int byte = (unsigned char)text[i];
+            out[n + i] = t->text ? token_find(t, text + i, 1, "", 0) : byte;
+            EXPECT(out[n + i] < t->V, "option --tokenizer: its file has no token for byte %d",
+                   byte);
         }
-        EXPECT(best >= 0, "option --tokenizer: its file has no token for byte %d",
-               (unsigned char)*text);
-        out[n++] = best;
+        n += t->text ? word_merge(t, out + n, out + n + bytes, bytes) : bytes;
     }
     return n;
 }
@@ -2849,10 +2888,8 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         if (t->count == 0) continue;
         const OperandReport s = operand_report(g, i);
         const int layer = scale_name(g, i, name);
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t", step, layer, name, s.amax,
-                s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite);
-        if (isnan(s.sqnr)) fprintf(f, "-\n");
-        else fprintf(f, "%.2f\n", s.sqnr);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t%.2f\n", step, layer, name, s.amax,
+                s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite, s.sqnr);
     }
 }
 
@@ -2862,7 +2899,7 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
 static int log_validation(const char **at, double *row, double step) {
     double next[4];
     while (**at && row[0] < step)
-        if (text_row(at, next, 4) == 4) memcpy(row, next, sizeof(next));
+        if (text_row(at, next, 4) == 4 && !isnan(next[3])) memcpy(row, next, sizeof(next));
     return step > 0 && row[0] == step;
 }
 
@@ -3631,7 +3668,7 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
 static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     Gpt *g = &r->g;
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
-    int *all = (int *)memory_allocate((strlen(text) + T + 3) * sizeof(int));
+    int *all = (int *)memory_allocate((2 * strlen(text) + T + 3) * sizeof(int));
     float *logits = (float *)memory_allocate(V * sizeof(float));
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
@@ -3924,11 +3961,10 @@ static void step_print(const Run *r, long step, const StepReport *s, int ends) {
     fflush(stdout);
 }
 static void step_log(Run *r, long step, const StepReport *s, double val_loss) { // NAN: none
-    char val_text[64] = "-";
-    if (isfinite(val_loss)) snprintf(val_text, sizeof(val_text), "%.9g", val_loss);
     const long tokens = r->o.total_batch;
-    fprintf(r->log, "%ld\t%ld\t%.9g\t%s\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step, step * tokens,
-            s->loss, val_text, s->lr, s->norm, s->loss_scale, s->seconds * 1e3, tokens / s->seconds,
+    fprintf(r->log, "%ld\t%ld\t%.9g\t%.9g\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step,
+            step * tokens, s->loss, isfinite(val_loss) ? val_loss : NAN, s->lr, s->norm,
+            s->loss_scale, s->seconds * 1e3, tokens / s->seconds,
             step_flops(r) / s->seconds * 1e-12);
     log_flush(r->log, &r->dir, 0);
 }
@@ -4403,6 +4439,7 @@ KERNEL kernel_every_other(int units, const unit_t *a, const unit_t *b, float *ti
     kernel_chain(units, a, b, tile, fresh, 0, 2, 0);
 }
 #if HAS_AMX
+#include <sys/syscall.h>
 // Sets the shape of a thread's eight tile registers, once: 16 rows of 64 bytes each.
 static void amx_configure(void) {
     static __thread int configured;
@@ -4785,6 +4822,27 @@ static const char *product_instruction(void) {
                                : "vdpbf16ps";
 }
 
+#ifdef __APPLE__
+#include <sys/resource.h>
+// As in <sys/sysctl.h>, which has a MIN and a MAX of its own.
+int sysctlbyname(const char *name, void *out, size_t *bytes, void *in, size_t in_bytes);
+static const char *machine_name(char *out) {
+    size_t bytes = 256;
+    return sysctlbyname("machdep.cpu.brand_string", out, &bytes, NULL, 0) ? "unknown" : out;
+}
+// In MiB: all of the machine's memory, and the most that this process has held.
+static double memory_available(void) {
+    uint64_t all = 0;
+    size_t bytes = sizeof(all);
+    sysctlbyname("hw.memsize", &all, &bytes, NULL, 0);
+    return mib(all);
+}
+static double memory_peak(void) {
+    struct rusage use;
+    getrusage(RUSAGE_SELF, &use);
+    return mib(use.ru_maxrss);
+}
+#else
 // Copies what follows `key`, in the first line of a /proc file that begins with it, to out[256]; or
 // "unknown".
 static const char *proc_value(const char *path, const char *key, char *out) {
@@ -4796,6 +4854,9 @@ static const char *proc_value(const char *path, const char *key, char *out) {
     at += strspn(at, " \t:");
     snprintf(out, 256, "%.*s", (int)strcspn(at, "\n"), at);
     return out;
+}
+static const char *machine_name(char *out) {
+    return proc_value("/proc/cpuinfo", "model name", out);
 }
 // How many MiB can still be taken; 0: unknown. It is the least of the machine's available memory
 // and, for each control group above this process (a container), its limit without the anonymous
@@ -4820,6 +4881,11 @@ static double memory_available(void) {
     if (f) fclose(f);
     return least;
 }
+static double memory_peak(void) { // in MiB
+    char value[256];
+    return atof(proc_value("/proc/self/status", "VmHWM", value)) / 1024;
+}
+#endif
 
 // Refuses a model that does not fit, before anything is allocated.
 static MemoryPlan memory_check(Gpt *g) {
@@ -4844,8 +4910,7 @@ static void backend_header(FILE *f, const Run *r) {
     char cpu[256];
     (void)r;
     fprintf(f, "# threads\t%d\n# machine\t%s, " ISA_NAME ", measured peak %.0f GFLOP/s in %s\n",
-            thread_count(), proc_value("/proc/cpuinfo", "model name", cpu), machine_peak_gflops,
-            product_instruction());
+            thread_count(), machine_name(cpu), machine_peak_gflops, product_instruction());
 }
 static void backend_note(const Run *r) { (void)r; }
 static void backend_resumed(Run *r) { (void)r; }
@@ -4860,7 +4925,5 @@ static const char *backend_speed(double gflops, char *out) {
     return out;
 }
 static void backend_summary(const Run *r) {
-    char text[256];
-    printf("peak memory %.1f MiB (planned %.1f)\n",
-           atof(proc_value("/proc/self/status", "VmHWM", text)) / 1024, mib(r->plan.total));
+    printf("peak memory %.1f MiB (planned %.1f)\n", memory_peak(), mib(r->plan.total));
 }

@@ -68,8 +68,12 @@ input.
 #define PROGRAM program_name // errors of the trainer's option parser name the arm, too
 static char program_name[320] = "compare";
 #include "../train_gpt_fp8.c"
-#include <sys/prctl.h>
 #include <sys/wait.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#else
+#define prctl(option, signal) (void)0 // elsewhere the runs of a comparison that is killed go on
+#endif
 
 #define ARMS_MAX    32
 #define SEEDS_MAX   256
@@ -253,11 +257,11 @@ static double number_after(const char *text, const char *key) {
     return value;
 }
 
-// Whether a row's validation loss is a number, or the dash that stands for none.
+// Whether a row's validation loss is a number, or the word for none (in older logs a dash).
 static int val_is_good(const char *row, int *validated) {
     char *end;
     for (int cell = 0; cell < 3; cell++) row += strcspn(row, "\t\n") + 1;
-    *validated = strncmp(row, "-\t", 2) != 0;
+    *validated = strncmp(row, "-\t", 2) && strncmp(row, "nan\t", 4);
     strtod(row, &end);
     return !*validated || (end > row && *end == '\t');
 }

@@ -118,7 +118,7 @@ def header():
 
 def rows(count):
     row = "{}\t{}\t{:.5f}\t{}\t0.001\t1.5\t1\t4.0\t60000\t0.02\n"
-    return "".join(row.format(i, 256 * i, 1 + 4 / i, 1.5 if i % 500 == 0 else "-")
+    return "".join(row.format(i, 256 * i, 1 + 4 / i, 1.5 if i % 500 == 0 else "nan")
                    for i in range(1, count + 1))
 
 

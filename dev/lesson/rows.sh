@@ -7,7 +7,7 @@ with_own_amax="fp8 --recipe current (own amax)"
 
 # ---- from logs
 # LOG: the last validation loss
-val_loss() { awk -F '\t' '/^[0-9]/ && $4 != "-" { loss = $4 } END { print loss }' "$1"; }
+val_loss() { awk -F '\t' '/^[0-9]/ && $4 ~ /^[0-9]/ { loss = $4 } END { print loss }' "$1"; }
 # DIR..: a row for each run: the last rows of its log.tsv and scales.tsv. Shares are in percent and
 # the largest of any matrix, SQNR is the mean over the matrices in dB, amax_dy the largest.
 rows_of() {
@@ -38,7 +38,7 @@ scales_row() {
       if ($7 > top[o]) top[o] = $7
       if ($6 > cut) cut = $6
       if (o == "dy" && $4 > big) big = $4
-      if ($9 != "-") { sum[o] += $9; n[o]++ }
+      if ($9 ~ /[0-9]/) { sum[o] += $9; n[o]++ }
       if (!low || $5 < low) low = $5
       if ($5 > high) high = $5 }
     function share(v) { return sprintf("%.4g", 100 * v) }
@@ -57,7 +57,7 @@ curves_of() {
   done
   printf '%s\n' "$labels"
   awk -F '\t' 'FNR == 1 { file++ }
-    /^[0-9]/ && $1 >= 50 && $4 != "-" { if (file == 1) steps[++n] = $1; loss[file, $1] = $4 }
+    /^[0-9]/ && $1 >= 50 && $4 ~ /^[0-9]/ { if (file == 1) steps[++n] = $1; loss[file, $1] = $4 }
     END { for (i = 1; i <= n; i++) {
         line = steps[i]
         for (k = 1; k <= file; k++)
