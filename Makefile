@@ -73,6 +73,7 @@ keep = $(if $(IS_DRY),,$(shell mkdir -p build && \
   printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1))
 FLAGS_FILE = build/flags
 $(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
+$(FLAGS_FILE): ; # make -n has not written it
 
 $(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
@@ -192,7 +193,7 @@ nvcc-flags:
 
 # The CUDA backend. Contraction is off and denormals are flushed, as in the C file: same FP8 bytes.
 NVCC ?= nvcc
-CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC))))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(filter %/bin/nvcc,$(shell command -v $(NVCC) 2>/dev/null)))
 THIS_GPU = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
   sed -n '1s/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p')
 GPU_ARCH ?= sm_$(or $(THIS_GPU),90)
@@ -236,7 +237,7 @@ $(error GPU_ARCH: expected sm_90 and the like, native, or all; found '$(GPU_ARCH
 endif
 $(call keep,build/cuda-flags,$(NVCC) $(NVCC_FLAGS))
 endif
-ifneq ($(shell command -v $(NVCC)),)
+ifneq ($(shell command -v $(NVCC) 2>/dev/null),)
 cuda: $(PRECISIONS:%=train_gpt_%cu) data/tales.d/train.txt
 else
 cuda:

@@ -4358,8 +4358,10 @@ INLINE int panel_rows(void) {
 #define UNIT_FENCE __asm__ volatile("" : : : "memory")
 #if defined(__x86_64__) && LANES > 1
 #define IN_REGISTER(v) __asm__("" : "+v"(v)) // or gcc loads it again for every row
+#define ROW_FENCE      (void)0
 #else
 #define IN_REGISTER(v) (void)0
+#define ROW_FENCE      UNIT_FENCE // for NEON, where gcc would load six rows of a at once
 #endif
 #define EACH_ROW    UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR UNROLL for (int j = 0; j < NR / LANES; j++)
@@ -4380,6 +4382,7 @@ INLINE void kernel_chain(int units, const unit_t *a, const unit_t *b, float *til
             EACH_VECTOR v[j] = ((const Vector *)line)[j];
             EACH_VECTOR IN_REGISTER(v[j]);
             EACH_ROW {
+                ROW_FENCE;
                 const Vector s = vector_set1(rows[i]);
                 EACH_VECTOR c[i][j] =
                     pairs ? vector_fma_pairs(s, v[j], c[i][j]) : vector_fma(s, v[j], c[i][j]);
@@ -4825,7 +4828,7 @@ static const char *product_instruction(void) {
 #ifdef __APPLE__
 #include <sys/resource.h>
 // As in <sys/sysctl.h>, which has a MIN and a MAX of its own.
-int sysctlbyname(const char *name, void *out, size_t *bytes, void *in, size_t in_bytes);
+int sysctlbyname(const char *, void *, size_t *, void *, size_t);
 static const char *machine_name(char *out) {
     size_t bytes = 256;
     return sysctlbyname("machdep.cpu.brand_string", out, &bytes, NULL, 0) ? "unknown" : out;

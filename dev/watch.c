@@ -24,6 +24,9 @@ Options:
 #include <dirent.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#ifdef __APPLE__
+#define strverscmp strcmp // fp8-10 stands before fp8-2 there
+#endif
 
 #define LOG_MAX ((size_t)1 << 30) // bytes of a table that are read
 enum { REQUEST_MAX = 8192, SECONDS_TO_ASK = 4, SECONDS_TO_ANSWER = 20, QUIET_SECONDS = 60 };
@@ -298,11 +301,13 @@ static void on_stop(int signal_number) {
 static int port_listen(void) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(watch.port)};
     socklen_t size = sizeof(address);
-    const int on = 1, seconds = 2, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
     EXPECT(fd >= 0, "cannot make a socket: %s", strerror(errno));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof(seconds));
+#ifdef TCP_DEFER_ACCEPT
+    setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &(int){2}, sizeof(int));
+#endif
     EXPECT(bind(fd, (struct sockaddr *)&address, size) == 0,
            "option --port: cannot listen on 127.0.0.1:%d: %s; name another, or 0 for any free one",
            watch.port, strerror(errno));
@@ -316,7 +321,7 @@ static int port_listen(void) {
 static void requests_serve(int fd) {
     const struct timeval wait = {2, 0};
     while (1) {
-        const int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+        const int client = accept(fd, NULL, NULL);
         if (client < 0) continue;
         setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
         setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
