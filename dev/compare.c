@@ -840,7 +840,11 @@ static void summary_header_write(FILE *f, double noise) {
             "excess\tsteps_to_reference\tseconds_to_reference\ttok_s\tpeak_mib\tverdict\tp_holm\n");
 }
 static void gap_columns_write(FILE *f, const Gap *g) {
-    fprintf(f, "\t%+.6f\t%+.6f\t%+.6f", g->mean, g->low, g->high);
+    const double columns[] = {g->mean, g->low, g->high};
+    for (int i = 0; i < COUNT(columns); i++) {
+        if (isnan(columns[i])) fprintf(f, "\tnan"); // without a sign: pandas reads it
+        else fprintf(f, "\t%+.6f", columns[i]);
+    }
 }
 static void summary_row_write(FILE *f, const char *label, const Figures *x, const char *verdict) {
     fprintf(f, "%s\t%.6f\t%.6f\t%.6f", label, x->loss, x->spread, x->error);
