@@ -1,0 +1,389 @@
+#!/usr/bin/env python3
+"""Turn Hugging Face's GPT-2 checkpoints into the trainer's model files, and model files into checkpoints.
+
+  hf download openai-community/gpt2 config.json model.safetensors vocab.json merges.txt --local-dir gpt2
+  python3 data/hf.py import gpt2 --out gpt2.bin
+  ./train_gpt_fp8 -e gpt2.bin -i 'PREFIX_train_*.bin' -j 'PREFIX_val_*.bin'
+  python3 data/hf.py export log/fp8/model_00000500.bin --out DIR --tokenizer gpt2_tokenizer.bin
+
+import also writes gpt2_tokenizer.bin beside the model file, if the checkpoint has GPT-2's tokenizer. export also writes
+tokenizer files: for bytes always, for GPT-2's tokens with --tokenizer. Weights keep their type, so fp32 and bf16 come
+back bit by bit; fp16 and mixed types become fp32. A checkpoint that this architecture cannot compute is refused.
+Exported weights are the fp32 masters, so transformers computes without FP8. One tensor is in memory at a time.
+
+Left out on purpose: dropout (it is ignored), tokenizers other than GPT-2's and bytes, pickled checkpoints.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import types
+
+import prepare
+from prepare import DataError, np
+
+# ---- 1. Shape and numbers
+
+# The numbers of a shape in the model file's order: name, transformers' default, the trainer's limit.
+SHAPE = [("n_positions", 1024, 1 << 20), ("vocab_size", 50257, 65536), ("n_layer", 12, 1024), ("n_head", 12, 1024),
+         ("n_embd", 768, 65536)]
+# What else decides the results, and the values that fit. The first is transformers' default, but model_type must be
+# there. reorder_and_upcast_attn changes rounding alone and is ignored.
+FIXED = {"model_type": ["gpt2"], "activation_function": ["gelu_new", "gelu_pytorch_tanh"],
+         "layer_norm_epsilon": [1e-5], "tie_word_embeddings": [True], "scale_attn_weights": [True],
+         "scale_attn_by_inverse_layer_idx": [False], "add_cross_attention": [False], "pruned_heads": [{}, None],
+         "quantization_config": [None]}
+# safetensors' types: NumPy's, the model file's version, transformers' name. The bits of bf16 are integers to NumPy.
+TYPES = {"F32": ("<f4", 3, "float32"), "BF16": ("<u2", 5, "bfloat16"), "F16": ("<f2", None, None)}
+
+
+def shape_check(path, shape):
+    for name, _, limit in SHAPE:
+        if type(shape[name]) is not int or not 1 <= shape[name] <= limit:
+            raise DataError(f"{path}: {name}: expected a number from 1 to {limit}, found {shape[name]!r}")
+    if shape["n_embd"] % shape["n_head"]:
+        raise DataError(f"{path}: n_head: {shape['n_embd']} channels cannot be split over {shape['n_head']} heads")
+
+
+def tensors(shape):
+    """Hugging Face's names and shapes in the order of the model file, where each tensor holds all layers."""
+    C, layers = shape["n_embd"], range(shape["n_layer"])
+    block = [("ln_1.weight", (C,)), ("ln_1.bias", (C,)), ("attn.c_attn.weight", (C, 3 * C)),
+             ("attn.c_attn.bias", (3 * C,)), ("attn.c_proj.weight", (C, C)), ("attn.c_proj.bias", (C,)),
+             ("ln_2.weight", (C,)), ("ln_2.bias", (C,)), ("mlp.c_fc.weight", (C, 4 * C)), ("mlp.c_fc.bias", (4 * C,)),
+             ("mlp.c_proj.weight", (4 * C, C)), ("mlp.c_proj.bias", (C,))]
+    return [("wte.weight", (shape["vocab_size"], C)), ("wpe.weight", (shape["n_positions"], C)),
+            *[(f"h.{layer}.{name}", size) for name, size in block for layer in layers],
+            ("ln_f.weight", (C,)), ("ln_f.bias", (C,))]
+
+
+def is_transposed(name):
+    """A linear layer's weight is [in, out] at Hugging Face and [out, in] here."""
+    return ".c_" in name and name.endswith(".weight")
+
+
+def size_in_bytes(size, dtype):
+    return math.prod(size) * np.dtype(TYPES[dtype][0]).itemsize
+
+
+def to_fp32(x, dtype):
+    return (x.astype("<u4") << 16).view("<f4") if dtype == "BF16" else x.astype("<f4", copy=False)
+
+
+def convert(x, dtype, wanted, name):
+    """Finite numbers as another type; bf16 is rounded to the nearest, ties to even."""
+    if dtype != wanted:
+        x = to_fp32(x, dtype)
+    if dtype != wanted == "BF16":
+        bits = x.view("<u4").astype("<u8")
+        x = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype("<u2")
+    finite = np.isfinite(to_fp32(x, wanted))
+    if not finite.all():
+        raise DataError(f"{name}: weight {np.argmin(finite)} is not finite in {TYPES[wanted][2]}; this model diverged")
+    return x
+
+
+def describe(path, shape, dtype):
+    count = sum(math.prod(size) for _, size in tensors(shape))
+    return (f"wrote {prepare.path_show(path)}: {count:,} parameters in {TYPES[dtype][2]}, "
+            + ", ".join(f"{name} {number}" for name, number in shape.items()))
+
+
+# ---- 2. Files
+
+def parts_write(path, parts):
+    """As prepare.file_write, but the parts are made while they are written."""
+    temporary = path + ".tmp"
+    if os.path.lexists(temporary):
+        os.remove(temporary)
+    try:
+        with open(temporary, "xb") as f:
+            for part in parts:
+                f.write(part)
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def json_read(path):
+    try:
+        value = json.loads(prepare.file_read(path))
+        if isinstance(value, dict):
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise DataError(f"{path}: expected a JSON object, found something else; download it again")
+
+
+def json_write(path, value):
+    prepare.file_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def tensor_read(entry):
+    path, dtype, size, at, _ = entry
+    return np.fromfile(path, TYPES[dtype][0], math.prod(size), offset=at).reshape(size)
+
+
+def safetensors_open(path, found):
+    """Adds {name: (path, dtype, shape, first byte, bytes)} of a file to `found`; names lose their prefix transformer.
+    The file is: the length of its header, uint64; the header, JSON; the data without holes."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: expected a file, found none; download it")
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        header = f.read(length) if length <= min(size, 100_000_000) else b""  # the format's own limit
+    try:
+        at, header = 8 + length, json.loads(header)
+        header.pop("__metadata__", None)
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = tensor["data_offsets"]
+            if begin + 8 + length != at or end < begin:
+                raise ValueError(f"a hole before {name}")
+            name = re.sub(r"^transformer\.", "", name)
+            if name in found:
+                raise DataError(f"{path}: {name}: expected this tensor once, found it twice; download it again")
+            found[name] = path, str(tensor["dtype"]), tuple(tensor["shape"]), at, end - begin
+            at += end - begin
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DataError(f"{path}: expected a safetensors header, found a damaged one ({e}); get it again") from None
+    if size != at:
+        raise DataError(f"{path}: expected {at} bytes, by its header, found {size}; download it again")
+
+
+def model_open(path):
+    """The shape, type and padded vocabulary of a model file (dev/FORMATS.md)."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: expected a model file, found none; give model_*.bin")
+    h = np.fromfile(path, "<i4", 256).tolist() + [0] * 8
+    dtypes = [dtype for dtype in ["F32", "BF16"] if h[:2] == [20240326, TYPES[dtype][1]]]
+    if not dtypes:
+        raise DataError(f"{path}: expected an llm.c model with magic number 20240326 and version 3 (fp32) or 5 (bf16), "
+                        f"found {h[0]} and {h[1]}; give model_*.bin")
+    shape, rows = dict(zip([name for name, _, _ in SHAPE], h[2:])), h[7]
+    shape_check(path, shape)
+    if rows % 128 or not shape["vocab_size"] <= rows <= 65536:
+        raise DataError(f"{path}: expected a multiple of 128 that holds {shape['vocab_size']} tokens, found {rows}")
+    want = 1024 + sum(size_in_bytes(size, dtypes[0]) for _, size in tensors({**shape, "vocab_size": rows}))
+    if os.path.getsize(path) != want:
+        raise DataError(f"{path}: size in bytes, by its header, expected {want}, found {os.path.getsize(path)}; "
+                        f"it is damaged, copy it again")
+    return shape, dtypes[0], rows
+
+
+# ---- 3. Tokenizer
+
+END = "<|endoftext|>"
+# GPT-2 writes a byte as a printable character; one that is not printable as a character from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+CHARACTERS = {b: chr(b) for b in PRINTABLE}
+CHARACTERS.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PRINTABLE)})
+BYTES = {character: b for b, character in CHARACTERS.items()}
+
+
+def is_gpt2(tokens):
+    return hashlib.sha256(prepare.tokenizer_body(tokens)).hexdigest() == prepare.GPT2_SHA256
+
+
+def tokenizer_import(folder, out):
+    """Writes gpt2_tokenizer.bin if the tokens are GPT-2's; returns what the user should know. GPT-2's merges follow
+    from its ids, so that vocab.json alone decides."""
+    path = os.path.join(folder, "vocab.json")
+    if os.path.isfile(path):
+        vocab = json_read(path)
+    else:
+        path = os.path.join(folder, "tokenizer.json")
+        if not os.path.isfile(path):
+            return f"{folder}: no tokenizer there (vocab.json or tokenizer.json), so no gpt2_tokenizer.bin"
+        vocab = (json_read(path).get("model") or {}).get("vocab")
+    if vocab == BYTES:
+        return "the tokens are bytes, which need no tokenizer file"
+    try:
+        tokens = [bytes(BYTES[c] for c in token) for token in sorted(vocab, key=vocab.get) if token != END]
+        good = vocab[END] == prepare.GPT2_EOT and is_gpt2(tokens)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        good = False
+    if not good:
+        return f"{path}: not GPT-2's tokens: no gpt2_tokenizer.bin, and GPT-2's token shards do not fit this model"
+    encoding = types.SimpleNamespace(decode_single_token_bytes=tokens.__getitem__)
+    path = os.path.join(os.path.dirname(out), "gpt2_tokenizer.bin")
+    prepare.tokenizer_write(path, types.SimpleNamespace(encoding=encoding))
+    return f"wrote {prepare.path_show(path)}"
+
+
+def merge_of(token, ranks):
+    """The two parts of a token that merge last: at each step the pair of the lowest id merges."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], math.inf))
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return " ".join("".join(CHARACTERS[b] for b in part) for part in parts)
+
+
+def tokenizer_export(folder, tokens, shape):
+    """Hugging Face's files for the 256 bytes, or for GPT-2's tokens without the last one, which is END."""
+    ranks = {token: i for i, token in enumerate(tokens)}
+    vocab = {"".join(CHARACTERS[b] for b in token): i for token, i in ranks.items()}
+    if len(vocab) < shape["vocab_size"]:
+        vocab[END] = len(vocab)
+    end = END if END in vocab else None
+    merges = [merge_of(token, ranks) for token in tokens if len(token) > 1]
+    json_write(os.path.join(folder, "vocab.json"), vocab)
+    prepare.file_write(os.path.join(folder, "merges.txt"), "\n".join(["#version: 0.2", *merges, ""]).encode())
+    json_write(os.path.join(folder, "tokenizer_config.json"), {
+        "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": shape["n_positions"],
+        "bos_token": end, "eos_token": end, "unk_token": end})
+
+
+# ---- 4. Import
+
+def config_read(folder):
+    """The shape of a checkpoint. What the trainer does not compute is refused by the key's name."""
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: expected a directory with config.json and model.safetensors, found none; fetch it "
+                        f"with: hf download NAME --local-dir DIR")
+    path = os.path.join(folder, "config.json")
+    config = {"model_type": None, **json_read(path)}
+
+    def check(key, good):
+        if config.get(key, good[0]) not in good:
+            raise DataError(f"{path}: {key}: expected {' or '.join(map(str, good))}, found {config[key]}; the trainer "
+                            f"has no such model")
+    for key, good in FIXED.items():
+        check(key, good)
+    shape = {name: config.get(name, default) for name, default, _ in SHAPE}
+    shape_check(path, shape)
+    check("n_inner", [None, 4 * shape["n_embd"]])
+    return shape
+
+
+def checkpoint_open(folder, shape):
+    """The tensors of a checkpoint, all of them as the shape wants them."""
+    path, found = os.path.join(folder, "model.safetensors"), {}
+    if os.path.isfile(index := path + ".index.json") and not os.path.isfile(path):
+        path, names = index, json_read(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise DataError(f"{index}: weight_map: expected file names, found none; download it again")
+        for name in sorted(set(names.values())):
+            safetensors_open(os.path.join(folder, name), found)
+    elif not os.path.isfile(path) and os.path.isfile(os.path.join(folder, "pytorch_model.bin")):
+        raise DataError(f"{path}: expected this file, found only pytorch_model.bin, a pickle, which can run code; "
+                        f"if you trust it: pip install torch transformers, then python3 -c 'from transformers import "
+                        f"GPT2LMHeadModel as M; M.from_pretrained(\"{folder}\").save_pretrained(\"{folder}\")'")
+    else:
+        safetensors_open(path, found)
+    wanted = dict(tensors(shape))
+    if "lm_head.weight" in found:
+        wanted["lm_head.weight"] = wanted["wte.weight"]
+    for name in sorted(found.keys() - wanted.keys()):
+        if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):  # the causal mask
+            raise DataError(f"{path}: {name}: expected GPT-2's tensors, found one more; the trainer has no such model")
+    for name, size in wanted.items():
+        _, dtype, has, _, count = found.get(name, (path, "none", (), 0, 0))
+        if dtype not in TYPES or has != size or count != size_in_bytes(size, dtype):
+            raise DataError(f"{path}: {name}: expected {', '.join(TYPES)} and shape {size}, found {dtype} and {has}; "
+                            f"the tensors do not fit config.json, or not the trainer")
+    head = found.get("lm_head.weight")
+    if head and not np.array_equal(tensor_read(head), tensor_read(found["wte.weight"])):
+        raise DataError(f"{path}: lm_head.weight: expected wte.weight, found others; the trainer ties them")
+    return {name: found[name] for name, _ in tensors(shape)}
+
+
+def model_parts(shape, wanted, found):
+    header = np.zeros(256, "<i4")
+    padding = -shape["vocab_size"] % 128
+    header[:8] = 20240326, TYPES[wanted][1], *(shape[name] for name, _, _ in SHAPE), shape["vocab_size"] + padding
+    yield header.data
+    for name, (path, dtype, size, _, _) in found.items():
+        x = convert(tensor_read(found[name]), dtype, wanted, f"{path}: {name}")
+        yield np.ascontiguousarray(x.T if is_transposed(name) else x).data
+        if name == "wte.weight":
+            yield bytes(size_in_bytes((padding, size[1]), wanted))
+
+
+def run_import(args):
+    shape = config_read(args.source)
+    found = checkpoint_open(args.source, shape)
+    dtype = "BF16" if {entry[1] for entry in found.values()} == {"BF16"} else "F32"
+    parts_write(args.out, model_parts(shape, dtype, found))
+    print(describe(args.out, shape, dtype))
+    print(tokenizer_import(args.source, args.out))
+
+
+# ---- 5. Export
+
+def checkpoint_parts(path, shape, dtype, wanted, rows):
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, size in tensors(shape):
+        end = at + size_in_bytes(size, wanted)
+        header["transformer." + name] = {"dtype": wanted, "shape": size, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    at = 1024
+    for name, size in tensors(shape):
+        x = tensor_read((path, dtype, size[::-1] if is_transposed(name) else size, at, None))
+        at += size_in_bytes((rows, size[1]) if name == "wte.weight" else size, dtype)
+        x = convert(x, dtype, wanted, f"{path}: {name}")
+        yield np.ascontiguousarray(x.T if is_transposed(name) else x).data
+
+
+def run_export(args):
+    shape, dtype, rows = model_open(args.source)
+    wanted = {"fp32": "F32", "bf16": "BF16", None: dtype}[args.dtype]
+    tokens = [bytes([b]) for b in range(256)] if shape["vocab_size"] == 256 else None
+    if args.tokenizer:
+        if shape["vocab_size"] != prepare.GPT2_VOCAB:
+            raise DataError(f"--tokenizer: expected a model of GPT-2's tokens, found {shape['vocab_size']} in "
+                            f"{args.source}; leave it out")
+        tokens = prepare.tokenizer_read(args.tokenizer)[:-1]
+        if not is_gpt2(tokens):
+            raise DataError(f"{args.tokenizer}: expected GPT-2's tokens, found others; make it again")
+    out = os.path.abspath(args.out)
+    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        raise DataError(f"{args.out}: expected a new or empty directory, found files; choose another --out")
+    folder = out + ".tmp"
+    os.makedirs(folder)
+    try:
+        parts_write(os.path.join(folder, "model.safetensors"),
+                    checkpoint_parts(args.source, shape, dtype, wanted, rows))
+        if tokens:
+            tokenizer_export(folder, tokens, shape)
+        end = prepare.GPT2_EOT if shape["vocab_size"] == prepare.GPT2_VOCAB else None  # others have no such token
+        json_write(os.path.join(folder, "config.json"), {
+            "architectures": ["GPT2LMHeadModel"], **shape, "n_inner": None,
+            **{key: good[0] for key, good in FIXED.items() if good[0] not in [{}, None]},
+            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": end, "eos_token_id": end,
+            "torch_dtype": TYPES[wanted][2]})
+        os.rename(folder, out)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    print(describe(out, shape, wanted))
+    if not tokens:
+        print("no tokenizer files: --tokenizer gpt2_tokenizer.bin writes GPT-2's")
+
+
+def main():
+    p = prepare.Parser(description=__doc__, formatter_class=prepare.argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True)
+    c = commands.add_parser("import", help="a checkpoint to a model file")
+    c.add_argument("source", metavar="DIR", help="a checkpoint: config.json and model.safetensors")
+    c.add_argument("--out", metavar="FILE", required=True, help="the model file to write")
+    c = commands.add_parser("export", help="a model file to a checkpoint")
+    c.add_argument("source", metavar="MODEL", help="a model file, as model_00000500.bin")
+    c.add_argument("--out", metavar="DIR", required=True, help="the directory to write, new or empty")
+    c.add_argument("--dtype", choices=["fp32", "bf16"], help="type of the weights (default: the file's)")
+    c.add_argument("--tokenizer", metavar="FILE", help="gpt2_tokenizer.bin, for models of GPT-2's tokens")
+    args = p.parse_args()
+    (run_import if args.command == "import" else run_export)(args)
+
+
+if __name__ == "__main__":
+    prepare.run(main)
