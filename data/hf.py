@@ -9,7 +9,10 @@
 import also writes gpt2_tokenizer.bin beside the model file, if the checkpoint has GPT-2's tokenizer. export also writes
 tokenizer files: for bytes always, for GPT-2's tokens with --tokenizer. Weights keep their type, so fp32 and bf16 come
 back bit by bit; fp16 and mixed types become fp32. A checkpoint that this architecture cannot compute is refused.
-Exported weights are the fp32 masters, so transformers computes without FP8. One tensor is in memory at a time.
+Exported weights are the fp32 masters, and transformers computes without FP8. One tensor is in memory at a time.
+
+lm_eval scores an export: pip install "lm_eval[hf]"; lm_eval --model hf --model_args pretrained=DIR --tasks hellaswag.
+Bytes have no end-of-text token, which lm_eval wants: there write pretrained=DIR,prefix_token_id=10, a newline.
 
 Left out on purpose: dropout (it is ignored), tokenizers other than GPT-2's and bytes, pickled checkpoints.
 """
@@ -50,13 +53,12 @@ def shape_check(path, shape):
 
 def tensors(shape):
     """Hugging Face's names and shapes in the order of the model file, where each tensor holds all layers."""
-    C, layers = shape["n_embd"], range(shape["n_layer"])
-    block = [("ln_1.weight", (C,)), ("ln_1.bias", (C,)), ("attn.c_attn.weight", (C, 3 * C)),
-             ("attn.c_attn.bias", (3 * C,)), ("attn.c_proj.weight", (C, C)), ("attn.c_proj.bias", (C,)),
-             ("ln_2.weight", (C,)), ("ln_2.bias", (C,)), ("mlp.c_fc.weight", (C, 4 * C)), ("mlp.c_fc.bias", (4 * C,)),
-             ("mlp.c_proj.weight", (4 * C, C)), ("mlp.c_proj.bias", (C,))]
+    C = shape["n_embd"]
+    block = {"ln_1": (C,), "attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C), "ln_2": (C,), "mlp.c_fc": (C, 4 * C),
+             "mlp.c_proj": (4 * C, C)}
     return [("wte.weight", (shape["vocab_size"], C)), ("wpe.weight", (shape["n_positions"], C)),
-            *[(f"h.{layer}.{name}", size) for name, size in block for layer in layers],
+            *[(f"h.{layer}.{name}.{kind}", size if kind == "weight" else size[-1:])
+              for name, size in block.items() for kind in ["weight", "bias"] for layer in range(shape["n_layer"])],
             ("ln_f.weight", (C,)), ("ln_f.bias", (C,))]
 
 
@@ -75,12 +77,13 @@ def to_fp32(x, dtype):
 
 def convert(x, dtype, wanted, name):
     """Finite numbers as another type; bf16 is rounded to the nearest, ties to even."""
+    finite = np.isfinite(to_fp32(x, dtype))
     if dtype != wanted:
         x = to_fp32(x, dtype)
     if dtype != wanted == "BF16":
-        bits = x.view("<u4").astype("<u8")
+        bits = x.view("<u4")
         x = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype("<u2")
-    finite = np.isfinite(to_fp32(x, wanted))
+        finite &= (x & 0x7f80) != 0x7f80
     if not finite.all():
         raise DataError(f"{name}: weight {np.argmin(finite)} is not finite in {TYPES[wanted][2]}; this model diverged")
     return x
@@ -367,7 +370,7 @@ def run_export(args):
         raise
     print(describe(out, shape, wanted))
     if not tokens:
-        print("no tokenizer files: --tokenizer gpt2_tokenizer.bin writes GPT-2's")
+        print("no tokenizer files; for GPT-2's tokens --tokenizer gpt2_tokenizer.bin writes them")
 
 
 def main():

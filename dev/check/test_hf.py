@@ -382,7 +382,10 @@ def test_tensors():
     raw = read(path)
 
     def bad(name, words, data):
-        write(path, data) if isinstance(data, bytes) else save_file(data, path)
+        if isinstance(data, bytes):
+            write(path, data)
+        else:
+            save_file(data, path)
         refused(name, words, "import", "c", "--out", "x", out="x")
 
     qkv = "transformer.h.1.attn.c_attn.weight"
@@ -406,6 +409,11 @@ def test_tensors():
         {**good, "lm_head.weight": good["transformer.wte.weight"] + 1})
     bad("both kinds of names", ["wte.weight", "twice"],
         {**good, "wte.weight": good["transformer.wte.weight"]})
+    data_at = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:data_at])
+    ends = [header["transformer.ln_f." + kind] for kind in ("weight", "bias")]
+    ends[0]["data_offsets"] = ends[1]["data_offsets"]
+    bad("two tensors in one place", ["model.safetensors", "hole"], st(header, raw[data_at:]))
     for name, data in [("cut off", raw[:-1]), ("a byte too many", raw + b"\0"), ("empty", b""),
                        ("no header", raw[:50]), ("another file", b"PK\3\4" + bytes(99)),
                        ("a list", st([])), ("no offsets", st({"wte.weight": {"dtype": "F32"}})),
@@ -446,7 +454,8 @@ def test_export_refusals():
     for field, value, words in [(0, 20240520, ["magic", "20240520"]), (1, 4, ["version", "4"]),
                                 (2, 0, ["n_positions"]), (2, 63, ["size"]),
                                 (3, 70000, ["vocab_size"]), (4, 3, ["size"]),
-                                (5, 3, ["n_head"]), (6, -64, ["n_embd"]), (7, 1001, ["128"]), (7, 896, ["128"]), (1, 5, ["size"])]:
+                                (5, 3, ["n_head"]), (6, -64, ["n_embd"]), (7, 1001, ["128"]),
+                                (7, 896, ["128"]), (1, 5, ["size"])]:
         h = good.copy()
         h[field] = value
         write("bad.bin", h.tobytes())
