@@ -9,7 +9,8 @@
 import also writes gpt2_tokenizer.bin beside the model file, if the checkpoint has GPT-2's tokenizer. export also writes
 tokenizer files: for bytes always, for GPT-2's tokens with --tokenizer. Weights keep their type, so fp32 and bf16 come
 back bit by bit; fp16 and mixed types become fp32. A checkpoint that this architecture cannot compute is refused.
-Exported weights are the fp32 masters, and transformers computes without FP8. One tensor is in memory at a time.
+Exported weights are the fp32 masters, and transformers computes without FP8. Needed: NumPy, safetensors and, for bf16,
+ml_dtypes.
 
 lm_eval scores an export: pip install "lm_eval[hf]"; lm_eval --model hf --model_args pretrained=DIR --tasks hellaswag.
 Bytes have no end-of-text token, which lm_eval wants: there write pretrained=DIR,prefix_token_id=10, a newline.
@@ -28,6 +29,14 @@ import types
 import prepare
 from prepare import DataError, np
 
+try:
+    import ml_dtypes  # gives NumPy, and so safetensors, the type bfloat16
+    import safetensors.numpy
+except ImportError as missing:
+    print(f"error: expected the Python packages safetensors and ml_dtypes ({missing}); pip install safetensors "
+          f"ml_dtypes", file=prepare.sys.stderr)
+    prepare.sys.exit(2)
+
 # ---- 1. Shape and numbers
 
 # The numbers of a shape in the model file's order: name, transformers' default, the trainer's limit.
@@ -39,8 +48,9 @@ FIXED = {"model_type": ["gpt2"], "activation_function": ["gelu_new", "gelu_pytor
          "layer_norm_epsilon": [1e-5], "tie_word_embeddings": [True], "scale_attn_weights": [True],
          "scale_attn_by_inverse_layer_idx": [False], "add_cross_attention": [False], "pruned_heads": [{}, None],
          "quantization_config": [None]}
-# safetensors' types: NumPy's, the model file's version, transformers' name. The bits of bf16 are integers to NumPy.
-TYPES = {"F32": ("<f4", 3, "float32"), "BF16": ("<u2", 5, "bfloat16"), "F16": ("<f2", None, None)}
+# safetensors' types: NumPy's, the model file's version, transformers' name.
+TYPES = {"F32": (np.dtype("<f4"), 3, "float32"), "BF16": (np.dtype(ml_dtypes.bfloat16), 5, "bfloat16"),
+         "F16": (np.dtype("<f2"), None, None)}
 
 
 def shape_check(path, shape):
@@ -68,25 +78,18 @@ def is_transposed(name):
 
 
 def size_in_bytes(size, dtype):
-    return math.prod(size) * np.dtype(TYPES[dtype][0]).itemsize
+    return math.prod(size) * TYPES[dtype][0].itemsize
 
 
-def to_fp32(x, dtype):
-    return (x.astype("<u4") << 16).view("<f4") if dtype == "BF16" else x.astype("<f4", copy=False)
-
-
-def convert(x, dtype, wanted, name):
-    """Finite numbers as another type; bf16 is rounded to the nearest, ties to even."""
-    finite = np.isfinite(to_fp32(x, dtype))
-    if dtype != wanted:
-        x = to_fp32(x, dtype)
-    if dtype != wanted == "BF16":
-        bits = x.view("<u4")
-        x = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype("<u2")
-        finite &= (x & 0x7f80) != 0x7f80
+def convert(x, name, wanted, place):
+    """A tensor in the other one's layout and as the type `wanted`: bf16 is rounded to nearest even."""
+    with np.errstate(over="ignore"):
+        x = x.astype(TYPES[wanted][0], copy=False)
+    finite = np.isfinite(x)
     if not finite.all():
-        raise DataError(f"{name}: weight {np.argmin(finite)} is not finite in {TYPES[wanted][2]}; this model diverged")
-    return x
+        raise DataError(f"{place}: {name}: weight {np.argmin(finite)} is not finite in {TYPES[wanted][2]}; this model "
+                        f"diverged")
+    return np.ascontiguousarray(x.T if is_transposed(name) else x)
 
 
 def describe(path, shape, dtype):
@@ -96,22 +99,6 @@ def describe(path, shape, dtype):
 
 
 # ---- 2. Files
-
-def parts_write(path, parts):
-    """As prepare.file_write, but the parts are made while they are written."""
-    temporary = path + ".tmp"
-    if os.path.lexists(temporary):
-        os.remove(temporary)
-    try:
-        with open(temporary, "xb") as f:
-            for part in parts:
-                f.write(part)
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
 
 def json_read(path):
     try:
@@ -127,36 +114,13 @@ def json_write(path, value):
     prepare.file_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def tensor_read(entry):
-    path, dtype, size, at, _ = entry
-    return np.fromfile(path, TYPES[dtype][0], math.prod(size), offset=at).reshape(size)
-
-
-def safetensors_open(path, found):
-    """Adds {name: (path, dtype, shape, first byte, bytes)} of a file to `found`; names lose their prefix transformer.
-    The file is: the length of its header, uint64; the header, JSON; the data without holes."""
+def safetensors_open(path):
     if not os.path.isfile(path):
         raise DataError(f"{path}: expected a file, found none; download it")
-    size = os.path.getsize(path)
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        header = f.read(length) if length <= min(size, 100_000_000) else b""  # the format's own limit
     try:
-        at, header = 8 + length, json.loads(header)
-        header.pop("__metadata__", None)
-        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            begin, end = tensor["data_offsets"]
-            if begin + 8 + length != at or end < begin:
-                raise ValueError(f"a hole before {name}")
-            name = re.sub(r"^transformer\.", "", name)
-            if name in found:
-                raise DataError(f"{path}: {name}: expected this tensor once, found it twice; download it again")
-            found[name] = path, str(tensor["dtype"]), tuple(tensor["shape"]), at, end - begin
-            at += end - begin
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise DataError(f"{path}: expected a safetensors header, found a damaged one ({e}); get it again") from None
-    if size != at:
-        raise DataError(f"{path}: expected {at} bytes, by its header, found {size}; download it again")
+        return safetensors.safe_open(path, "np")
+    except safetensors.SafetensorError as e:
+        raise DataError(f"{path}: expected a safetensors file, found a damaged one ({e}); download it again") from None
 
 
 def model_open(path):
@@ -265,76 +229,92 @@ def config_read(folder):
     return shape
 
 
-def checkpoint_open(folder, shape):
-    """The tensors of a checkpoint, all of them as the shape wants them."""
-    path, found = os.path.join(folder, "model.safetensors"), {}
-    if os.path.isfile(index := path + ".index.json") and not os.path.isfile(path):
-        path, names = index, json_read(index).get("weight_map")
+def checkpoint_files(folder):
+    """The safetensors files of a checkpoint: one, or those that its index names."""
+    path = os.path.join(folder, "model.safetensors")
+    if os.path.isfile(path):
+        return [path]
+    if os.path.isfile(index := path + ".index.json"):
+        names = json_read(index).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise DataError(f"{index}: weight_map: expected file names, found none; download it again")
-        for name in sorted(set(names.values())):
-            safetensors_open(os.path.join(folder, name), found)
-    elif not os.path.isfile(path) and os.path.isfile(os.path.join(folder, "pytorch_model.bin")):
+        return [os.path.join(folder, name) for name in sorted(set(names.values()))]
+    if os.path.isfile(os.path.join(folder, "pytorch_model.bin")):
         raise DataError(f"{path}: expected this file, found only pytorch_model.bin, a pickle, which can run code; "
                         f"if you trust it: pip install torch transformers, then python3 -c 'from transformers import "
                         f"GPT2LMHeadModel as M; M.from_pretrained(\"{folder}\").save_pretrained(\"{folder}\")'")
-    else:
-        safetensors_open(path, found)
+    return [path]
+
+
+def checkpoint_open(folder, shape):
+    """{name: (file, its name there)} of the tensors, in the model file's order. All are as the shape wants them."""
+    found = {}
+    for path in checkpoint_files(folder):
+        file = safetensors_open(path)
+        for key in file.keys():
+            name = re.sub(r"^transformer\.", "", key)
+            if name in found:
+                raise DataError(f"{path}: {name}: expected this tensor once, found it twice; download it again")
+            found[name] = file, key
     wanted = dict(tensors(shape))
     if "lm_head.weight" in found:
         wanted["lm_head.weight"] = wanted["wte.weight"]
     for name in sorted(found.keys() - wanted.keys()):
         if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):  # the causal mask
-            raise DataError(f"{path}: {name}: expected GPT-2's tensors, found one more; the trainer has no such model")
+            raise DataError(f"{folder}: {name}: expected GPT-2's tensors, found one more; the trainer has no such "
+                            f"model")
     for name, size in wanted.items():
-        _, dtype, has, _, count = found.get(name, (path, "none", (), 0, 0))
-        if dtype not in TYPES or has != size or count != size_in_bytes(size, dtype):
-            raise DataError(f"{path}: {name}: expected {', '.join(TYPES)} and shape {size}, found {dtype} and {has}; "
+        dtype, has = tensor_about(found[name]) if name in found else ("none", ())
+        if dtype not in TYPES or has != size:
+            raise DataError(f"{folder}: {name}: expected {', '.join(TYPES)} and shape {size}, found {dtype} and {has}; "
                             f"the tensors do not fit config.json, or not the trainer")
     head = found.get("lm_head.weight")
     if head and not np.array_equal(tensor_read(head), tensor_read(found["wte.weight"])):
-        raise DataError(f"{path}: lm_head.weight: expected wte.weight, found others; the trainer ties them")
+        raise DataError(f"{folder}: lm_head.weight: expected wte.weight, found others; the trainer ties them")
     return {name: found[name] for name, _ in tensors(shape)}
 
 
-def model_parts(shape, wanted, found):
+def tensor_about(place):
+    file, key = place
+    return str(file.get_slice(key).get_dtype()), tuple(file.get_slice(key).get_shape())
+
+
+def tensor_read(place):
+    file, key = place
+    return file.get_tensor(key)
+
+
+def model_parts(folder, shape, wanted, found):
     header = np.zeros(256, "<i4")
     padding = -shape["vocab_size"] % 128
     header[:8] = 20240326, TYPES[wanted][1], *(shape[name] for name, _, _ in SHAPE), shape["vocab_size"] + padding
-    yield header.data
-    for name, (path, dtype, size, _, _) in found.items():
-        x = convert(tensor_read(found[name]), dtype, wanted, f"{path}: {name}")
-        yield np.ascontiguousarray(x.T if is_transposed(name) else x).data
+    yield header.tobytes()
+    for name in found:
+        yield convert(tensor_read(found[name]), name, wanted, folder).tobytes()
         if name == "wte.weight":
-            yield bytes(size_in_bytes((padding, size[1]), wanted))
+            yield bytes(size_in_bytes((padding, shape["n_embd"]), wanted))
 
 
 def run_import(args):
     shape = config_read(args.source)
     found = checkpoint_open(args.source, shape)
-    dtype = "BF16" if {entry[1] for entry in found.values()} == {"BF16"} else "F32"
-    parts_write(args.out, model_parts(shape, dtype, found))
+    dtype = "BF16" if {tensor_about(place)[0] for place in found.values()} == {"BF16"} else "F32"
+    prepare.file_write(args.out, more=model_parts(args.source, shape, dtype, found))
     print(describe(args.out, shape, dtype))
     print(tokenizer_import(args.source, args.out))
 
 
 # ---- 5. Export
 
-def checkpoint_parts(path, shape, dtype, wanted, rows):
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+def model_tensors(path, shape, dtype, wanted, rows):
+    """{name: tensor} of a model file, without the padded vocabulary."""
+    found, at = {}, 1024
     for name, size in tensors(shape):
-        end = at + size_in_bytes(size, wanted)
-        header["transformer." + name] = {"dtype": wanted, "shape": size, "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    at = 1024
-    for name, size in tensors(shape):
-        x = tensor_read((path, dtype, size[::-1] if is_transposed(name) else size, at, None))
+        x = np.fromfile(path, TYPES[dtype][0], math.prod(size), offset=at)
         at += size_in_bytes((rows, size[1]) if name == "wte.weight" else size, dtype)
-        x = convert(x, dtype, wanted, f"{path}: {name}")
-        yield np.ascontiguousarray(x.T if is_transposed(name) else x).data
+        x = x.reshape(size[::-1] if is_transposed(name) else size)
+        found["transformer." + name] = convert(x, name, wanted, path)
+    return found
 
 
 def run_export(args):
@@ -354,8 +334,8 @@ def run_export(args):
     folder = out + ".tmp"
     os.makedirs(folder)
     try:
-        parts_write(os.path.join(folder, "model.safetensors"),
-                    checkpoint_parts(args.source, shape, dtype, wanted, rows))
+        safetensors.numpy.save_file(model_tensors(args.source, shape, dtype, wanted, rows),
+                                    os.path.join(folder, "model.safetensors"), {"format": "pt"})
         if tokens:
             tokenizer_export(folder, tokens, shape)
         end = prepare.GPT2_EOT if shape["vocab_size"] == prepare.GPT2_VOCAB else None  # others have no such token

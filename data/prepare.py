@@ -18,6 +18,7 @@ import fcntl
 import glob
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -141,15 +142,15 @@ SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_BYTES = 20240520, 1, 1024
 BYTE_VOCAB, GPT2_VOCAB, GPT2_EOT = 256, 50257, 50256
 
 
-def file_write(path, *parts):
+def file_write(path, *parts, more=()):
     """Write under a temporary name, flush to disk, rename: a file of this name is whole or it is not there. What has
-    the temporary name is removed, never followed: it may be a link."""
+    the temporary name is removed, never followed: it may be a link. The parts of `more` may be made one by one."""
     temporary = path + ".tmp"
     if os.path.lexists(temporary):
         os.remove(temporary)
     try:
         with open(temporary, "xb") as f:
-            for part in parts:
+            for part in itertools.chain(parts, more):
                 f.write(part)
             f.flush()
             os.fsync(f.fileno())
