@@ -3,6 +3,7 @@
 # transformers' GPT-2, what they refuse; every precision builds, and scores a short run.
 set -eu
 . "$(dirname "$0")/env.sh"
+export OMP_WAIT_POLICY=passive # many short calls
 make train_gpt_fp32 train_gpt_fp8
 for p in fp8 fp16 bf16 fp32; do make build/eval/hellaswag_$p; done
 "$python" dev/check/test_hellaswag.py
