@@ -13,17 +13,16 @@ the summed losses of the four endings in nats and their numbers of tokens.
 A row of the model's input is the context and one ending. The loss of an ending is that of its
 tokens alone. Two choices are counted: the least mean loss a token, which llm.c reports (acc_norm),
 and the least summed loss (lm_eval's acc, if the tasks have lm_eval's text; its acc_norm divides by
-the bytes of the ending, which is the first one if tokens are bytes). Of equal losses the first one
-is chosen.
+the characters of an ending). Of equal losses the first one is chosen.
 
-A context and ending longer than the model's context lose tokens on the left, as in lm_eval; so many
-tasks are counted and printed. llm.c ends at such a task. An ending that does not fit is an error.
+A context and ending longer than the model's context lose tokens on the left, as in lm_eval; the
+number of such tasks is printed. llm.c ends at one. An ending that alone does not fit is an error.
 
 FP8: a run's directory gives the tracked scales. A model file has none: each weight matrix is scaled
 by its own amax, each position of x by its own, as in --eval -e. So a loss depends on no other row,
 in no precision. The exception is a run of --recipe current, whose x has one amax for all rows.
 
-A forward pass has the four endings of one task. Products and the loss of the head run on the
+A forward pass has the four endings of one task. The head's product and the loss run on the
 positions of the endings alone.
 */
 #define TESTING
