@@ -28,7 +28,7 @@ OTHERS = [("data/*.py", PARSED), ("dev/*/*.py", PARSED), ("data/[gt]*.c", r"^ +d
           ("dev/gpu_check.sh", r"^#   dev/gpu_check\.sh (--[a-z]+)"),
           ("dev/check/*.sh", r"^#   dev/check/\w+\.sh (--[a-z]+)"),
           ("dev/paper/*.[ch]", r'^    \{"([a-z0-9-]+)", (?:WHOLE|REAL|WORDS)')]  # without the --
-FOREIGN = r"\b(apt-get|git|pip|nvcc|nsys|ncu|torchrun|clang-format)\s[^|;&`]*"  # no options of ours
+FOREIGN = r"\b(apt-get|git|pip|hf|lm_eval|nvcc|nsys|ncu|torchrun|clang-format)\s[^|;&`]*"  # no options of ours
 
 
 def help_of(commands):
