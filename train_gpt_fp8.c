@@ -2433,11 +2433,11 @@ static int word_bytes(const char *text) { // the first word's
     while (byte_kind(text[n]) == kind) n++;
     return n - (kind == ' ' && n > 1 && text[n]);
 }
-// The token whose bytes are those of a and then those of b; V: there is none.
-static int token_find(const Tokenizer *t, const void *a, int a_bytes, const void *b, int b_bytes) {
+// The token whose bytes are the na of a and then the nb of b; V: there is none.
+static int token_find(const Tokenizer *t, const void *a, int na, const void *b, int nb) {
     int i = 0;
-    while (i < t->V && (t->text[i][-1] != a_bytes + b_bytes || memcmp(t->text[i], a, a_bytes) ||
-                        memcmp(t->text[i] + a_bytes, b, b_bytes)))
+    while (i < t->V && (t->text[i][-1] != na + nb || memcmp(t->text[i], a, na) ||
+                        memcmp(t->text[i] + na, b, nb)))
         i++;
     return i;
 }
