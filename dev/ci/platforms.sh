@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # macOS on Apple silicon and on Intel: the programs compile and link, by the clang of the Python
-# package ziglang, which brings Apple's headers; nothing is run. aarch64: NEON's inner loop keeps its
-# sums in registers. (dev/check_bits.sh trains on aarch64 under qemu, with the same bits.)
+# package ziglang, which brings macOS's headers; nothing is run. aarch64: NEON's inner loop keeps
+# its sums in registers. (dev/check_bits.sh trains on aarch64 under qemu, with the same bits.)
 set -eu
 . "$(dirname "$0")/env.sh"
 flags=(-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror)
