@@ -21,7 +21,7 @@ mkdir -p build/platforms/omp
 cp "$(find /usr/lib/llvm-*/lib/clang -name omp.h | head -1)" build/platforms/omp/
 "$python" -m ziglang cc -target aarch64-macos "${flags[@]}" -Xpreprocessor -fopenmp \
   -Ibuild/platforms/omp -DPRECISION=0 -c train_gpt_fp8.c -o build/platforms/omp/object.o
-file build/platforms/program | grep -q 'Mach-O 64-bit x86_64 executable'
+[ "$(od -An -tx4 -N4 build/platforms/program)" = " feedfacf" ] # Mach-O, 64 bits
 echo "ok   every program compiles and links for macOS, arm64 and x86-64"
 
 # The loop between two labels of kernel_fp32: 48 multiply-adds of 4 lanes, two for each accumulator.
