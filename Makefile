@@ -146,11 +146,12 @@ build/watch: dev/watch.c dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 build/lab/%: dev/lab/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(fp8_FLAGS) $< -o $@ $(LDLIBS)
+# $(call flags_of,NAME_PRECISION)
+flags_of = $(or $($(lastword $(subst _, ,$1))_FLAGS),$(error $@: NAME_P, P one of $(PRECISIONS)))
 # What measures a model file, in every precision: build/eval/hellaswag_fp8 and so on.
 build/eval/%: $(wildcard dev/eval/*.c) train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $($(lastword $(subst _, ,$*))_FLAGS) \
-	  dev/eval/$(firstword $(subst _, ,$*)).c -o $@ $(LDLIBS)
+	$(CC) $(ALL_CFLAGS) $(call flags_of,$*) dev/eval/$(firstword $(subst _, ,$*)).c -o $@ $(LDLIBS)
 # The lesson of dev/lesson, and what draws its pictures.
 LESSON_OUT = log/lesson
 build/lesson/%: dev/lesson/%.c dev/lab/lab.h train_gpt_fp8.c $(FLAGS_FILE)
@@ -163,7 +164,7 @@ PAPER = $(foreach name,cnn lstm,$(PRECISIONS:%=build/paper/$(name)_%))
 build/paper/%: dev/paper/cnn.c dev/paper/lstm.c $(wildcard dev/paper/*.h) dev/check/arrays.h \
   train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $($(lastword $(subst _, ,$*))_FLAGS) \
+	$(CC) $(ALL_CFLAGS) $(call flags_of,$*) \
 	  dev/paper/$(firstword $(subst _, ,$*)).c -o $@ $(LDLIBS)
 build/paper/tables: dev/paper/tables.c dev/compare.c train_gpt_fp8.c $(FLAGS_FILE)
 	@mkdir -p $(@D)

@@ -2419,8 +2419,8 @@ static Tokenizer tokenizer_open(const char *path, int V) {
 
 // GPT-2 splits a text into words and merges bytes only within a word. A word is the end of a
 // contraction ('ll), or a run of letters, of digits or of other characters with the space before
-// it, or a run of white space without the last one before a word. This split is exact for ASCII.
-// All other characters count as letters, which is approximate.
+// it, or a run of white space, without its last character if a word follows. This split is exact
+// for ASCII. All other characters count as letters, which is approximate.
 static int byte_kind(unsigned char c) {
     return c > 127 || isalpha(c) ? 'a' : isdigit(c) ? '1' : isspace(c) ? ' ' : c ? '!' : 0;
 }
@@ -4361,7 +4361,7 @@ INLINE int panel_rows(void) {
 #define ROW_FENCE      (void)0
 #else
 #define IN_REGISTER(v) (void)0
-#define ROW_FENCE      UNIT_FENCE // for NEON, where gcc would load six rows of a at once
+#define ROW_FENCE      UNIT_FENCE // without it gcc loads six rows of a at once for NEON
 #endif
 #define EACH_ROW    UNROLL for (int i = 0; i < MR; i++)
 #define EACH_VECTOR UNROLL for (int j = 0; j < NR / LANES; j++)

@@ -3315,8 +3315,8 @@ static Tokenizer tokenizer_open(const char *path, int V) {
 
 // GPT-2 splits a text into words and merges bytes only within a word. A word is the end of a
 // contraction ('ll), or a run of letters, of digits or of other characters with the space before
-// it, or a run of white space without the last one before a word. This split is exact for ASCII.
-// All other characters count as letters, which is approximate.
+// it, or a run of white space, without its last character if a word follows. This split is exact
+// for ASCII. All other characters count as letters, which is approximate.
 static int byte_kind(unsigned char c) {
     return c > 127 || isalpha(c) ? 'a' : isdigit(c) ? '1' : isspace(c) ? ' ' : c ? '!' : 0;
 }

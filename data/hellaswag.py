@@ -6,9 +6,9 @@
 
 A task is a context, four endings, and the number of the right one. build/eval/hellaswag_fp8 asks a model which ending
 it finds likeliest. --input takes the original JSON Lines (*.jsonl with "ctx", "label", "endings"; the context is "ctx"
-as it stands, as in llm.c), or a text of six lines a task: context, label, four endings. Such texts often put the
-activity before the context, as lm_eval does; their scores differ from llm.c's. Context and " " + ending are tokenized
-apart. With GPT-2 tokens the file is llm.c's to the byte. With bytes header[4] is 256; llm.c has 0 there.
+as it stands, as in llm.c), or llama.cpp's text of six lines a task: context, label, four endings. Such texts put the
+activity before the context; their scores differ from llm.c's. Context and " " + ending are tokenized separately. The
+format is llm.c's, by its description; with bytes header[4] is 256, where llm.c has 0.
 """
 
 import argparse

@@ -9,8 +9,7 @@
 import also writes gpt2_tokenizer.bin beside the model file, if the checkpoint has GPT-2's tokenizer. export also writes
 tokenizer files: for bytes always, for GPT-2's tokens with --tokenizer. Weights keep their type, so fp32 and bf16 come
 back bit by bit; fp16 and mixed types become fp32. A checkpoint that this architecture cannot compute is refused.
-Exported weights are the fp32 masters, and transformers computes without FP8. Needed: NumPy, safetensors and, for bf16,
-ml_dtypes.
+Exported weights are the fp32 masters, and transformers computes without FP8. Needed: NumPy, safetensors, ml_dtypes.
 
 lm_eval scores an export: pip install "lm_eval[hf]"; lm_eval --model hf --model_args pretrained=DIR --tasks hellaswag.
 Bytes have no end-of-text token, which lm_eval wants: there write pretrained=DIR,prefix_token_id=10, a newline.
@@ -24,10 +23,9 @@ import math
 import os
 import re
 import shutil
-import types
 
 import prepare
-from prepare import DataError, np
+from prepare import BYTES, CHARACTERS, DataError, np
 
 try:
     import ml_dtypes  # gives NumPy, and so safetensors, the type bfloat16
@@ -146,41 +144,31 @@ def model_open(path):
 # ---- 3. Tokenizer
 
 END = "<|endoftext|>"
-# GPT-2 writes a byte as a printable character; one that is not printable as a character from 256 on.
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-CHARACTERS = {b: chr(b) for b in PRINTABLE}
-CHARACTERS.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PRINTABLE)})
-BYTES = {character: b for b, character in CHARACTERS.items()}
 
 
 def is_gpt2(tokens):
     return hashlib.sha256(prepare.tokenizer_body(tokens)).hexdigest() == prepare.GPT2_SHA256
 
 
-def tokenizer_import(folder, out):
-    """Writes gpt2_tokenizer.bin if the tokens are GPT-2's; returns what the user should know. GPT-2's merges follow
-    from its ids, so that vocab.json alone decides."""
+def tokenizer_import(folder, shape):
+    """GPT-2's tokens if the checkpoint has them, and what the user should know. GPT-2's merges follow from its ids, so
+    the vocabulary alone decides."""
     path = os.path.join(folder, "vocab.json")
-    if os.path.isfile(path):
-        vocab = json_read(path)
-    else:
+    if not os.path.isfile(path):
         path = os.path.join(folder, "tokenizer.json")
-        if not os.path.isfile(path):
-            return f"{folder}: no tokenizer there (vocab.json or tokenizer.json), so no gpt2_tokenizer.bin"
-        vocab = (json_read(path).get("model") or {}).get("vocab")
-    if vocab == BYTES:
-        return "the tokens are bytes, which need no tokenizer file"
+    if not os.path.isfile(path):
+        return None, f"{folder}: no tokenizer there (vocab.json or tokenizer.json), so no gpt2_tokenizer.bin"
+    vocab = json_read(path)
     try:
+        vocab = vocab if path.endswith("vocab.json") else vocab["model"]["vocab"]
+        if vocab == BYTES and shape["vocab_size"] == 256:
+            return None, "the tokens are bytes, which need no tokenizer file"
         tokens = [bytes(BYTES[c] for c in token) for token in sorted(vocab, key=vocab.get) if token != END]
-        good = vocab[END] == prepare.GPT2_EOT and is_gpt2(tokens)
+        if shape["vocab_size"] == prepare.GPT2_VOCAB and vocab[END] == prepare.GPT2_EOT and is_gpt2(tokens):
+            return tokens, "wrote gpt2_tokenizer.bin beside it"
     except (KeyError, TypeError, ValueError, AttributeError):
-        good = False
-    if not good:
-        return f"{path}: not GPT-2's tokens: no gpt2_tokenizer.bin, and GPT-2's token shards do not fit this model"
-    encoding = types.SimpleNamespace(decode_single_token_bytes=tokens.__getitem__)
-    path = os.path.join(os.path.dirname(out), "gpt2_tokenizer.bin")
-    prepare.tokenizer_write(path, types.SimpleNamespace(encoding=encoding))
-    return f"wrote {prepare.path_show(path)}"
+        pass
+    return None, f"{path}: not GPT-2's tokens: no gpt2_tokenizer.bin, and GPT-2's token shards do not fit this model"
 
 
 def merge_of(token, ranks):
@@ -299,9 +287,11 @@ def run_import(args):
     shape = config_read(args.source)
     found = checkpoint_open(args.source, shape)
     dtype = "BF16" if {tensor_about(place)[0] for place in found.values()} == {"BF16"} else "F32"
+    tokens, said = tokenizer_import(args.source, shape)
     prepare.file_write(args.out, more=model_parts(args.source, shape, dtype, found))
-    print(describe(args.out, shape, dtype))
-    print(tokenizer_import(args.source, args.out))
+    if tokens:
+        prepare.tokenizer_write(os.path.join(os.path.dirname(args.out), "gpt2_tokenizer.bin"), tokens)
+    print(describe(args.out, shape, dtype) + "\n" + said)
 
 
 # ---- 5. Export
@@ -328,10 +318,11 @@ def run_export(args):
         tokens = prepare.tokenizer_read(args.tokenizer)[:-1]
         if not is_gpt2(tokens):
             raise DataError(f"{args.tokenizer}: expected GPT-2's tokens, found others; make it again")
-    out = os.path.abspath(args.out)
+    out = os.path.realpath(args.out)
     if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise DataError(f"{args.out}: expected a new or empty directory, found files; choose another --out")
     folder = out + ".tmp"
+    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     os.makedirs(folder)
     try:
         safetensors.numpy.save_file(model_tensors(args.source, shape, dtype, wanted, rows),

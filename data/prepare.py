@@ -7,7 +7,7 @@ tokens, which need tiktoken. Needed: Python 3.8 and NumPy.
 Left out on purpose: other vocabularies (uint16 and the trainer know these two), and resuming half-made shards (a
 download resumes, tokenising starts again).
 
-Not a program: tokens.py, tinyshakespeare.py, kjv.py, tinystories.py and fineweb_edu.py import it.
+Not a program: the other scripts here import it.
 Contents: 1 errors and options, 2 progress, 3 shards, 4 vocabularies, 5 download, 6 text to shards.
 """
 
@@ -253,7 +253,7 @@ class Shards:
         command += " -e d6 -t 256"
         if self.encoder.vocab_size == GPT2_VOCAB:
             path = os.path.join(self.folder, "gpt2_tokenizer.bin")
-            tokenizer_write(path, self.encoder)
+            tokenizer_write(path, map(self.encoder.encoding.decode_single_token_bytes, range(GPT2_EOT)))
             print(f"wrote {path_show(path)}")
             command += f" --tokenizer {shlex.quote(path_show(path))}"
         print(f"train with:\n  {command}")
@@ -267,6 +267,11 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 # Over the 50,257 tokens in order, each a length byte and its bytes: the body of gpt2_tokenizer.bin.
 GPT2_SHA256 = "a622700e3255b4a6186e052c4c715c1d05634cb6041c12ab6c95c9ee0a2c9772"
 TOKENIZER_MAGIC, TOKENIZER_VERSION = 20240328, 2
+# GPT-2's files write a byte as a printable character: itself, or one from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+CHARACTERS = {b: chr(b) for b in PRINTABLE}
+CHARACTERS.update({b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PRINTABLE)})
+BYTES = {character: b for b, character in CHARACTERS.items()}
 PIECE = 1 << 20  # characters encoded at a time: tiktoken answers with a Python list, 36 bytes a token
 
 
@@ -353,18 +358,14 @@ def ranks_read(path):
 
 
 def ranks_read_pair(path):
-    """encoder.json has the ids, vocab.bpe the merges; both write a byte as a printable character, those that are not
-    printable as the characters from 256 on. The merge on line i makes token 256 + i."""
+    """encoder.json has the ids, vocab.bpe the merges. The merge on line i makes token 256 + i."""
     folder, name = os.path.split(path)
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    to_byte = {chr(b): b for b in plain}
-    to_byte.update({chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in plain)})
     encoder, merges = (os.path.join(folder, re.sub(r"encoder\.json$|vocab\.bpe$", other, name))
                        for other in ["encoder.json", "vocab.bpe"])
-    ranks = {bytes(to_byte[c] for c in token): rank for token, rank in json.loads(file_read(encoder)).items()
+    ranks = {bytes(BYTES[c] for c in token): rank for token, rank in json.loads(file_read(encoder)).items()
              if token != "<|endoftext|>"}
     for i, line in enumerate(file_read(merges).decode("utf-8").strip("\n").split("\n")[1:]):
-        token = bytes(to_byte[c] for c in line.replace(" ", ""))
+        token = bytes(BYTES[c] for c in line.replace(" ", ""))
         if ranks.get(token) != 256 + i:
             raise DataError(f"{merges}: line {i + 2}: expected the merge of token {256 + i} of {encoder}, found "
                             f"'{line}'; the two files do not belong together")
@@ -375,12 +376,12 @@ def tokenizer_body(tokens):
     return b"".join(bytes([len(t)]) + t for t in [*tokens, b"<|endoftext|>"])
 
 
-def tokenizer_write(path, encoder):
-    """llm.c's tokenizer file, from which the trainer prints samples."""
+def tokenizer_write(path, tokens):
+    """llm.c's tokenizer file of GPT-2's tokens without the last one. The trainer prints samples and reads prompts by
+    it."""
     header = np.zeros(256, "<u4")
     header[:4] = TOKENIZER_MAGIC, TOKENIZER_VERSION, GPT2_VOCAB, GPT2_EOT
-    body = tokenizer_body(encoder.encoding.decode_single_token_bytes(i) for i in range(GPT2_EOT))
-    file_write(path, header.tobytes(), body)
+    file_write(path, header.tobytes(), tokenizer_body(tokens))
 
 
 def tokenizer_read(path):

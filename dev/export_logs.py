@@ -17,6 +17,7 @@ csv:         DIR/scalars.csv (run, step, name, value; the log's own digits) and 
 import argparse
 import csv
 import os
+import shlex
 import shutil
 import sys
 
@@ -82,6 +83,8 @@ def run_read(directory):
         raise InputError(f"{directory}: expected the directory of a run, found no log.tsv in it; "
                          f"those of a comparison are DIR/*/")
     header, rows = table_read(log, True)
+    if not header:
+        raise InputError(f"{log}: expected the log of a run, found no header; name another run")
     steps = {int(row.pop("step")): {NAMES.get(c, c): v for c, v in row.items()} for row in rows}
     for row in table_read(scales, False)[1] if os.path.exists(scales) else []:
         prefix = f"fp8/{row.pop('operand')}/layer{row.pop('layer')}/"
@@ -129,8 +132,8 @@ def to_wandb(runs, out):
 
 
 def to_csv(runs, out):
-    with (open(os.path.join(out, "scalars.csv"), "w", newline="", encoding="utf-8") as values,
-          open(os.path.join(out, "config.csv"), "w", newline="", encoding="utf-8") as options):
+    with open(os.path.join(out, "scalars.csv"), "w", newline="", encoding="utf-8") as values, \
+            open(os.path.join(out, "config.csv"), "w", newline="", encoding="utf-8") as options:
         values_csv, options_csv = csv.writer(values), csv.writer(options)
         values_csv.writerow(["run", "step", "name", "value"])
         options_csv.writerow(["run", "key", "value"])
@@ -175,7 +178,7 @@ def main():
                          f"pip install {args.to}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"runs exported: {len(args.runs)}; {look.format(args.out)}")
+    print(f"runs exported: {len(args.runs)}; {look.format(shlex.quote(args.out))}")
 
 
 if __name__ == "__main__":

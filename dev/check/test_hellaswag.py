@@ -5,11 +5,12 @@
     python3 dev/check/test_hellaswag.py [--shared DIR]
 
 Files are compared with an encoding from scratch (bytes; tiktoken), losses with transformers' GPT-2
-in float64, of tokens alone in the way of llm.c. Tasks come from DIR/data (../shared) if it is
-there, else they are made here; GPT-2's tokens are random ones then. Exit status: 0 all passed
+in float64, for the tokens that llm.c takes. Tasks come from DIR (../shared/data) if it is there,
+else they are made here; GPT-2's tokens are random ones then. Exit status: 0 all passed
 (a check without its package says `skip`), 1 not. Packages: numpy torch transformers tiktoken
 """
 
+import argparse
 import json
 import math
 import os
@@ -22,11 +23,12 @@ import tempfile
 import numpy as np
 
 ROOT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "..")
-SHARED = os.path.join(ROOT, "..", "shared")
-if sys.argv[1:2] == ["--shared"]:
-    SHARED = sys.argv[2]
-VOCABULARY = os.path.realpath(os.path.join(SHARED, "data", "gpt2-r50k.tiktoken"))
-TEXT = os.path.realpath(os.path.join(SHARED, "data", "hellaswag_val_full.txt"))
+parser = argparse.ArgumentParser(description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--shared", default=os.path.join(ROOT, "..", "shared", "data"))
+SHARED = parser.parse_args().shared
+VOCABULARY = os.path.realpath(os.path.join(SHARED, "gpt2-r50k.tiktoken"))
+TEXT = os.path.realpath(os.path.join(SHARED, "hellaswag_val_full.txt"))
 T, TASKS, GPT2 = 256, 30, 50257
 TOLERANCE = 3e-6  # relative, of a summed loss in fp32
 passed = failed = 0
@@ -135,17 +137,23 @@ def gpt2_encode():
 def test_files(tasks, encode):
     lines = "".join(f"{c}\n{label}\n" + "".join(e + "\n" for e in es) for c, label, es in tasks)
     write("tasks.txt", lines)
+    write("crlf.txt", lines.replace("\n", "\r\n"))
     write("tasks.jsonl", "".join(json.dumps({"ctx": c, "label": label, "endings": es, "ind": 1})
                                  + "\n" for c, label, es in tasks))
     kinds = [("byte", encoded(tasks, lambda s: list(s.encode())), 256)]
     if encode:
         kinds.append(("gpt2", encoded(tasks, encode), 0))
     for kind, tokens, field in kinds:
-        for source in ["tasks.txt", "tasks.jsonl"]:
+        for source in ["tasks.txt", "crlf.txt", "tasks.jsonl"]:
             vocab = ["--vocab", VOCABULARY] if kind == "gpt2" else []
             result = prepared("--input", source, "--vocab-kind", kind, *vocab, "--out", "o.bin")
             same = result.returncode == 0 and open("o.bin", "rb").read() == file_of(tokens, field)
             check(f"{source} as {kind}: the bytes of an encoding from scratch", same, result.stderr)
+    task = {"ctx": "a\ud800", "label": "2", "endings": list("bcde")}  # half a surrogate pair
+    write("half.jsonl", json.dumps(task))
+    prepared("--input", "half.jsonl", "--vocab-kind", "byte", "--out", "o.bin")
+    want = file_of([(list(b"a?"), 2, [list(b" " + e) for e in (b"b", b"c", b"d", b"e")])], 256)
+    check("half a surrogate pair becomes ?", open("o.bin", "rb").read() == want)
     return kinds[0][1], kinds[1][1] if encode else random_tasks(GPT2)
 
 
@@ -231,6 +239,15 @@ def test_losses(name, model, tasks, V):
         pattern = rf"by {what} loss.* {re.escape(score)}\n"
         check(f"{name}: accuracy by {what} loss", re.search(pattern, result.stdout),
               (score, result.stdout))
+
+
+def test_choices(model):
+    """Equal losses: the first ending is chosen. -n takes the first tasks."""
+    same = [([1, 2], label, [[3, 4]] * 4) for label in [0, 0, 0, 1, 2, 3, 0]]
+    for count, score in [(3, "1.0000"), (6, "0.5000"), (9, "0.5714")]:
+        result = scored("fp32", model, write("same.bin", file_of(same, 256)), "-n", str(count))
+        check(f"the first of equal losses, {count} tasks", result.stdout.count(f" {score} ") == 2
+              and f"tasks       {min(count, 7)}," in result.stdout, result.stdout + result.stderr)
 
 
 def test_independence(model, tasks, V):
@@ -349,6 +366,7 @@ def main():
         longer = [((by_gpt2[i - 1][0] * 9)[:40 * (i % 9)] + t[0], *t[1:])
                   for i, t in enumerate(by_gpt2)]
         test_losses("gpt2", sharpened("gpt2/model_00000001.bin"), longer, GPT2)
+        test_choices(model)
         test_independence(model, by_byte, 256)
         test_run(by_byte)
         test_refusals(model, by_byte)

@@ -151,6 +151,7 @@ def test_round_trip(vocabulary, dtype, version):
     check(f"{name}: the same tensors after import and export", same_tensors("a", "b"))
     a, b = (transformers.AutoConfig.from_pretrained(folder).to_dict() for folder in ("a", "b"))
     check(f"{name}: the same config", not [k for k in MEANING if a[k] != b[k]], (a, b))
+    check(f"{name}: no dropout", not any(b[k + "_pdrop"] for k in ("attn", "embd", "resid")), b)
     hf("import", "b", "--out", "b.bin")
     check(f"{name}: the same model file after another import", read("a.bin") == read("b.bin"))
     return errors[0]

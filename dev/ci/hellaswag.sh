@@ -17,7 +17,7 @@ for i in 1 2 3 4 5 6; do printf 'a text\n%s\nof one\nof two\nof some\nof all\n' 
 for p in fp8 fp16 bf16 fp32; do
   build/eval/hellaswag_$p build/run-fp8/model_00000006.bin $out/tasks.bin > $out/$p
   grep -q '^tasks       6, of which 0 lost' $out/$p || fail "$p: $(cat $out/$p)"
-  # All endings but the label are the same, so one choice is made six times.
+  # The tasks differ in their labels only, so one choice is made six times.
   grep -qE 'summed loss.* 0\.(1667|3333) ' $out/$p || fail "$p: $(cat $out/$p)"
 done
 cat $out/fp8

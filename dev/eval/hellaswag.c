@@ -7,20 +7,22 @@ Chance is 25%.
 
 MODEL is a model file of this trainer, of the CUDA trainer or of llm.c; or the directory of a run of
 this precision, of which the newest checkpoint is taken. The tasks have llm.c's format, written by
-data/hellaswag.py or by llm.c's own script. -n: only the first tasks. -r: a row a task first, with
-the summed losses of the four endings in nats and their numbers of tokens.
+data/hellaswag.py or by llm.c's own script. -n: only the first tasks. -r: first prints one row for
+each task, with the summed losses of the four endings in nats and their numbers of tokens.
 
 A row of the model's input is the context and one ending. The loss of an ending is that of its
-tokens alone. Two choices are counted: the least mean loss a token, which llm.c reports (acc_norm),
-and the least summed loss (lm_eval's acc, if the tasks have lm_eval's text; its acc_norm divides by
-the characters of an ending). Of equal losses the first one is chosen.
+tokens alone. Two choices are counted: the least mean loss a token, as llm.c chooses, and the least
+summed loss, as lm_eval's acc does. (lm_eval's acc_norm divides by the characters of the ending, and
+its own task edits the texts.) Of equal losses the first one is chosen.
 
 A context and ending longer than the model's context lose tokens on the left, as in lm_eval; the
-number of such tasks is printed. llm.c ends at one. An ending that alone does not fit is an error.
+number of such tasks is printed. llm.c ends at one. An ending that alone does not fit is an error:
+HellaSwag's longest has 411 bytes, so a model of bytes needs a context of 512 (-t 512).
 
 FP8: a run's directory gives the tracked scales. A model file has none: each weight matrix is scaled
-by its own amax, each position of x by its own, as in --eval -e. So a loss depends on no other row,
-in no precision. The exception is a run of --recipe current, whose x has one amax for all rows.
+by its own amax, each position of x by its own, as in --eval -e. So in every precision a row's loss
+does not depend on other rows. The exception is a run of --recipe current, whose x has one amax for
+all rows.
 
 A forward pass has the four endings of one task. The head's product and the loss run on the
 positions of the endings alone.
@@ -31,7 +33,7 @@ positions of the endings alone.
 
 #define TASKS_MAGIC 20240522
 #define ENDINGS     4
-#define USAGE       "usage: " PROGRAM " MODEL TASKS.bin [-n TASKS] [-r]"
+#define USAGE       "usage: build/eval/hellaswag_NAME MODEL|RUN TASKS.bin [-n TASKS] [-r]"
 
 typedef struct {
     int label, context; // the right ending; tokens of the context
@@ -253,6 +255,7 @@ int main(int argc, char **argv) {
     int rows = 0, T, longest;
     surroundings_init();
     for (int i = 1, file = 0; i < argc; i++) {
+        if (!strcmp(argv[i], "--help")) return puts(USAGE) < 0;
         if (!strcmp(argv[i], "-r")) rows = 1;
         else if (!strcmp(argv[i], "-n") && i + 1 < argc) {
             n = strtol(argv[++i], &end, 10);
@@ -272,7 +275,7 @@ int main(int argc, char **argv) {
     model_start(r);
     tasks_score(r, &set, n, T, rows, right);
     printf("tasks       %ld, of which %ld lost tokens on the left\n", n, cut);
-    score_print("accuracy    by mean loss a token (llm.c's, acc_norm)", right[1], n);
-    score_print("accuracy    by summed loss (lm_eval's acc)          ", right[0], n);
+    score_print("accuracy    by mean loss a token, as llm.c", right[1], n);
+    score_print("accuracy    by summed loss                ", right[0], n);
     return EXIT_DONE;
 }
