@@ -40,7 +40,7 @@ VAL_ROWS=${VAL_ROWS:-$(by_device 1024 80)}    # sequences of a validation
 DATA=${DATA:-data/fineweb_edu/fineweb_edu}    # shards: DATA_train_000000.bin and so on
 # A download of 2 GB has 700 million tokens, 100 million are for validation.
 SHARDS=$(((TOKENS + 799999999) / 700000000))
-DATA_FROM=${DATA_FROM:---shards $((SHARDS > 14 ? 14 : SHARDS)) --workers $(nproc)}
+DATA_FROM=${DATA_FROM:---shards $((SHARDS > 14 ? 14 : SHARDS))}
 TASKS=${TASKS:-data/hellaswag/hellaswag_val.bin}
 TASKS_FROM=${TASKS_FROM:-} # for example: --input tasks.txt
 TASK_COUNT=${TASK_COUNT:-10042}
@@ -58,17 +58,17 @@ exec 9> "$OUT.lock"
 flock -n 9 || stop "$OUT: another call is at work there"
 settings="$PRECISION $MODEL, $TOKENS tokens, $CONTEXT $BATCH $BATCH_TOKENS $WARMUP $LR, $DATA"
 same "$OUT.settings" "$settings" "name another OUT, or remove that file and the run"
-same "$DATA.whole" "$DATA_FROM" "name another DATA, or remove that file"
+same "$DATA.whole" "$DATA_FROM" "set DATA_FROM to the former, or name another DATA"
 [ -e "$OUT/log.tsv" ] || [ ! -e "$OUT" ] || stop "$OUT: expected a run or nothing; name another OUT"
 
 echo "== build"
 make "$trainer" "$score"
 
-# A file beside the shards says that they are whole, and what they were made from.
+# A file beside the shards says that they are whole, and how they were made.
 echo "== data"
 # shellcheck disable=SC2086 # options are words
 if [ ! -e "$DATA.whole" ]; then
-  "$PYTHON" data/fineweb_edu.py --out "$DATA" $DATA_FROM
+  "$PYTHON" data/fineweb_edu.py --out "$DATA" --workers "$(nproc)" $DATA_FROM
   echo "$DATA_FROM" > "$DATA.whole"
 fi
 # shellcheck disable=SC2086
