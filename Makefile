@@ -53,7 +53,7 @@ endif
 # No contraction and no -ffast-math: every operation is the one that is written.
 NUMERICS = -ffp-contract=off -fno-math-errno -fno-trapping-math
 # Without OpenMP its pragmas are comments.
-WARN = -Wall -Wextra -Werror $(if $(OMP),,-Wno-unknown-pragmas)
+WARN = -Wall -Wextra -Werror $(if $(OMP),,-Wno-unknown-pragmas) $(if $(SANITIZE),-Wno-error)
 CFLAGS ?= -O3
 ALL_CFLAGS = $(CFLAGS) $(MARCH) $(NUMERICS) $(WARN) $(OMP) $(DEBUG) $(if $(REFERENCE),-DREFERENCE)
 LDLIBS = -lm

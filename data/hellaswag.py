@@ -31,7 +31,7 @@ def jsonl_read(path):
             continue
         try:
             task = json.loads(line)
-            yield number, task["ctx"], str(task["label"]), list(task["endings"])
+            yield number, task["ctx"], str(task["label"]), task["endings"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise prepare.DataError(f"{path}: line {number}: expected an object with ctx, label and endings, found "
                                     f"{line[:40].decode('utf-8', 'replace')!r}; give HellaSwag's JSON Lines") from None
@@ -51,10 +51,10 @@ def text_read(path):
 
 
 def task_check(where, context, label, endings):
-    texts = [context, *endings]
     if label not in ["0", "1", "2", "3"]:
         raise prepare.DataError(f"{where}: expected a label of 0 to 3, found {label[:40]!r}; give tasks with answers")
-    if len(endings) != ENDINGS or not all(isinstance(text, str) and text.strip() for text in texts):
+    if not isinstance(endings, list) or len(endings) != ENDINGS or not all(
+            isinstance(text, str) and text.strip() for text in [context, *endings]):
         raise prepare.DataError(f"{where}: expected a context and {ENDINGS} endings that are not empty, found others; "
                                 f"give HellaSwag's tasks")
 

@@ -46,6 +46,9 @@ FIXED = {"model_type": ["gpt2"], "activation_function": ["gelu_new", "gelu_pytor
          "layer_norm_epsilon": [1e-5], "tie_word_embeddings": [True], "scale_attn_weights": [True],
          "scale_attn_by_inverse_layer_idx": [False], "add_cross_attention": [False], "pruned_heads": [{}, None],
          "quantization_config": [None]}
+# transformers reads these names, too.
+OTHER_NAMES = {"max_position_embeddings": "n_positions", "num_hidden_layers": "n_layer",
+               "num_attention_heads": "n_head", "hidden_size": "n_embd"}
 # safetensors' types: NumPy's, the model file's version, transformers' name.
 TYPES = {"F32": (np.dtype("<f4"), 3, "float32"), "BF16": (np.dtype(ml_dtypes.bfloat16), 5, "bfloat16"),
          "F16": (np.dtype("<f2"), None, None)}
@@ -54,7 +57,7 @@ TYPES = {"F32": (np.dtype("<f4"), 3, "float32"), "BF16": (np.dtype(ml_dtypes.bfl
 def shape_check(path, shape):
     for name, _, limit in SHAPE:
         if type(shape[name]) is not int or not 1 <= shape[name] <= limit:
-            raise DataError(f"{path}: {name}: expected a number from 1 to {limit}, found {shape[name]!r}")
+            raise DataError(f"{path}: {name}: expected a number from 1 to {limit}, found {shape[name]!r:.40}")
     if shape["n_embd"] % shape["n_head"]:
         raise DataError(f"{path}: n_head: {shape['n_embd']} channels cannot be split over {shape['n_head']} heads")
 
@@ -204,11 +207,17 @@ def config_read(folder):
                         f"with: hf download NAME --local-dir DIR")
     path = os.path.join(folder, "config.json")
     config = {"model_type": None, **json_read(path)}
+    for other, name in OTHER_NAMES.items():
+        if config.setdefault(name, config.get(other)) != config.get(other, config[name]):
+            raise DataError(f"{path}: expected {other} and {name} to be the same, found {config[other]!r:.40} and "
+                            f"{config[name]!r:.40}; take one out")
+        if config[name] is None:
+            del config[name]
 
     def check(key, good):
         if config.get(key, good[0]) not in good:
-            raise DataError(f"{path}: {key}: expected {' or '.join(map(str, good))}, found {config[key]}; the trainer "
-                            f"has no such model")
+            raise DataError(f"{path}: {key}: expected {' or '.join(map(str, good))}, found {config[key]!r:.80}; the "
+                            f"trainer has no such model")
     for key, good in FIXED.items():
         check(key, good)
     shape = {name: config.get(name, default) for name, default, _ in SHAPE}
@@ -224,8 +233,8 @@ def checkpoint_files(folder):
         return [path]
     if os.path.isfile(index := path + ".index.json"):
         names = json_read(index).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise DataError(f"{index}: weight_map: expected file names, found none; download it again")
+        if not isinstance(names, dict) or not all(isinstance(name, str) and "/" not in name for name in names.values()):
+            raise DataError(f"{index}: weight_map: expected file names, found others; download it again")
         return [os.path.join(folder, name) for name in sorted(set(names.values()))]
     if os.path.isfile(os.path.join(folder, "pytorch_model.bin")):
         raise DataError(f"{path}: expected this file, found only pytorch_model.bin, a pickle, which can run code; "
@@ -249,8 +258,8 @@ def checkpoint_open(folder, shape):
         wanted["lm_head.weight"] = wanted["wte.weight"]
     for name in sorted(found.keys() - wanted.keys()):
         if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name):  # the causal mask
-            raise DataError(f"{folder}: {name}: expected GPT-2's tensors, found one more; the trainer has no such "
-                            f"model")
+            raise DataError(f"{folder}: {name!r:.80}: expected GPT-2's tensors, found one more; the trainer has no "
+                            f"such model")
     for name, size in wanted.items():
         dtype, has = tensor_about(found[name]) if name in found else ("none", ())
         if dtype not in TYPES or has != size:
@@ -284,6 +293,8 @@ def model_parts(folder, shape, wanted, found):
 
 
 def run_import(args):
+    if os.path.isdir(args.out) or os.path.basename(args.out) in ["", "gpt2_tokenizer.bin"]:
+        raise DataError(f"--out {args.out}: expected the name of a model file, found another; write --out gpt2.bin")
     shape = config_read(args.source)
     found = checkpoint_open(args.source, shape)
     dtype = "BF16" if {tensor_about(place)[0] for place in found.values()} == {"BF16"} else "F32"
@@ -319,14 +330,14 @@ def run_export(args):
         if not is_gpt2(tokens):
             raise DataError(f"{args.tokenizer}: expected GPT-2's tokens, found others; make it again")
     out = os.path.realpath(args.out)
-    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-        raise DataError(f"{args.out}: expected a new or empty directory, found files; choose another --out")
+    if os.path.lexists(out):
+        raise DataError(f"--out {args.out}: expected a new directory, found one that is there; name another")
     folder = out + ".tmp"
     shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     os.makedirs(folder)
     try:
-        safetensors.numpy.save_file(model_tensors(args.source, shape, dtype, wanted, rows),
-                                    os.path.join(folder, "model.safetensors"), {"format": "pt"})
+        path = os.path.join(folder, "model.safetensors")
+        safetensors.numpy.save_file(model_tensors(args.source, shape, dtype, wanted, rows), path, {"format": "pt"})
         if tokens:
             tokenizer_export(folder, tokens, shape)
         end = prepare.GPT2_EOT if shape["vocab_size"] == prepare.GPT2_VOCAB else None  # others have no such token
@@ -335,10 +346,12 @@ def run_export(args):
             **{key: good[0] for key, good in FIXED.items() if good[0] not in [{}, None]},
             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": end, "eos_token_id": end,
             "torch_dtype": TYPES[wanted][2]})
+        shutil.copymode(os.path.join(folder, "config.json"), path)  # safetensors lets only the owner read it
         os.rename(folder, out)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    except safetensors.SafetensorError as e:
+        raise DataError(f"{args.out}: cannot write model.safetensors: {e}; make room") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     print(describe(out, shape, wanted))
     if not tokens:
         print("no tokenizer files; for GPT-2's tokens --tokenizer gpt2_tokenizer.bin writes them")
@@ -352,7 +365,7 @@ def main():
     c.add_argument("--out", metavar="FILE", required=True, help="the model file to write")
     c = commands.add_parser("export", help="a model file to a checkpoint")
     c.add_argument("source", metavar="MODEL", help="a model file, as model_00000500.bin")
-    c.add_argument("--out", metavar="DIR", required=True, help="the directory to write, new or empty")
+    c.add_argument("--out", metavar="DIR", required=True, help="the directory to write, a new one")
     c.add_argument("--dtype", choices=["fp32", "bf16"], help="type of the weights (default: the file's)")
     c.add_argument("--tokenizer", metavar="FILE", help="gpt2_tokenizer.bin, for models of GPT-2's tokens")
     args = p.parse_args()

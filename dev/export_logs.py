@@ -3,7 +3,7 @@
 
     python3 dev/export_logs.py RUN_DIR [RUN_DIR ..] --to tensorboard|wandb|csv --out DIR
 
-DIR must be new or empty. A run may still be under way: its whole rows are exported. Steps are the
+DIR must be new. A run may still be under way: its whole rows are exported. Steps are the
 run's steps, the configuration is the log's header. Scalars have names like train/loss, val/loss, lr
 and fp8/qkv.x/layer0/amax. What was not measured is left out.
 
@@ -153,7 +153,8 @@ def run_names(directories):
         if path in paths[:i]:
             raise InputError(f"{directories[i]}: expected each run once, found it twice; "
                              f"leave one out")
-    return [(os.path.relpath(p, common), d) for p, d in zip(paths, directories)]
+    names = (os.path.relpath(p, common).encode("utf-8", "backslashreplace").decode() for p in paths)
+    return list(zip(names, directories))
 
 
 def main():
@@ -165,9 +166,9 @@ def main():
     parser.add_argument("--out", metavar="DIR", required=True)
     args = parser.parse_args()
     out = os.path.abspath(args.out)
-    if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
-        raise InputError(f"--out {args.out}: expected a new or empty directory, found "
-                         f"{'files in it' if os.path.isdir(out) else 'a file'}; name another")
+    if os.path.lexists(out):
+        raise InputError(f"--out {args.out}: expected a new directory, found one that is there; "
+                         f"name another")
     temporary = f"{out}.{os.getpid()}.tmp"
     os.makedirs(temporary)
     try:

@@ -31,7 +31,7 @@ TOKENS=${TOKENS:-$(by_device 10000000000 20000000)}
 CONTEXT=${CONTEXT:-1024}
 BATCH=${BATCH:-$(by_device 16 4)} # sequences at a time: what fits into memory
 BATCH_TOKENS=${BATCH_TOKENS:-$(by_device 524288 32768)} # a step: a multiple of BATCH x CONTEXT
-STEPS=$((TOKENS / BATCH_TOKENS))
+STEPS=$((${TOKENS//[!0-9]/} / BATCH_TOKENS))
 WARMUP=${WARMUP:-$((STEPS * 700 / 18865 + 1))} # llm.c: 700 of 18,865
 LR=${LR:-0.0006}
 CHECKPOINT=${CHECKPOINT:-$(by_device 500 10)} # steps between checkpoints
@@ -39,7 +39,7 @@ VALIDATION=${VALIDATION:-$(by_device 250 50)} # steps between validations
 VAL_ROWS=${VAL_ROWS:-$(by_device 1024 80)}    # sequences of a validation
 DATA=${DATA:-data/fineweb_edu/fineweb_edu}    # shards: DATA_train_000000.bin and so on
 # A download of 2 GB has 700 million tokens, 100 million are for validation.
-SHARDS=$(((TOKENS + 799999999) / 700000000))
+SHARDS=$(((STEPS * BATCH_TOKENS + 799999999) / 700000000))
 DATA_FROM=${DATA_FROM:---shards $((SHARDS > 14 ? 14 : SHARDS))}
 TASKS=${TASKS:-data/hellaswag/hellaswag_val.bin}
 TASKS_FROM=${TASKS_FROM:-} # for example: --input tasks.txt
@@ -48,6 +48,8 @@ PYTHON=${PYTHON:-python3}
 trainer=train_gpt_$PRECISION$GPU
 score=build/eval/hellaswag_$PRECISION
 stop() { echo "$0: $*" >&2; exit 2; }
+[[ $TOKENS =~ ^[0-9]+$ && $STEPS -gt 0 ]] ||
+  stop "TOKENS: expected a number of $BATCH_TOKENS (BATCH_TOKENS) or more, found '$TOKENS'"
 # A file keeps what it was made with; another call has to ask for the same.
 same() { # file, text, what to do
   [ ! -e "$1" ] || [ "$(cat "$1")" = "$2" ] ||
@@ -66,6 +68,9 @@ make "$trainer" "$score"
 
 # A file beside the shards says that they are whole, and how they were made.
 echo "== data"
+mkdir -p "$(dirname "$DATA")"
+exec 8> "$DATA.lock"
+flock 8 # another call may be making the same data
 # shellcheck disable=SC2086 # options are words
 if [ ! -e "$DATA.whole" ]; then
   "$PYTHON" data/fineweb_edu.py --out "$DATA" --workers "$(nproc)" $DATA_FROM
@@ -73,15 +78,16 @@ if [ ! -e "$DATA.whole" ]; then
 fi
 # shellcheck disable=SC2086
 [ -e "$TASKS" ] || "$PYTHON" data/hellaswag.py --out "$TASKS" $TASKS_FROM
+exec 8>&-
 
-# Stopped by Ctrl-C or a signal, the trainer writes a checkpoint; killed, it goes on from the last.
+# Stopped by Ctrl-C, the trainer writes a checkpoint; killed, it goes on from the last one.
 echo "== training: $STEPS steps of $BATCH_TOKENS tokens"
 echo "$settings" > "$OUT.settings"
 last=$(printf '%08d' "$STEPS")
 if [ -e "$OUT/DONE_$last" ]; then
   echo "$OUT/DONE_$last is there"
 elif compgen -G "$OUT/DONE_*" > /dev/null; then
-  "./$trainer" -y -o "$OUT" -x "$STEPS"
+  "./$trainer" -y -o "$OUT" -x "$STEPS" -v "$VALIDATION" -n "$CHECKPOINT"
 else
   [ ! -e "$OUT" ] || mv -v "$OUT" "$OUT.old-$(date +%s)" # a run without a checkpoint
   "./$trainer" -o "$OUT" -i "${DATA}_train_*.bin" -j "${DATA}_val_*.bin" -e "$MODEL" \

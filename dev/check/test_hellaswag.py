@@ -336,6 +336,7 @@ def test_refusals(model, tasks):
             ("a.jsonl", "{}\n", "line 1: expected an object"), ("a.jsonl", "\n", "found none"),
             ("a.jsonl", line.replace("0", '""'), "label"), ("a.jsonl", "[" * 9999, "line 1"),
             ("a.jsonl", line.replace('"e"', "5"), "not empty"),
+            ("a.jsonl", '{"ctx": "a", "label": 0, "endings": "bcde"}', "not empty"),
             ("a.jsonl", "\n" + line[1:], "line 2")]:
         result = prepared("--input", write(name, data), *to_bad)
         refused(f"{name} {data[:20]!r}", result, pattern)

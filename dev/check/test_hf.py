@@ -363,6 +363,15 @@ def test_configs():
     for key, value in CONFIGS:
         write("c/config.json", {**good, key: value})
         refused(f"{key} = {value}", [f"config.json: {key}: "], "import", "c", "--out", "x", out="x")
+    write("c/config.json", {**good, "num_attention_heads": 8})
+    refused("two numbers of heads", ["num_attention_heads", "n_head"], "import", "c", "--out", "x",
+            out="x")
+    write("c/config.json", {**good, "n_head": 8})
+    hf("import", "c", "--out", "8.bin")
+    write("c/config.json", {**{k: v for k, v in good.items() if k != "n_head"},
+                            "num_attention_heads": 8})
+    hf("import", "c", "--out", "also8.bin")
+    check("heads under their other name", read("8.bin") == read("also8.bin"))
     for key, value, tensor in SHAPES:
         write("c/config.json", {**good, key: value})
         refused(f"{key} = {value}", [tensor], "import", "c", "--out", "x", out="x")
@@ -430,6 +439,8 @@ def test_tensors():
     for name, index in [("an index of nothing", {}), ("of numbers", {"weight_map": {"a": 1}})]:
         write(path + ".index.json", index)
         refused(name, ["weight_map"], "import", "c", "--out", "x", out="x")
+    write(path + ".index.json", {"weight_map": {"wte.weight": "../c/one.safetensors"}})
+    refused("a shard elsewhere", ["weight_map"], "import", "c", "--out", "x", out="x")
     write(path + ".index.json", {"weight_map": {"wte.weight": "absent.safetensors"}})
     refused("a missing shard", ["absent.safetensors"], "import", "c", "--out", "x", out="x")
     save_file(good, "c/one.safetensors")
@@ -477,13 +488,20 @@ def test_export_refusals():
             out="z")
     refused("no command", ["command"])
     os.makedirs("full/x")
-    refused("a directory in use", ["full", "empty"], "export", "good.bin", "--out", "full")
-    refused("a file in the way", ["good.bin", "empty"], "export", "good.bin", "--out", "good.bin")
+    for out in ("full", "full/x", ".", "good.bin"):
+        refused(f"--out {out}", ["expected a new directory"], "export", "good.bin", "--out", out)
+    for out in ("full", "full/", "full/gpt2_tokenizer.bin"):
+        refused(f"--out {out}", ["name of a model file"], "import", "c", "--out", out)
     refused("no place for a model file", ["absent/x"], "import", "c", "--out", "absent/x")
-    os.makedirs("z")
+    limit = f"ulimit -f 100; exec '{sys.executable}' '{DATA}/hf.py' export good.bin --out z"
+    said = subprocess.run(["bash", "-c", limit], capture_output=True, text=True, check=False)
+    check("a full disk", said.returncode == 2 and said.stderr.count("\n") == 1
+          and "model.safetensors" in said.stderr and not os.path.exists("z"), said)
+    os.makedirs("z.tmp/of_a_killed_export")
     hf("export", "good.bin", "--out", "z/")
-    check("an empty directory will do", sorted(os.listdir("z")) == ["config.json",
-                                                                    "model.safetensors"])
+    check("the files of an export", sorted(os.listdir("z")) == ["config.json", "model.safetensors"])
+    modes = {os.stat(os.path.join("z", name)).st_mode for name in os.listdir("z")}
+    check("who may read one file may read the other", len(modes) == 1, modes)
 
 
 def main():

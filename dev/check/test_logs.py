@@ -225,13 +225,14 @@ def test_refusals(run, work):
     refused(f"{work}: expected the directory of a run, found no log.tsv", [work, *out])
     refused("expected each run once", [run, run + "/", *out])
     for to in ("tensorboard", "wandb", "csv"):
-        refused("expected a new or empty directory", [run, "--to", to, "--out", f"{work}/{to}"])
+        refused("expected a new directory", [run, "--to", to, "--out", f"{work}/{to}"])
     for to in ("tensorboard", "wandb"):
         with open(os.path.join(work, to + ".py"), "w", encoding="utf-8") as f:
             f.write(f"raise ImportError('no {to} here')\n")
         refused(f"expected the Python package {to}, .* pip install {to}",
                 [run, "--to", to, *out[2:]], {"PYTHONPATH": work})
-    refused("expected a new or empty directory.*a file", [run, *out[:3], run + "/log.tsv"])
+    refused("expected a new directory", [run, *out[:3], work])
+    refused("expected a new directory", [run, *out[:3], run + "/log.tsv"])
     refused("invalid choice: 'html'", [run, "--to", "html", *out[2:]])
     refused("arguments are required: --out", [run, *out[:2]])
     for name, file, old, new, says in [
