@@ -37,6 +37,7 @@ except ImportError as missing:
 
 # ---- 1. Shape and numbers
 
+MAGIC = 20240326  # of llm.c's model files
 # The numbers of a shape in the model file's order: name, transformers' default, the trainer's limit.
 SHAPE = [("n_positions", 1024, 1 << 20), ("vocab_size", 50257, 65536), ("n_layer", 12, 1024), ("n_head", 12, 1024),
          ("n_embd", 768, 65536)]
@@ -129,9 +130,9 @@ def model_open(path):
     if not os.path.isfile(path):
         raise DataError(f"{path}: expected a model file, found none; give model_*.bin")
     h = np.fromfile(path, "<i4", 256).tolist() + [0] * 8
-    dtypes = [dtype for dtype in ["F32", "BF16"] if h[:2] == [20240326, TYPES[dtype][1]]]
+    dtypes = [dtype for dtype in ["F32", "BF16"] if h[:2] == [MAGIC, TYPES[dtype][1]]]
     if not dtypes:
-        raise DataError(f"{path}: expected an llm.c model with magic number 20240326 and version 3 (fp32) or 5 (bf16), "
+        raise DataError(f"{path}: expected an llm.c model with magic number {MAGIC} and version 3 (fp32) or 5 (bf16), "
                         f"found {h[0]} and {h[1]}; give model_*.bin")
     shape, rows = dict(zip([name for name, _, _ in SHAPE], h[2:])), h[7]
     shape_check(path, shape)
@@ -284,7 +285,7 @@ def tensor_read(place):
 def model_parts(folder, shape, wanted, found):
     header = np.zeros(256, "<i4")
     padding = -shape["vocab_size"] % 128
-    header[:8] = 20240326, TYPES[wanted][1], *(shape[name] for name, _, _ in SHAPE), shape["vocab_size"] + padding
+    header[:8] = MAGIC, TYPES[wanted][1], *(shape[name] for name, _, _ in SHAPE), shape["vocab_size"] + padding
     yield header.tobytes()
     for name in found:
         yield convert(tensor_read(found[name]), name, wanted, folder).tobytes()
@@ -295,6 +296,8 @@ def model_parts(folder, shape, wanted, found):
 def run_import(args):
     if os.path.isdir(args.out) or os.path.basename(args.out) in ["", "gpt2_tokenizer.bin"]:
         raise DataError(f"--out {args.out}: expected the name of a model file, found another; write --out gpt2.bin")
+    if os.path.isfile(args.out) and np.fromfile(args.out, "<i4", 1).tolist() != [MAGIC]:
+        raise DataError(f"--out {args.out}: expected a model file or nothing there, found another file; name another")
     shape = config_read(args.source)
     found = checkpoint_open(args.source, shape)
     dtype = "BF16" if {tensor_about(place)[0] for place in found.values()} == {"BF16"} else "F32"
@@ -332,7 +335,7 @@ def run_export(args):
     out = os.path.realpath(args.out)
     if os.path.lexists(out):
         raise DataError(f"--out {args.out}: expected a new directory, found one that is there; name another")
-    folder = out + ".tmp"
+    folder = out + ".hf.tmp"
     shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     os.makedirs(folder)
     try:

@@ -68,7 +68,7 @@ def refused(name, words, *args, out=None):
     said = result.stderr
     good = result.returncode == 2 and said.count("\n") == 1 and all(w in said for w in words)
     check(f"{name}: refused with {words}", good, f"status {result.returncode}: {said[-400:]}")
-    left = [path for path in [out, f"{out}.tmp"] if out and os.path.exists(path)]
+    left = [path for path in (out, f"{out}.tmp", f"{out}.hf.tmp") if out and os.path.exists(path)]
     check(f"{name}: nothing is left", not left, left)
     return said
 
@@ -492,12 +492,14 @@ def test_export_refusals():
         refused(f"--out {out}", ["expected a new directory"], "export", "good.bin", "--out", out)
     for out in ("full", "full/", "full/gpt2_tokenizer.bin"):
         refused(f"--out {out}", ["name of a model file"], "import", "c", "--out", out)
+    refused("--out is another file", ["model.safetensors: expected a model file or nothing"],
+            "import", "c", "--out", "c/model.safetensors")
     refused("no place for a model file", ["absent/x"], "import", "c", "--out", "absent/x")
     limit = f"ulimit -f 100; exec '{sys.executable}' '{DATA}/hf.py' export good.bin --out z"
     said = subprocess.run(["bash", "-c", limit], capture_output=True, text=True, check=False)
     check("a full disk", said.returncode == 2 and said.stderr.count("\n") == 1
           and "model.safetensors" in said.stderr and not os.path.exists("z"), said)
-    os.makedirs("z.tmp/of_a_killed_export")
+    os.makedirs("z.hf.tmp/of_a_killed_export")
     hf("export", "good.bin", "--out", "z/")
     check("the files of an export", sorted(os.listdir("z")) == ["config.json", "model.safetensors"])
     modes = {os.stat(os.path.join("z", name)).st_mode for name in os.listdir("z")}
