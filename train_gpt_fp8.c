@@ -2921,7 +2921,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(TEXT, val, 'j', "val", "GLOB", FREE, 0, 0, "", \
         "validation data; default: the last 10% of train") \
     X(LONG, batch, 'b', "batch", "N", FIXED, 1, 65536, "4", "sequences in a micro-batch") \
-    X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", "tokens in a sequence") \
+    X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", \
+        "tokens in a sequence (of -e FILE: its own)") \
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
         "tokens a step (accumulation); 0: one micro-batch") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
@@ -4040,8 +4041,7 @@ static void run_open_model(Run *r, int V) {
            "option --layers, --heads, --channels: %s has a shape", r->model);
     EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d",
            r->model, V, r->g.config.V);
-    if (!r->given[option_index("seq-len")] && !o->resume && (r->prompts || longest < o->seq_len))
-        o->seq_len = longest;
+    if (!r->given[option_index("seq-len")] && !o->resume) o->seq_len = longest;
     EXPECT(o->seq_len <= longest, "option --seq-len: %s has %d positions, found %ld", r->model,
            longest, o->seq_len);
     r->g.config.T = o->seq_len;
@@ -4104,9 +4104,9 @@ static void run_open(Run *r) {
     r->g.recompute = o->recompute;
     run_open_numbers(r);
     V = r->g.config.V;
-    char beside[PATH_MAX]; // the shards
-    const char *slash = strrchr(o->train, '/');
-    path_print(beside, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash + 1 - o->train) : 0, o->train);
+    char beside[PATH_MAX]; // the shards, or a model that is asked
+    const char *with = r->prompts && !o->resume ? r->model : o->train, *slash = strrchr(with, '/');
+    path_print(beside, "%.*sgpt2_tokenizer.bin", slash ? (int)(slash + 1 - with) : 0, with);
     if (V == GPT2_VOCAB && !o->tokenizer[0] && !access(beside, F_OK)) o->tokenizer = strdup(beside);
     r->tokenizer.V = V;
     r->tokenizer.separator = V == GPT2_VOCAB ? V - 1 : MIN('\n', V - 1);

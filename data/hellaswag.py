@@ -97,8 +97,8 @@ def main():
     header[:5] = MAGIC, VERSION, count, longest, encoder.vocab_size % prepare.GPT2_VOCAB
     prepare.file_write(args.out, header.tobytes(), *stream)
     show = prepare.path_show(args.out)
-    print(f"wrote {show}: {count:,} tasks, vocabulary {encoder.vocab_size:,}\nscore a model with:\n"
-          f"  make build/eval/hellaswag_fp8 && build/eval/hellaswag_fp8 MODEL.bin {shlex.quote(show)}")
+    print(f"wrote {show}: {count:,} tasks, vocabulary {encoder.vocab_size:,}\nscore a run with:\n"
+          f"  make build/eval/hellaswag_fp8 && build/eval/hellaswag_fp8 RUN {shlex.quote(show)}")
 
 
 if __name__ == "__main__":

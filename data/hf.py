@@ -31,7 +31,7 @@ try:
     import ml_dtypes  # gives NumPy, and so safetensors, the type bfloat16
     import safetensors.numpy
 except ImportError as missing:
-    print(f"error: expected the Python packages safetensors and ml_dtypes ({missing}); pip install safetensors "
+    print(f"hf.py: error: expected the Python packages safetensors and ml_dtypes ({missing}); pip install safetensors "
           f"ml_dtypes", file=prepare.sys.stderr)
     prepare.sys.exit(2)
 
@@ -356,6 +356,8 @@ def run_export(args):
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(describe(out, shape, wanted))
+    if len(tokens or []) == 256:
+        print(f"score it with:\n  lm_eval --model hf --model_args pretrained={args.out},prefix_token_id=10 --tasks ...")
     if not tokens:
         print("no tokenizer files; for GPT-2's tokens --tokenizer gpt2_tokenizer.bin writes them")
 

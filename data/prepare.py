@@ -31,7 +31,8 @@ import urllib.request
 try:
     import numpy as np
 except ImportError:
-    print("error: expected the Python package NumPy, found none; pip install numpy", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: error: expected the Python package NumPy, found none; pip install numpy",
+          file=sys.stderr)
     sys.exit(2)
 
 

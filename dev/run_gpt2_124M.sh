@@ -64,6 +64,7 @@ same "$DATA.whole" "$DATA_FROM" "set DATA_FROM to the former, or name another DA
 [ -e "$OUT/log.tsv" ] || [ ! -e "$OUT" ] || stop "$OUT: expected a run or nothing; name another OUT"
 
 echo "== build"
+"$PYTHON" -c 'import numpy' || stop "expected the Python packages of data/fineweb_edu.py"
 make "$trainer" "$score"
 
 # A file beside the shards says that they are whole, and how they were made.

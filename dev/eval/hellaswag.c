@@ -34,6 +34,9 @@ positions of the endings alone.
 #define TASKS_MAGIC 20240522
 #define ENDINGS     4
 #define USAGE       "usage: build/eval/hellaswag_NAME MODEL|RUN TASKS.bin [-n TASKS] [-r]"
+#define MORE                                                                                       \
+    "RUN: a run's directory, with its scales; MODEL: a model file, FP8 scaled by own amax\n"       \
+    "-n: only the first tasks; -r: first a row for each task, with the losses of its endings"
 
 typedef struct {
     int label, context; // the right ending; tokens of the context
@@ -255,7 +258,7 @@ int main(int argc, char **argv) {
     int rows = 0, T, longest;
     surroundings_init();
     for (int i = 1, file = 0; i < argc; i++) {
-        if (!strcmp(argv[i], "--help")) return puts(USAGE) < 0;
+        if (!strcmp(argv[i], "--help")) return puts(USAGE "\n" MORE) < 0;
         if (!strcmp(argv[i], "-r")) rows = 1;
         else if (!strcmp(argv[i], "-n") && i + 1 < argc) {
             n = strtol(argv[++i], &end, 10);
