@@ -67,13 +67,13 @@ fp32_FLAGS = -DPRECISION=3
 all: $(TRAINERS) data/tales.d/train.txt
 
 # $(call keep,FILE,TEXT): FILE holds what binaries were built with. It is written when TEXT changes,
-# and then they are built again. `make -n` writes nothing.
+# and then they are built again. `make -n` writes nothing, and FILE may be missing then.
 IS_DRY = $(findstring n,$(firstword -$(MAKEFLAGS)))
 keep = $(if $(IS_DRY),,$(shell mkdir -p build && \
   printf '%s\n' '$2' | cmp -s - $1 || printf '%s\n' '$2' > $1))
 FLAGS_FILE = build/flags
 $(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
-$(FLAGS_FILE): ; # make -n has not written it
+$(FLAGS_FILE): ;
 
 $(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)

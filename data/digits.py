@@ -33,7 +33,7 @@ def pictures_write(path, labels, pixels):
     body = labels.astype(np.uint8).tobytes() + pixels.astype(np.uint8).tobytes()
     fields = MAGIC, VERSION, count, height, width, 1, CLASSES, 0
     header = struct.pack("<8iQ24x", *fields, fnv1a64(body))
-    prepare.file_write(path, header, body)
+    prepare.file_write(path, [header, body])
     print(f"{prepare.path_show(path)}: {count} pictures, checksum {fnv1a64(body):016x}")
 
 

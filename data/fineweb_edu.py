@@ -8,7 +8,6 @@ The first --val-tokens tokens, as far as they are whole documents, are for valid
 each document is preceded by the end-of-text token, for bytes each ends with a newline. The Parquet files need pyarrow.
 """
 
-import json
 import os
 
 import prepare
@@ -47,17 +46,9 @@ def parquet_read(path):
 
 
 def jsonl_read(path):
-    for number, line in enumerate(prepare.file_read(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-            if not isinstance(text, str):
-                raise TypeError
-            yield text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise prepare.DataError(f"{path}: line {number}: expected an object with a string \"text\", found "
-                                    f"{line[:40].decode('utf-8', 'replace')!r}; give JSON Lines") from None
+    def text_of(value):
+        return value["text"].encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair
+    return (text for _, text in prepare.jsonl_read(path, text_of, "an object with a string \"text\""))
 
 
 def main():

@@ -12,7 +12,6 @@ format is llm.c's, by its description; with bytes header[4] is 256, where llm.c 
 """
 
 import argparse
-import json
 import os
 import shlex
 
@@ -26,15 +25,9 @@ MAGIC, VERSION, ENDINGS, LIMIT = 20240522, 1, 4, 65535  # LIMIT: of tasks, and o
 
 
 def jsonl_read(path):
-    for number, line in enumerate(prepare.file_read(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            task = json.loads(line)
-            yield number, task["ctx"], str(task["label"]), task["endings"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise prepare.DataError(f"{path}: line {number}: expected an object with ctx, label and endings, found "
-                                    f"{line[:40].decode('utf-8', 'replace')!r}; give HellaSwag's JSON Lines") from None
+    wanted = "an object with ctx, label and endings"
+    for line, task in prepare.jsonl_read(path, lambda t: (t["ctx"], str(t["label"]), t["endings"]), wanted):
+        yield line, *task
 
 
 def text_read(path):
@@ -95,7 +88,7 @@ def main():
         raise prepare.DataError(f"{path}: expected tasks, found none; give another file")
     header = prepare.np.zeros(256, "<i4")
     header[:5] = MAGIC, VERSION, count, longest, encoder.vocab_size % prepare.GPT2_VOCAB
-    prepare.file_write(args.out, header.tobytes(), *stream)
+    prepare.file_write(args.out, [header.tobytes(), *stream])
     show = prepare.path_show(args.out)
     print(f"wrote {show}: {count:,} tasks, vocabulary {encoder.vocab_size:,}\nscore a run with:\n"
           f"  make build/eval/hellaswag_fp8 && build/eval/hellaswag_fp8 RUN {shlex.quote(show)}")

@@ -113,7 +113,7 @@ def json_read(path):
 
 
 def json_write(path, value):
-    prepare.file_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    prepare.file_write(path, [(json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()])
 
 
 def safetensors_open(path):
@@ -193,7 +193,7 @@ def tokenizer_export(folder, tokens, shape):
     end = END if END in vocab else None
     merges = [merge_of(token, ranks) for token in tokens if len(token) > 1]
     json_write(os.path.join(folder, "vocab.json"), vocab)
-    prepare.file_write(os.path.join(folder, "merges.txt"), "\n".join(["#version: 0.2", *merges, ""]).encode())
+    prepare.file_write(os.path.join(folder, "merges.txt"), ["\n".join(["#version: 0.2", *merges, ""]).encode()])
     json_write(os.path.join(folder, "tokenizer_config.json"), {
         "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": shape["n_positions"],
         "bos_token": end, "eos_token": end, "unk_token": end})
@@ -302,7 +302,7 @@ def run_import(args):
     found = checkpoint_open(args.source, shape)
     dtype = "BF16" if {tensor_about(place)[0] for place in found.values()} == {"BF16"} else "F32"
     tokens, said = tokenizer_import(args.source, shape)
-    prepare.file_write(args.out, more=model_parts(args.source, shape, dtype, found))
+    prepare.file_write(args.out, model_parts(args.source, shape, dtype, found))
     if tokens:
         prepare.tokenizer_write(os.path.join(os.path.dirname(args.out), "gpt2_tokenizer.bin"), tokens)
     print(describe(args.out, shape, dtype) + "\n" + said)

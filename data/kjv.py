@@ -28,7 +28,7 @@ def bible_extract(path):
     if len(verses) != VERSES or not all(len(v) == 2 and b":" in v[0] for v in verses):
         raise prepare.DataError(f"bible: expected {VERSES} labelled verses, found {len(verses)} lines; apt-get install "
                                 f"bible-kjv, if this is another program, or give the text with --text FILE")
-    prepare.file_write(path, b"".join(text + b"\n" for _, text in verses))
+    prepare.file_write(path, (text + b"\n" for _, text in verses))
 
 
 def main():

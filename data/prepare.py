@@ -18,7 +18,6 @@ import fcntl
 import glob
 import hashlib
 import http.client
-import itertools
 import json
 import os
 import re
@@ -143,15 +142,16 @@ SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_BYTES = 20240520, 1, 1024
 BYTE_VOCAB, GPT2_VOCAB, GPT2_EOT = 256, 50257, 50256
 
 
-def file_write(path, *parts, more=()):
+def file_write(path, parts):
     """Write under a temporary name, flush to disk, rename: a file of this name is whole or it is not there. What has
-    the temporary name is removed, never followed: it may be a link. The parts of `more` may be made one by one."""
+    the temporary name is removed, never followed: it may be a link. `parts`: bytes, which may be
+    made one by one while they are written."""
     temporary = path + ".tmp"
     if os.path.lexists(temporary):
         os.remove(temporary)
     try:
         with open(temporary, "xb") as f:
-            for part in itertools.chain(parts, more):
+            for part in parts:
                 f.write(part)
             f.flush()
             os.fsync(f.fileno())
@@ -168,7 +168,7 @@ def shard_write(path, tokens, vocab_size):
         raise ValueError(f"{path}: token {tokens.max()} outside the vocabulary of {vocab_size}")
     header = np.zeros(256, "<i4")
     header[:4] = SHARD_MAGIC, SHARD_VERSION, len(tokens), vocab_size
-    file_write(path, header.tobytes(), np.ascontiguousarray(tokens, "<u2").data)
+    file_write(path, [header.tobytes(), np.ascontiguousarray(tokens, "<u2").data])
 
 
 def shard_read(path):
@@ -382,7 +382,7 @@ def tokenizer_write(path, tokens):
     it."""
     header = np.zeros(256, "<u4")
     header[:4] = TOKENIZER_MAGIC, TOKENIZER_VERSION, GPT2_VOCAB, GPT2_EOT
-    file_write(path, header.tobytes(), tokenizer_body(tokens))
+    file_write(path, [header.tobytes(), tokenizer_body(tokens)])
 
 
 def tokenizer_read(path):
@@ -519,6 +519,19 @@ def file_read(path):
         raise DataError(f"{path}: expected text, found a compressed file; unpack it first")
     with open(path, "rb") as f:
         return f.read()
+
+
+def jsonl_read(path, take, wanted):
+    """(line, take(value)) of each line of JSON Lines. A value that take() cannot take is refused."""
+    for number, line in enumerate(file_read(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            taken = take(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise DataError(f"{path}: line {number}: expected {wanted}, found "
+                            f"{line[:40].decode('utf-8', 'replace')!r}; give JSON Lines") from None
+        yield number, taken
 
 
 def text_decode(data, path, args, offset=0):

@@ -22,6 +22,7 @@ cd "$(dirname "$0")/.."
 gpu=
 if nvidia-smi > /dev/null 2>&1; then gpu=cu; fi
 GPU=${GPU-$gpu} # cu: train_gpt_fp8cu; empty: train_gpt_fp8
+stop() { echo "$0: $*" >&2; exit 2; }
 by_device() { if [ -n "$GPU" ]; then echo "$1"; else echo "$2"; fi; } # of a GPU, of a CPU
 OUT=${OUT:-log/gpt2_124M}
 OUT=${OUT%/}
@@ -31,7 +32,11 @@ TOKENS=${TOKENS:-$(by_device 10000000000 20000000)}
 CONTEXT=${CONTEXT:-1024}
 BATCH=${BATCH:-$(by_device 16 4)} # sequences at a time: what fits into memory
 BATCH_TOKENS=${BATCH_TOKENS:-$(by_device 524288 32768)} # a step: a multiple of BATCH x CONTEXT
-STEPS=$((${TOKENS//[!0-9]/} / BATCH_TOKENS))
+for number in "$TOKENS" "$BATCH_TOKENS"; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] || stop "TOKENS, BATCH_TOKENS: expected a number, found '$number'"
+done
+STEPS=$((TOKENS / BATCH_TOKENS))
+[ "$STEPS" -gt 0 ] || stop "TOKENS: expected BATCH_TOKENS ($BATCH_TOKENS) or more, found $TOKENS"
 WARMUP=${WARMUP:-$((STEPS * 700 / 18865 + 1))} # llm.c: 700 of 18,865
 LR=${LR:-0.0006}
 CHECKPOINT=${CHECKPOINT:-$(by_device 500 10)} # steps between checkpoints
@@ -39,7 +44,7 @@ VALIDATION=${VALIDATION:-$(by_device 250 50)} # steps between validations
 VAL_ROWS=${VAL_ROWS:-$(by_device 1024 80)}    # sequences of a validation
 DATA=${DATA:-data/fineweb_edu/fineweb_edu}    # shards: DATA_train_000000.bin and so on
 # A download of 2 GB has 700 million tokens, 100 million are for validation.
-SHARDS=$(((STEPS * BATCH_TOKENS + 799999999) / 700000000))
+SHARDS=$(((TOKENS + 799999999) / 700000000))
 DATA_FROM=${DATA_FROM:---shards $((SHARDS > 14 ? 14 : SHARDS))}
 TASKS=${TASKS:-data/hellaswag/hellaswag_val.bin}
 TASKS_FROM=${TASKS_FROM:-} # for example: --input tasks.txt
@@ -47,9 +52,6 @@ TASK_COUNT=${TASK_COUNT:-10042}
 PYTHON=${PYTHON:-python3}
 trainer=train_gpt_$PRECISION$GPU
 score=build/eval/hellaswag_$PRECISION
-stop() { echo "$0: $*" >&2; exit 2; }
-[[ $TOKENS =~ ^[0-9]+$ && $STEPS -gt 0 ]] ||
-  stop "TOKENS: expected a number of $BATCH_TOKENS (BATCH_TOKENS) or more, found '$TOKENS'"
 # A file keeps what it was made with; another call has to ask for the same.
 same() { # file, text, what to do
   [ ! -e "$1" ] || [ "$(cat "$1")" = "$2" ] ||
@@ -60,11 +62,9 @@ exec 9> "$OUT.lock"
 flock -n 9 || stop "$OUT: another call is at work there"
 settings="$PRECISION $MODEL, $TOKENS tokens, $CONTEXT $BATCH $BATCH_TOKENS $WARMUP $LR, $DATA"
 same "$OUT.settings" "$settings" "name another OUT, or remove that file and the run"
-same "$DATA.whole" "$DATA_FROM" "set DATA_FROM to the former, or name another DATA"
 [ -e "$OUT/log.tsv" ] || [ ! -e "$OUT" ] || stop "$OUT: expected a run or nothing; name another OUT"
 
 echo "== build"
-"$PYTHON" -c 'import numpy' || stop "expected the Python packages of data/fineweb_edu.py"
 make "$trainer" "$score"
 
 # A file beside the shards says that they are whole, and how they were made.
@@ -72,6 +72,7 @@ echo "== data"
 mkdir -p "$(dirname "$DATA")"
 exec 8> "$DATA.lock"
 flock 8 # another call may be making the same data
+same "$DATA.whole" "$DATA_FROM" "set DATA_FROM to the former, or name another DATA"
 # shellcheck disable=SC2086 # options are words
 if [ ! -e "$DATA.whole" ]; then
   "$PYTHON" data/fineweb_edu.py --out "$DATA" --workers "$(nproc)" $DATA_FROM

@@ -160,35 +160,12 @@ def test_files(tasks, encode):
 # ---- losses
 
 def gpt2_model(path):
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-    raw = open(path, "rb").read()
-    positions, V, L, heads, C, padded = np.frombuffer(raw, "<i4", 8)[2:].tolist()
-    config = GPT2Config(vocab_size=V, n_positions=positions, n_embd=C, n_layer=L, n_head=heads,
-                        bos_token_id=None, eos_token_id=None)
-    model, values = GPT2LMHeadModel(config).double().eval(), np.frombuffer(raw, "<f4", offset=1024)
-    state, at = {}, 0
-    shapes = {"wte": (padded, C), "wpe": (positions, C)}
-    layer = {"ln_1": (C,), "attn.c_attn": (3 * C, C), "attn.c_proj": (C, C), "ln_2": (C,),
-             "mlp.c_fc": (4 * C, C), "mlp.c_proj": (C, 4 * C)}
-    for name, shape in layer.items():
-        shapes[name + ".weight"], shapes[name + ".bias"] = (L, *shape), (L, shape[0])
-    shapes.update({"ln_f.weight": (C,), "ln_f.bias": (C,)})
-    for name, shape in shapes.items():
-        count = math.prod(shape)
-        value = torch.tensor(values[at:at + count].reshape(shape).astype(np.float64))
-        at += count
-        if "." not in name:
-            state[f"transformer.{name}.weight"] = value[:V]
-        elif name.startswith("ln_f"):
-            state["transformer." + name] = value
-        else:  # transformers keeps a matrix as [in, out]
-            for i in range(L):
-                state[f"transformer.h.{i}.{name}"] = value[i].T if value[i].dim() == 2 else value[i]
-    assert at == len(values)
-    state["lm_head.weight"] = state["transformer.wte.weight"]
-    model.load_state_dict(state)
-    return model
+    """transformers' model of a model file; dev/check/test_hf.py holds the export to the bits."""
+    from transformers import GPT2LMHeadModel
+    out = path + ".hf"
+    result = call(sys.executable, os.path.join(ROOT, "data", "hf.py"), "export", path, "--out", out)
+    check(f"{path}: exported", result.returncode == 0, result.stderr)
+    return GPT2LMHeadModel.from_pretrained(out).double().eval()
 
 
 def reference_sums(model, task):

@@ -19,7 +19,6 @@ import numpy as np
 import check_references
 
 SOURCES = ["tokenizer_dump.c"]
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 OTHERS_ARE_LETTERS = (r"'(?:[sdmt]|ll|ve|re)| ?(?:[A-Za-z]|[^\x00-\x7f])+| ?[0-9]+"
                       r"| ?[\x00-\x7f--[\sA-Za-z0-9]]+|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+")
 
@@ -49,9 +48,11 @@ class Vocabulary:
             ids = ids[n:]
         return out
 
-    def check(self, name, texts, pattern):
-        """Whether texts have tiktoken's ids."""
+    def check(self, name, texts, pattern=None):
+        """Whether texts have tiktoken's ids, with GPT-2's pattern or another one."""
         import tiktoken
+        from tiktoken_ext.openai_public import r50k_pat_str as gpt2_pattern
+        pattern = pattern or gpt2_pattern
         encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=self.ranks,
                                      special_tokens={})
         pairs = zip(texts, self.ours(texts))
@@ -60,7 +61,7 @@ class Vocabulary:
                        repr(wrong[:1])[:80])
 
     def check_all(self, name, texts):
-        self.check(f"{name}, ASCII", [t for t in texts if t.isascii()], GPT2)
+        self.check(f"{name}, ASCII", [t for t in texts if t.isascii()])
         self.check(f"{name}, all others are letters", texts, OTHERS_ARE_LETTERS)
 
 
