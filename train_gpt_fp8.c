@@ -144,8 +144,16 @@ options, 14 training loop. Part three, speed: 15 the fast product, 16 the machin
 #define PRECISION PRECISION_FP8
 #endif
 
-typedef enum { DTYPE_FP32, DTYPE_BF16, DTYPE_FP16, DTYPE_E4M3, DTYPE_E5M2, DTYPE_COUNT } Dtype;
-static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1};
+typedef enum {
+    DTYPE_FP32,
+    DTYPE_BF16,
+    DTYPE_FP16,
+    DTYPE_E4M3,
+    DTYPE_E5M2,
+    DTYPE_E2M1, // two codes share a byte
+    DTYPE_COUNT
+} Dtype;
+static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1, 1};
 
 // The stored type, and its conversions among those of section 2; the type of an operand.
 #define IS_FP8 (PRECISION == PRECISION_FP8)
@@ -271,18 +279,42 @@ INLINE float float_from_fp16(uint16_t h) {
     return bits_float(sign | r);
 }
 
+// ---- random numbers: counter based, so that any thread may draw any element. mix64 is
+// splitmix64's finalizer (Steele, Lea, Flood 2014).
+INLINE uint64_t mix64(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
+}
+INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
+// 32 random bits of element i under a key, for one rounding: two rounds of multiply and shift
+// (constants by Wellons 2018), which compilers vectorize.
+INLINE uint32_t random_u32(uint64_t key, uint32_t i) {
+    i ^= (uint32_t)key;
+    i = (i ^ i >> 16) * 0x7feb352d;
+    i = ((i ^ i >> 15) + (uint32_t)(key >> 32)) * 0x846ca68b;
+    return i ^ i >> 16;
+}
+
 // ==== 3. FP8 formats =============================================================================
 typedef struct {
     int mantissa_bits, bias;
     uint32_t max_code;        // the code of the largest finite value
     float max;                // that value, FP8_MAX in the formulas below
     uint32_t saturated_above; // bits of the largest |x * scale| that rounds to max; more saturates
+    uint32_t nan;             // what a NaN becomes
 } Fp8Format;
-static const Fp8Format fp8_formats[2] = {
-    {3, 7, 0x7e, 448.0f, 0x43e80000},    // E4M3: no infinities, 0x7F is NaN; 464 still ties to 448
-    {2, 15, 0x7b, 57344.0f, 0x476fffff}, // E5M2: as IEEE; 61440 would tie to Inf
+static const Fp8Format fp8_formats[3] = {
+    // E4M3: no infinities, 0x7F is NaN; 464 still ties to 448
+    {3, 7, 0x7e, 448.0f, 0x43e80000, 0x7f},
+    {2, 15, 0x7b, 57344.0f, 0x476fffff, 0x7f}, // E5M2: as IEEE; 61440 would tie to Inf
+    {1, 1, 7, 6.0f, 0x40dfffff, 7},            // E2M1: no NaN; 7 would tie to 8
 };
-static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d == DTYPE_E5M2]; }
+static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d - DTYPE_E4M3]; }
 INLINE float fp8_max(Dtype d) { return fp8_format(d)->max; }
 
 // The code of a magnitude, given by its bits. One beyond `saturated_above` gives a code above
@@ -298,11 +330,24 @@ static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
     return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
 }
+// The code of a magnitude, rounded up with the probability of what truncation takes away, so that
+// its mean is the number itself: 32 random bits decide. As above, a large one gives a code above
+// max_code.
+INLINE uint32_t fp8_round_stochastic(uint32_t a, const Fp8Format *f, uint32_t random) {
+    const int shift = 23 - f->mantissa_bits;
+    const uint32_t lowest = (uint32_t)(128 - f->bias) << 23; // bits of the smallest normal number
+    uint32_t normal =
+        ((a + (random >> (32 - shift))) >> shift) - ((127u - f->bias) << f->mantissa_bits);
+    // denormal results: a whole number of the smallest denormal's 2^-23
+    const float unit = bits_float((uint32_t)(127 + 23 - 1 + f->bias + f->mantissa_bits) << 23);
+    const uint32_t fixed = (uint32_t)(int32_t)(bits_float(MIN(a, lowest)) * unit);
+    return a < lowest ? (fixed + (random >> 9)) >> 23 : normal;
+}
 // Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's
 // satfinite conversion does.
 static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
     const uint32_t a = u & 0x7fffffff, code = MIN(fp8_round_bits(a, f), f->max_code);
-    return a > 0x7f800000 ? 0x7f : code | ((u >> 24) & 0x80);
+    return a > 0x7f800000 ? f->nan : code | ((u >> 24) & 0x80);
 }
 static inline uint8_t fp8_encode(float f, Dtype d) {
     return fp8_encode_bits(float_bits(f), fp8_format(d));
@@ -1232,19 +1277,6 @@ static void sincos_turns(double u, double *sine, double *cosine) {
     *sine = turned[q & 3];
     *cosine = turned[(q & 3) + 1];
 }
-// ---- random numbers: counter based, so that any thread may draw any element. mix64 is
-// splitmix64's finalizer (Steele, Lea, Flood 2014).
-static uint64_t mix64(uint64_t z) {
-    z += 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-static uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
-}
-static double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
-
 #define LAYERS_MAX 1024
 typedef struct {
     // Longest context, vocabulary, padded vocabulary, layers, heads, channels.
