@@ -214,7 +214,7 @@ static Fp8Scale scale_make(ScalingRecipe recipe) {
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
     s.recipe = recipe;
-    s.scale_inv = 1;
+    s.scale_inv[0] = s.scale_inv[1] = 1;
     s.scale = recipe.rule == SCALING_CONSTANT ? recipe.number : 1;
     return s;
 }
@@ -1554,7 +1554,8 @@ static void fp8_layer_make(void) {
     l->f.dw = floats(W);
     l->f.dbias = floats(OUT);
     linear_bytes(&l->f, l->scale, l->kept, l->w, l->dy_bytes);
-    l->scale[OPERAND_W].scale_inv = quantize(l->w, l->w16, W, &l->scale[OPERAND_W], RECORD_STATS);
+    l->scale[OPERAND_W].scale_inv[0] =
+        quantize(l->w, l->w16, W, &l->scale[OPERAND_W], RECORD_STATS);
 }
 static void fp8_layer_run(Fp8Layer *l) {
     memset(l->f.dw, 0, W * 4);
@@ -1585,8 +1586,8 @@ static double *transposed(const double *x, size_t rows, size_t columns) {
 // for E4M3, 25 for E5M2.
 static void fp8_layer_sqnr(void) {
     const Fp8Layer *l = &fp8_layer;
-    double cx = cast_sqnr(l->x, l->kept, X, DTYPE_E4M3, l->scale[OPERAND_X].scale_inv);
-    double cw = cast_sqnr(l->w16, l->w, W, DTYPE_E4M3, l->scale[OPERAND_W].scale_inv);
+    double cx = cast_sqnr(l->x, l->kept, X, DTYPE_E4M3, l->scale[OPERAND_X].scale_inv[0]);
+    double cw = cast_sqnr(l->w16, l->w, W, DTYPE_E4M3, l->scale[OPERAND_W].scale_inv[0]);
     double cdy = cast_sqnr(l->dy, l->dy_bytes, Y, DTYPE_E5M2, 1 / l->scale[OPERAND_DY].scale);
     check(cx >= 25 && cw >= 25 && cdy >= 25,
           "fp8 layer: SQNR of the casts of x, w and dy is at least 25 dB", "%.1f, %.1f, %.1f dB",

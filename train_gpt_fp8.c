@@ -365,6 +365,17 @@ INLINE float fp8_value(uint32_t code, const Fp8Format *f) {
     return bits_float((a > f->max_code ? special : float_bits(v)) | (code & 0x80) << 24);
 }
 static float fp8_decode(uint8_t code, Dtype d) { return fp8_value(code, fp8_format(d)); }
+// What a second number of a split operand is worth, beside the first: rounding takes away less.
+INLINE float split_unit(Dtype d) {
+    return bits_float((uint32_t)(126 - fp8_format(d)->mantissa_bits) << 23);
+}
+// Code i of memory, with the sign as its top bit. E2M1: elements 2 i and 2 i + 1 share a byte, the
+// first in its low half.
+INLINE uint8_t code_at(const uint8_t *q, size_t i, Dtype d) {
+    if (d != DTYPE_E2M1) return q[i];
+    const uint8_t half = q[i / 2] >> 4 * (i % 2);
+    return (half & 7) | (half & 8) << 4;
+}
 
 // ==== 4. scales and recipes ======================================================================
 // ---- rules begin
@@ -394,7 +405,7 @@ typedef struct {
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_UNSAID };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_E4M3, ROUNDING_UNSAID };
 
 // How one operand is quantized. --recipe is three of these, for x, w and dy (recipe_parse()).
 typedef struct {
@@ -404,10 +415,14 @@ typedef struct {
     int margin;   // the scale is divided by 2^margin
     // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
     // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
+    // E4M3: NVFP4's two levels, see scale_of_block().
     int rounding;
     // Block scaling: how many elements share a scale across K, the dimension that a product sums
     // over, and along it. along is 0 where the whole tensor has one scale.
     int across, along;
+    int stochastic; // elements are rounded up or down at random, right in the mean
+    int hadamard;   // wgrad reads the random Hadamard transform of the tensor
+    int split;      // two numbers for an element: the rounded one, and what rounding took from it
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
 INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
@@ -419,13 +434,21 @@ typedef struct {
     // With a history: the scale of this step. Until then, and with CURRENT: of the last recorded
     // tensor. In blocks: of the largest amax, for the log. Of the head's dy: see gpt_forward().
     float scale;
-    float scale_inv;    // of the bytes that are in memory now, for all products that read them
+    // Of the bytes that are in memory now: for the product that sums over the tensor's columns, and
+    // for that which sums over its rows.
+    float scale_inv[2];
     int64_t amax_count; // steps in the history; 0: such a rule takes the tensor's own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
+    // Stochastic rounding: the tensor's own random number, and the micro-batches of training so far.
+    uint64_t random, micro_batches;
 } Fp8Scale;
+// The key of random_u32() for the bytes of one of the tensor's two products.
+INLINE uint64_t scale_random(const Fp8Scale *s, int way) {
+    return random_u64(s->random, s->micro_batches, way);
+}
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax that is 0,
@@ -437,8 +460,31 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (r->rounding == ROUNDING_FLOOR)
         amax = bits_float(float_bits(amax) & 0x7f800000); // down to a power of two
     scale /= amax;
-    if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
+    if (r->rounding == ROUNDING_POW2 || r->rounding == ROUNDING_FLOOR)
+        scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
+}
+// Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
+// 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
+// block an E4M3 number, so that FP8_MAX of the format times 448 is the tensor's amax:
+//     tensor = 448 FP8_MAX / amax of the tensor,  inv = E4M3(amax / FP8_MAX * tensor),
+//     scale = tensor / inv
+// inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
+INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
+    const float scale = scale_from_amax(amax, 1, r);
+    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
+}
+// Returns the scale of a block; sets *inv. E2M1 has no NaN: a NaN makes inv NaN.
+INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
+    if (r->rounding != ROUNDING_E4M3) {
+        const float scale = scale_from_amax(amax, 1, r);
+        *inv = amax != amax && r->format == DTYPE_E2M1 ? amax : 1 / scale;
+        return scale;
+    }
+    const float s =
+        fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
+    *inv = s < 0x1p-9f ? 0x1p-9f : s;
+    return tensor / *inv;
 }
 
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
@@ -522,8 +568,11 @@ INLINE void quantize_chunk(uint8_t *q, const stored_t *x, size_t n, float scale,
     stats->count += n;
 }
 // Section 7:
-static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
-                      const float *scale, int stride, Dtype format);
+static void sqnr_sums(double *sums, const uint8_t *q, const uint8_t *rest, const stored_t *x,
+                      size_t n, const float *scale, int stride, Dtype format);
+typedef struct Encoder Encoder;
+static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale, int stride,
+                            Fp8Stats *stats, double *sums);
 // Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
 // (in the first step, and weights of a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
@@ -531,30 +580,48 @@ INLINE int scale_is_own(const Fp8Scale *s) {
            (recipe_remembers(&s->recipe) && s->amax_count == 0);
 }
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
-// Makes the FP8 bytes q [n] of the stored tensor x [n] with one scale, and takes its amax in the
-// same pass; quantize_blocks() (section 7) makes those in blocks. Returns scale_inv = 1 / scale.
+// What elements_encode() reads and writes.
+struct Encoder {
+    const stored_t *x;
+    uint8_t *q, *rest; // codes; NULL, or the second numbers of a split operand
+    const ScalingRecipe *recipe;
+    uint64_t key; // of random_u32()
+};
+static float tensor_amax(const stored_t *x, size_t n) {
+    uint32_t amax = 0;
+#pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
+    for (size_t i = 0; i < n; i++)
+        amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
+    return bits_float(amax);
+}
+// Makes the codes q [n] of the stored tensor x [n] with one scale, and takes its amax in the same
+// pass; quantize_blocks() (section 7) makes those in blocks. The second numbers of a split operand lie
+// behind q. Returns scale_inv = 1 / scale.
 static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = s->scale;
     if (scale_is_own(s)) {
-        uint32_t amax = 0;
-#pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
-        for (size_t i = 0; i < n; i++)
-            amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
-        scale = scale_from_amax(bits_float(amax), scale, r);
+        scale = scale_from_amax(tensor_amax(x, n), scale, r);
         if (record != RECORD_NONE) s->scale = scale;
     }
     const float scale_inv = 1.0f / scale;
+    const Encoder e = {x, q, r->split ? q + n : NULL, r, scale_random(s, 0)};
+    const int plain = !r->stochastic && !r->split; // the usual case, and its two formats
     const size_t chunks = ceil_div(n, CHUNK);
     double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel for schedule(static) reduction(merge : total) if (n > CHUNK)
     for (size_t c = 0; c < chunks; c++) {
         const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
-        if (r->format == DTYPE_E4M3)
+        if (plain && r->format == DTYPE_E4M3)
             quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[0]);
-        else quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[1]);
-        if (sums) sqnr_sums(sums[c], q + at, x + at, m, &scale, 0, r->format);
+        else if (plain && r->format == DTYPE_E5M2)
+            quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[1]);
+        else {
+            elements_encode(&e, at, m, &scale, 0, &total, sums ? sums[c] : NULL);
+            continue;
+        }
+        if (sums) sqnr_sums(sums[c], q + at, NULL, x + at, m, &scale, 0, r->format);
     }
     const double inv2 = (double)scale_inv * scale_inv;
     for (size_t c = 0; sums && c < chunks; c++) {
@@ -563,7 +630,8 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     }
     free(sums);
     if (record != RECORD_NONE) stats_merge(&s->step, &total);
-    return scale_inv;
+    const int lost = r->format == DTYPE_E2M1 && total.amax_bits > 0x7f800000; // it has no NaN
+    return lost ? bits_float(total.amax_bits) : scale_inv;
 }
 
 // ==== 5. matrix product ==========================================================================
@@ -586,8 +654,8 @@ typedef struct {
     Dtype dtype;
     size_t row_stride, k_stride;
     float scale_inv; // FP8: an element is worth its decoded byte times this; else 1
-    // Block scaling: element (i, k) is also multiplied by inv[i / across * inv_stride + k / along].
-    // recipe_parse() makes that a power of two, so that the product stays exact. NULL: no blocks.
+    // Block scaling: element (i, k) is also multiplied by inv[i / across * inv_stride + k / along],
+    // a power of two or an E4M3 number; bf16 holds the product exactly. NULL: no blocks.
     const float *inv;
     size_t across, along, inv_stride;
 } Matrix;
@@ -603,8 +671,9 @@ typedef struct {
     float factor;
     const float *bias; // [n] or NULL
     int accumulate;    // the old out is added; fp32 only
+    const float *add;  // [m, n], which is added, or NULL
 } Output;
-#define output(...) ((Output){__VA_ARGS__})
+#define output(...) ((Output){__VA_ARGS__, NULL})
 
 static int product_in_tiles = 0; // --sum-order tiles
 
@@ -614,7 +683,7 @@ static float matrix_element(const Matrix *m, size_t i, size_t k) {
     float value;
     if (m->dtype == DTYPE_FP32) value = ((const float *)m->data)[at];
     else if (dtype_size[m->dtype] == 1)
-        value = fp8_decode(((const uint8_t *)m->data)[at], m->dtype);
+        value = fp8_decode(code_at(m->data, at, m->dtype), m->dtype);
     else value = float_from_stored(((const stored_t *)m->data)[at]);
     return m->inv ? value * m->inv[i / m->across * m->inv_stride + k / m->along] : value;
 }
@@ -643,8 +712,9 @@ static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N,
         }
         float *floats = (float *)out.data + m * out.row_stride + n;
         stored_t *stored = (stored_t *)out.data + m * out.row_stride + n;
-        const float add = out.bias ? out.bias[n] : out.accumulate ? *floats : 0;
-        const float value = out.bias || out.accumulate ? fmaf(sum, undo, add) : sum * undo;
+        const float *add = out.bias ? &out.bias[n] : out.accumulate ? floats : NULL;
+        if (out.add) add = &out.add[at];
+        const float value = add ? fmaf(sum, undo, *add) : sum * undo;
         if (out.dtype == DTYPE_FP32) *floats = value;
         else *stored = stored_from_float(value);
     }
@@ -661,6 +731,8 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
 // Section 7:
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record);
+static void hadamard_transform(stored_t *out, const stored_t *x, size_t rows, size_t columns,
+                               uint32_t signs);
 static void column_sums(float *out, const stored_t *x, float *partial, size_t rows, size_t width);
 
 // y = x w^T + bias. x, w and, in the backward pass, dy are matrices [rows, columns] that two
@@ -693,9 +765,17 @@ typedef struct {
     const float *bias; // [out] or NULL
     float *dw, *dbias; // [out, in], [out] or NULL
     int fp8;           // bit p: product p reads FP8 bytes
+    int split;         // bit p: product p reads both numbers of a split operand
     int first;         // dw holds nothing yet: it is written, not added to
+    uint32_t signs;    // of the Hadamard transform
+    stored_t *turned;  // room for what it makes of an operand
+    float *sums;       // room for an output of several products
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
+// Whether a product reads both numbers of an operand.
+static int linear_splits(const Linear *f, int which, int product) {
+    return linear_in_fp8(f, product) && f->split >> product & f->operand[which].scale->recipe.split;
+}
 static void operand_is(Linear *f, int which, const stored_t *tensor) {
     f->operand[which].stored[OVER_COLUMNS] = f->operand[which].stored[OVER_ROWS] = tensor;
 }
@@ -708,35 +788,65 @@ static void operand_quantize(const Linear *f, int which, const stored_t *tensor,
     for (int way = first; way <= OVER_ROWS; way++) {
         if (!linear_in_fp8(f, operand_product[which][way])) continue;
         if (recipe_blocks(&o->scale->recipe)) {
-            quantize_blocks(o->bytes[way], o->inv[way], tensor, rows, o->columns, way, o->scale,
-                            record);
+            const int turns = way == OVER_ROWS && o->scale->recipe.hadamard;
+            if (turns) hadamard_transform(f->turned, tensor, rows, o->columns, f->signs);
+            quantize_blocks(o->bytes[way], o->inv[way], turns ? f->turned : tensor, rows,
+                            o->columns, way, o->scale, record);
             record = RECORD_NONE; // counted once
             continue;
         }
-        o->scale->scale_inv = quantize(o->bytes[way], tensor, rows * o->columns, o->scale, record);
+        o->scale->scale_inv[OVER_COLUMNS] = o->scale->scale_inv[OVER_ROWS] =
+            quantize(o->bytes[way], tensor, rows * o->columns, o->scale, record);
         return; // the other product reads the same bytes
     }
 }
 
-// An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks. K:
-// how many elements the product sums over.
-static Matrix operand(const Linear *f, int which, int product, size_t K) {
+// An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks. rows:
+// of x and dy. part: 1 for the second numbers of a split one.
+static Matrix operand(const Linear *f, int which, int product, size_t rows, int part) {
     const Operand *o = &f->operand[which];
+    if (which == OPERAND_W) rows = f->out;
     const int way = operand_product[which][OVER_ROWS] == product;
     Matrix m = matrix(o->stored[way], STORED, way ? 1 : o->columns, way ? o->columns : 1);
     if (!linear_in_fp8(f, product)) return m;
     const ScalingRecipe *r = &o->scale->recipe;
-    m.data = o->bytes[way];
+    m.data = o->bytes[way] + part * rows * o->columns;
     m.dtype = r->format;
-    if (!recipe_blocks(r)) {
-        m.scale_inv = o->scale->scale_inv;
-        return m;
-    }
+    m.scale_inv = o->scale->scale_inv[way] * (part ? split_unit(r->format) : 1);
+    if (!recipe_blocks(r)) return m;
     m.inv = o->inv[way];
     m.across = r->across;
     m.along = r->along;
-    m.inv_stride = ceil_div(K, r->along);
+    m.inv_stride = ceil_div(way ? rows : o->columns, r->along);
     return m;
+}
+
+// out = a b^T of the two operands of a product; rows: of x and dy. Where operands are split, it adds
+// products of their parts in fp32: both first ones, then first and second, second and first. (Both
+// second ones give 2^-8 of the product, which bf16 rounds away.)
+static void linear_product(const Linear *f, int product, Output out, size_t rows) {
+    const int a = product == FPROP ? OPERAND_X : OPERAND_DY;
+    const int b = product == WGRAD ? OPERAND_X : OPERAND_W;
+    const size_t M = product == WGRAD ? f->out : rows, N = product == FPROP ? f->out : f->in;
+    const size_t K = product == WGRAD ? rows : product == FPROP ? f->in : f->out;
+    const int b_splits = linear_splits(f, b, product),
+              last = linear_splits(f, a, product) + b_splits;
+    for (int i = 0; i <= last; i++) {
+        const int part_a = i > b_splits, part_b = i > part_a;
+        Output to = out;
+        to.accumulate |= i > 0;
+        if (i > 0) to.bias = NULL;
+        if (out.dtype != DTYPE_FP32 && i < last) {
+            to.data = f->sums;
+            to.dtype = DTYPE_FP32;
+            to.row_stride = N;
+        } else if (out.dtype != DTYPE_FP32 && i > 0) {
+            to.accumulate = 0;
+            to.add = f->sums;
+        }
+        matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b), M, N,
+               K);
+    }
 }
 
 // y[rows, out] = x w^T + bias, of type y_dtype.
@@ -746,8 +856,7 @@ static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows,
     if (x->stored[OVER_ROWS] && x->stored[OVER_ROWS] != x->stored[OVER_COLUMNS]) // a wgrad in bf16
         memcpy((stored_t *)x->stored[OVER_ROWS], x->stored[OVER_COLUMNS],
                rows * f->in * sizeof(stored_t));
-    matmul(output(y, y_dtype, f->out, 1, f->bias, 0), operand(f, OPERAND_X, FPROP, f->in),
-           operand(f, OPERAND_W, FPROP, f->in), rows, f->out, f->in);
+    linear_product(f, FPROP, output(y, y_dtype, f->out, 1, f->bias, 0), rows);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x (= if f->first);  dbias += sums of dy's columns. These sum dy
@@ -758,11 +867,8 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
                             Record record) {
     const stored_t *dy = f->operand[OPERAND_DY].stored[OVER_COLUMNS];
     operand_quantize(f, OPERAND_DY, dy, rows, OVER_COLUMNS, record);
-    matmul(output(dx, STORED, f->in, 1, NULL, 0), operand(f, OPERAND_DY, DGRAD, f->out),
-           operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
-    matmul(output(f->dw, DTYPE_FP32, f->in, 1, NULL, !f->first),
-           operand(f, OPERAND_DY, WGRAD, rows), operand(f, OPERAND_X, WGRAD, rows), f->out, f->in,
-           rows);
+    linear_product(f, DGRAD, output(dx, STORED, f->in, 1, NULL, 0), rows);
+    linear_product(f, WGRAD, output(f->dw, DTYPE_FP32, f->in, 1, NULL, !f->first), rows);
     if (f->dbias) column_sums(f->dbias, dy, partial, rows, f->out);
 }
 
@@ -789,12 +895,15 @@ INLINE float lanes_sum(float *lanes) {
 
 // Adds signal and noise for the SQNR: sums over n <= CHUNK of squares of x, and of what encoding
 // changed of x. With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's own.
-static void sqnr_sums(double *sums, const uint8_t *q, const stored_t *x, size_t n,
-                      const float *scale, int stride, Dtype format) {
+// A code has a byte here. rest: NULL, or those of the second numbers.
+static void sqnr_sums(double *sums, const uint8_t *q, const uint8_t *rest, const stored_t *x,
+                      size_t n, const float *scale, int stride, Dtype format) {
     const Fp8Format *f8 = fp8_format(format);
+    const float unit = split_unit(format);
     float signal, noise;
+#define VALUE  (fp8_value(q[i], f8) + (rest ? fp8_value(rest[i], f8) * unit : 0))
 #define SIGNAL (float_from_stored(x[i]) * (stride ? 1 : *scale))
-#define NOISE  (SIGNAL - fp8_value(q[i], f8) / (stride ? scale[i] : 1))
+#define NOISE  (SIGNAL - VALUE / (stride ? scale[i] : 1))
     STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
     STRIPED_SUM(noise, i, n, NOISE * NOISE);
     sums[0] += signal;
@@ -816,25 +925,69 @@ static void columns_amax(uint32_t *top, const stored_t *x, size_t columns, size_
                 top[i] = MAX(top[i], float_bits(float_from_stored(from[i])) & 0x7fffffff);
         }
 }
-// The bytes of these rows and columns, and what becomes of them. sums: for the SQNR, or NULL.
-static void columns_encode(uint8_t *q, const stored_t *x, size_t columns, size_t r0, size_t r1,
-                           size_t c0, size_t c1, const float *scale, Dtype format, Fp8Stats *stats,
-                           double *sums) {
-    const Fp8Format *f8 = fp8_format(format);
-    for (size_t row = r0; row < r1; row++)
-        for (size_t c = c0; c < c1; c += SPAN) {
-            const size_t at = row * columns + c, n = MIN(SPAN, c1 - c);
-            for (size_t i = 0; i < n; i++) {
-                const float f = float_from_stored(x[at + i]);
-                const uint32_t u = float_bits(f * scale[i]), a = u & 0x7fffffff;
-                const uint32_t code = fp8_encode_bits(u, f8);
-                stats->saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
-                stats->flushed += ((code & 0x7f) == 0) & (f != 0);
-                stats->nonfinite += a >= 0x7f800000;
-                q[at + i] = (uint8_t)code;
-            }
-            if (sums) sqnr_sums(sums, q + at, x + at, n, scale, 1, format);
+// The codes of n <= SPAN scaled elements, from number `at` on. Numbers are widened and narrowed in
+// loops of their own: compilers make vector code of these.
+INLINE void codes_make(uint8_t *q, const float *scaled, size_t n, const Fp8Format *f8,
+                       const int stochastic, uint64_t key, size_t at) {
+    uint32_t code[SPAN];
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t u = float_bits(scaled[i]), a = u & 0x7fffffff;
+        const uint32_t c = stochastic
+                               ? fp8_round_stochastic(a, f8, random_u32(key, (uint32_t)(at + i)))
+                               : fp8_round_bits(a, f8);
+        code[i] = (a > 0x7f800000 ? f8->nan : MIN(c, f8->max_code)) | (u >> 24 & 0x80);
+    }
+    for (size_t i = 0; i < n; i++) q[i] = (uint8_t)code[i];
+}
+// The codes of elements at .. at + n, what becomes of them, and sums for the SQNR, or NULL. The
+// scales are scale[0], scale[stride], ..
+static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale, int stride,
+                            Fp8Stats *stats, double *sums) {
+    const Dtype format = e->recipe->format;
+    const Fp8Format f8 = *fp8_format(format);
+    const float unit = 1 / split_unit(format);
+    for (size_t end = at + n, m; at < end; at += m, scale += stride * m) {
+        uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
+        uint8_t code[SPAN], rest[SPAN];
+        float wide[SPAN], scaled[SPAN];
+        m = MIN(SPAN, end - at);
+        for (size_t i = 0; i < m; i++) wide[i] = float_from_stored(e->x[at + i]);
+        for (size_t i = 0; i < m; i++) scaled[i] = wide[i] * scale[stride * i];
+        if (e->recipe->stochastic) codes_make(code, scaled, m, &f8, 1, e->key, at);
+        else codes_make(code, scaled, m, &f8, 0, 0, at);
+        for (size_t i = 0; i < m; i++) {
+            const uint32_t a = float_bits(scaled[i]) & 0x7fffffff,
+                           b = float_bits(wide[i]) & 0x7fffffff, c = code[i];
+            amax = MAX(amax, b);
+            saturated += (a > f8.saturated_above) & (a <= 0x7f800000);
+            flushed += ((c & 0x7f) == 0) & (b != 0);
+            nonfinite += a >= 0x7f800000;
         }
+        if (e->rest) {
+            for (size_t i = 0; i < m; i++) scaled[i] = (scaled[i] - fp8_value(code[i], &f8)) * unit;
+            codes_make(rest, scaled, m, &f8, 0, 0, at);
+            memcpy(e->rest + at, rest, m);
+        }
+        if (sums) sqnr_sums(sums, code, e->rest ? rest : NULL, e->x + at, m, scale, stride, format);
+        if (format != DTYPE_E2M1) memcpy(e->q + at, code, m);
+        else
+            for (size_t i = 0; i < m / 2; i++) { // pairs share a byte
+                const uint8_t low = code[2 * i], high = code[2 * i + 1];
+                e->q[at / 2 + i] = (low & 7) | (low >> 4 & 8) | (high & 7) << 4 | (high & 0x80);
+            }
+        stats->amax_bits = MAX(stats->amax_bits, amax);
+        stats->saturated += saturated;
+        stats->flushed += flushed;
+        stats->nonfinite += nonfinite;
+        stats->count += m;
+    }
+}
+// The same for these rows and columns; the scales lie as columns_amax() has the amax.
+static void columns_encode(const Encoder *e, size_t columns, size_t r0, size_t r1, size_t c0,
+                           size_t c1, const float *scale, Fp8Stats *stats, double *sums) {
+    for (size_t row = r0; row < r1; row++)
+        for (size_t c = c0; c < c1; c += SPAN)
+            elements_encode(e, row * columns + c, MIN(SPAN, c1 - c), scale, 1, stats, sums);
 }
 
 // Bytes of x [rows, columns] in blocks. K is the row index if along_rows, else the column index.
@@ -842,6 +995,9 @@ static void columns_encode(uint8_t *q, const stored_t *x, size_t columns, size_t
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
+    const Encoder e = {x, q, r->split ? q + rows * columns : NULL, r, scale_random(s, along_rows)};
+    const int two_levels = r->rounding == ROUNDING_E4M3;
+    const float tensor = two_levels ? scale_of_tensor(tensor_amax(x, rows * columns), r) : 1;
     // A block has `tall` rows and `wide` columns; there are `down` times `right` of them.
     const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across));
     const size_t wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
@@ -864,23 +1020,55 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
             const size_t end = MIN(used, i + width);
             uint32_t amax = 0;
             for (size_t l = i; l < end; l++) amax = MAX(amax, top[l]);
-            const float own = scale_from_amax(bits_float(amax), 1, r);
+            float *at = inv + block_row * inv_row + (c0 + i) / wide * inv_column;
+            const float own = scale_of_block(bits_float(amax), tensor, r, at);
             for (size_t l = i; l < end; l++) scale[l] = own;
-            inv[block_row * inv_row + (c0 + i) / wide * inv_column] = 1 / own;
-            total.amax_bits = MAX(total.amax_bits, amax);
         }
-        columns_encode(q, x, columns, r0, r1, c0, c1, scale, r->format, &total,
-                       sums ? sums[task] : NULL);
+        columns_encode(&e, columns, r0, r1, c0, c1, scale, &total, sums ? sums[task] : NULL);
     }
-    total.count = rows * columns;
     for (size_t i = 0; sums && i < down * spans; i++) {
         total.signal += sums[i][0];
         total.noise += sums[i][1];
     }
     free(sums);
+    s->scale_inv[along_rows] = 1 / tensor;
     if (record == RECORD_NONE) return;
-    s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r);
+    s->scale = two_levels ? tensor : scale_from_amax(bits_float(total.amax_bits), 1, r);
     stats_merge(&s->step, &total);
+}
+
+// out = the random Hadamard transform of x [rows, columns], 16 rows at a time:
+//     out[i] = sum over j of H[i][j] sign[j] x[j] / 4,  H[i][j] = -1 to the number of bits of i & j
+// Its matrix is orthogonal, so that a product that sums over the rows of two such tensors is what it
+// was. It spreads an outlier over 16 elements. fp32 sums in the order below, rounded once to the
+// stored type; up to 15 rows at the end stay as they are. signs: bit j.
+#define HADAMARD 16
+static void hadamard_transform(stored_t *out, const stored_t *x, size_t rows, size_t columns,
+                               uint32_t signs) {
+    PARALLEL(static) for (size_t task = 0; task < ceil_div(rows, HADAMARD); task++) {
+        const size_t at = task * HADAMARD * columns, count = MIN(HADAMARD, rows - task * HADAMARD);
+        if (count < HADAMARD) memcpy(out + at, x + at, count * columns * sizeof(stored_t));
+        else
+            for (size_t c = 0; c < columns; c += 16) {
+                float v[HADAMARD][16] = {{0}};
+                const size_t n = MIN(16, columns - c);
+                for (size_t i = 0; i < HADAMARD; i++)
+                    for (size_t k = 0; k < n; k++)
+                        v[i][k] = float_from_stored(x[at + i * columns + c + k]) *
+                                  (signs >> i & 1 ? -0.25f : 0.25f);
+                for (size_t d = 1; d < HADAMARD; d *= 2)
+                    for (size_t i = 0; i < HADAMARD; i++) SIMD for (size_t k = 0; k < 16; k++) {
+                            const float low = v[i & ~d][k], high = v[i | d][k];
+                            if (!(i & d)) {
+                                v[i][k] = low + high;
+                                v[i | d][k] = low - high;
+                            }
+                        }
+                for (size_t i = 0; i < HADAMARD; i++)
+                    for (size_t k = 0; k < n; k++)
+                        out[at + i * columns + c + k] = stored_from_float(v[i][k]);
+            }
+    }
 }
 
 // ---- functions of one number. Every operation is IEEE and in the order in which it is written, so
@@ -1376,7 +1564,7 @@ static size_t role_size(Storage role, int precision) {
     X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
     X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
     /* what products read, made of the master weights by gpt_refresh_weights() */ \
-    X(operand, weights, L, copies * 12 * C * C, REUSED) \
+    X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     /* [Vp, C] of wte, likewise; the fp32 build reads the master. head_q: its bytes */ \
     X(stored, head_w, 1, copies * Vp * C, REUSED) \
     X(byte, head_q, 1, head8 * Vp * C, REUSED) \
@@ -1384,46 +1572,50 @@ static size_t role_size(Storage role, int precision) {
     X(stored, w16, w16_layers, 12 * C * C, REUSED) \
     X(stored, x16, x16_layers, 7 * R * C, KEPT) \
     /* block scaling: the weights' bytes for dgrad, [out, in] with blocks along `out` */ \
-    X(byte, w_for_dgrad, L, BLOCKS(OPERAND_W) * 12 * C * C, REUSED) \
+    X(byte, w_for_dgrad, L, BLOCKS(OPERAND_W) * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     /* block scaling: scale_inv of the blocks of weights, of w_for_dgrad (the second half), */ \
-    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED) \
+    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(OPERAND_W, 12 * C * C, 4), REUSED) \
     /* of the inputs that are kept for wgrad, */ \
-    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
+    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(OPERAND_X, 7 * R * C, 4), KEPT) \
     /* of x_for_fprop, */ \
-    X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
+    X(fp32, x_inv, 1, BLOCKS(OPERAND_X) * (SCALE_ROOM(OPERAND_X, 4 * R * C, 4) + R), REUSED) \
     /* and of dy_bytes and dy_for_wgrad */ \
-    X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
+    X(fp32, dy_inv, 2, t * BLOCKS(OPERAND_DY) * (SCALE_ROOM(OPERAND_DY, 4 * R * C, 4) + R), \
+        REUSED) \
     /* block scaling: [R, 4C] the bytes of an input for fprop */ \
-    X(byte, x_for_fprop, 1, BLOCKS(OPERAND_X) * R * 4 * C, REUSED) \
+    X(byte, x_for_fprop, 1, BLOCKS(OPERAND_X) * ROOM(OPERAND_X, R * 4 * C), REUSED) \
     /* block scaling: [R, 4C] the bytes of dy for wgrad */ \
-    X(byte, dy_for_wgrad, 1, t * BLOCKS(OPERAND_DY) * R * 4 * C, REUSED) \
+    X(byte, dy_for_wgrad, 1, t * BLOCKS(OPERAND_DY) * ROOM(OPERAND_DY, R * 4 * C), REUSED) \
     /* [R, C] before attention, before the MLP, and at the end */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
     /* ln1, att, ln2 and gelu: the inputs of the linear layers, for wgrad. kept_layers is 1 if the \
        backward pass makes them again */ \
-    X(operand, ln1, kept_layers, R * C, KEPT) \
+    X(operand, ln1, kept_layers, ROOM(OPERAND_X, R * C), KEPT) \
     /* [R, 3C]; a KV cache while sampling */ \
     X(stored, qkv, L, R * 3 * C, KEPT) \
-    X(operand, att, L, R * C, KEPT) \
-    X(operand, ln2, kept_layers, R * C, KEPT) \
+    X(operand, att, L, ROOM(OPERAND_X, R * C), KEPT) \
+    X(operand, ln2, kept_layers, ROOM(OPERAND_X, R * C), KEPT) \
     /* [R, 4C] before the GELU */ \
     X(stored, fc, L, R * 4 * C, KEPT) \
-    X(operand, gelu, kept_layers, R * 4 * C, KEPT) \
+    X(operand, gelu, kept_layers, ROOM(OPERAND_X, R * 4 * C), KEPT) \
     /* [R, C] the head's input. lnf_q: [slab, C] its bytes */ \
     X(stored, lnf, 1, R * C, KEPT) \
     X(byte, lnf_q, 1, head8 * slab * C, REUSED) \
     /* [R, 4C] the input of a linear layer, and a weight matrix, before they are quantized */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
+    /* [R, 4C] x or dy after a Hadamard transform; sums of several products */ \
+    X(stored, turned, 1, t * ANY(hadamard) * R * 4 * C, REUSED) \
+    X(fp32, sums, 1, ANY(split) * R * 4 * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
     /* [slab, Vp] */ \
     X(fp32, logits, 1, slab * Vp, REUSED) \
     X(stored, dlogits, 1, t * slab * Vp, REUSED) \
     /* dy as FP8 */ \
-    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
+    X(byte, dy_bytes, 1, fp8 * t * MAX(ROOM(OPERAND_DY, R * 4 * C), head8 * slab * Vp), REUSED) \
     /* [R, C] the gradient of the residual stream, from the end to the beginning. dwide: [R, 4C], \
        dnarrow: [R, C] gradients on the way */ \
     X(stored, dresidual, 1, t * R * C, REUSED) \
@@ -1436,8 +1628,15 @@ static size_t role_size(Storage role, int precision) {
 // clang-format on
 // 1 where this operand is in blocks.
 #define BLOCKS(operand) (fp8 * (size_t)recipe_blocks(&g->recipes[operand]))
-// Room for the scales of four matrices with so many elements together, whatever the blocks.
-#define SCALE_ROOM(elements, C) ((elements) / 32 + 64 * (C))
+// Room for so many elements of an operand; and for the scales of its blocks, of whatever shape, in
+// so many matrices, of at most 4 C rows or columns, with so many elements together.
+#define ROOM(operand, elements) operand_room(g, fp8, operand, elements)
+#define SCALE_ROOM(operand, elements, matrices)                                                    \
+    ((elements) / (g->recipes[operand].along < 32 ? 16 : 32) + (matrices)*16 * C)
+// 1 where the recipe of some operand has this.
+#define ANY(field)                                                                                 \
+    (fp8 * (size_t)(g->recipes[OPERAND_X].field | g->recipes[OPERAND_W].field |                    \
+                    g->recipes[OPERAND_DY].field))
 typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 #define TENSOR_MAKE(role, name, layers, count, life)                                               \
@@ -1452,7 +1651,9 @@ typedef struct {
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     ScalingRecipe recipes[NOPERAND];
-    uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer stays in bf16
+    uint8_t bf16[LAYERS_MAX][NLIN];  // bit p: product p of that linear layer stays in bf16
+    uint8_t split[LAYERS_MAX][NLIN]; // it reads both numbers of split operands
+    uint64_t seed;
 
     ParamSpec params[NPARAM];
     size_t param_count;
@@ -1480,6 +1681,11 @@ static size_t gpt_rows(const Gpt *g) { return (size_t)g->B * g->config.T; }
 static void gpt_scales_read(Gpt *g) { (void)g; }
 static void gpt_scales_write(Gpt *g) { (void)g; }
 
+// How many elements of a buffer n elements of an operand take: in the FP8 build, bytes.
+static size_t operand_room(const Gpt *g, int fp8, int which, size_t n) {
+    const ScalingRecipe *r = &g->recipes[which];
+    return !fp8 ? n : r->split ? 2 * n : r->format == DTYPE_E2M1 ? n / 2 : n;
+}
 // How many of the first `end` layers have one of these products in bf16.
 static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     size_t n = 0;
@@ -1530,6 +1736,8 @@ static MemoryPlan memory_plan(Gpt *g) {
 // dlogits, so that its amax is only logged.
 static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
+    const int linear = i / NOPERAND, layer = linear / NLIN;
+    r.split &= layer < g->config.L && g->split[layer][linear % NLIN];
     if (i < g->scale_count - 1) return r;
     r.rule = SCALING_CONSTANT;
     r.number = 1;
@@ -1543,7 +1751,8 @@ static void gpt_allocate(Gpt *g) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = gpt_recipe(g, i);
         s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
-        s->scale_inv = 1;
+        s->scale_inv[0] = s->scale_inv[1] = 1;
+        s->random = random_u64(g->seed, NPARAM, i); // gpt_init() has the streams before
     }
     g->loss_scale = 1;
     if (g->training) {
@@ -1591,7 +1800,8 @@ static void stored_from_floats(stored_t *out, const float *x, size_t n) {
 static operand_t *gpt_kept(const Gpt *g, int l, int i) {
     operand_t *const kept[NLIN] = {g->ln1, g->att, g->ln2, g->gelu};
     const size_t layer = g->recompute && i != LIN_ATTPROJ ? 0 : l;
-    return kept[i] + layer * gpt_rows(g) * g->params[linear_param[i]].cols;
+    const size_t n = gpt_rows(g) * g->params[linear_param[i]].cols;
+    return kept[i] + operand_room(g, IS_FP8, OPERAND_X, layer * n);
 }
 // Where that layer's input is written: FP8 keeps bytes of it, so all layers share one place; the
 // other builds keep it as it is.
@@ -1604,29 +1814,35 @@ static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 // The FP8 operands of linear layer i of layer l: where their bytes and scales lie.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     const size_t C = g->config.C, CC = C * C, RC = gpt_rows(g) * C, start = weights_start[i] * CC;
-    const size_t w_room = SCALE_ROOM(12 * CC, C), x_room = SCALE_ROOM(7 * RC, C);
+    const size_t w_room = SCALE_ROOM(OPERAND_W, 12 * CC, 4),
+                 w_at = operand_room(g, 1, OPERAND_W, l * 12 * CC + start);
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
     uint8_t *kept = (uint8_t *)gpt_kept(g, l, i);
     for (int o = 0; o < NOPERAND; o++) f->operand[o].scale = gpt_scale(g, l, i, o);
     f->fp8 = ~g->bf16[l][i] & (g->training ? ALL_PRODUCTS : 1 << FPROP);
+    f->split = g->split[l][i];
+    f->signs = random_u64(g->seed, NPARAM, -1);
+    f->turned = g->turned;
+    f->sums = g->sums;
     x->bytes[0] = g->x_for_fprop ? g->x_for_fprop : kept;
     x->bytes[1] = kept;
-    w->bytes[0] = w->bytes[1] = (uint8_t *)g->weights + l * 12 * CC + start;
+    w->bytes[0] = w->bytes[1] = (uint8_t *)g->weights + w_at;
     dy->bytes[0] = g->dy_bytes;
     dy->bytes[1] = g->dy_for_wgrad ? g->dy_for_wgrad : g->dy_bytes;
     if (g->x_for_fprop) {
         x->inv[0] = g->x_inv;
         // Inputs are C wide, fcproj's 4 C.
-        x->inv[1] = g->kept_inv + l * x_room + i * (RC / 32 + 16 * C);
+        x->inv[1] =
+            g->kept_inv + l * SCALE_ROOM(OPERAND_X, 7 * RC, 4) + SCALE_ROOM(OPERAND_X, i * RC, i);
     }
     if (g->w_for_dgrad) {
-        w->bytes[1] = g->w_for_dgrad + l * 12 * CC + start;
-        w->inv[0] = g->w_inv + 2 * l * w_room + start / 32 + i * 16 * C;
+        w->bytes[1] = g->w_for_dgrad + w_at;
+        w->inv[0] = g->w_inv + 2 * l * w_room + SCALE_ROOM(OPERAND_W, start, i);
         w->inv[1] = w->inv[0] + w_room;
     }
     if (g->dy_for_wgrad) {
         dy->inv[0] = g->dy_inv;
-        dy->inv[1] = g->dy_inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
+        dy->inv[1] = g->dy_inv + SCALE_ROOM(OPERAND_DY, 4 * RC, 4) + gpt_rows(g);
     }
     if (g->bf16[l][i] & READ_W)
         operand_is(f, OPERAND_W, g->w16 + layers_in_bf16(g, l, READ_W) * 12 * CC + start);
@@ -1971,6 +2187,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
         r.loss += gpt_forward(g, g->tokens, g->targets, B, T, loss_scale / (float)in->tokens) /
                   in->tokens;
         gpt_backward(g, g->tokens, B, T);
+        for (int i = 0; i < g->scale_count; i++) g->scales[i].micro_batches++;
     }
     g->first = 0;
     r.norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
@@ -2529,7 +2746,7 @@ static void token_print(const Tokenizer *t, int token) {
 // Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 8
+#define STATE_VERSION 9
 enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
@@ -3011,6 +3228,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
         "what stays in bf16, e.g. first+2.fc+qkv.fprop") \
+    X(TEXT, split, 0, "split", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
+        "where split operands have both numbers [everywhere]") \
     X(FLAG, fp8_head, 0, "fp8-head", "", FP8 | FIXED, 0, 1, "0", \
         "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", "N", FP8 | FREE, 0, 1e8, "10", \
@@ -3031,7 +3250,16 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
 // ---- the language of --recipe
 // Words are joined by plus signs or commas. Parser, --help recipe, log and build/lab/explain read
 // this table.
-enum { WORD_FORMAT, WORD_RULE, WORD_BLOCK, WORD_ROUNDING, WORD_MARGIN };
+enum {
+    WORD_FORMAT,
+    WORD_RULE,
+    WORD_BLOCK,
+    WORD_ROUNDING,
+    WORD_MARGIN,
+    WORD_STOCHASTIC,
+    WORD_HADAMARD,
+    WORD_SPLIT
+};
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
     int sets, value;             // one of the kinds above, and what it becomes
@@ -3045,6 +3273,8 @@ static const RecipeWord recipe_words[] = {
      "format: 3 bits of mantissa, largest number 448"},
     {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
      "format: 2 bits of mantissa, largest number 57344"},
+    {"e2m1", "", WORD_FORMAT, DTYPE_E2M1, 0, 0, 0,
+     "format of 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives"},
     SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
                              "own amax of each block: A x B elements, B along the sum"},
     {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
@@ -3052,7 +3282,14 @@ static const RecipeWord recipe_words[] = {
      "the scale rounded down to a power of two; always so in blocks"},
     {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
      "by amax's exponent alone (OCP MX), which may saturate"},
+    {"two-level", "", WORD_ROUNDING, ROUNDING_E4M3, 0, 0, 0,
+     "blocks: an E4M3 number each, and one fp32 scale (NVFP4)"},
     {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
+    {"nearest", "", WORD_STOCHASTIC, 0, 0, 0, 0, "elements: rounded to nearest even"},
+    {"stochastic", "", WORD_STOCHASTIC, 1, 0, 0, 0, "elements: up or down, right in the mean"},
+    {"hadamard", "", WORD_HADAMARD, 1, 0, 0, 0,
+     "wgrad's x and dy, in blocks: random Hadamard transform of 16 rows"},
+    {"split", "", WORD_SPLIT, 1, 0, 0, 0, "two numbers an element, where --split says"},
 };
 static const struct {
     const char *name, *words, *source;
@@ -3061,6 +3298,8 @@ static const struct {
     {"rowwise", "e4m3+block=1xall", "torchao: a scale for each row"},
     {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3 (arXiv 2412.19437)"},
     {"mx", "e4m3+block=1x32", "OCP's MX; +floor: its rounding"},
+    {"mxfp4", "e2m1+block=1x32", "OCP's MXFP4; +floor: its rounding"},
+    {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "NVIDIA 2025 (arXiv 2509.25149)"},
     {"none", "e4m3+scale=1", "scales of 1; see --loss-scale"},
 };
 
@@ -3074,7 +3313,7 @@ static void recipe_help(void) {
                recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++)
-        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
+        printf("  %-9s %-40s %s\n", recipe_names[i].name, recipe_names[i].words,
                recipe_names[i].source);
     printf("\nExamples: te+dy:margin=1, deepseek+dy:e5m2, current\n");
 }
@@ -3085,10 +3324,10 @@ static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *wh
     const int all = sscanf(text, "%5dxall%n", &across, &end) == 1 && end > 0;
     if (!all) sscanf(text, "%5dx%5d%n", &across, &along, &end);
     EXPECT(
-        plain && end > 0 && !text[end] && along >= 32 && along <= 65536 && along % 32 == 0 &&
-            (across == 1 || (across >= 32 && across <= 1024 && across % 32 == 0)),
-        "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of "
-        "32 up to 65536, or all; found 'block=%s'",
+        plain && end > 0 && !text[end] && along >= 16 && along <= 65536 && along % 16 == 0 &&
+            (across == 1 || (across >= 16 && across <= 1024 && across % 16 == 0)),
+        "%s --recipe: expected block=AxB with A 1 or a multiple of 16 up to 1024, B a multiple of "
+        "16 up to 65536, or all; found 'block=%s'",
         where, text);
     r->rule = SCALING_CURRENT;
     r->number = 0;
@@ -3117,6 +3356,9 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
+    if (w->sets == WORD_STOCHASTIC) r->stochastic = w->value;
+    if (w->sets == WORD_HADAMARD) r->hadamard = 1;
+    if (w->sets == WORD_SPLIT) r->split = 1;
     if (w->sets != WORD_RULE) return;
     r->rule = w->value;
     r->number = number;
@@ -3164,7 +3406,8 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
 static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
         const Dtype format = i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3;
-        const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0};
+        const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0, 0, 0,
+                                       0};
         recipes[i] = delayed;
     }
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
@@ -3178,7 +3421,18 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
                "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
                where, operand_name[i]);
+        EXPECT(r->rounding != ROUNDING_E4M3 || (recipe_blocks(r) && !r->margin),
+               "%s --recipe: two-level: %s must be in blocks, without margin", where,
+               operand_name[i]);
+        EXPECT(!r->split || (!r->stochastic && r->format != DTYPE_E2M1),
+               "%s --recipe: split: %s must be e4m3 or e5m2, rounded to nearest", where,
+               operand_name[i]);
     }
+    ScalingRecipe *x = &recipes[OPERAND_X], *w = &recipes[OPERAND_W], *dy = &recipes[OPERAND_DY];
+    EXPECT(x->hadamard == dy->hadamard && w->hadamard <= x->hadamard &&
+               (!x->hadamard || (recipe_blocks(x) && recipe_blocks(dy))),
+           "%s --recipe: hadamard: both x and dy must have it, and must be in blocks", where);
+    w->hadamard = 0; // a word for all operands; wgrad does not read w
 }
 
 // Whether two texts stand for the same recipe.
@@ -3432,15 +3686,14 @@ static void options_loss_scale(const Options *o, Gpt *g) {
     else if (gpt_scales_loss(g)) g->loss_scale = LOSS_SCALE_INIT;
 }
 
-// --bf16: items are separated by commas or plus signs, the words of an item by dots. An item
-// selects the products that match all its words: a layer (first, last or a number), a matrix
-// (linear_name), a product (product_name).
-static void options_bf16(const Options *o, Gpt *g) {
+// --bf16 and --split: items are separated by commas or plus signs, the words of an item by dots. An
+// item selects the products that match all its words: a layer (first, last or a number), a matrix
+// (linear_name), a product (product_name). Their bits are set in chosen[L].
+static void products_parse(const char *name, const char *text, int L, uint8_t (*chosen)[NLIN]) {
     char list[PATH_MAX], *items = list, *end;
-    const int L = g->config.L;
-    EXPECT(strlen(o->bf16) < sizeof(list), "option --bf16: expected at most %zu characters",
+    EXPECT(strlen(text) < sizeof(list), "option --%s: expected at most %zu characters", name,
            sizeof(list) - 1);
-    strcpy(list, o->bf16);
+    strcpy(list, text);
     if (!*list) return;
     for (char *item = strsep(&items, ",+"); item; item = strsep(&items, ",+")) {
         int part[3] = {-1, -1, -1}; // layer, matrix, product: -1 is all of them
@@ -3458,15 +3711,20 @@ static void options_bf16(const Options *o, Gpt *g) {
                     added = 1;
                 }
             EXPECT(added,
-                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
+                   "option --%s: expected one layer (first, last, 0 to %d), one matrix (qkv, "
                    "attproj, fc, fcproj), one product "
                    "(fprop, dgrad, wgrad) with dots between; found '%s' in '%s'",
-                   L - 1, word, o->bf16);
+                   name, L - 1, word, text);
         }
         for (int i = 0; i < L * NLIN; i++)
             if ((part[0] < 0 || i / NLIN == part[0]) && (part[1] < 0 || i % NLIN == part[1]))
-                g->bf16[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
+                chosen[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
     }
+}
+
+static void options_products(const Options *o, Gpt *g) {
+    products_parse("bf16", o->bf16, g->config.L, g->bf16);
+    products_parse("split", *o->split ? o->split : "fprop+dgrad+wgrad", g->config.L, g->split);
 }
 
 // -e dN: its depth; 0 where -e names a file.
@@ -4130,10 +4388,11 @@ static void run_open(Run *r) {
     if (r->model[0]) run_open_model(r, V);
     else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
-    options_bf16(o, &r->g);
+    options_products(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
+    r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;
     char beside[PATH_MAX]; // the shards, or a model that is asked
@@ -4262,9 +4521,9 @@ int main(int argc, char **argv) {
 
 // The bf16 values of the first 128 codes (bf16 holds both formats exactly), split into bytes for
 // vpermi2b.
-static uint8_t fp8_low[2][128], fp8_high[2][128];
+static uint8_t fp8_low[3][128], fp8_high[3][128];
 static void fp8_tables_init(void) {
-    for (int i = 0; i < 256; i++) {
+    for (int i = 0; i < 3 * 128; i++) {
         const uint32_t h = float_bits(fp8_value(i & 127, &fp8_formats[i >> 7])) >> 16;
         fp8_low[i >> 7][i & 127] = h & 0xff;
         fp8_high[i >> 7][i & 127] = h >> 8;
@@ -4275,7 +4534,7 @@ static void fp8_tables_init(void) {
 static void decode_bf16(uint16_t *out, const uint8_t *codes, int n, Dtype d) {
     int i = 0;
 #ifdef __AVX512VBMI__
-    const int t = d == DTYPE_E5M2;
+    const int t = d - DTYPE_E4M3;
     // Low and high byte of the bf16 come from two tables of 128 entries, in which code 0 is 0; the
     // sign is the code's own top bit.
     const __m512i l0 = _mm512_loadu_si512(fp8_low[t]), l1 = _mm512_loadu_si512(fp8_low[t] + 64);
@@ -4311,7 +4570,9 @@ static void decode_fp32(float *out, const uint8_t *codes, int n, Dtype d) {
     for (int i = 0; i < n; i++) wide[i] = codes[i];
     if (d == DTYPE_E4M3)
         SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[0]);
-    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
+    else if (d == DTYPE_E5M2)
+        SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[1]);
+    else SIMD for (int i = 0; i < n; i++) out[i] = fp8_value(wide[i], &fp8_formats[2]);
 #endif
 }
 
@@ -4545,8 +4806,17 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, int
 // Decodes n consecutive elements, from (i, k) on along K or across it, to what the kernel reads:
 // bf16 (pairs) or fp32. FP8 becomes fp32 for n <= STRIP only.
 static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
-    const void *from =
-        (const char *)s->data + (i * s->row_stride + k * s->k_stride) * dtype_size[s->dtype];
+    const size_t at = i * s->row_stride + k * s->k_stride;
+    const void *from = (const char *)s->data + at * dtype_size[s->dtype];
+    uint8_t codes[2 * STRIP];
+    if (s->dtype == DTYPE_E2M1) { // a byte for each code first; at is even
+        const uint8_t *pairs = (const uint8_t *)s->data + at / 2;
+        for (int j = 0; j < (n + 1) / 2; j++) {
+            codes[2 * j] = (pairs[j] & 7) | (pairs[j] & 8) << 4;
+            codes[2 * j + 1] = (pairs[j] >> 4 & 7) | (pairs[j] & 0x80);
+        }
+        from = codes;
+    }
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32))
         memcpy(out, from, n * dtype_size[s->dtype]);
     else if (product_uses_pairs) decode_bf16(out, from, n, s->dtype);
@@ -4555,19 +4825,24 @@ static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
         SIMD for (int j = 0; j < n; j++)((float *)out)[j] =
             float_from_stored(((const stored_t *)from)[j]);
     if (!s->inv) return;
+    float factor[2 * STRIP]; // of each element
     const int goes_along = s->k_stride == 1;
     const size_t block = goes_along ? s->along : s->across, start = goes_along ? k : i;
-    for (int j = 0, run; j < n; j += run) { // elements of one block
-        run = MIN((size_t)(n - j), block - (start + j) % block);
-        const float inv = s->inv[(goes_along ? i : i + j) / s->across * s->inv_stride +
-                                 (goes_along ? k + j : k) / s->along];
-        float *floats = (float *)out + j;
-        uint16_t *halves = (uint16_t *)out + j;
-        if (product_uses_pairs)
-            SIMD for (int x = 0; x < run; x++) halves[x] =
-                float_bits(float_from_bf16(halves[x]) * inv) >> 16;
-        else SIMD for (int x = 0; x < run; x++) floats[x] *= inv;
-    }
+    const float *inv = s->inv + (goes_along ? i / s->across * s->inv_stride : k / s->along);
+    const size_t step = goes_along ? 1 : s->inv_stride;
+    if (block == 1)
+        for (int j = 0; j < n; j++) factor[j] = inv[(start + j) * step];
+    else
+        for (int j = 0, run; j < n; j += run) { // elements of one block
+            run = MIN((size_t)(n - j), block - (start + j) % block);
+            for (int x = j; x < j + run; x++) factor[x] = inv[(start + j) / block * step];
+        }
+    float *floats = (float *)out;
+    uint16_t *halves = (uint16_t *)out;
+    if (product_uses_pairs)
+        SIMD for (int j = 0; j < n; j++) halves[j] =
+            float_bits(float_from_bf16(halves[j]) * factor[j]) >> 16;
+    else SIMD for (int j = 0; j < n; j++) floats[j] *= factor[j];
 }
 
 // How many units nk elements of K take, padded with zeros as the order of the sum demands.
@@ -4670,7 +4945,8 @@ static void epilogue(const Output *out, size_t m, size_t n, float *tile, int row
     for (int i = 0; i < rows; i++, tile += NR) {
         const size_t at = (m + i) * out->row_stride + n;
         float *floats = is_fp32 ? (float *)out->data + at : tile;
-        const float *add = out->bias ? out->bias + n : out->accumulate ? floats : NULL;
+        const float *add = out->bias ? out->bias + n : out->accumulate ? floats : out->add;
+        if (out->add) add += at;
         if (add) SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], factor, add[j]);
         else SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * factor;
         if (!is_fp32) store_row((stored_t *)out->data + at, tile, cols);

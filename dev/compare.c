@@ -1690,7 +1690,7 @@ static Options arm_options(const Arm *arm, Gpt *g) {
         g->config = model_check(&model, &sum);
         close(model.fd);
     }
-    if (is_fp8) options_bf16(&o, g);
+    if (is_fp8) options_products(&o, g);
     return o;
 }
 

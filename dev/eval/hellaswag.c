@@ -129,7 +129,7 @@ static void model_open(Run *r, char *path, const TaskSet *set) {
     run_open_model(r, 0);
     EXPECT(g->config.V == set->V, "%s: expected tasks of a vocabulary of %d, as %s has, found %d",
            set->path, g->config.V, r->model, set->V);
-    options_bf16(o, g);
+    options_products(o, g);
     g->B = ENDINGS;
 }
 static void model_start(Run *r) {

@@ -87,7 +87,7 @@ static void layer_allocate(Layer *l) {
         Fp8Scale *s = &l->scale[o];
         s->recipe = net.g.recipes[o];
         s->scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
-        s->scale_inv = 1;
+        s->scale_inv[0] = s->scale_inv[1] = 1;
     }
 }
 
@@ -163,13 +163,13 @@ static void net_refresh_weights(void) {
 static void layer_forward(Layer *l, size_t call, void *y, Dtype y_dtype, size_t rows) {
     const Linear f = layer_linear(l, call);
     linear_forward(&f, y, y_dtype, rows, net.g.record);
-    if (IS_FP8) l->x_inv[call] = l->scale[OPERAND_X].scale_inv;
+    if (IS_FP8) l->x_inv[call] = l->scale[OPERAND_X].scale_inv[OVER_ROWS];
 }
 // dx [rows, in] of dy [rows, out]; adds to the gradients of weight and bias.
 static void layer_backward(Layer *l, size_t call, stored_t *dx, const stored_t *dy, size_t rows) {
     Linear f = layer_linear(l, call);
     operand_is(&f, OPERAND_DY, dy);
-    if (IS_FP8) l->scale[OPERAND_X].scale_inv = l->x_inv[call];
+    if (IS_FP8) l->scale[OPERAND_X].scale_inv[OVER_ROWS] = l->x_inv[call];
     linear_backward(&f, dx, l->partial_sums, rows, net.g.record);
 }
 
