@@ -610,29 +610,28 @@ static void quantize_by_history(const stored_t *x, const stored_t *y, size_t n, 
           "quantize: nor with an empty history, where the own amax is used",
           "scale %g, expected %g", 1 / (double)inv, (double)own_x);
 }
-// SQNR: sums in fp32 lanes against doubles and an independent decoding; the same bits for any
-// number of threads.
+// SQNR and kurtosis: sums in lanes against plain doubles and an independent decoding; the same bits
+// for any number of threads.
 static void quantize_sqnr(const stored_t *x, size_t n) {
     uint8_t *q = take_bytes(n);
     int wrong = 0;
-    double first[2] = {0};
+    double first[3];
     for (int threads = 1; threads <= 3; threads++) {
-        double signal = 0, noise = 0;
+        double want[3] = {0};
         Fp8Scale s = scale_of("delayed=4");
         threads_set(threads);
         float inv = quantize(q, x, n, &s, RECORD_SQNR);
         for (size_t i = 0; i < n; i++) {
             double v = (double)float_from_stored(x[i]),
                    e = v - code_value(q[i], DTYPE_E4M3) * (double)inv;
-            signal += v * v;
-            noise += e * e;
+            want[0] += v * v;
+            want[1] += e * e;
+            want[2] += v * v * v * v;
         }
-        if (threads == 1) {
-            first[0] = s.step.signal;
-            first[1] = s.step.noise;
-        }
-        wrong += fabs(s.step.signal / signal - 1) > 1e-5 || fabs(s.step.noise / noise - 1) > 1e-5;
-        wrong += s.step.signal != first[0] || s.step.noise != first[1];
+        const double found[3] = {s.step.signal, s.step.noise, s.step.fourth};
+        if (threads == 1) memcpy(first, found, sizeof(first));
+        wrong += memcmp(first, found, sizeof(first)) != 0;
+        for (int k = 0; k < 3; k++) wrong += !(fabs(found[k] / want[k] - 1) <= 1e-5);
     }
     check_none(
         wrong,
@@ -769,32 +768,25 @@ static void math_functions(void) {
           log_fixed_order(1), power_int(3, 0));
 }
 static void test_math(void) {
-    float lanes[16], *terms = floats(100);
-    int tree_wrong = 0, ascending_differs = 0, wrong = 0;
+    float *terms = floats(100);
+    int ascending_differs = 0, wrong = 0;
     math_functions();
-    for (uint64_t k = 0; k < 100; k++) {
-        float ascending = 0, tree[16];
-        for (uint64_t l = 0; l < 16; l++) lanes[l] = (float)normal(3 + k, l);
-        memcpy(tree, lanes, sizeof(tree));
-        for (int l = 0; l < 16; l++) ascending += lanes[l];
-        for (int half = 8; half > 0; half /= 2)
-            for (int l = 0; l < half; l++) tree[l] += tree[l + half];
-        float sum = lanes_sum(lanes);
-        tree_wrong += sum != tree[0];
-        ascending_differs += sum != ascending;
-    }
-    check_none(tree_wrong, "math: lanes_sum adds lanes at distance 8, 4, 2, 1");
-    check(ascending_differs > 0, "planted fault: lanes summed in ascending order have other bits",
-          "no sum of 100 differs");
     for (size_t l = 0; l < 100; l++) terms[l] = (float)normal(200, l);
     for (size_t n = 0; n <= 100; n++) {
-        float sum;
-        memset(lanes, 0, sizeof(lanes));
-        for (size_t i = 0; i < n; i++) lanes[i % 16] += terms[i];
+        float sum, ascending = 0, tree[16] = {0};
+        for (size_t i = 0; i < n; i++) tree[i % 16] += terms[i];
+        for (int l = 0; l < 16; l++) ascending += tree[l];
+        for (int half = 8; half > 0; half /= 2)
+            for (int l = 0; l < half; l++) tree[l] += tree[l + half];
         STRIPED_SUM(sum, i, n, terms[i]);
-        wrong += sum != lanes_sum(lanes);
+        wrong += sum != tree[0];
+        ascending_differs += sum != ascending;
     }
-    check_none(wrong, "math: STRIPED_SUM adds element i to lane i % 16, for 0 .. 100 terms");
+    check_none(wrong,
+               "math: STRIPED_SUM adds element i to lane i % 16, and lanes at distance 8, 4, "
+               "2, 1, for 0 .. 100 terms");
+    check(ascending_differs > 0, "planted fault: lanes summed in ascending order have other bits",
+          "no sum of 100 differs");
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -1007,12 +999,14 @@ static void blocks_shape(BlocksWrong *wrong, const BlockRecipe *b, Fp8Scale s, i
         want.nonfinite += !isfinite(f);
         want.signal += (double)f * (double)f;
         want.noise += lost * lost;
+        want.fourth += (double)f * (double)f * (double)f * (double)f;
     }
     const Fp8Stats *t = &s.step;
     wrong->counts += t->saturated != want.saturated || t->flushed != want.flushed ||
                      t->nonfinite != want.nonfinite || t->count != count;
     wrong->sqnr += isfinite(want.signal) && !(fabs(t->signal - want.signal) <= 1e-5 * want.signal &&
-                                              fabs(t->noise - want.noise) <= 1e-5 * want.noise);
+                                              fabs(t->noise - want.noise) <= 1e-5 * want.noise &&
+                                              fabs(t->fourth - want.fourth) <= 1e-5 * want.fourth);
 }
 
 // Products of such bytes, a [M, K] and b [N, K], each in both layouts, against chains over the

@@ -325,6 +325,44 @@ static void damaged_shards(void) {
           "%d of %d were not, e.g. %s", through, COUNT(fields) + COUNT(lengths), why);
 }
 
+// Token t of this vocabulary of 300 has a text of t % 5 + 1 bytes; 7 is the token between documents.
+static void tokenizer_put(const char *path) {
+    const uint32_t header[4] = {20240328, 2, 300, 7};
+    char *file = (char *)take(1024 + 300 * 6);
+    size_t n = 1024;
+    memcpy(file, header, sizeof(header));
+    for (int t = 0; t < 300; t++) {
+        file[n] = (char)(t % 5 + 1);
+        memset(file + n + 1, 'a', t % 5 + 1);
+        n += t % 5 + 2;
+    }
+    file_put(path, file, n);
+}
+// A validation's targets are tokens 1 .. 16: 47 bytes, of which the separator's 3 do not count.
+static void bits_a_byte(void) {
+    static const struct {
+        const char *options, *header;
+        double bytes;
+    } cases[] = {
+        {"-i up.bin -j up.bin --tokenizer up.tok -o bits", "\n# bytes_per_token\t2.75\n", 2.75},
+        {"-i " TEXT " -o bits-text", "\n# bytes_per_token\t1\n", 1},
+        {"-i up.bin -j up.bin -o bits-unknown", NULL, 0}};
+    shard_put("up.bin", 273, 300);
+    tokenizer_put("up.tok");
+    for (int i = 0; i < COUNT(cases); i++) {
+        const Child child = run(ONE_STEP "-v 1 %s", cases[i].options);
+        const char *line = strstr(child.output, "validation after step 1: loss ");
+        const char *header = file_text(text("%s/log.tsv", strstr(cases[i].options, "bits")));
+        double loss = NAN, bits = 0;
+        const int found = line ? sscanf(line + 30, "%lf, %lf bits a byte", &loss, &bits) : 0;
+        const int right = cases[i].header ? found == 2 && strstr(header, cases[i].header) &&
+                                                fabs(bits - loss / log(2.0) / cases[i].bytes) < 1e-4
+                                          : found == 1 && !strstr(header, "bytes_per_token");
+        check(right, text("data: bits a byte: %s", cases[i].options), "loss %g, bits %g, %s", loss,
+              bits, child.error);
+    }
+}
+
 static void test_data(void) {
     char tales[] = "one cat.\ntwo big dogs.\nno.\n";
     uint64_t fnv = 14695981039346656037u;
@@ -343,6 +381,7 @@ static void test_data(void) {
           "data: a sidecar of another text is refused by name",
           "with its own text status %d, %s; %s", own.status, own.error, why);
     damaged_shards();
+    bits_a_byte();
     mkdir("shards", 0777);
     shard_put("shards/a.bin", 400, 65536);
     shard_put("shards/b.bin", 400, 4096);
@@ -685,7 +724,8 @@ static void log_losses(const char *dir, double *first, double *last, double *ste
     }
 }
 
-// Rows of scales.tsv are of every second step; those of steps 4, 8 and the last, 10, have an SQNR.
+// Rows of scales.tsv are of every second step; those of steps 4, 8 and the last, 10, have an SQNR
+// and a kurtosis.
 static void sqnr_rows(void) {
     int wrong = 0, rows = 0, with = 0;
     run(TINY "-x 10 -v 0 -n 0 --scales-every 2 --sqnr-every 4 -o sqnr");
@@ -693,15 +733,22 @@ static void sqnr_rows(void) {
     while (line && line[1]) {
         const char *end = strchr(line + 1, '\n');
         if (!end) break;
-        const int step = atoi(line + 1), has = strncmp(end - 4, "\tnan", 4) != 0;
+        const int step = atoi(line + 1), has = strncmp(end - 8, "\tnan\tnan", 8) != 0;
+        const char *last = end;
+        while (last[-1] != '\t') last--;
+        const double kurtosis = atof(last);
         wrong += step % 2 || has != (step == 4 || step == 8 || step == 10);
+        // The mean of x^4 is at least the square of the mean of x^2.
+        wrong += has && !(kurtosis >= 1 && kurtosis < 1e6);
         rows++;
         with += has;
         line = end;
     }
-    check(!wrong && rows == 5 * with / 3 && with > 0,
-          "run: --sqnr-every 4 measures it in steps 4, 8 and the last, 10; rows are of 2, 4, .. 10",
-          "%d rows, %d with an SQNR, %d wrong", rows, with, wrong);
+    check(
+        !wrong && rows == 5 * with / 3 && with > 0,
+        "run: --sqnr-every 4 measures it and kurtosis in steps 4, 8 and the last, 10; rows are of "
+        "2, 4, .. 10",
+        "%d rows, %d with an SQNR, %d wrong", rows, with, wrong);
 }
 
 // Whole runs under each rule of scaling: they learn as the default does, and a resume keeps their
@@ -727,12 +774,13 @@ static void test_run_recipes(void) {
         check_same(text("run: %s resumed from step 30: the same bits", recipe_runs[i].options),
                    run("-y -o %s", again), dir, again, 60);
         const char *scales = file_text(text("%s/scales.tsv", dir));
-        without_sqnr += !*scales || strstr(scales, "\tnan\n");
+        without_sqnr += !*scales || strstr(scales, "\tnan");
     }
     check_done("run: a resume may write the same recipe in other words",
                "-y -o mx --recipe current,e4m3,block=1x32,floor");
     check_refused("run: and not change it", "cannot change", "-y -o mx --recipe mx");
-    check(!without_sqnr, "run: every row of scales.tsv has an SQNR, of weights and blocks too",
+    check(!without_sqnr,
+          "run: every row of scales.tsv has an SQNR and a kurtosis, of weights and blocks too",
           "%d runs have one without", without_sqnr);
     sqnr_rows();
     const int ones = strstr(file_text("ones/log.tsv"), "\t65536\t") != NULL;

@@ -381,11 +381,13 @@ INLINE uint8_t code_at(const uint8_t *q, size_t i, Dtype d) {
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
 // What is counted for every operand, in the pass that quantizes it. SQNR is the signal to
-// quantization noise ratio, 10 log10(signal / noise) dB.
+// quantization noise ratio, 10 log10(signal / noise) dB. Kurtosis is mean(x^4) / mean(x^2)^2 over
+// all elements, about zero and not about their mean: 3 for a normal distribution, more where there
+// are outliers.
 typedef struct {
     uint32_t amax_bits; // of the largest |x|; as integers, Inf is above all numbers, NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
-    double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
+    double signal, noise, fourth; // sums of x^2, (x - dequantized)^2 and x^4, when asked
 } Fp8Stats;
 
 // A scale is FP8_MAX / amax. A rule says which amax that is: a row of the table. Its columns: name,
@@ -522,8 +524,9 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->count += s->count;
     into->signal += s->signal;
     into->noise += s->noise;
+    into->fourth += s->fourth;
 }
-// Threads merge theirs in any order: whole numbers and a maximum. Signal and noise, which need an
+// Threads merge theirs in any order: whole numbers and a maximum. Sums of floats, which need an
 // order, come after.
 #pragma omp declare reduction(merge:Fp8Stats : stats_merge(&omp_out, &omp_in))
 
@@ -608,7 +611,7 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     const Encoder e = {x, q, r->split ? q + n : NULL, r, scale_random(s, 0)};
     const int plain = !r->stochastic && !r->split; // the usual case, and its two formats
     const size_t chunks = ceil_div(n, CHUNK);
-    double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
+    double(*sums)[3] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel for schedule(static) reduction(merge : total) if (n > CHUNK)
     for (size_t c = 0; c < chunks; c++) {
@@ -627,6 +630,7 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     for (size_t c = 0; sums && c < chunks; c++) {
         total.signal += sums[c][0] * inv2;
         total.noise += sums[c][1] * inv2;
+        total.fourth += sums[c][2] * (inv2 * inv2);
     }
     free(sums);
     if (record != RECORD_NONE) stats_merge(&s->step, &total);
@@ -877,7 +881,7 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
 // distances 8, 4, 2, 1.
 #define STRIPED_SUM(sum, i, n, term)                                                               \
     do {                                                                                           \
-        float lanes[16] = {0};                                                                     \
+        __typeof__(sum) lanes[16] = {0};                                                           \
         size_t first = 0;                                                                          \
         for (; first + 16 <= (size_t)(n); first += 16)                                             \
             for (size_t lane = 0; lane < 16; lane++) {                                             \
@@ -885,29 +889,30 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
                 lanes[lane] += (term);                                                             \
             }                                                                                      \
         for (size_t i = first; i < (size_t)(n); i++) lanes[i - first] += (term);                   \
-        sum = lanes_sum(lanes);                                                                    \
+        for (int d = 8; d > 0; d /= 2)                                                             \
+            for (int l = 0; l < d; l++) lanes[l] += lanes[l + d];                                  \
+        sum = lanes[0];                                                                            \
     } while (0)
-INLINE float lanes_sum(float *lanes) {
-    for (int d = 8; d > 0; d /= 2)
-        for (int i = 0; i < d; i++) lanes[i] += lanes[i + d];
-    return lanes[0];
-}
 
-// Adds signal and noise for the SQNR: sums over n <= CHUNK of squares of x, and of what encoding
-// changed of x. With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's own.
-// A code has a byte here. rest: NULL, or those of the second numbers.
+// Adds signal, noise and fourth powers: sums over n <= CHUNK of squares of x, of what encoding
+// changed of x, and of the squares' squares, in double, because fp32 would lose those of small x.
+// With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's own. A code has a
+// byte here. rest: NULL, or those of the second numbers.
 static void sqnr_sums(double *sums, const uint8_t *q, const uint8_t *rest, const stored_t *x,
                       size_t n, const float *scale, int stride, Dtype format) {
     const Fp8Format *f8 = fp8_format(format);
     const float unit = split_unit(format);
     float signal, noise;
-#define VALUE  (fp8_value(q[i], f8) + (rest ? fp8_value(rest[i], f8) * unit : 0))
+#define VALUE (fp8_value(q[i], f8) + (rest ? fp8_value(rest[i], f8) * unit : 0))
+    double fourth;
 #define SIGNAL (float_from_stored(x[i]) * (stride ? 1 : *scale))
 #define NOISE  (SIGNAL - VALUE / (stride ? scale[i] : 1))
     STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
     STRIPED_SUM(noise, i, n, NOISE * NOISE);
+    STRIPED_SUM(fourth, i, n, (double)(SIGNAL * SIGNAL) * (SIGNAL * SIGNAL));
     sums[0] += signal;
     sums[1] += noise;
+    sums[2] += fourth;
 }
 
 // ---- block scaling: quantize() with a scale for each block
@@ -1006,7 +1011,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     // A task takes blocks side by side: as many as fit into SPAN columns, or one.
     const size_t task_columns = wide < SPAN ? SPAN / wide * wide : wide;
     const size_t spans = ceil_div(columns, task_columns);
-    double(*sums)[2] = record == RECORD_SQNR ? memory_allocate(down * spans * sizeof(*sums)) : NULL;
+    double(*sums)[3] = record == RECORD_SQNR ? memory_allocate(down * spans * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel for schedule(static) reduction(merge : total)
     for (size_t task = 0; task < down * spans; task++) {
@@ -1029,6 +1034,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     for (size_t i = 0; sums && i < down * spans; i++) {
         total.signal += sums[i][0];
         total.noise += sums[i][1];
+        total.fourth += sums[i][2];
     }
     free(sums);
     s->scale_inv[along_rows] = 1 / tensor;
@@ -2572,6 +2578,7 @@ typedef struct {
     int *tokens, *targets; // [rows, T]; target -1: not counted
     double floor;          // nats a token below which no model can be on these rows; 0: unknown
     size_t counted;        // targets that count
+    double bytes;          // of text that a target stands for, on average; 0: unknown
 } ValidationSet;
 static void validation_allocate(ValidationSet *v, long rows) {
     v->rows = rows;
@@ -2620,7 +2627,7 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
 }
 
 static ValidationSet validation_open(Dataset *d, int T, long want) {
-    ValidationSet v = {T, 0, NULL, NULL, 0, 0};
+    ValidationSet v = {T, 0, NULL, NULL, 0, 0, 0};
     const Shard *s = d->shards;
     if (d->shard_count == 1 && s->width == 1 && s->count == s->file.bytes) {
         char path[PATH_MAX];
@@ -2725,6 +2732,17 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         n += t->text ? word_merge(t, out + n, out + n + bytes, bytes) : bytes;
     }
     return n;
+}
+// The bytes of text that a target of the set stands for, on average. The token between documents is
+// no text and has none. Returns 0 where a vocabulary's texts are unknown.
+static double tokenizer_bytes(const Tokenizer *t, const ValidationSet *v) {
+    size_t bytes = 0;
+    if (!t->text) return t->V == 256;
+    for (long i = 0; i < v->rows * v->T; i++) {
+        const int target = v->targets[i];
+        if (target >= 0 && target != t->separator) bytes += t->text[target][-1];
+    }
+    return (double)bytes / v->counted;
 }
 // Prints a token's bytes; control characters, which a terminal would obey, become '?'. Without a
 // tokenizer file, and where that has no text, it prints the token's number.
@@ -3067,11 +3085,12 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
 // drops the rows that are newer than its checkpoint.
 #define LOG_COLUMNS                                                                                \
     "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
-#define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
+#define SCALES_COLUMNS                                                                             \
+    "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db\tkurtosis"
 
 // Opens a table and checks its rows up to `step`; log_begin() cuts the rest. Rows must be whole and
-// in order. log.tsv (`every`) must have one for every step, and has one column more. A kill can
-// leave a last line without a newline.
+// in order. log.tsv (`every`) must have one for every step. A kill can leave a last line without a
+// newline.
 static FILE *log_open(const Directory *d, const char *name, long step, int every) {
     const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
@@ -3086,7 +3105,7 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
         if (at > step) break;
         int tabs = 0;
         for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
-        EXPECT(at == next && tabs == 8 + every,
+        EXPECT(at == next && tabs == 9,
                "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
@@ -3116,18 +3135,21 @@ static int scale_name(const Gpt *g, int i, char *out) {
 }
 
 // An operand's statistics of the last finished step, in the tensor's own unit: without the loss
-// scale, which dy carries. sqnr: in dB; NAN: not measured.
+// scale, which dy carries. sqnr: in dB. It and kurtosis may be NAN: not measured.
 typedef struct {
-    double amax, scale, saturated, flushed, sqnr; // saturated, flushed: shares
+    double amax, scale, saturated, flushed, sqnr, kurtosis; // saturated, flushed: shares
 } OperandReport;
 static OperandReport operand_report(const Gpt *g, int i) {
     const Fp8Stats *t = &g->scales[i].logged;
     const double loss_scale = i % NOPERAND == OPERAND_DY ? g->logged_loss_scale : 1;
     const double count = t->count;
     const OperandReport report = {
-        bits_float(t->amax_bits) / loss_scale, g->scales[i].logged_scale * loss_scale,
-        t->saturated / count, t->flushed / count,
-        t->noise > 0 ? 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046 : NAN};
+        bits_float(t->amax_bits) / loss_scale,
+        g->scales[i].logged_scale * loss_scale,
+        t->saturated / count,
+        t->flushed / count,
+        t->noise > 0 ? 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046 : NAN,
+        t->signal > 0 && isfinite(t->fourth) ? t->fourth * count / (t->signal * t->signal) : NAN};
     return report;
 }
 static void log_scales(FILE *f, const Gpt *g, long step) {
@@ -3137,8 +3159,9 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         if (t->count == 0) continue;
         const OperandReport s = operand_report(g, i);
         const int layer = scale_name(g, i, name);
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t%.2f\n", step, layer, name, s.amax,
-                s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite, s.sqnr);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t%.2f\t%.6g\n", step, layer, name,
+                s.amax, s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite, s.sqnr,
+                s.kurtosis);
     }
 }
 
@@ -4006,6 +4029,7 @@ static double run_validate(Run *r, long step) {
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
+    if (v->bytes > 0) printf(", %.4f bits a byte", loss / M_LN2 / v->bytes);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     baselines_print(r, step, loss);
     printf("\n");
@@ -4033,6 +4057,7 @@ static char *run_header(const Run *r) {
     fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
             (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
+    if (r->validation.bytes > 0) fprintf(f, "# bytes_per_token\t%.9g\n", r->validation.bytes);
     fprintf(f,
             "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
             "pass %.1f (FP16 keeps %.1f), "
@@ -4408,6 +4433,7 @@ static void run_open(Run *r) {
         dataset_windows(&r->train, "training", o->seq_len, 1);
         dataset_windows(&r->val, "validation", o->seq_len, 1);
         r->validation = validation_open(&r->val, o->seq_len, o->val_rows);
+        r->validation.bytes = tokenizer_bytes(&r->tokenizer, &r->validation);
     }
     if (o->resume && r->trains) run_resume_check(r);
     if (r->trains) run_baselines(r);

@@ -587,11 +587,13 @@ INLINE float fp8_decode(uint8_t code, Dtype d) {
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
 // What is counted for every operand, in the pass that quantizes it. SQNR is the signal to
-// quantization noise ratio, 10 log10(signal / noise) dB.
+// quantization noise ratio, 10 log10(signal / noise) dB. Kurtosis is mean(x^4) / mean(x^2)^2 over
+// all elements, about zero and not about their mean: 3 for a normal distribution, more where there
+// are outliers.
 typedef struct {
     uint32_t amax_bits; // of the largest |x|; as integers, Inf is above all numbers, NaN above Inf
     uint64_t saturated, flushed, nonfinite, count;
-    double signal, noise; // sums of x^2 and (x - dequantized)^2, when asked
+    double signal, noise, fourth; // sums of x^2, (x - dequantized)^2 and x^4, when asked
 } Fp8Stats;
 
 // A scale is FP8_MAX / amax. A rule says which amax that is: a row of the table. Its columns: name,
@@ -997,14 +999,16 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
     LAUNCH(scale_choose_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
 }
 
-// Signal and noise for the SQNR: for each chunk the sums of squares of x, and of what encoding
-// changed of x. With one scale they are sums of (x scale)^2, in blocks of x itself. Element (row,
-// column) of the bytes q is at q[row * q_row + column * q_column].
+// For each chunk the sums of squares of x, of what encoding changed of x, and of the squares'
+// squares, in double, because fp32 would lose those of small x. With one scale they are sums of (x
+// scale)^2, in blocks of x itself. Element (row, column) of the bytes q is at
+// q[row * q_row + column * q_column].
 // The order for one scale is the C file's: 16 striped lanes and a tree. A warp has a chunk. A lane
 // squares 16 neighbors of every 512. Shared memory brings the squares to the lane that adds them:
 // half a warp has the signal, the other half the noise. Its gaps keep lanes in banks of their own.
+// Both also add the squares of what they read, of which only the signal's are used.
 KERNEL_OF(THREADS)
-sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, StoredSource x,
+sqnr_kernel(double *sums, const uint8_t *q, size_t q_row, size_t q_column, StoredSource x,
             uint32_t columns, size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
     enum { STRIPES = 16, PITCH = STRIPES + 4, NOISE = 32 * PITCH + 16 };
     alignas(16) SHARED float squares[THREADS / 32][2 * NOISE];
@@ -1014,6 +1018,7 @@ sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, Stored
                    count = begin < n ? MIN(n - begin, CHUNK) : 0;
     const float scale = use->scale; // 1 of blocks
     float *mine = squares[threadIdx.x / 32], sum = 0;
+    double fourth = 0;
     for (uint32_t i = lane * STRIPES; i - lane * STRIPES < count; i += 32 * STRIPES) {
         const uint32_t column = (column0 + i) % columns;
         const size_t row = row0 + (column0 + i) / columns;
@@ -1042,33 +1047,42 @@ sqnr_kernel(float *sums, const uint8_t *q, size_t q_row, size_t q_column, Stored
             store8(mine + NOISE + lane * PITCH + k, noise + k);
         }
         __syncwarp();
-        UNROLL for (int k = 0; k < 32; k++) sum +=
-            mine[lane / STRIPES * NOISE + k * PITCH + lane % STRIPES];
+        UNROLL for (int k = 0; k < 32; k++) {
+            const float square = mine[lane / STRIPES * NOISE + k * PITCH + lane % STRIPES];
+            sum += square;
+            fourth += (double)square * square;
+        }
         __syncwarp();
     }
-    UNROLL for (int d = 8; d > 0; d /= 2) sum += __shfl_down_sync(0xffffffff, sum, d, 16);
-    if (lane % STRIPES == 0 && count) sums[2 * chunk + lane / STRIPES] = sum;
+    UNROLL for (int d = 8; d > 0; d /= 2) {
+        sum += __shfl_down_sync(0xffffffff, sum, d, 16);
+        fourth += __shfl_down_sync(0xffffffff, fourth, d, 16);
+    }
+    if (lane % STRIPES == 0 && count) sums[3 * chunk + lane / STRIPES] = sum;
+    if (lane == 0 && count) sums[3 * chunk + 2] = fourth;
 }
-// Adds the chunks in ascending order, as the C file does: one warp the signal, one the noise.
-KERNEL_OF(64)
-sqnr_finish_kernel(Fp8Scale *s, const float *sums, size_t chunks, const ScaleInUse *use) {
+// Adds the chunks in ascending order, as the C file does: a warp each of the three sums.
+KERNEL_OF(96)
+sqnr_finish_kernel(Fp8Scale *s, const double *sums, size_t chunks, const ScaleInUse *use) {
     const double inv2 = (double)use->inv * use->inv;
-    const size_t lane = threadIdx.x % 32, noise = threadIdx.x / 32;
+    const size_t lane = threadIdx.x % 32, which = threadIdx.x / 32;
+    double *const into[] = {&s->step.signal, &s->step.noise, &s->step.fourth};
+    const double unit = which == 2 ? inv2 * inv2 : inv2;
     double total = 0;
     for (size_t c = 0; c < chunks; c += 32) {
-        const double part = c + lane < chunks ? sums[2 * (c + lane) + noise] * inv2 : 0;
+        const double part = c + lane < chunks ? sums[3 * (c + lane) + which] * unit : 0;
         UNROLL for (int k = 0; k < 32; k++) total += __shfl_sync(0xffffffff, part, k);
     }
-    if (lane == 0) *(noise ? &s->step.noise : &s->step.signal) += total;
+    if (lane == 0) *into[which] += total;
 }
-// sums: [ceil(n / CHUNK)][2]. To be called after the bytes q were made of x.
+// sums: [ceil(n / CHUNK)][3]. To be called after the bytes q were made of x.
 static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
                         size_t stride, size_t rows, size_t columns, const Operand *o, Blocks blocks,
-                        float *sums) {
+                        double *sums) {
     const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
     RUN(sqnr_kernel, ceil_div(chunks, THREADS / 32), sums, q, q_row, q_column,
         StoredSource{x, stride}, columns, n, o->use, o->recipe.format, blocks);
-    LAUNCH(sqnr_finish_kernel, 1, 64, 0, STREAM, o->s, sums, chunks, o->use);
+    LAUNCH(sqnr_finish_kernel, 1, 96, 0, STREAM, o->s, sums, chunks, o->use);
 }
 
 // How many tensors were read again to be quantized, instead of being quantized by the kernel that
@@ -1079,7 +1093,7 @@ static long quantize_passes;
 // statistics count for this step, and whether to sum for the SQNR (sqnr_sums: room for that).
 static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride, size_t rows,
                      size_t columns, const Operand *o, Record record, float *partial,
-                     float *sqnr_sums) {
+                     double *sqnr_sums) {
     Tiles t = tiles(rows, columns);
     quantize_passes++;
     t.q = q;
@@ -1187,7 +1201,7 @@ static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
 // contiguous in both. partial, sqnr_sums: as above.
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, const Operand *o, Record record, float *partial,
-                            float *sqnr_sums) {
+                            double *sqnr_sums) {
     const Blocks b =
         blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
@@ -1283,7 +1297,8 @@ typedef struct {
     int first;            // dw holds nothing yet: it is written, not added to
     int fp8;              // bit p: product p reads FP8 bytes
     // Room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record().
-    float *partial, *sqnr;
+    float *partial;
+    double *sqnr;
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
 static int products_of(int which) { // bits of the two that read an operand
@@ -1904,14 +1919,17 @@ typedef enum {
     STORAGE_stored,
     STORAGE_operand,
     STORAGE_byte,
-    STORAGE_int
+    STORAGE_int,
+    STORAGE_fp64
 } Storage;
 typedef float fp32_t;
+typedef double fp64_t;
 typedef uint8_t byte_t;
 typedef int int_t;
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
+    if (role == STORAGE_fp64) return 8;
     return role == STORAGE_fp32 || role == STORAGE_int || precision == PRECISION_FP32 ? 4 : 2;
 }
 
@@ -1984,8 +2002,8 @@ static size_t role_size(Storage role, int precision) {
     /* column sums by blocks of rows */ \
     X(fp32, partial_sums, 1, t * ceil_div(R, ROWS) * 4 * C, REUSED) \
     /* by chunks */ \
-    X(fp32, sqnr, 1, \
-        fp8 * 2 * (MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp) / CHUNK + 1), REUSED) \
+    X(fp64, sqnr, 1, \
+        fp8 * 3 * (MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp) / CHUNK + 1), REUSED) \
     /* the emulated path: operands, sums */ \
     X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
     X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
@@ -3252,6 +3270,7 @@ typedef struct {
     int *tokens, *targets; // [rows, T]; target -1: not counted
     double floor;          // nats a token below which no model can be on these rows; 0: unknown
     size_t counted;        // targets that count
+    double bytes;          // of text that a target stands for, on average; 0: unknown
 } ValidationSet;
 static void validation_allocate(ValidationSet *v, long rows) {
     v->rows = rows;
@@ -3300,7 +3319,7 @@ static int validation_stories(ValidationSet *v, const Dataset *d, const char *pa
 }
 
 static ValidationSet validation_open(Dataset *d, int T, long want) {
-    ValidationSet v = {T, 0, NULL, NULL, 0, 0};
+    ValidationSet v = {T, 0, NULL, NULL, 0, 0, 0};
     const Shard *s = d->shards;
     if (d->shard_count == 1 && s->width == 1 && s->count == s->file.bytes) {
         char path[PATH_MAX];
@@ -3405,6 +3424,17 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, int *out) {
         n += t->text ? word_merge(t, out + n, out + n + bytes, bytes) : bytes;
     }
     return n;
+}
+// The bytes of text that a target of the set stands for, on average. The token between documents is
+// no text and has none. Returns 0 where a vocabulary's texts are unknown.
+static double tokenizer_bytes(const Tokenizer *t, const ValidationSet *v) {
+    size_t bytes = 0;
+    if (!t->text) return t->V == 256;
+    for (long i = 0; i < v->rows * v->T; i++) {
+        const int target = v->targets[i];
+        if (target >= 0 && target != t->separator) bytes += t->text[target][-1];
+    }
+    return (double)bytes / v->counted;
 }
 // Prints a token's bytes; control characters, which a terminal would obey, become '?'. Without a
 // tokenizer file, and where that has no text, it prints the token's number.
@@ -3747,11 +3777,12 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
 // drops the rows that are newer than its checkpoint.
 #define LOG_COLUMNS                                                                                \
     "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
-#define SCALES_COLUMNS "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db"
+#define SCALES_COLUMNS                                                                             \
+    "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db\tkurtosis"
 
 // Opens a table and checks its rows up to `step`; log_begin() cuts the rest. Rows must be whole and
-// in order. log.tsv (`every`) must have one for every step, and has one column more. A kill can
-// leave a last line without a newline.
+// in order. log.tsv (`every`) must have one for every step. A kill can leave a last line without a
+// newline.
 static FILE *log_open(const Directory *d, const char *name, long step, int every) {
     const int fd = openat(d->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
@@ -3766,7 +3797,7 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
         if (at > step) break;
         int tabs = 0;
         for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
-        EXPECT(at == next && tabs == 8 + every,
+        EXPECT(at == next && tabs == 9,
                "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
@@ -3796,18 +3827,21 @@ static int scale_name(const Gpt *g, int i, char *out) {
 }
 
 // An operand's statistics of the last finished step, in the tensor's own unit: without the loss
-// scale, which dy carries. sqnr: in dB; NAN: not measured.
+// scale, which dy carries. sqnr: in dB. It and kurtosis may be NAN: not measured.
 typedef struct {
-    double amax, scale, saturated, flushed, sqnr; // saturated, flushed: shares
+    double amax, scale, saturated, flushed, sqnr, kurtosis; // saturated, flushed: shares
 } OperandReport;
 static OperandReport operand_report(const Gpt *g, int i) {
     const Fp8Stats *t = &g->scales[i].logged;
     const double loss_scale = i % NOPERAND == OPERAND_DY ? g->logged_loss_scale : 1;
     const double count = t->count;
     const OperandReport report = {
-        bits_float(t->amax_bits) / loss_scale, g->scales[i].logged_scale * loss_scale,
-        t->saturated / count, t->flushed / count,
-        t->noise > 0 ? 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046 : NAN};
+        bits_float(t->amax_bits) / loss_scale,
+        g->scales[i].logged_scale * loss_scale,
+        t->saturated / count,
+        t->flushed / count,
+        t->noise > 0 ? 10 * log_fixed_order(t->signal / t->noise) / 2.302585092994046 : NAN,
+        t->signal > 0 && isfinite(t->fourth) ? t->fourth * count / (t->signal * t->signal) : NAN};
     return report;
 }
 static void log_scales(FILE *f, const Gpt *g, long step) {
@@ -3817,8 +3851,9 @@ static void log_scales(FILE *f, const Gpt *g, long step) {
         if (t->count == 0) continue;
         const OperandReport s = operand_report(g, i);
         const int layer = scale_name(g, i, name);
-        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t%.2f\n", step, layer, name, s.amax,
-                s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite, s.sqnr);
+        fprintf(f, "%ld\t%d\t%s\t%.9g\t%.9g\t%.6g\t%.6g\t%llu\t%.2f\t%.6g\n", step, layer, name,
+                s.amax, s.scale, s.saturated, s.flushed, (unsigned long long)t->nonfinite, s.sqnr,
+                s.kurtosis);
     }
 }
 
@@ -4645,6 +4680,7 @@ static double run_validate(Run *r, long step) {
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
+    if (v->bytes > 0) printf(", %.4f bits a byte", loss / M_LN2 / v->bytes);
     if (v->floor > 0) printf(", floor %.4f, excess %.4f", v->floor, loss - v->floor);
     baselines_print(r, step, loss);
     printf("\n");
@@ -4672,6 +4708,7 @@ static char *run_header(const Run *r) {
     fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
             (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
+    if (r->validation.bytes > 0) fprintf(f, "# bytes_per_token\t%.9g\n", r->validation.bytes);
     fprintf(f,
             "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
             "pass %.1f (FP16 keeps %.1f), "
@@ -5046,6 +5083,7 @@ static void run_open(Run *r) {
         dataset_windows(&r->train, "training", o->seq_len, 1);
         dataset_windows(&r->val, "validation", o->seq_len, 1);
         r->validation = validation_open(&r->val, o->seq_len, o->val_rows);
+        r->validation.bytes = tokenizer_bytes(&r->tokenizer, &r->validation);
     }
     if (o->resume && r->trains) run_resume_check(r);
     if (r->trains) run_baselines(r);

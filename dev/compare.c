@@ -1190,7 +1190,7 @@ static void formats_read(const char *log, const char *where, Dtype *formats) {
 
 // The scale atlas: the rows of the first seed's scales.tsv, of at most 250 of its steps, evenly, so
 // that the page of a large model stays below 3 MB.
-enum { AMAX, SCALE, SATURATED, FLUSHED, SQNR, STALE, QUANTITIES };
+enum { AMAX, SCALE, SATURATED, FLUSHED, SQNR, KURTOSIS, STALE, QUANTITIES };
 typedef struct {
     size_t steps, tensors;
     double *when;                 // [steps]
@@ -1201,7 +1201,7 @@ typedef struct {
 // Reads a row of scales.tsv. Returns whether it is a whole one; `tensor` receives the layer and the
 // operand. (sscanf would look for the end of the whole text at each call.)
 static int atlas_row(const char *at, const Dtype *formats, double *step, char *tensor, double *v) {
-    double place[2], cells[6]; // cells: amax to sqnr_db
+    double place[2], cells[7]; // cells: amax to kurtosis, which older logs do not have
     const char *name = at + strcspn(at, "\t\n");
     name += *name == '\t';
     name += strcspn(name, "\t\n");
@@ -1209,6 +1209,7 @@ static int atlas_row(const char *at, const Dtype *formats, double *step, char *t
     const int length = (int)strcspn(name, "\t\n");
     if (!cells_read(at, place, 2) || name[length] != '\t') return 0;
     if (!cells_read(name + length + 1, cells, 6)) return 0;
+    if (!cells_read(name + length + 1, cells, 7)) cells[6] = NAN;
     *step = place[0];
     snprintf(tensor, 48, "%.0f %.*s", place[1], MIN(length, 31), name);
     int operand = 0;
@@ -1221,6 +1222,7 @@ static int atlas_row(const char *at, const Dtype *formats, double *step, char *t
     }
     memcpy(v, cells, 4 * sizeof(double)); // AMAX to FLUSHED
     v[SQNR] = cells[5];
+    v[KURTOSIS] = cells[6];
     // binades by which the amax lies above what the scale can hold; below 0: room that is left
     const double widest = fp8_format(formats[operand])->max;
     v[STALE] = v[AMAX] > 0 ? log2(v[SCALE] * v[AMAX] / widest) : NAN;
@@ -1240,7 +1242,9 @@ static void atlas_read(Atlas *t, const char *text, const Dtype *formats) {
         if (!atlas_row(at + 1, formats, &step, tensor, v)) break;
         if (t->steps == 0 || step != t->when[t->steps - 1]) t->when[t->steps++] = step;
         if (t->steps == 1) strcpy(t->labels[t->tensors++], tensor);
-        else if (isnan(v[SQNR])) v[SQNR] = t->values[n - t->tensors][SQNR]; // as last measured
+        for (int q = SQNR; q <= KURTOSIS && t->steps > 1; q++) {
+            if (isnan(v[q])) v[q] = t->values[n - t->tensors][q]; // as last measured
+        }
         n++;
     }
     if (t->tensors) t->steps = n / t->tensors; // whole ones
@@ -1248,8 +1252,8 @@ static void atlas_read(Atlas *t, const char *text, const Dtype *formats) {
 
 // `text` is a scales.tsv, `log` that run's log.
 static void atlas_write(FILE *f, const char *text, const char *log, const char *where) {
-    static const char *const names[QUANTITIES] = {"amax",    "scale", "saturated",
-                                                  "flushed", "sqnr",  "stale"};
+    static const char *const names[QUANTITIES] = {"amax", "scale",    "saturated", "flushed",
+                                                  "sqnr", "kurtosis", "stale"};
     Dtype formats[NOPERAND];
     Atlas t;
     formats_read(log, where, formats);

@@ -23,7 +23,7 @@ import sys
 
 NAMES = {"train_loss": "train/loss", "val_loss": "val/loss", "ms": "step_ms",
          "tok_s": "tokens_per_second"}  # the other columns keep their names
-MAY_BE_MISSING = {"val_loss", "sqnr_db"}  # where "nan", in older logs "-", means not measured
+MAY_BE_MISSING = {"val_loss", "sqnr_db", "kurtosis"}  # where "nan", in older logs "-", means not measured
 HASHES = {"commit", "data_hash", "val_hash"}  # stay texts, even if all digits are decimal
 
 

@@ -92,7 +92,15 @@ def block_sample():
     return (x.astype(np.float32).view(np.uint32) & 0xffff0000).view(np.float32)
 
 
-def check_blocks(ref, name, form, across, along, margin, ocp, codes, inv, x):
+def check_report(ref, name, x, values, sqnr, kurtosis):
+    """What scales.tsv reports of a tensor, by its definition; `values` are what the bytes stand for."""
+    x = x.astype(np.float64)
+    wanted = 10 * np.log10(np.sum(x**2) / np.sum((x - values)**2)), np.mean(x**4) / np.mean(x**2)**2
+    ref.check(f"{name}: SQNR and kurtosis against NumPy", abs(sqnr - wanted[0]) < 1e-4 and abs(kurtosis / wanted[1] - 1) < 1e-5,
+              f"{sqnr:.6f} dB, {kurtosis:.9g}, wanted {wanted[0]:.6f} dB, {wanted[1]:.9g}")
+
+
+def check_blocks(ref, name, form, across, along, margin, ocp, codes, inv, report, x):
     """x and its codes: [I, K]."""
     dtype, _, max_code = FORMATS[form]
 
@@ -105,6 +113,7 @@ def check_blocks(ref, name, form, across, along, margin, ocp, codes, inv, x):
     exponent = np.where(amax > 0, np.floor(np.log2(np.where(amax > 0, largest / amax, 1))) - margin, 0)  # nothing is cut
     if ocp: exponent = np.where(amax > 0, np.floor(np.log2(largest)) - np.floor(np.log2(np.where(amax > 0, amax, 1))), 0)
     ref.check(f"{name} {form}: scales of {len(inv)} blocks are the rule's", np.array_equal(inv, 2.0**-exponent))
+    check_report(ref, f"{name} {form}", blocks, blocks_of(codes).copy().view(dtype).astype(np.float64) * inv, *report)
     wanted = encode_ml_dtypes((blocks / inv).astype(np.float32), form)
     check_codes(ref, f"{name} {form} against ml_dtypes", blocks_of(codes).ravel(), wanted.ravel(), blocks.ravel())
     if gfloat is None or not ocp: return
@@ -175,7 +184,9 @@ def run(ref):
             codes, x = take(np.uint8, ROWS * COLUMNS).reshape(ROWS, COLUMNS), block_sample()
             if along_rows: codes, x, name = codes.T, x.T, name + ", K along rows"
             size = along or x.shape[1]
-            check_blocks(ref, name, form, across, size, margin, ocp, codes, take("<f4", x.size // across // size), x)
+            check_blocks(ref, name, form, across, size, margin, ocp, codes, take("<f4", x.size // across // size), take("<f8", 2), x)
+    x, codes = block_sample(), take(np.uint8, ROWS * COLUMNS).reshape(ROWS, COLUMNS)
+    check_report(ref, "one scale E4M3", x, codes.view(FORMATS["E4M3"][0]).astype(np.float64) * (np.abs(x).max() / 448), *take("<f8", 2))
     ref.check("FP8: the whole of the helper's output was read", at == len(data))
 
 

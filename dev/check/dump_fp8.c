@@ -9,8 +9,9 @@ fp8_decode() and from decode_bf16(), the products' path (256 float32 each); a co
 of FLOATS, from fp8_encode(); for each scale all 65536 bf16 numbers through quantize(), and its
 statistics as uint64: amax_bits, saturated, flushed, nonfinite, count. Then, for each recipe in
 blocks of `recipes` below, MATRIX, raw float32 [256, 512], through quantize_blocks(), K along its
-columns and then along its rows: its bytes, and a float32 inverse of each block's scale, [blocks
-across K][blocks along it].
+columns and then along its rows: its bytes, a float32 inverse of each block's scale, [blocks
+across K][blocks along it], and as float64 the SQNR and the kurtosis that a log would report. At the
+end these two of MATRIX with one scale.
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
@@ -27,6 +28,17 @@ static float *floats_read(const char *path, size_t *count) {
     if (fread(x, 4, *count, f) != *count) fatal(EXIT_BAD_INPUT, "%s: %s", path, strerror(errno));
     fclose(f);
     return x;
+}
+
+static void report_write(FILE *f, const Fp8Scale *s) {
+    Fp8Scale ended = *s;
+    Gpt g;
+    memset(&g, 0, sizeof(g));
+    g.scales = &ended;
+    scale_advance(&ended);
+    const OperandReport r = operand_report(&g, OPERAND_X);
+    const double two[2] = {r.sqnr, r.kurtosis};
+    fwrite(two, sizeof(two), 1, f);
 }
 
 int main(int argc, char **argv) {
@@ -85,10 +97,17 @@ int main(int argc, char **argv) {
         Fp8Scale s;
         memset(&s, 0, sizeof(s));
         s.recipe = *r;
-        quantize_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, (int)along_rows, &s, RECORD_NONE);
+        quantize_blocks(bytes, inv, stored, ROWS_IN, COLUMNS, (int)along_rows, &s, RECORD_SQNR);
         fwrite(bytes, 1, MATRIX, f),
             fwrite(inv, 4, ceil_div(I, r->across) * ceil_div(K, r->along), f);
+        report_write(f, &s);
     }
+    Fp8Scale s;
+    memset(&s, 0, sizeof(s));
+    s.recipe = (ScalingRecipe){DTYPE_E4M3, SCALING_CURRENT, 0, 0, ROUNDING_EXACT, 0, 0};
+    quantize(bytes, stored, MATRIX, &s, RECORD_SQNR);
+    fwrite(bytes, 1, MATRIX, f);
+    report_write(f, &s);
     free(numbers);
     if (fflush(f) != 0 || ferror(f)) fatal(EXIT_BAD_INPUT, "%s: %s", argv[4], strerror(errno));
     fclose(f);

@@ -174,7 +174,7 @@ def check_atlas(page, name, errors):
         check("<" in page.locator("#history-read").inner_text(),
               name + "a name with markup is shown as it is")
     check(page.locator("img").count() == 0, name + "no markup of a log becomes part of the page")
-    for what in ("sqnr", "stale", "flushed"):
+    for what in ("sqnr", "kurtosis", "stale", "flushed"):
         page.select_option("#atlas-what", what)
     check(not errors, name + "other quantities make no error", errors)
 

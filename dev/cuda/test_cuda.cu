@@ -247,7 +247,8 @@ static const char *scale_difference(const Fp8Scale &a, const Fp8Scale &b) {
     FIELD(which.nonfinite);                                                                        \
     FIELD(which.count);                                                                            \
     SUM(which.signal);                                                                             \
-    SUM(which.noise)
+    SUM(which.noise);                                                                              \
+    SUM(which.fourth)
     STATS(step);
     STATS(logged);
     return NULL;
@@ -321,8 +322,8 @@ static void test_quantize() {
             Pair pair(scale_new(named.r));
             Device<uint8_t> q(pitch * columns), q_t(columns * pitch);
             Device<stored_t> x(n);
-            Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns),
-                sqnr(2 * (n / CHUNK + 1));
+            Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns);
+            Device<double> sqnr(3 * (n / CHUNK + 1));
             for (int i = 0; i < 2 * KINDS; i++, tensors++) {
                 // All of them, in another order.
                 const std::vector<stored_t> host = tensor_of_kind(i * 4 % KINDS, n);
@@ -588,7 +589,7 @@ static void test_fused() {
         const std::vector<stored_t> host = stored(normals(n, 1));
         Device<stored_t> x(host);
         Device<uint8_t> q(pitch * columns), q_t(columns * pitch);
-        Device<float> sqnr(2 * (n / CHUNK + 1));
+        Device<double> sqnr(3 * (n / CHUNK + 1));
         for (int turned : {0, 1}) {
             Pair pair(scale_new(recipes_all()[0].r));
             const Operand o = pair.operand();
