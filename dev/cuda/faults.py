@@ -33,6 +33,7 @@ FAULTS = [
     ("the classifier divides by too much", "const float inverse = 1.0f / sum,", "const float inverse = 0.99f / sum,", "classifier"),
     ("dlogits overwrite logits that are not read yet", "if (sizeof(T) > sizeof(stored_t) && !d.q) __syncthreads();", "", "classifier bits"),
     ("the last chunks of an SQNR are lost", "c < chunks; c += 32", "c + 32 < chunks; c += 32", "fused"),
+    ("an SQNR's fourth powers have the unit of squares", "which == 2 ? inv2 * inv2 : inv2", "inv2", "quantize"),
     ("gradients of the step before stay", "NULL, !f->first, 0}", "NULL, 1, 0}", "steps bits"),
     ("an FP8 head's dlogits are not turned", "bytes_turn(f.operand[OPERAND_DY].bytes[OVER_ROWS], d.q, slab, f.out);", "", "model steps"),
     ("AdamW without its second correction", "sqrtf(vs[k] * in->correct2)", "sqrtf(vs[k])", "optimizer"),
