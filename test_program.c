@@ -325,7 +325,8 @@ static void damaged_shards(void) {
           "%d of %d were not, e.g. %s", through, COUNT(fields) + COUNT(lengths), why);
 }
 
-// Token t of this vocabulary of 300 has a text of t % 5 + 1 bytes; 7 is the token between documents.
+// Token t of this vocabulary of 300 has a text of t % 5 + 1 bytes. 7 is the token between
+// documents.
 static void tokenizer_put(const char *path) {
     const uint32_t header[4] = {20240328, 2, 300, 7};
     char *file = (char *)take(1024 + 300 * 6);
