@@ -1548,7 +1548,7 @@ static void fp8_layer_make(void) {
     l->f.dw = floats(W);
     l->f.dbias = floats(OUT);
     linear_bytes(&l->f, l->scale, l->kept, l->w, l->dy_bytes);
-    l->scale[OPERAND_W].scale_inv[0] =
+    l->scale[OPERAND_W].scale_inv[0] = l->scale[OPERAND_W].scale_inv[1] =
         quantize(l->w, l->w16, W, &l->scale[OPERAND_W], RECORD_STATS);
 }
 static void fp8_layer_run(Fp8Layer *l) {
