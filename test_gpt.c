@@ -365,9 +365,9 @@ static void codes_decode_bf16(void) {
 }
 static void quantize_both_ways(uint8_t *q, uint8_t *want, const stored_t *x, size_t n, float scale,
                                Dtype d, Fp8Stats *s, Fp8Stats *slow) {
-    memset(s, 0, sizeof(*s));
-    if (d == DTYPE_E5M2) quantize_chunk(q, x, n, scale, s, &fp8_formats[1]);
-    else quantize_chunk(q, x, n, scale, s, &fp8_formats[0]);
+    Fp8Scale f = {.recipe = {.format = d, .rule = SCALING_CONSTANT}, .scale = scale};
+    quantize(q, x, n, &f, RECORD_STATS);
+    *s = f.step;
     quantize_slowly(want, x, n, scale, d, slow);
 }
 static void test_fp8_blocks(void) {
@@ -393,17 +393,15 @@ static void test_fp8_blocks(void) {
             for (size_t i = 0; i < length; i++) bytes += q[i] != want[i];
             stats += !stats_same(&s, &slow);
         }
-        check_none(
-            bytes,
-            label("fp8 %s: quantize_chunk makes the right bytes of 65536 stored values x 7 scales",
-                  dtype_names[d]));
+        check_none(bytes,
+                   label("fp8 %s: quantize makes the right bytes of 65536 stored values x 7 scales",
+                         dtype_names[d]));
         check_none(
             stats,
             label("fp8 %s: amax, saturated, flushed, non-finite and count equal a slow count",
                   dtype_names[d]));
     }
-    memset(&s, 0, sizeof(s));
-    quantize_chunk(q, x, n, 2, &s, &fp8_formats[0]);
+    quantize_both_ways(q, want, x, n, 2, DTYPE_E4M3, &s, &slow);
     quantize_slowly(want, x, n, 1, DTYPE_E4M3, &slow);
     check(memcmp(q, want, n) != 0 && !stats_same(&s, &slow),
           "planted fault: a scale off by 2 shows in bytes and in statistics", "nothing differed");

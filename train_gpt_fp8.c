@@ -534,48 +534,18 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
 // Sums over a whole tensor are split into chunks of so many elements, whatever the thread count.
 #define CHUNK 8192
 
-// q[i] = encode(x[i] * scale) for one chunk, with its statistics. Integer reductions only: order
-// does not matter. Inlined for each format, whose numbers are then constants. Numbers are widened
-// and narrowed in loops of their own: so gcc's code is faster.
-INLINE void quantize_chunk(uint8_t *q, const stored_t *x, size_t n, float scale, Fp8Stats *stats,
-                           const Fp8Format *f8) {
-    uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
-    for (size_t at = 0, m; at < n; at += m) {
-        float wide[256];
-        uint32_t code[256];
-        m = MIN(n - at, 256);
-        for (size_t i = 0; i < m; i++) wide[i] = float_from_stored(x[at + i]);
-        for (size_t i = 0; i < m; i++) {
-            const uint32_t u = float_bits(wide[i] * scale), a = float_bits(wide[i]) & 0x7fffffff;
-            const uint32_t rounded = fp8_round_bits(u & 0x7fffffff, f8);
-            amax = MAX(a, amax);
-            flushed += (rounded == 0) & (a != 0);
-            code[i] = (rounded | ((u >> 24) & 0x80)) & 0xff;
-        }
-        for (size_t i = 0; i < m; i++) q[at + i] = (uint8_t)code[i];
-    }
-    // The code above is wrong where something saturates or is not finite. That is rare: encode
-    // again.
-    if (amax >= 0x7f800000 || float_bits(bits_float(amax) * scale) > f8->saturated_above)
-        for (size_t i = 0; i < n; i++) {
-            const float f = float_from_stored(x[i]);
-            const uint32_t u = float_bits(f * scale), b = u & 0x7fffffff;
-            saturated += (b > f8->saturated_above) & (b <= 0x7f800000);
-            nonfinite += (float_bits(f) & 0x7fffffff) >= 0x7f800000;
-            q[i] = (uint8_t)fp8_encode_bits(u, f8);
-        }
-    stats->amax_bits = MAX(stats->amax_bits, amax);
-    stats->saturated += saturated;
-    stats->flushed += flushed;
-    stats->nonfinite += nonfinite;
-    stats->count += n;
-}
-// Section 7:
-static void sqnr_sums(double *sums, const uint8_t *q, const uint8_t *rest, const stored_t *x,
-                      size_t n, const float *scale, int stride, Dtype format);
-typedef struct Encoder Encoder;
-static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale, int stride,
-                            Fp8Stats *stats, double *sums);
+// What elements_encode() (section 7) reads and writes.
+typedef struct {
+    const stored_t *x;
+    uint8_t *q, *rest; // codes; NULL, or the second numbers of a split operand
+    const ScalingRecipe *recipe;
+    uint64_t key; // of random_u32()
+} Encoder;
+#define SPAN 512 // most elements of a call
+static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale,
+                            Fp8Stats *stats);
+static void sqnr_sums(double *sums, const Encoder *e, size_t at, size_t n, const float *scale,
+                      int stride);
 // Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
 // (in the first step, and weights of a model without its state file).
 INLINE int scale_is_own(const Fp8Scale *s) {
@@ -583,13 +553,6 @@ INLINE int scale_is_own(const Fp8Scale *s) {
            (recipe_remembers(&s->recipe) && s->amax_count == 0);
 }
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
-// What elements_encode() reads and writes.
-struct Encoder {
-    const stored_t *x;
-    uint8_t *q, *rest; // codes; NULL, or the second numbers of a split operand
-    const ScalingRecipe *recipe;
-    uint64_t key; // of random_u32()
-};
 static float tensor_amax(const stored_t *x, size_t n) {
     uint32_t amax = 0;
 #pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
@@ -607,24 +570,19 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
         scale = scale_from_amax(tensor_amax(x, n), scale, r);
         if (record != RECORD_NONE) s->scale = scale;
     }
+    float scales[SPAN];
+    for (int i = 0; i < SPAN; i++) scales[i] = scale;
     const float scale_inv = 1.0f / scale;
     const Encoder e = {x, q, r->split ? q + n : NULL, r, scale_random(s, 0)};
-    const int plain = !r->stochastic && !r->split; // the usual case, and its two formats
     const size_t chunks = ceil_div(n, CHUNK);
     double(*sums)[3] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
 #pragma omp parallel for schedule(static) reduction(merge : total) if (n > CHUNK)
     for (size_t c = 0; c < chunks; c++) {
-        const size_t at = c * CHUNK, m = MIN(n - at, CHUNK);
-        if (plain && r->format == DTYPE_E4M3)
-            quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[0]);
-        else if (plain && r->format == DTYPE_E5M2)
-            quantize_chunk(q + at, x + at, m, scale, &total, &fp8_formats[1]);
-        else {
-            elements_encode(&e, at, m, &scale, 0, &total, sums ? sums[c] : NULL);
-            continue;
-        }
-        if (sums) sqnr_sums(sums[c], q + at, NULL, x + at, m, &scale, 0, r->format);
+        const size_t begin = c * CHUNK, end = MIN(n, begin + CHUNK);
+        for (size_t at = begin; at < end; at += SPAN)
+            elements_encode(&e, at, MIN(SPAN, end - at), scales, &total);
+        if (sums) sqnr_sums(sums[c], &e, begin, end - begin, scales, 0);
     }
     const double inv2 = (double)scale_inv * scale_inv;
     for (size_t c = 0; sums && c < chunks; c++) {
@@ -894,18 +852,19 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
         sum = lanes[0];                                                                            \
     } while (0)
 
-// Adds signal, noise and fourth powers: sums over n <= CHUNK of squares of x, of what encoding
-// changed of x, and of the squares' squares, in double, because fp32 would lose those of small x.
-// With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's own. A code has a
-// byte here. rest: NULL, or those of the second numbers.
-static void sqnr_sums(double *sums, const uint8_t *q, const uint8_t *rest, const stored_t *x,
-                      size_t n, const float *scale, int stride, Dtype format) {
-    const Fp8Format *f8 = fp8_format(format);
-    const float unit = split_unit(format);
+// Adds signal, noise and fourth powers: sums over n <= CHUNK elements from `at` on, of squares of x,
+// of what encoding changed of x, and of the squares' squares, in double, because fp32 would lose
+// those of small x. With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's
+// own.
+static void sqnr_sums(double *sums, const Encoder *e, size_t at, size_t n, const float *scale,
+                      int stride) {
+    const Dtype format = e->recipe->format;
+    const stored_t *x = e->x + at;
     float signal, noise;
-#define VALUE (fp8_value(q[i], f8) + (rest ? fp8_value(rest[i], f8) * unit : 0))
     double fourth;
 #define SIGNAL (float_from_stored(x[i]) * (stride ? 1 : *scale))
+#define SECOND (e->rest ? fp8_decode(e->rest[at + i], format) * split_unit(format) : 0)
+#define VALUE  (fp8_decode(code_at(e->q, at + i, format), format) + SECOND)
 #define NOISE  (SIGNAL - VALUE / (stride ? scale[i] : 1))
     STRIPED_SUM(signal, i, n, SIGNAL * SIGNAL);
     STRIPED_SUM(noise, i, n, NOISE * NOISE);
@@ -915,10 +874,64 @@ static void sqnr_sums(double *sums, const uint8_t *q, const uint8_t *rest, const
     sums[2] += fourth;
 }
 
+// ---- codes of elements, and what becomes of them
+// The codes of n <= SPAN numbers. Inlined for each format, whose constants are then known. Numbers
+// are widened and narrowed in loops of their own: compilers make vector code of these. Integer
+// reductions only: order does not matter.
+INLINE void codes_make(uint8_t *q, const float *x, const float *scale, size_t n,
+                       const Fp8Format *f8, const int stochastic, uint64_t key, size_t at,
+                       Fp8Stats *stats) {
+    uint32_t code[SPAN], amax = 0, top = 0, flushed = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t u = float_bits(x[i] * scale[i]), a = u & 0x7fffffff,
+                       b = float_bits(x[i]) & 0x7fffffff;
+        uint32_t c = stochastic ? fp8_round_stochastic(a, f8, random_u32(key, (uint32_t)(at + i)))
+                                : fp8_round_bits(a, f8);
+        if (stochastic) c = MIN(c, f8->max_code);
+        amax = MAX(amax, b);
+        top = MAX(top, a);
+        flushed += (c == 0) & (b != 0);
+        code[i] = (c | ((u >> 24) & 0x80)) & 0xff;
+    }
+    for (size_t i = 0; i < n; i++) q[i] = (uint8_t)code[i];
+    // A code above is wrong where a number saturates or is not finite. That is rare.
+    for (size_t i = 0; top > f8->saturated_above && i < n; i++) {
+        const float scaled = x[i] * scale[i];
+        const uint32_t a = float_bits(scaled) & 0x7fffffff;
+        stats->saturated += (a > f8->saturated_above) & (a <= 0x7f800000);
+        stats->nonfinite += !float_is_finite(x[i]);
+        if (a > f8->saturated_above) q[i] = (uint8_t)fp8_encode_bits(float_bits(scaled), f8);
+    }
+    stats->amax_bits = MAX(stats->amax_bits, amax);
+    stats->flushed += flushed;
+    stats->count += n;
+}
+// Encodes elements at .. at + n, each with a scale of its own.
+static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale,
+                            Fp8Stats *stats) {
+    const Dtype format = e->recipe->format;
+    const Fp8Format *f8 = fp8_format(format);
+    float x[SPAN];
+    uint8_t packed[SPAN], *code = format == DTYPE_E2M1 ? packed : e->q + at;
+    for (size_t i = 0; i < n; i++) x[i] = float_from_stored(e->x[at + i]);
+    if (e->recipe->stochastic) codes_make(code, x, scale, n, f8, 1, e->key, at, stats);
+    else if (format == DTYPE_E4M3) codes_make(code, x, scale, n, &fp8_formats[0], 0, 0, at, stats);
+    else if (format == DTYPE_E5M2) codes_make(code, x, scale, n, &fp8_formats[1], 0, 0, at, stats);
+    else codes_make(code, x, scale, n, &fp8_formats[2], 0, 0, at, stats);
+    for (size_t i = 0; format == DTYPE_E2M1 && i < n; i += 2)
+        e->q[(at + i) / 2] = (packed[i] & 7) | (packed[i] >> 4 & 8) | (packed[i + 1] & 7) << 4 |
+                             (packed[i + 1] & 0x80);
+    if (!e->rest) return;
+    float up[SPAN]; // what rounding took away, in units of the second number
+    Fp8Stats uncounted = {0};
+    for (size_t i = 0; i < n; i++) x[i] = x[i] * scale[i] - fp8_value(code[i], f8);
+    for (size_t i = 0; i < n; i++) up[i] = 1 / split_unit(format);
+    codes_make(e->rest + at, x, up, n, f8, 0, 0, at, &uncounted);
+}
+
 // ---- block scaling: quantize() with a scale for each block
 // Columns are taken SPAN at a time, so that a row's elements are neighbours in memory. A block that
 // is wider than that has one scale, which all of its columns share.
-#define SPAN 512
 
 // top[i]: bits of the largest |x| in rows r0 .. r1 of columns c0 + i, c0 + SPAN + i, .. below c1.
 static void columns_amax(uint32_t *top, const stored_t *x, size_t columns, size_t r0, size_t r1,
@@ -930,69 +943,15 @@ static void columns_amax(uint32_t *top, const stored_t *x, size_t columns, size_
                 top[i] = MAX(top[i], float_bits(float_from_stored(from[i])) & 0x7fffffff);
         }
 }
-// The codes of n <= SPAN scaled elements, from number `at` on. Numbers are widened and narrowed in
-// loops of their own: compilers make vector code of these.
-INLINE void codes_make(uint8_t *q, const float *scaled, size_t n, const Fp8Format *f8,
-                       const int stochastic, uint64_t key, size_t at) {
-    uint32_t code[SPAN];
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t u = float_bits(scaled[i]), a = u & 0x7fffffff;
-        const uint32_t c = stochastic
-                               ? fp8_round_stochastic(a, f8, random_u32(key, (uint32_t)(at + i)))
-                               : fp8_round_bits(a, f8);
-        code[i] = (a > 0x7f800000 ? f8->nan : MIN(c, f8->max_code)) | (u >> 24 & 0x80);
-    }
-    for (size_t i = 0; i < n; i++) q[i] = (uint8_t)code[i];
-}
-// The codes of elements at .. at + n, what becomes of them, and sums for the SQNR, or NULL. The
-// scales are scale[0], scale[stride], ..
-static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale, int stride,
-                            Fp8Stats *stats, double *sums) {
-    const Dtype format = e->recipe->format;
-    const Fp8Format f8 = *fp8_format(format);
-    const float unit = 1 / split_unit(format);
-    for (size_t end = at + n, m; at < end; at += m, scale += stride * m) {
-        uint32_t amax = 0, saturated = 0, flushed = 0, nonfinite = 0;
-        uint8_t code[SPAN], rest[SPAN];
-        float wide[SPAN], scaled[SPAN];
-        m = MIN(SPAN, end - at);
-        for (size_t i = 0; i < m; i++) wide[i] = float_from_stored(e->x[at + i]);
-        for (size_t i = 0; i < m; i++) scaled[i] = wide[i] * scale[stride * i];
-        if (e->recipe->stochastic) codes_make(code, scaled, m, &f8, 1, e->key, at);
-        else codes_make(code, scaled, m, &f8, 0, 0, at);
-        for (size_t i = 0; i < m; i++) {
-            const uint32_t a = float_bits(scaled[i]) & 0x7fffffff,
-                           b = float_bits(wide[i]) & 0x7fffffff, c = code[i];
-            amax = MAX(amax, b);
-            saturated += (a > f8.saturated_above) & (a <= 0x7f800000);
-            flushed += ((c & 0x7f) == 0) & (b != 0);
-            nonfinite += a >= 0x7f800000;
-        }
-        if (e->rest) {
-            for (size_t i = 0; i < m; i++) scaled[i] = (scaled[i] - fp8_value(code[i], &f8)) * unit;
-            codes_make(rest, scaled, m, &f8, 0, 0, at);
-            memcpy(e->rest + at, rest, m);
-        }
-        if (sums) sqnr_sums(sums, code, e->rest ? rest : NULL, e->x + at, m, scale, stride, format);
-        if (format != DTYPE_E2M1) memcpy(e->q + at, code, m);
-        else
-            for (size_t i = 0; i < m / 2; i++) { // pairs share a byte
-                const uint8_t low = code[2 * i], high = code[2 * i + 1];
-                e->q[at / 2 + i] = (low & 7) | (low >> 4 & 8) | (high & 7) << 4 | (high & 0x80);
-            }
-        stats->amax_bits = MAX(stats->amax_bits, amax);
-        stats->saturated += saturated;
-        stats->flushed += flushed;
-        stats->nonfinite += nonfinite;
-        stats->count += m;
-    }
-}
-// The same for these rows and columns; the scales lie as columns_amax() has the amax.
+// Encodes these rows and columns, and adds sums for the SQNR, unless they are NULL.
 static void columns_encode(const Encoder *e, size_t columns, size_t r0, size_t r1, size_t c0,
                            size_t c1, const float *scale, Fp8Stats *stats, double *sums) {
     for (size_t row = r0; row < r1; row++)
-        for (size_t c = c0; c < c1; c += SPAN)
-            elements_encode(e, row * columns + c, MIN(SPAN, c1 - c), scale, 1, stats, sums);
+        for (size_t c = c0; c < c1; c += SPAN) {
+            const size_t at = row * columns + c, n = MIN(SPAN, c1 - c);
+            elements_encode(e, at, n, scale, stats);
+            if (sums) sqnr_sums(sums, e, at, n, scale, 1);
+        }
 }
 
 // Bytes of x [rows, columns] in blocks. K is the row index if along_rows, else the column index.

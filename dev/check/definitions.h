@@ -44,7 +44,7 @@ static uint8_t code_of(float f, Dtype d) {
     return (uint8_t)(sign | (x > tie || (x == tie && (low & 1)) ? low + 1 : low));
 }
 
-// Slow, one element at a time, in doubles: what quantize_chunk must make and count.
+// Slow, one element at a time, in doubles: what quantize() must make and count.
 static void quantize_slowly(uint8_t *q, const stored_t *x, size_t n, float scale, Dtype d,
                             Fp8Stats *s) {
     // E4M3: 464 itself still rounds to 448 (tie to even).
