@@ -4788,6 +4788,13 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, int
 }
 
 // ---- packing
+// A byte for each of n E2M1 codes, and one more if n is odd.
+__attribute__((noinline)) static void codes_unpack(uint8_t *codes, const uint8_t *pairs, int n) {
+    for (int i = 0; i < n; i += 2) {
+        codes[i] = (pairs[i / 2] & 7) | (pairs[i / 2] & 8) << 4;
+        codes[i + 1] = (pairs[i / 2] >> 4 & 7) | (pairs[i / 2] & 0x80);
+    }
+}
 // Decodes n consecutive elements, from (i, k) on along K or across it, to what the kernel reads:
 // bf16 (pairs) or fp32. FP8 becomes fp32 for n <= STRIP only.
 static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
@@ -4795,11 +4802,7 @@ static void decode_row(void *out, const Matrix *s, size_t i, size_t k, int n) {
     const void *from = (const char *)s->data + at * dtype_size[s->dtype];
     uint8_t codes[2 * STRIP];
     if (s->dtype == DTYPE_E2M1) { // a byte for each code first; at is even
-        const uint8_t *pairs = (const uint8_t *)s->data + at / 2;
-        for (int j = 0; j < (n + 1) / 2; j++) {
-            codes[2 * j] = (pairs[j] & 7) | (pairs[j] & 8) << 4;
-            codes[2 * j + 1] = (pairs[j] >> 4 & 7) | (pairs[j] & 0x80);
-        }
+        codes_unpack(codes, (const uint8_t *)s->data + at / 2, n);
         from = codes;
     }
     if (s->dtype == (product_uses_pairs ? DTYPE_BF16 : DTYPE_FP32))

@@ -583,6 +583,18 @@ INLINE float fp8_decode(uint8_t code, Dtype d) {
     return float_from_fp16((uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7)) * 256.0f;
 }
 
+// What a second number of a split operand is worth, beside the first: rounding takes away less.
+INLINE float split_unit(Dtype d) {
+    return bits_float((uint32_t)(126 - fp8_format(d).mantissa_bits) << 23);
+}
+// Code i of memory, with the sign as its top bit. E2M1: elements 2 i and 2 i + 1 share a byte, the
+// first in its low half.
+INLINE uint8_t code_at(const uint8_t *q, size_t i, Dtype d) {
+    if (d != DTYPE_E2M1) return q[i];
+    const uint8_t half = q[i / 2] >> 4 * (i % 2);
+    return (half & 7) | (half & 8) << 4;
+}
+
 // ==== 4. scales and recipes ======================================================================
 // ---- rules begin
 // Scales and recipes, the same text in train_gpt_fp8.c and train_gpt_fp8.cu.
@@ -613,7 +625,7 @@ typedef struct {
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_UNSAID };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_E4M3, ROUNDING_UNSAID };
 
 // How one operand is quantized. --recipe is three of these, for x, w and dy (recipe_parse()).
 typedef struct {
@@ -623,10 +635,14 @@ typedef struct {
     int margin;   // the scale is divided by 2^margin
     // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
     // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
+    // E4M3: NVFP4's two levels, see scale_of_block().
     int rounding;
     // Block scaling: how many elements share a scale across K, the dimension that a product sums
     // over, and along it. along is 0 where the whole tensor has one scale.
     int across, along;
+    int stochastic; // elements are rounded up or down at random, right in the mean
+    int hadamard;   // wgrad reads the random Hadamard transform of the tensor
+    int split;      // two numbers for an element: the rounded one, and what rounding took from it
 } ScalingRecipe;
 INLINE int recipe_blocks(const ScalingRecipe *r) { return r->along > 0; }
 INLINE int recipe_remembers(const ScalingRecipe *r) { return r->rule > SCALING_CURRENT; }
@@ -638,13 +654,21 @@ typedef struct {
     // With a history: the scale of this step. Until then, and with CURRENT: of the last recorded
     // tensor. In blocks: of the largest amax, for the log. Of the head's dy: see gpt_forward().
     float scale;
-    float scale_inv;    // of the bytes that are in memory now, for all products that read them
+    // Of the bytes that are in memory now: for the product that sums over the tensor's columns, and
+    // for that which sums over its rows.
+    float scale_inv[2];
     int64_t amax_count; // steps in the history; 0: such a rule takes the tensor's own amax
     float amax_history[AMAX_HISTORY_MAX];
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
+    // Stochastic rounding: the tensor's own random number, and the micro-batches of training so far.
+    uint64_t random, micro_batches;
 } Fp8Scale;
+// The key of random_u32() for the bytes of one of the tensor's two products.
+INLINE uint64_t scale_random(const Fp8Scale *s, int way) {
+    return random_u64(s->random, s->micro_batches, way);
+}
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax that is 0,
@@ -656,8 +680,31 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
     if (r->rounding == ROUNDING_FLOOR)
         amax = bits_float(float_bits(amax) & 0x7f800000); // down to a power of two
     scale /= amax;
-    if (r->rounding != ROUNDING_EXACT) scale = bits_float(float_bits(scale) & 0x7f800000);
+    if (r->rounding == ROUNDING_POW2 || r->rounding == ROUNDING_FLOOR)
+        scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
+}
+// Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
+// 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
+// block an E4M3 number, so that FP8_MAX of the format times 448 is the tensor's amax:
+//     tensor = 448 FP8_MAX / amax of the tensor,  inv = E4M3(amax / FP8_MAX * tensor),
+//     scale = tensor / inv
+// inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
+INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
+    const float scale = scale_from_amax(amax, 1, r);
+    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
+}
+// Returns the scale of a block; sets *inv. E2M1 has no NaN: a NaN makes inv NaN.
+INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
+    if (r->rounding != ROUNDING_E4M3) {
+        const float scale = scale_from_amax(amax, 1, r);
+        *inv = amax != amax && r->format == DTYPE_E2M1 ? amax : 1 / scale;
+        return scale;
+    }
+    const float s =
+        fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
+    *inv = s < 0x1p-9f ? 0x1p-9f : s;
+    return tensor / *inv;
 }
 
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
@@ -690,14 +737,15 @@ INLINE void scale_advance(Fp8Scale *s) {
 // What kernels and cuBLASLt read of a scale: 16 bytes. Products take `inv` by its address.
 // Fp8Scale.scale_inv is here only a copy of it for checkpoints.
 typedef struct {
-    float inv, scale;   // of the bytes that now lie in memory, or are about to be made
+    // Of the bytes that now lie in memory, or are about to be made; inv by product, as Fp8Scale has it.
+    // The scale of blocks is 1.
+    float inv[2], scale;
     uint32_t amax_bits; // scratch of a tensor's own amax; 0 between tensors
-    uint32_t unused;
 } ScaleInUse;
 
 // Sets the scale that the next tensor is quantized with.
 INLINE void scale_use(Fp8Scale *s, ScaleInUse *use, float scale) {
-    s->scale_inv = use->inv = 1.0f / scale;
+    for (int way = 0; way < 2; way++) s->scale_inv[way] = use->inv[way] = 1.0f / scale;
     use->scale = scale;
 }
 // Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
@@ -714,12 +762,12 @@ KERNEL scales_advance_kernel(Fp8Scale *scales, ScaleInUse *use, unsigned long lo
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     Fp8Scale *s = &scales[i];
-    s->scale_inv = use[i].inv;
+    for (int way = 0; way < 2; way++) s->scale_inv[way] = use[i].inv[way];
     scale_advance(s);
     if (i % operands == operands - 1) atomicAdd(cut, (unsigned long long)s->logged.saturated);
     if (recipe_remembers(&s->recipe) && s->amax_count > 0) {
         use[i].scale = s->scale;
-        use[i].inv = 1.0f / s->scale;
+        use[i].inv[0] = use[i].inv[1] = 1.0f / s->scale;
     }
 }
 static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long *cut, int count,
@@ -727,6 +775,12 @@ static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long
     if (count)
         LAUNCH(scales_advance_kernel, ceil_div(count, 32), 32, 0, STREAM, scales, use, cut, count,
                operands);
+}
+
+// After a micro-batch of training: the next one's random numbers.
+KERNEL micro_batch_kernel(Fp8Scale *scales, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) scales[i].micro_batches++;
 }
 
 // ---- quantize
@@ -812,14 +866,13 @@ DEVICE uint2 quantize8(const float *v, const float *scale, Dtype format, Counts 
     // Of the codes that are 0, those of zeros were not flushed.
     if (nonzero != 0x03030303) {
         c->flushed += 8 - __popc(nonzero);
-        UNROLL for (int i = 0; i < 8; i++) c->flushed -=
-            SCALES ? v[i] == 0 : !(float_bits(v[i]) & 0x7fffffff);
+        UNROLL for (int i = 0; i < 8; i++) c->flushed -= !(float_bits(v[i]) & 0x7fffffff);
     }
     if (top > above || amax >= 0x7f800000) UNROLL for (int i = 0; i < 8; i++) {
             const uint32_t a = float_bits(v[i]) & 0x7fffffff,
                            b = float_bits(v[i] * scale[SCALES ? i : 0]) & 0x7fffffff;
             c->saturated += b > above && b <= 0x7f800000;
-            c->nonfinite += (SCALES ? b : a) >= 0x7f800000;
+            c->nonfinite += a >= 0x7f800000;
         }
     return make_uint2(code[0], code[1]);
 }
@@ -1008,37 +1061,42 @@ static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record r
 // half a warp has the signal, the other half the noise. Its gaps keep lanes in banks of their own.
 // Both also add the squares of what they read, of which only the signal's are used.
 KERNEL_OF(THREADS)
-sqnr_kernel(double *sums, const uint8_t *q, size_t q_row, size_t q_column, StoredSource x,
-            uint32_t columns, size_t n, const ScaleInUse *use, Dtype format, Blocks blocks) {
+sqnr_kernel(double *sums, const uint8_t *q, const uint8_t *rest, size_t q_row, size_t q_column,
+            StoredSource x, uint32_t columns, size_t n, const ScaleInUse *use, Dtype format,
+            Blocks blocks) {
     enum { STRIPES = 16, PITCH = STRIPES + 4, NOISE = 32 * PITCH + 16 };
     alignas(16) SHARED float squares[THREADS / 32][2 * NOISE];
     const size_t chunk = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32,
                  begin = chunk * CHUNK, row0 = begin / columns;
     const uint32_t lane = threadIdx.x % 32, column0 = begin % columns,
                    count = begin < n ? MIN(n - begin, CHUNK) : 0;
-    const float scale = use->scale; // 1 of blocks
+    const float scale = use->scale, unit = split_unit(format);
+    const float tensor_inv = blocks.inv ? use->inv[q_column != 1] : 1; // of two levels
     float *mine = squares[threadIdx.x / 32], sum = 0;
     double fourth = 0;
     for (uint32_t i = lane * STRIPES; i - lane * STRIPES < count; i += 32 * STRIPES) {
         const uint32_t column = (column0 + i) % columns;
         const size_t row = row0 + (column0 + i) / columns;
-        const uint8_t *from = q + row * q_row + column * q_column;
+        const size_t from = row * q_row + column * q_column;
         uint32_t raw[2 * WORDS] = {}, code[4] = {};
         float v[STRIPES], noise[STRIPES], inv = 1;
         if (i < count) { // what is not there adds 0
             x.fetch(raw, row, column);
             x.fetch(raw + WORDS, row, column + 8);
-            if (q_column == 1) load_words<4>(code, from);
+            if (q_column == 1 && format != DTYPE_E2M1) load_words<4>(code, q + from);
             else
-                for (int k = 0; k < STRIPES; k++) code[k / 4] |= from[k * q_column] << k % 4 * 8;
+                for (int k = 0; k < STRIPES; k++)
+                    code[k / 4] |= code_at(q, from + k * q_column, format) << k % 4 * 8;
         }
         x.values(v, raw);
         x.values(v + 8, raw + WORDS);
         UNROLL for (int k = 0; k < STRIPES; k++) {
             if (blocks.inv && i < count && (k % 8 == 0 || blocks.wide < 8))
-                inv = *blocks_at(&blocks, row, column + k);
+                inv = *blocks_at(&blocks, row, column + k) * tensor_inv;
+            float value = fp8_decode(code[k / 4] >> k % 4 * 8 & 0xff, format);
+            if (rest && i < count) value += fp8_decode(rest[from + k * q_column], format) * unit;
             v[k] *= scale;
-            noise[k] = v[k] - fp8_decode(code[k / 4] >> k % 4 * 8 & 0xff, format) * inv;
+            noise[k] = v[k] - value * inv;
             v[k] *= v[k];
             noise[k] *= noise[k];
         }
@@ -1064,7 +1122,7 @@ sqnr_kernel(double *sums, const uint8_t *q, size_t q_row, size_t q_column, Store
 // Adds the chunks in ascending order, as the C file does: a warp each of the three sums.
 KERNEL_OF(96)
 sqnr_finish_kernel(Fp8Scale *s, const double *sums, size_t chunks, const ScaleInUse *use) {
-    const double inv2 = (double)use->inv * use->inv;
+    const double inv = 1.0f / use->scale, inv2 = inv * inv;
     const size_t lane = threadIdx.x % 32, which = threadIdx.x / 32;
     double *const into[] = {&s->step.signal, &s->step.noise, &s->step.fourth};
     const double unit = which == 2 ? inv2 * inv2 : inv2;
@@ -1075,14 +1133,93 @@ sqnr_finish_kernel(Fp8Scale *s, const double *sums, size_t chunks, const ScaleIn
     }
     if (lane == 0) *into[which] += total;
 }
-// sums: [ceil(n / CHUNK)][3]. To be called after the bytes q were made of x.
-static void sqnr_record(const uint8_t *q, size_t q_row, size_t q_column, const stored_t *x,
-                        size_t stride, size_t rows, size_t columns, const Operand *o, Blocks blocks,
+// sums: [ceil(n / CHUNK)][3]. To be called after the bytes q were made of x: as x lies or, if
+// along_rows, turned.
+static void sqnr_record(const uint8_t *q, int along_rows, const stored_t *x, size_t stride,
+                        size_t rows, size_t columns, const Operand *o, Blocks blocks,
                         double *sums) {
-    const size_t n = rows * columns, chunks = ceil_div(n, CHUNK);
-    RUN(sqnr_kernel, ceil_div(chunks, THREADS / 32), sums, q, q_row, q_column,
-        StoredSource{x, stride}, columns, n, o->use, o->recipe.format, blocks);
+    const size_t n = rows * columns, chunks = ceil_div(n, CHUNK), pitch = round_up(rows, 16);
+    const uint8_t *rest = o->recipe.split ? q + pitch * columns : NULL;
+    RUN(sqnr_kernel, ceil_div(chunks, THREADS / 32), sums, q, rest, along_rows ? 1 : columns,
+        along_rows ? pitch : 1, StoredSource{x, stride}, columns, n, o->use, o->recipe.format,
+        blocks);
     LAUNCH(sqnr_finish_kernel, 1, 96, 0, STREAM, o->s, sums, chunks, o->use);
+}
+
+// ---- codes that tiles_kernel does not make: E2M1, stochastic rounding, split operands, two-level
+// scales. A thread has eight elements of a line along K: of a row, or, if along_rows, of a column.
+// Element k of a line is code line * pitch + k of q, whatever is not in the tensor is 0, and the
+// second numbers of a split operand lie behind the others.
+static int recipe_simple(const ScalingRecipe *r) {
+    return r->format != DTYPE_E2M1 && r->rounding != ROUNDING_E4M3 && !r->stochastic && !r->split &&
+           !r->hadamard;
+}
+typedef struct {
+    const stored_t *x;
+    size_t stride, rows, columns, lines, pitch;
+    int along_rows, record;
+    uint8_t *q;
+    Fp8Scale *s;
+    ScaleInUse *use;
+    ScalingRecipe recipe;
+    Blocks blocks;
+} Codes;
+// The factor of element (row, column) before it is rounded.
+DEVICE float codes_scale(const Codes *c, float tensor, size_t row, size_t column) {
+    if (!c->blocks.inv) return c->use->scale;
+    const float inv = *blocks_at(&c->blocks, row, column);
+    return c->recipe.rounding == ROUNDING_E4M3 ? tensor / inv
+           : float_is_finite(inv)              ? power2_inverse(inv)
+                                               : 1;
+}
+KERNEL_OF(THREADS) encode_kernel(Codes c) {
+    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = c.pitch / 8;
+    const size_t line = c.along_rows ? thread % c.lines : thread / chunks,
+                 k0 = (c.along_rows ? thread / c.lines : thread % chunks) * 8;
+    const Dtype d = c.recipe.format;
+    const Fp8Format f = fp8_format(d);
+    const uint64_t key = scale_random(c.s, c.blocks.inv && c.along_rows);
+    const float tensor = scale_of_tensor(bits_float(c.use->amax_bits), &c.recipe);
+    Counts counts = {0, 0, 0, 0};
+    uint32_t codes[2] = {0, 0}, rest[2] = {0, 0}, halves = 0;
+    for (size_t k = k0; k < k0 + 8; k++) {
+        const size_t row = c.along_rows ? k : line, column = c.along_rows ? line : k;
+        if (row >= c.rows || column >= c.columns) continue;
+        const float v = float_from_stored(c.x[row * c.stride + column]),
+                    scaled = v * codes_scale(&c, tensor, row, column);
+        const uint32_t a = float_bits(scaled) & 0x7fffffff, b = float_bits(v) & 0x7fffffff;
+        const uint32_t random = random_u32(key, (uint32_t)(row * c.columns + column));
+        uint32_t code = fp8_encode_bits(float_bits(scaled), &f);
+        if (c.recipe.stochastic && a <= 0x7f800000)
+            code = MIN(fp8_round_stochastic(a, &f, random), f.max_code) | (code & 0x80);
+        counts.amax = MAX(counts.amax, b);
+        counts.saturated += a > f.saturated_above && a <= 0x7f800000;
+        counts.flushed += (code & 0x7f) == 0 && b != 0;
+        counts.nonfinite += b >= 0x7f800000;
+        if (d == DTYPE_E2M1 && !c.blocks.inv && b > 0x7f800000) // it has no NaN
+            c.use->inv[0] = c.use->inv[1] = v;
+        codes[(k - k0) / 4] |= code << k % 4 * 8;
+        halves |= ((code & 7) | (code >> 4 & 8)) << (k - k0) * 4;
+        if (c.recipe.split)
+            rest[(k - k0) / 4] |= (uint32_t)fp8_encode((scaled - fp8_decode(code, d)) / split_unit(d), d)
+                                  << k % 4 * 8;
+    }
+    const size_t at = line * c.pitch + k0;
+    const int inside = line < c.lines && k0 < c.pitch;
+    if (inside && d == DTYPE_E2M1) put(c.q + at / 2, halves);
+    else if (inside) put(c.q + at, make_uint2(codes[0], codes[1]));
+    if (inside && c.recipe.split)
+        put(c.q + c.lines * c.pitch + at, make_uint2(rest[0], rest[1]));
+    if (!c.record) return;
+    if (c.blocks.inv) counts.amax = 0; // blocks_amax_kernel() found it
+    counts_commit(c.s, counts, blockIdx.x == 0 ? c.rows * c.columns : 0);
+}
+static void codes_run(uint8_t *q, int along_rows, const stored_t *x, size_t stride, size_t rows,
+                      size_t columns, const Operand *o, Record record, Blocks blocks) {
+    const size_t pitch = round_up(rows, 16);
+    Codes c = {x,          stride, rows, columns, along_rows ? columns : pitch, along_rows ? pitch : columns,
+               along_rows, record != RECORD_NONE, q, o->s, o->use, o->recipe, blocks};
+    RUN(encode_kernel, ceil_div(c.lines * (c.pitch / 8), THREADS), c);
 }
 
 // How many tensors were read again to be quantized, instead of being quantized by the kernel that
@@ -1095,16 +1232,22 @@ static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride,
                      size_t columns, const Operand *o, Record record, float *partial,
                      double *sqnr_sums) {
     Tiles t = tiles(rows, columns);
+    const int simple = recipe_simple(&o->recipe);
     quantize_passes++;
-    t.q = q;
-    t.q_t = q_t;
+    if (simple) {
+        t.q = q;
+        t.q_t = q_t;
+        t.quantizer = quantizer(o, record);
+    }
     t.partial = partial;
-    t.quantizer = quantizer(o, record);
     scale_choose(x, rows * columns, o, record);
-    tiles_run(StoredSource{x, stride}, t);
+    if (simple || partial) tiles_run(StoredSource{x, stride}, t);
+    for (int way = 0; way < 2 && !simple; way++) {
+        uint8_t *to = way ? q_t : q;
+        if (to) codes_run(to, way, x, stride, rows, columns, o, way && q ? RECORD_NONE : record, {});
+    }
     if (record == RECORD_SQNR)
-        sqnr_record(q ? q : q_t, q ? columns : 1, q ? 1 : round_up(rows, 16), x, stride, rows,
-                    columns, o, t.blocks, sqnr_sums);
+        sqnr_record(q ? q : q_t, !q, x, stride, rows, columns, o, t.blocks, sqnr_sums);
 }
 
 // Transposes bytes that were made before: q_t [columns, pitch] of q [rows, columns]. The backward
@@ -1129,12 +1272,13 @@ static void bytes_turn(uint8_t *q_t, const uint8_t *q, size_t rows, size_t colum
 }
 
 // ---- block scaling in two passes
+#define HADAMARD 16
 // The first finds the amax of each block, where its scale_inv will be; the second makes the bytes.
-// A thread has eight columns of 32 rows; a block has one row or at least as many.
+// A thread has eight columns of 16 rows; a block has one row or at least as many.
 KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t columns) {
     const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = columns / 8,
                  column = chunk % chunks * 8;
-    const size_t begin = chunk / chunks * 32, end = MIN(rows, begin + 32);
+    const size_t begin = chunk / chunks * 16, end = MIN(rows, begin + 16);
     uint32_t top[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     for (size_t row = begin; row < end; row++) {
         float v[8];
@@ -1150,29 +1294,53 @@ KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t colum
         UNROLL for (int i = 0; i < 8; i++) top[i] = 0;
     }
 }
+// Two levels: the tensor's amax was found before.
 KERNEL blocks_scale_kernel(float *inv, size_t n, ScalingRecipe r, ScaleInUse *use) {
+    const float tensor = scale_of_tensor(bits_float(use->amax_bits), &r);
     uint32_t top = 0;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
          i += (size_t)gridDim.x * blockDim.x) {
         const uint32_t amax = float_bits(inv[i]);
-        inv[i] = 1 / scale_from_amax(bits_float(amax), 1, &r);
+        scale_of_block(bits_float(amax), tensor, &r, &inv[i]);
         top = MAX(top, amax);
     }
     top = __reduce_max_sync(0xffffffff, top);
     if (threadIdx.x % 32 == 0 && top) atomicMax(&use->amax_bits, top);
 }
-KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
+KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int along_rows, int record) {
+    const float amax = bits_float(use->amax_bits), tensor = scale_of_tensor(amax, &s->recipe);
     if (record) {
-        s->scale = scale_from_amax(bits_float(use->amax_bits), 1, &s->recipe);
+        s->scale = s->recipe.rounding == ROUNDING_E4M3 ? tensor : scale_from_amax(amax, 1, &s->recipe);
         s->step.amax_bits = MAX(s->step.amax_bits, use->amax_bits);
     }
+    s->scale_inv[along_rows] = use->inv[along_rows] = 1 / tensor;
     use->amax_bits = 0;
-    use->inv = use->scale = 1;
+    use->scale = 1;
+}
+// The C file's hadamard_transform(): a thread has 16 rows of a column.
+KERNEL hadamard_kernel(stored_t *out, const stored_t *x, size_t rows, size_t columns, uint32_t signs) {
+    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
+                 row0 = thread / columns * HADAMARD, at = row0 * columns + thread % columns;
+    float v[HADAMARD];
+    if (row0 >= rows) return;
+    if (row0 + HADAMARD > rows) {
+        for (size_t i = 0; row0 + i < rows; i++) out[at + i * columns] = x[at + i * columns];
+        return;
+    }
+    UNROLL for (int i = 0; i < HADAMARD; i++) v[i] =
+        float_from_stored(x[at + i * columns]) * (signs >> i & 1 ? -0.25f : 0.25f);
+    UNROLL for (int d = 1; d < HADAMARD; d *= 2) UNROLL for (int i = 0; i < HADAMARD; i++) {
+        const float low = v[i & ~d], high = v[i | d];
+        if (i & d) continue;
+        v[i] = low + high;
+        v[i | d] = low - high;
+    }
+    UNROLL for (int i = 0; i < HADAMARD; i++) out[at + i * columns] = stored_from_float(v[i]);
 }
 // Whether cuBLASLt multiplies blocks of 128 itself. It wants their scales in an order of its own.
 static int blocks_native(const ScalingRecipe *r) {
-    return r->along == 128 && (r->across == 1 || r->across == 128) && machine.sm == 90 &&
-           !machine.emulates;
+    return r->along == 128 && (r->across == 1 || r->across == 128) && recipe_simple(r) &&
+           machine.sm == 90 && !machine.emulates;
 }
 // The blocks of x [rows, columns]. K is the row index if along_rows, else the column index. In
 // memory inv is [blocks across K][blocks along it]. In cuBLASLt's order its rows are padded to a
@@ -1205,21 +1373,28 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const Blocks b =
         blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
+    const size_t n = rows * columns, blocks = MIN(ceil_div(n, 8 * THREADS), (size_t)machine.processors * 8);
+    const int simple = recipe_simple(&o->recipe);
     quantize_passes++;
     device_zero(inv, b.count * sizeof(float));
-    RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 32) * (columns / 8), THREADS), b, x, rows,
+    if (o->recipe.rounding == ROUNDING_E4M3) RUN(amax_kernel, blocks, &o->use->amax_bits, x, n);
+    RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 16) * (columns / 8), THREADS), b, x, rows,
         columns);
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
         o->use);
-    (along_rows ? t.q_t : t.q) = q;
     t.partial = partial;
-    t.quantizer = quantizer(o, record);
-    t.blocks = b;
-    tiles_run<true>(StoredSource{x, columns}, t);
-    LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
+    if (simple) {
+        (along_rows ? t.q_t : t.q) = q;
+        t.quantizer = quantizer(o, record);
+        t.blocks = b;
+        tiles_run<true>(StoredSource{x, columns}, t);
+    } else {
+        codes_run(q, along_rows, x, columns, rows, columns, o, record, b);
+        if (partial) tiles_run(StoredSource{x, columns}, t);
+    }
+    LAUNCH(blocks_record_kernel, 1, 1, 0, STREAM, o->s, o->use, along_rows, record != RECORD_NONE);
     if (record == RECORD_SQNR)
-        sqnr_record(q, along_rows ? 1 : columns, along_rows ? round_up(rows, 16) : 1, x, columns,
-                    rows, columns, o, b, sqnr_sums);
+        sqnr_record(q, along_rows, x, columns, rows, columns, o, b, sqnr_sums);
 }
 
 // ==== 5. matrix product ==========================================================================
@@ -1243,9 +1418,13 @@ typedef struct {
     const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it],
                       // multiply; on the device
     size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
+    // What multiplies besides, or NULL: the scale_inv of two-level blocks. A second number's unit; of
+    // a split operand's numbers other than 0.
+    const float *factor;
+    float unit;
 } Matrix;
 static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
-    return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0};
+    return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0, NULL, 0};
 }
 
 // Epilogue: how the sum becomes an output element: times the operands' scale_inv, plus bias[n] or
@@ -1257,6 +1436,7 @@ typedef struct {
     const stored_t *bias; // [n] or NULL
     int accumulate;       // out += sum; fp32 only
     int fast;             // FP8: Hopper's shorter accumulator for the whole sum; fprop only
+    const float *add;     // [M, N], which is added, or NULL
 } Output;
 
 // Working memory of the emulated path, sized by the plan: operands as bf16, sums in fp32.
@@ -1296,6 +1476,10 @@ typedef struct {
     float *dw, *dbias;    // [out, in], [out] or NULL
     int first;            // dw holds nothing yet: it is written, not added to
     int fp8;              // bit p: product p reads FP8 bytes
+    int split;            // bit p: product p reads both numbers of a split operand
+    uint32_t signs;       // of the Hadamard transform
+    stored_t *turned;     // room for what it makes of an operand
+    float *sums;          // room for an output of several products
     // Room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record().
     float *partial;
     double *sqnr;
@@ -1305,6 +1489,10 @@ static int products_of(int which) { // bits of the two that read an operand
     return 1 << operand_product[which][OVER_COLUMNS] | 1 << operand_product[which][OVER_ROWS];
 }
 static int operand_in_fp8(const Linear *f, int which) { return (f->fp8 & products_of(which)) != 0; }
+// Whether a product reads both numbers of an operand.
+static int linear_splits(const Linear *f, int which, int product) {
+    return linear_in_fp8(f, product) && f->split >> product & f->operand[which].recipe.split;
+}
 
 // Where the bytes for one of an operand's products are made; NULL if they are not.
 static uint8_t *operand_bytes(const Linear *f, int which, int way) {
@@ -1320,8 +1508,8 @@ static uint8_t *operand_bytes(const Linear *f, int which, int way) {
 // tensor has to be whole in memory first: for its amax, for those of its blocks, for an SQNR.
 static int operand_fuses(const Linear *f, int which, Record record) {
     const Operand *o = &f->operand[which];
-    return operand_in_fp8(f, which) && !recipe_blocks(&o->recipe) && !o->unfused && !o->own_amax &&
-           record != RECORD_SQNR;
+    return operand_in_fp8(f, which) && !recipe_blocks(&o->recipe) && recipe_simple(&o->recipe) &&
+           !o->unfused && !o->own_amax && record != RECORD_SQNR;
 }
 // What the kernel that makes an operand writes: the tensor, its bytes, or both.
 static Tiles operand_tiles(const Linear *f, int which, size_t rows, Record record) {
@@ -1348,44 +1536,80 @@ static void operand_quantize(const Linear *f, int which, size_t rows, float *par
     }
     if (q)
         quantize_blocks(q, o->inv[0], o->tensor, rows, o->columns, 0, o, record, partial, f->sqnr);
+    const stored_t *tensor = o->tensor;
+    if (q_t && o->recipe.hadamard) {
+        RUN(hadamard_kernel, ceil_div(ceil_div(rows, HADAMARD) * o->columns, THREADS), f->turned,
+            tensor, rows, o->columns, f->signs);
+        tensor = f->turned;
+    }
     if (q_t) // counted, and summed, once
-        quantize_blocks(q_t, o->inv[1], o->tensor, rows, o->columns, 1, o, q ? RECORD_NONE : record,
+        quantize_blocks(q_t, o->inv[1], tensor, rows, o->columns, 1, o, q ? RECORD_NONE : record,
                         q ? NULL : partial, f->sqnr);
 }
 
 // An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks.
-// rows: of its tensor.
-static Matrix operand(const Linear *f, int which, int product, size_t rows) {
+// rows: of x and dy. part: 1 for the second numbers of a split one.
+static Matrix operand(const Linear *f, int which, int product, size_t rows, int part) {
     const Operand *o = &f->operand[which];
+    const ScalingRecipe *r = &o->recipe;
     const int way = operand_product[which][OVER_ROWS] == product;
+    if (which == OPERAND_W) rows = f->out;
     if (!linear_in_fp8(f, product))
         return matrix(o->tensor, STORED, way ? 1 : o->stride, way ? o->stride : 1);
-    Matrix m = matrix(o->bytes[way], o->recipe.format, way ? round_up(rows, 16) : o->columns, 1);
-    m.inv = &o->use->inv;
-    if (!recipe_blocks(&o->recipe)) return m;
-    const Blocks b = blocks_of(o->inv[way], way ? o->columns : rows, way ? rows : o->columns, 0,
-                               &o->recipe, blocks_native(&o->recipe));
+    const size_t pitch = round_up(rows, 16);
+    Matrix m = matrix(o->bytes[way] + part * pitch * o->columns, r->format, way ? pitch : o->columns, 1);
+    if (linear_splits(f, which, product)) m.unit = part ? split_unit(r->format) : 1;
+    m.inv = m.factor = o->use->inv;
+    if (!recipe_blocks(r)) return m;
+    const Blocks b = blocks_of(o->inv[way], way ? o->columns : rows, way ? rows : o->columns, 0, r,
+                               blocks_native(r));
     m.inv = b.inv;
-    m.across = o->recipe.across;
-    m.along = o->recipe.along;
+    m.factor = r->rounding == ROUNDING_E4M3 ? &o->use->inv[way] : NULL;
+    m.across = r->across;
+    m.along = r->along;
     m.inv_across = b.row_stride;
     m.inv_along = b.column_stride;
     return m;
 }
 
+// out = a b^T of the two operands of a product; rows: of x and dy. Where operands are split, it adds
+// products of their parts in fp32: both first ones, then first and second, second and first. (Both
+// second ones give 2^-8 of the product, which bf16 rounds away.)
+static void linear_product(const Linear *f, int product, Output out, size_t rows) {
+    const int a = product == FPROP ? OPERAND_X : OPERAND_DY;
+    const int b = product == WGRAD ? OPERAND_X : OPERAND_W;
+    const size_t M = product == WGRAD ? f->out : rows, N = product == FPROP ? f->out : f->in;
+    const size_t K = product == WGRAD ? rows : product == FPROP ? f->in : f->out;
+    const int b_splits = linear_splits(f, b, product),
+              last = linear_splits(f, a, product) + b_splits;
+    for (int i = 0; i <= last; i++) {
+        const int part_a = i > b_splits, part_b = i > part_a;
+        Output to = out;
+        to.accumulate |= i > 0;
+        if (i > 0) to.bias = NULL;
+        if (out.dtype != DTYPE_FP32 && i < last) {
+            to.data = f->sums;
+            to.dtype = DTYPE_FP32;
+            to.row_stride = N;
+        } else if (out.dtype != DTYPE_FP32 && i > 0) {
+            to.accumulate = 0;
+            to.add = f->sums;
+        }
+        matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b), M, N,
+               K);
+    }
+}
+
 // y[rows, out] = x w^T + bias, of type y_dtype.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows, Record record) {
     operand_quantize(f, OPERAND_X, rows, NULL, record);
-    matmul({y, y_dtype, f->out, f->bias, 0, 1}, operand(f, OPERAND_X, FPROP, rows),
-           operand(f, OPERAND_W, FPROP, f->out), rows, f->out, f->in);
+    linear_product(f, FPROP, {y, y_dtype, f->out, f->bias, 0, 1, NULL}, rows);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x (= if f->first), of operands that are ready.
 static void linear_gradients(const Linear *f, stored_t *dx, size_t rows) {
-    matmul({dx, STORED, f->in, NULL, 0, 0}, operand(f, OPERAND_DY, DGRAD, rows),
-           operand(f, OPERAND_W, DGRAD, f->out), rows, f->in, f->out);
-    matmul({f->dw, DTYPE_FP32, f->in, NULL, !f->first, 0}, operand(f, OPERAND_DY, WGRAD, rows),
-           operand(f, OPERAND_X, WGRAD, rows), f->out, f->in, rows);
+    linear_product(f, DGRAD, {dx, STORED, f->in, NULL, 0, 0, NULL}, rows);
+    linear_product(f, WGRAD, {f->dw, DTYPE_FP32, f->in, NULL, !f->first, 0, NULL}, rows);
 }
 // linear_gradients(), and dbias += sums of dy's columns. These sum dy itself: an Inf saturates in
 // its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
@@ -1948,8 +2172,8 @@ static size_t role_size(Storage role, int precision) {
     X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
     X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
-    X(operand, weights, L, copies * 12 * C * C, REUSED) \
-    X(byte, weights_t, L, fp8 * t * 12 * C * C, REUSED)  /* turned, for dgrad */ \
+    X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
+    X(byte, weights_t, L, fp8 * t * ROOM(OPERAND_W, 12 * C * C), REUSED)  /* turned, for dgrad */ \
     /* of the four matrices in turn, each for all layers */ \
     X(stored, biases, 1, copies * L * 9 * C, REUSED) \
     /* [Vp, C] likewise; the fp32 build reads the master */ \
@@ -1960,20 +2184,21 @@ static size_t role_size(Storage role, int precision) {
     X(stored, w16, w16_layers, 12 * C * C, REUSED) \
     X(stored, x16, x16_layers, 6 * R * C, KEPT)          /* and what wgrad keeps */ \
     /* of operands in blocks: scales of the weights' two copies, */ \
-    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(12 * C * C, C), REUSED) \
+    X(fp32, w_inv, 2 * L, BLOCKS(OPERAND_W) * SCALE_ROOM(OPERAND_W, 12 * C * C, 4), REUSED) \
     /* of what wgrad keeps, */ \
-    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(7 * R * C, C), KEPT) \
+    X(fp32, kept_inv, L, BLOCKS(OPERAND_X) * SCALE_ROOM(OPERAND_X, 7 * R * C, 4), KEPT) \
     /* of x and of dy as they pass */ \
     X(fp32, inv, 1, \
-        MAX(BLOCKS(OPERAND_X), 2 * BLOCKS(OPERAND_DY)) * (SCALE_ROOM(4 * R * C, C) + R), REUSED) \
+        MAX(BLOCKS(OPERAND_X) * (SCALE_ROOM(OPERAND_X, 4 * R * C, 4) + R), \
+            2 * BLOCKS(OPERAND_DY) * (SCALE_ROOM(OPERAND_DY, 4 * R * C, 4) + R)), REUSED) \
     /* [R, C] before attention, before the MLP, and at the end */ \
     X(stored, residual, 2 * L + 1, R * C, KEPT) \
     X(fp32, ln_mean, 2 * L + 1, R, KEPT) \
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
     /* ln1, ln2, gelu: inputs of the linear layers, for wgrad; of those that */ \
-    X(operand, ln1, again, R * C, KEPT) \
-    X(operand, ln2, again, R * C, KEPT)                /* are made again, one layer's exist */ \
-    X(operand, gelu, again, R * 4 * C, KEPT)           /* [R, 4C]; FP8: [4C, R] */ \
+    X(operand, ln1, again, ROOM(OPERAND_X, R * C), KEPT) \
+    X(operand, ln2, again, ROOM(OPERAND_X, R * C), KEPT)                /* are made again, one layer's exist */ \
+    X(operand, gelu, again, ROOM(OPERAND_X, R * 4 * C), KEPT)           /* [R, 4C]; FP8: [4C, R] */ \
     X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
     X(stored, att, L, R * C, KEPT)                     /* [R, C] attention's output */ \
     X(fp32, lse, L, R * NH, KEPT)                      /* [B, NH, T] */ \
@@ -1984,16 +2209,19 @@ static size_t role_size(Storage role, int precision) {
     /* [R, 4C] a linear layer's input that has to be whole before it is quantized */ \
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
     /* [R, 4C] bytes that only a forward product reads */ \
-    X(byte, x_bytes, 1, fp8 * R * 4 * C, REUSED) \
-    X(byte, x_turned, 1, fp8 * t * R * C, REUSED)        /* [C, R] bytes that a wgrad reads */ \
+    X(byte, x_bytes, 1, fp8 * ROOM(OPERAND_X, R * 4 * C), REUSED) \
+    X(byte, x_turned, 1, fp8 * t * ROOM(OPERAND_X, R * C), REUSED)       /* [C, R] bytes that a wgrad reads */ \
     /* a weight matrix that has to be whole */ \
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
+    /* [R, 4C] x or dy after a Hadamard transform; sums of several products */ \
+    X(stored, turned, 1, t * ANY(hadamard) * R * 4 * C, REUSED) \
+    X(fp32, sums, 1, ANY(split) * R * 4 * C, REUSED) \
     /* [slab, Vp], then dlogits at the beginning of each row, or as dy_bytes */ \
     X(fp32, logits, 1, slab * Vp, REUSED) \
-    X(byte, dy_bytes, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) /* dy as FP8 */ \
-    X(byte, dy_turned, 1, fp8 * t * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
+    X(byte, dy_bytes, 1, fp8 * t * MAX(ROOM(OPERAND_DY, R * 4 * C), head8 * slab * Vp), REUSED) \
+    X(byte, dy_turned, 1, fp8 * t * MAX(ROOM(OPERAND_DY, R * 4 * C), head8 * slab * Vp), REUSED) \
     /* [R, C] the gradient of the residual stream, walked backwards */ \
     X(stored, dresidual, 1, t * R * C, REUSED) \
     X(stored, dwide, 1, t * R * 4 * C, REUSED)           /* [R, 4C] */ \
@@ -2016,9 +2244,15 @@ static size_t role_size(Storage role, int precision) {
 // clang-format on
 #define BLOCKS(operand)                                                                            \
     (fp8 * (size_t)recipe_blocks(&g->recipes[operand])) // 1 where it is in blocks
-#define SCALE_ROOM(elements, C)                                                                    \
-    ((elements) / 32 +                                                                             \
-     64 * (C)) // at least as many as scales of four matrices in any recipe's blocks
+// Room for so many elements of an operand; and for the scales of its blocks, of whatever shape, in
+// so many matrices, of at most 4 C rows or columns, with so many elements together.
+#define ROOM(operand, elements) operand_room(g, fp8, operand, elements)
+#define SCALE_ROOM(operand, elements, matrices)                                                    \
+    ((elements) / (g->recipes[operand].along < 32 ? 16 : 32) + (matrices)*16 * C)
+// 1 where the recipe of some operand has this.
+#define ANY(field)                                                                                 \
+    (fp8 * (size_t)(g->recipes[OPERAND_X].field | g->recipes[OPERAND_W].field |                    \
+                    g->recipes[OPERAND_DY].field))
 typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
 #define TENSOR_FIELD(role, name, layers, count, life) role##_t *name;
 // Each tensor is an allocation of its own, so that compute-sanitizer sees an access beyond it.
@@ -2083,7 +2317,9 @@ typedef struct {
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     int logits16;  // logits have the stored type
     ScalingRecipe recipes[NOPERAND];
-    uint8_t bf16[LAYERS_MAX][NLIN]; // bit p: product p of that linear layer stays in bf16
+    uint8_t bf16[LAYERS_MAX][NLIN];  // bit p: product p of that linear layer stays in bf16
+    uint8_t split[LAYERS_MAX][NLIN]; // it reads both numbers of split operands
+    uint64_t seed;
 
     ParamSpec params[NPARAM];
     size_t param_count;
@@ -2115,6 +2351,11 @@ typedef struct {
 } Gpt;
 static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
 
+// How many elements of a buffer n elements of an operand take: in the FP8 build, bytes.
+static size_t operand_room(const Gpt *g, int fp8, int which, size_t n) {
+    const ScalingRecipe *r = &g->recipes[which];
+    return !fp8 ? n : r->split ? 2 * n : r->format == DTYPE_E2M1 ? n / 2 : n;
+}
 // How many of the first `end` layers have one of these products in bf16.
 static size_t layers_in_bf16(const Gpt *g, int end, int products) {
     size_t n = 0;
@@ -2143,7 +2384,7 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
                  copies = precision != PRECISION_FP32;
     const size_t again = g->recompute ? 1 : L,
                  emulates = fp8 && (BLOCKS(OPERAND_X) | BLOCKS(OPERAND_W) | BLOCKS(OPERAND_DY) |
-                                    gpt_emulates(g));
+                                    ANY(split) | gpt_emulates(g));
     const size_t w16_layers = fp8 * layers_in_bf16(g, c->L, READ_W),
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
@@ -2196,6 +2437,8 @@ static void gpt_scales_write(Gpt *g) {
 // bound of dlogits, so that its amax is only logged.
 static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
+    const int linear = i / NOPERAND, layer = linear / NLIN;
+    r.split &= layer < g->config.L && g->split[layer][linear % NLIN];
     if (i < g->scale_count - 1) return r;
     r.rule = SCALING_CONSTANT;
     r.number = 1;
@@ -2223,7 +2466,8 @@ static void gpt_allocate(Gpt *g) {
         Fp8Scale *s = &g->scales[i];
         s->recipe = gpt_recipe(g, i);
         s->scale = s->logged_scale = s->recipe.rule == SCALING_CONSTANT ? s->recipe.number : 1;
-        s->scale_inv = 1;
+        s->scale_inv[0] = s->scale_inv[1] = 1;
+        s->random = random_u64(g->seed, NPARAM, i); // gpt_init() has the streams before
     }
     g->device_scales = (Fp8Scale *)device_allocate(g->scale_count * sizeof(Fp8Scale));
     g->scales_in_use = (ScaleInUse *)device_allocate(g->scale_count * sizeof(ScaleInUse));
@@ -2287,7 +2531,8 @@ static Operand gpt_operand(const Gpt *g, int l, int linear, int which) {
 static operand_t *gpt_kept(const Gpt *g, int l, int i) {
     operand_t *const kept[NLIN] = {g->ln1, NULL, g->ln2, g->gelu};
     const size_t layer = g->recompute ? 0 : l;
-    return kept[i] + layer * gpt_rows(g) * g->params[linear_param[i]].cols;
+    const size_t n = gpt_rows(g) * g->params[linear_param[i]].cols;
+    return kept[i] + operand_room(g, IS_FP8, OPERAND_X, layer * n);
 }
 // The input of linear layer i of layer l in 16 bits. A wgrad in bf16 keeps it.
 static stored_t *gpt_input(const Gpt *g, int l, int i) {
@@ -2304,9 +2549,14 @@ static const size_t weights_start[NLIN] = {0, 3, 4, 8};
 // The FP8 build's operands of a linear layer.
 static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     const size_t C = g->config.C, RC = gpt_rows(g) * C, start = weights_start[i] * C * C;
-    const size_t w_room = SCALE_ROOM(12 * C * C, C), x_room = SCALE_ROOM(7 * RC, C);
+    const size_t w_room = SCALE_ROOM(OPERAND_W, 12 * C * C, 4);
+    const size_t w_at = operand_room(g, 1, OPERAND_W, l * 12 * C * C + start);
     const int all = g->training ? ALL_PRODUCTS : 1 << FPROP, bf16 = g->bf16[l][i] & all;
     f->fp8 = all & ~bf16;
+    f->split = g->split[l][i];
+    f->signs = random_u64(g->seed, NPARAM, -1);
+    f->turned = g->turned;
+    f->sums = g->sums;
     for (int o = 0; o < NOPERAND; o++) {
         f->operand[o] = gpt_operand(g, l, i, o);
         f->operand[o].stored_too = (bf16 & products_of(o)) != 0;
@@ -2314,21 +2564,24 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     Operand *x = &f->operand[OPERAND_X], *w = &f->operand[OPERAND_W], *dy = &f->operand[OPERAND_DY];
     x->stored_too |= i == LIN_ATTPROJ;
     x->bytes[0] = g->x_bytes;
-    if (i == LIN_FCPROJ || (g->kept_inv && i != LIN_ATTPROJ))
+    const int turned = g->kept_inv || !recipe_simple(&x->recipe); // no kernel turns these bytes
+    if (i == LIN_FCPROJ || (turned && i != LIN_ATTPROJ))
         x->bytes[1] = g->training ? (uint8_t *)gpt_kept(g, l, i) : NULL;
     else if (i != LIN_ATTPROJ) x->bytes[0] = (uint8_t *)gpt_kept(g, l, i);
     w->tensor =
         w->stored_too ? g->w16 + layers_in_bf16(g, l, READ_W) * 12 * C * C + start : g->rounded;
-    w->bytes[0] = (uint8_t *)g->weights + l * 12 * C * C + start;
-    w->bytes[1] = g->training ? g->weights_t + l * 12 * C * C + start : NULL;
+    w->bytes[0] = (uint8_t *)g->weights + w_at;
+    w->bytes[1] = g->training ? g->weights_t + w_at : NULL;
     dy->bytes[0] = g->dy_bytes;
     dy->bytes[1] = g->dy_turned;
     x->inv[0] = dy->inv[0] = g->inv;
-    if (g->inv) dy->inv[1] = g->inv + SCALE_ROOM(4 * RC, C) + gpt_rows(g);
+    if (g->inv) dy->inv[1] = g->inv + SCALE_ROOM(OPERAND_DY, 4 * RC, 4) + gpt_rows(g);
     // Inputs are C wide, the last one 4 C, so that those of a layer start at i C.
-    if (g->kept_inv) x->inv[1] = g->kept_inv + l * x_room + i * RC / 32 + i * 16 * C;
+    if (g->kept_inv)
+        x->inv[1] = g->kept_inv + l * SCALE_ROOM(OPERAND_X, 7 * RC, 4) +
+                    SCALE_ROOM(OPERAND_X, i * RC, i);
     if (!g->w_inv) return;
-    w->inv[0] = g->w_inv + 2 * l * w_room + start / 32 + i * 16 * C;
+    w->inv[0] = g->w_inv + 2 * l * w_room + SCALE_ROOM(OPERAND_W, start, i);
     w->inv[1] = w->inv[0] + w_room;
 }
 // One of the four linear layers of layer l.
@@ -2798,6 +3051,7 @@ static void phase_work(Gpt *g, int phase) {
         if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
         gpt_backward(g, g->B, g->config.T);
+        RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales, g->scale_count);
     } else {
         gpt_reduce_ranks(g);
         gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
@@ -3456,7 +3710,7 @@ static void token_print(const Tokenizer *t, int token) {
 // Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 8
+#define STATE_VERSION 9
 enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
@@ -3943,6 +4197,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
         "what stays in bf16, e.g. first+2.fc+qkv.fprop") \
+    X(TEXT, split, 0, "split", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
+        "where split operands have both numbers [everywhere]") \
     X(FLAG, fp8_head, 0, "fp8-head", "", FP8 | FIXED, 0, 1, "0", \
         "the tied output head in FP8 too") \
     X(LONG, scales_every, 0, "scales-every", "N", FP8 | FREE, 0, 1e8, "10", \
@@ -3963,7 +4219,16 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
 // ---- the language of --recipe
 // Words are joined by plus signs or commas. Parser, --help recipe, log and build/lab/explain read
 // this table.
-enum { WORD_FORMAT, WORD_RULE, WORD_BLOCK, WORD_ROUNDING, WORD_MARGIN };
+enum {
+    WORD_FORMAT,
+    WORD_RULE,
+    WORD_BLOCK,
+    WORD_ROUNDING,
+    WORD_MARGIN,
+    WORD_STOCHASTIC,
+    WORD_HADAMARD,
+    WORD_SPLIT
+};
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
     int sets, value;             // one of the kinds above, and what it becomes
@@ -3977,6 +4242,8 @@ static const RecipeWord recipe_words[] = {
      "format: 3 bits of mantissa, largest number 448"},
     {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
      "format: 2 bits of mantissa, largest number 57344"},
+    {"e2m1", "", WORD_FORMAT, DTYPE_E2M1, 0, 0, 0,
+     "format of 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives"},
     SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
                              "own amax of each block: A x B elements, B along the sum"},
     {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
@@ -3984,7 +4251,14 @@ static const RecipeWord recipe_words[] = {
      "the scale rounded down to a power of two; always so in blocks"},
     {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
      "by amax's exponent alone (OCP MX), which may saturate"},
+    {"two-level", "", WORD_ROUNDING, ROUNDING_E4M3, 0, 0, 0,
+     "blocks: an E4M3 number each, and one fp32 scale (NVFP4)"},
     {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
+    {"nearest", "", WORD_STOCHASTIC, 0, 0, 0, 0, "elements: rounded to nearest even"},
+    {"stochastic", "", WORD_STOCHASTIC, 1, 0, 0, 0, "elements: up or down, right in the mean"},
+    {"hadamard", "", WORD_HADAMARD, 1, 0, 0, 0,
+     "wgrad's x and dy, in blocks: random Hadamard transform of 16 rows"},
+    {"split", "", WORD_SPLIT, 1, 0, 0, 0, "two numbers an element, where --split says"},
 };
 static const struct {
     const char *name, *words, *source;
@@ -3993,6 +4267,8 @@ static const struct {
     {"rowwise", "e4m3+block=1xall", "torchao: a scale for each row"},
     {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3 (arXiv 2412.19437)"},
     {"mx", "e4m3+block=1x32", "OCP's MX; +floor: its rounding"},
+    {"mxfp4", "e2m1+block=1x32", "OCP's MXFP4; +floor: its rounding"},
+    {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "NVIDIA 2025 (arXiv 2509.25149)"},
     {"none", "e4m3+scale=1", "scales of 1; see --loss-scale"},
 };
 
@@ -4006,7 +4282,7 @@ static void recipe_help(void) {
                recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++)
-        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
+        printf("  %-9s %-40s %s\n", recipe_names[i].name, recipe_names[i].words,
                recipe_names[i].source);
     printf("\nExamples: te+dy:margin=1, deepseek+dy:e5m2, current\n");
 }
@@ -4017,10 +4293,10 @@ static void recipe_blocks_set(ScalingRecipe *r, const char *text, const char *wh
     const int all = sscanf(text, "%5dxall%n", &across, &end) == 1 && end > 0;
     if (!all) sscanf(text, "%5dx%5d%n", &across, &along, &end);
     EXPECT(
-        plain && end > 0 && !text[end] && along >= 32 && along <= 65536 && along % 32 == 0 &&
-            (across == 1 || (across >= 32 && across <= 1024 && across % 32 == 0)),
-        "%s --recipe: expected block=AxB with A 1 or a multiple of 32 up to 1024, B a multiple of "
-        "32 up to 65536, or all; found 'block=%s'",
+        plain && end > 0 && !text[end] && along >= 16 && along <= 65536 && along % 16 == 0 &&
+            (across == 1 || (across >= 16 && across <= 1024 && across % 16 == 0)),
+        "%s --recipe: expected block=AxB with A 1 or a multiple of 16 up to 1024, B a multiple of "
+        "16 up to 65536, or all; found 'block=%s'",
         where, text);
     r->rule = SCALING_CURRENT;
     r->number = 0;
@@ -4049,6 +4325,9 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
     if (w->sets == WORD_ROUNDING) r->rounding = w->value;
     if (w->sets == WORD_MARGIN) r->margin = number;
+    if (w->sets == WORD_STOCHASTIC) r->stochastic = w->value;
+    if (w->sets == WORD_HADAMARD) r->hadamard = 1;
+    if (w->sets == WORD_SPLIT) r->split = 1;
     if (w->sets != WORD_RULE) return;
     r->rule = w->value;
     r->number = number;
@@ -4096,7 +4375,8 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
 static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
         const Dtype format = i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3;
-        const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0};
+        const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0, 0, 0,
+                                       0};
         recipes[i] = delayed;
     }
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
@@ -4110,7 +4390,18 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
                "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
                where, operand_name[i]);
+        EXPECT(r->rounding != ROUNDING_E4M3 || (recipe_blocks(r) && !r->margin),
+               "%s --recipe: two-level: %s must be in blocks, without margin", where,
+               operand_name[i]);
+        EXPECT(!r->split || (!r->stochastic && r->format != DTYPE_E2M1),
+               "%s --recipe: split: %s must be e4m3 or e5m2, rounded to nearest", where,
+               operand_name[i]);
     }
+    ScalingRecipe *x = &recipes[OPERAND_X], *w = &recipes[OPERAND_W], *dy = &recipes[OPERAND_DY];
+    EXPECT(x->hadamard == dy->hadamard && w->hadamard <= x->hadamard &&
+               (!x->hadamard || (recipe_blocks(x) && recipe_blocks(dy))),
+           "%s --recipe: hadamard: both x and dy must have it, and must be in blocks", where);
+    w->hadamard = 0; // a word for all operands; wgrad does not read w
 }
 
 // Whether two texts stand for the same recipe.
@@ -4364,15 +4655,14 @@ static void options_loss_scale(const Options *o, Gpt *g) {
     else if (gpt_scales_loss(g)) g->loss_scale = LOSS_SCALE_INIT;
 }
 
-// --bf16: items are separated by commas or plus signs, the words of an item by dots. An item
-// selects the products that match all its words: a layer (first, last or a number), a matrix
-// (linear_name), a product (product_name).
-static void options_bf16(const Options *o, Gpt *g) {
+// --bf16 and --split: items are separated by commas or plus signs, the words of an item by dots. An
+// item selects the products that match all its words: a layer (first, last or a number), a matrix
+// (linear_name), a product (product_name). Their bits are set in chosen[L].
+static void products_parse(const char *name, const char *text, int L, uint8_t (*chosen)[NLIN]) {
     char list[PATH_MAX], *items = list, *end;
-    const int L = g->config.L;
-    EXPECT(strlen(o->bf16) < sizeof(list), "option --bf16: expected at most %zu characters",
+    EXPECT(strlen(text) < sizeof(list), "option --%s: expected at most %zu characters", name,
            sizeof(list) - 1);
-    strcpy(list, o->bf16);
+    strcpy(list, text);
     if (!*list) return;
     for (char *item = strsep(&items, ",+"); item; item = strsep(&items, ",+")) {
         int part[3] = {-1, -1, -1}; // layer, matrix, product: -1 is all of them
@@ -4390,15 +4680,20 @@ static void options_bf16(const Options *o, Gpt *g) {
                     added = 1;
                 }
             EXPECT(added,
-                   "option --bf16: expected one layer (first, last, 0 to %d), one matrix (qkv, "
+                   "option --%s: expected one layer (first, last, 0 to %d), one matrix (qkv, "
                    "attproj, fc, fcproj), one product "
                    "(fprop, dgrad, wgrad) with dots between; found '%s' in '%s'",
-                   L - 1, word, o->bf16);
+                   name, L - 1, word, text);
         }
         for (int i = 0; i < L * NLIN; i++)
             if ((part[0] < 0 || i / NLIN == part[0]) && (part[1] < 0 || i % NLIN == part[1]))
-                g->bf16[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
+                chosen[i / NLIN][i % NLIN] |= part[2] < 0 ? 7 : 1 << part[2];
     }
+}
+
+static void options_products(const Options *o, Gpt *g) {
+    products_parse("bf16", o->bf16, g->config.L, g->bf16);
+    products_parse("split", *o->split ? o->split : "fprop+dgrad+wgrad", g->config.L, g->split);
 }
 
 // -e dN: its depth; 0 where -e names a file.
@@ -5064,10 +5359,11 @@ static void run_open(Run *r) {
     if (r->model[0]) run_open_model(r, V);
     else r->g.config = options_config(o, depth, V);
     backend_limits(&r->g.config, r->prompts ? 1 : o->batch, !r->model[0]);
-    options_bf16(o, &r->g);
+    options_products(o, &r->g);
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
+    r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;
     char beside[PATH_MAX]; // the shards, or a model that is asked
@@ -5207,8 +5503,8 @@ static Product products[PRODUCTS_MAX];
 static int product_count;
 
 static cudaDataType_t cuda_type(Dtype d) {
-    static const cudaDataType_t types[DTYPE_COUNT] = {CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F,
-                                                      CUDA_R_8F_E4M3, CUDA_R_8F_E5M2};
+    static const cudaDataType_t types[DTYPE_COUNT] = {CUDA_R_32F,     CUDA_R_16BF,    CUDA_R_16F,
+                                                      CUDA_R_8F_E4M3, CUDA_R_8F_E5M2, CUDA_R_4F_E2M1};
     return types[d];
 }
 // Largest power of two, up to 256, that divides address and stride.
@@ -5352,10 +5648,11 @@ KERNEL decode_kernel(stored_t *out, Matrix m, size_t rows, size_t K) {
     const size_t chunk = (size_t)blockIdx.x * blockDim.x + threadIdx.x, i = chunk / (K / 8),
                  k = chunk % (K / 8) * 8;
     if (i >= rows) return;
-    const uint2 u = get<uint2>((const uint8_t *)m.data + i * m.row_stride + k);
+    const size_t at = i * m.row_stride + k;
     float v[8];
     UNROLL for (int j = 0; j < 8; j++) {
-        v[j] = fp8_decode((j < 4 ? u.x : u.y) >> 8 * (j % 4) & 0xff, m.dtype);
+        v[j] = fp8_decode(code_at((const uint8_t *)m.data, at + j, m.dtype), m.dtype);
+        if (m.unit != 0) v[j] *= m.unit;
         if (m.across) v[j] *= m.inv[i / m.across * m.inv_across + (k + j) / m.along * m.inv_along];
     }
     store8(out + i * K + k, v);
@@ -5366,12 +5663,14 @@ KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const 
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, m = i / N, n = i % N;
     if (m >= M) return;
     const float scale = (inv_a ? *inv_a : 1) * (inv_b ? *inv_b : 1);
-    if (out.dtype == DTYPE_FP32) {
-        float *to = (float *)out.data + m * out.row_stride + n;
-        *to = fmaf(sums[i], scale, out.accumulate ? *to : 0);
-    } else
-        ((stored_t *)out.data)[m * out.row_stride + n] =
-            stored_from_float(fmaf(sums[i], scale, out.bias ? float_from_stored(out.bias[n]) : 0));
+    float *floats = (float *)out.data + m * out.row_stride + n;
+    const float add = out.bias ? float_from_stored(out.bias[n])
+                      : out.accumulate ? *floats
+                      : out.add        ? out.add[i]
+                                       : 0;
+    const float value = fmaf(sums[i], scale, add);
+    if (out.dtype == DTYPE_FP32) *floats = value;
+    else ((stored_t *)out.data)[m * out.row_stride + n] = stored_from_float(value);
 }
 KERNEL bias_kernel(Output out, size_t M, size_t N) { // out += bias; a thread has eight
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, m = i / N, n = i % N;
@@ -5408,7 +5707,8 @@ static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int acr
     const int rows = along_a == INT_MAX && across_a == 1 && across_b == 1;
     const int blocks = along_a == 128 && (across_a == 1 || across_a == 128) &&
                        (across_b == 1 || across_b == 128) && across_a * across_b <= 128;
-    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || along_a != along_b ||
+    return machine.emulates || (a == DTYPE_E5M2 && b == DTYPE_E5M2) || a == DTYPE_E2M1 ||
+           b == DTYPE_E2M1 || along_a != along_b ||
            (along_a && !(machine.sm == 90 && (rows || blocks)));
 }
 static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N,
@@ -5417,13 +5717,12 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
            "an FP8 product that the run needs does not exist on %s (above); use --emulate",
            machine.name);
     Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
-    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
+    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0, NULL};
     RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
     RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
     EXPECT(product_try(&sums, &a16, &b16, M, N, K),
            "a product that the run needs does not exist on %s (above)", machine.name);
-    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->across ? NULL : a->inv,
-        b->across ? NULL : b->inv, M, N);
+    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->factor, b->factor, M, N);
 }
 // FP8 operands are K-major. M and K are rounded up to 16; there is room for that behind the rows of
 // the operands and of out.
@@ -5432,7 +5731,9 @@ static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_
     const int fp8 = dtype_size[a.dtype] == 1;
     M = fp8 ? round_up(M, 16) : M;
     K = fp8 ? round_up(K, 16) : K;
-    if (fp8 && product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along))
+    const int emulated = product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along);
+    // Numbers of split operands, and two-level scales, have none either.
+    if (fp8 && (emulated || a.unit != 0 || b.unit != 0 || (a.across && a.factor) || (b.across && b.factor)))
         return matmul_emulated(&out, &a, &b, M, N, K);
     for (int i = 0; i < (a.across ? 4 : 1);
          i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then

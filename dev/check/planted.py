@@ -74,7 +74,7 @@ FAULTS = [
     ("no locks is busy", C, "if (errno == EWOULDBLOCK) {", "if (1) {", "no_locks"),
     ("compare does not wait", COMPARE, "for (int waits = 0; !access(dir, F_OK);", "for (int waits = 0; 0;", "comparison_keeps_runs"),
     ("one seed has no picture", COMPARE, "all.seeds > 1 ? c->spread[p] : 0", "c->spread[p]", "comparison"),
-    ("a typo is found late", COMPARE, "if (is_fp8) options_bf16(&o, g);", "", "comparison"),
+    ("a typo is found late", COMPARE, "if (is_fp8) options_products(&o, g);", "", "comparison"),
     ("validations are counted late", COMPARE, "EXPECT(validations < POINTS_MAX,", "EXPECT(1,", "comparison"),
     ("an infinite bound", COMPARE, "EXPECT(all.bound > 0 && isfinite(all.bound),", "EXPECT(all.bound > 0,", "comparison"),
     ("the summary is written in place", COMPARE, "static int summary_write(void) {\n",

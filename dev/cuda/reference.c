@@ -147,7 +147,7 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     const Options o = options_parse(argc, argv, given);
     options_recipes(&o, g);
     g->config = options_config(&o, options_depth(&o), V);
-    options_bf16(&o, g);
+    options_products(&o, g);
     g->B = o.batch, g->training = 1, g->recompute = o.recompute;
     if (workspace.threads) workspace_free();
     else machine_init(0);

@@ -218,13 +218,26 @@ static std::vector<NamedRecipe> recipes_all() {
           "scale=1", "scale=24", "rowwise", "block=1x128", "block=128x128", "block=32x64",
           "block=1x128+margin=1", "mx", "mx+floor"})
         for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) all.push_back({words, recipe_of(words, d)});
+    for (const char *words : {"e2m1", "e2m1+stochastic", "e2m1+scale=3", "mxfp4", "mxfp4+floor",
+                              "mxfp4+stochastic", "nvfp4", "nvfp4+stochastic",
+                              "block=16x16+two-level+e2m1"})
+        all.push_back({words, recipe_of(words, DTYPE_E2M1)});
+    for (const char *words : {"stochastic", "current+stochastic", "mx+stochastic", "split",
+                              "block=1x16+two-level", "mx+split"})
+        for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) all.push_back({words, recipe_of(words, d)});
     return all;
+}
+// A byte for each of n codes from number `at` on.
+static std::vector<uint8_t> unpacked(const std::vector<uint8_t> &q, size_t at, size_t n, Dtype d) {
+    std::vector<uint8_t> codes(n);
+    for (size_t i = 0; i < n; i++) codes[i] = code_at(q.data(), at + i, d);
+    return codes;
 }
 static Fp8Scale scale_new(const ScalingRecipe &r) {
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
     s.recipe = r, s.scale = s.logged_scale = r.rule == SCALING_CONSTANT ? r.number : 1,
-    s.scale_inv = 1;
+    s.scale_inv[0] = s.scale_inv[1] = 1, s.random = 0x1234567887654321ull, s.micro_batches = 3;
     return s;
 }
 // The first field in which two scales differ, or NULL.
@@ -283,9 +296,12 @@ struct Pair {
         const char *field = scale_difference(host, found);
         CHECK(!field, "%s, %s: %s differs (scale %.9g, expected %.9g)", name, when, field,
               found.scale, host.scale);
-        const float inv = step_ended ? found.scale_inv : use.read()[0].inv;
-        CHECK(inv == host.scale_inv, "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name,
-              when, inv, host.scale_inv);
+        const ScaleInUse in_use = use.read()[0];
+        const float *inv = step_ended ? found.scale_inv : in_use.inv;
+        for (int way = 0; way < 2; way++)
+            CHECK(inv[way] == host.scale_inv[way] || inv[way] != inv[way],
+                  "%s, %s: scale_inv of the bytes is %.9g, expected %.9g", name, when, inv[way],
+                  host.scale_inv[way]);
     }
 };
 
@@ -320,7 +336,8 @@ static void test_quantize() {
                          pitch = round_up(rows, 16);
             const bool blocks = recipe_blocks(&named.r);
             Pair pair(scale_new(named.r));
-            Device<uint8_t> q(pitch * columns), q_t(columns * pitch);
+            const Dtype d = named.r.format;
+            Device<uint8_t> q(2 * pitch * columns), q_t(2 * columns * pitch);
             Device<stored_t> x(n);
             Device<float> inv(n + 64), partial(ceil_div(rows, TILE_ROWS) * columns);
             Device<double> sqnr(3 * (n / CHUNK + 1));
@@ -331,7 +348,7 @@ static void test_quantize() {
                 const Record record = i % 5 == 4 ? RECORD_NONE
                                       : sqnr_too ? RECORD_SQNR
                                                  : RECORD_STATS;
-                std::vector<uint8_t> want(n);
+                std::vector<uint8_t> want(2 * n);
                 x.write(host);
                 if (blocks) {
                     const int along_rows = i % 2;
@@ -353,20 +370,22 @@ static void test_quantize() {
                             found_inv[along_rows ? c * down + r : r * right + c] =
                                 all[r * b.row_stride + c * b.column_stride];
                     check_same(named.name, want_inv, found_inv);
-                    if (along_rows)
-                        check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
                 } else {
-                    pair.host.scale_inv =
+                    pair.host.scale_inv[0] = pair.host.scale_inv[1] =
                         ref_quantize(want.data(), host.data(), n, &pair.host, record);
                     const Operand o = pair.operand();
                     quantize(q.p, q_t.p, x.p, columns, rows, columns, &o, record, partial.p,
                              sqnr.p);
-                    check_same(named.name, transposed(want, rows, columns, pitch), q_t.read());
                 }
-                if (!blocks || i % 2 == 0) {
-                    std::vector<uint8_t> padded = want;
-                    padded.resize(pitch * columns);
-                    check_same(named.name, padded, q.read());
+                for (int part = 0; part <= named.r.split; part++) {
+                    const size_t plane = pitch * columns;
+                    std::vector<uint8_t> codes = unpacked(want, part * n, n, d);
+                    if (!blocks || i % 2)
+                        check_same(named.name, transposed(codes, rows, columns, pitch),
+                                   unpacked(q_t.read(), part * plane, plane, d));
+                    codes.resize(plane);
+                    if (!blocks || i % 2 == 0)
+                        check_same(named.name, codes, unpacked(q.read(), part * plane, plane, d));
                 }
                 pair.check(named.name, "after quantizing", false);
                 if (i % 2) pair.advance(), pair.check(named.name, "after a step", true);
@@ -405,14 +424,15 @@ static void test_scale_update() {
             for (int i = 0; i < (history == 1024 ? 40 : 24); i++, steps++) {
                 Fp8Scale s = pair.scale.read()[0];
                 s.step.amax_bits = pair.host.step.amax_bits = float_bits(amaxes[(i * 7) % 16]);
-                s.scale_inv = pair.host.scale_inv = 1.0f / s.scale,
+                for (int way = 0; way < 2; way++)
+                    s.scale_inv[way] = pair.host.scale_inv[way] = 1.0f / s.scale;
                 s.step.count = pair.host.step.count = 100 + i,
                 s.step.saturated = pair.host.step.saturated = i;
                 pair.scale.write({s});
                 pair.advance();
                 pair.check(named.name, "scale update", true);
                 const ScaleInUse use = pair.use.read()[0];
-                const bool right = use.scale == pair.host.scale && use.inv == 1.0f / use.scale;
+                const bool right = use.scale == pair.host.scale && use.inv[1] == 1.0f / use.scale;
                 CHECK(right || named.r.rule == SCALING_CURRENT,
                       "%s: the scale in use is %g, expected %g", named.name, use.scale,
                       pair.host.scale);
@@ -594,7 +614,7 @@ static void test_fused() {
             Pair pair(scale_new(recipes_all()[0].r));
             const Operand o = pair.operand();
             std::vector<uint8_t> want(n);
-            pair.host.scale_inv =
+            pair.host.scale_inv[0] = pair.host.scale_inv[1] =
                 ref_quantize(want.data(), host.data(), n, &pair.host, RECORD_SQNR);
             quantize(turned ? NULL : q.p, turned ? q_t.p : NULL, x.p, columns, rows, columns, &o,
                      RECORD_SQNR, NULL, sqnr.p);
@@ -1037,7 +1057,7 @@ static void test_products() {
                 scales[0] = ref_quantize(bytes.data(), host[i].data(), rows[i] * K, &pair->host,
                                          RECORD_NONE);
             }
-            m.push_back(operand(&f, which, FPROP, rows[i]));
+            m.push_back(operand(&f, which, FPROP, rows[i], 0));
             const size_t along = blocks ? MIN((size_t)r.along, K) : K,
                          across = blocks ? (size_t)r.across : rows[i];
             for (size_t row = 0; row < rows[i]; row++)
@@ -1048,7 +1068,7 @@ static void test_products() {
         Device<stored_t> d_bias(bias);
         Device<float> out(old); // of either type
         product_count = 0;      // those of earlier kinds
-        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast}, m[0], m[1], M, N,
+        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast, NULL}, m[0], m[1], M, N,
                K);
         bool native = false;
         for (int i = 0; i < product_count; i++)
@@ -1272,7 +1292,7 @@ struct Both {
         r.o = options_parse((int)words.size(), argv.data(), r.given);
         options_recipes(&r.o, &r.g);
         r.g.config = options_config(&r.o, options_depth(&r.o), 256);
-        options_bf16(&r.o, &r.g);
+        options_products(&r.o, &r.g);
         r.g.B = (int)r.o.batch, r.g.training = 1, r.g.recompute = (int)r.o.recompute;
         if (r.o.total_batch == 0) r.o.total_batch = r.o.batch * r.o.seq_len;
         if (r.o.lr == 0) r.o.lr = 1e-3;
@@ -1769,8 +1789,8 @@ static void test_runs() {
             for (size_t k = 0;
                  i == SECTION_SCALES && k + sizeof(Fp8Scale) <= MIN(a.size(), b.size());
                  k += sizeof(Fp8Scale)) {
-                memset(&a[k + offsetof(Fp8Scale, scale_inv)], 0, sizeof(float));
-                memset(&b[k + offsetof(Fp8Scale, scale_inv)], 0, sizeof(float));
+                memset(&a[k + offsetof(Fp8Scale, scale_inv)], 0, 2 * sizeof(float));
+                memset(&b[k + offsetof(Fp8Scale, scale_inv)], 0, 2 * sizeof(float));
                 memset(&a[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
                 memset(&b[k + offsetof(Fp8Scale, step)], 0, sizeof(Fp8Stats));
             }
