@@ -1443,8 +1443,12 @@ typedef struct {
 static struct {
     stored_t *a, *b;
     float *sums;
+    uint8_t *scales[2]; // NULL, or for the scales of MX and NVFP4 as cuBLASLt wants them
 } emulation;
-#define PRODUCTS_MAX 512
+// Rows in a multiple of 128, blocks of 16 in one of 4.
+#define LT_SCALES(rows, K) (round_up(rows, 128) * round_up(ceil_div(K, 16), 4))
+#define PRODUCTS_MAX  512
+#define HAS_LT_BLOCKS (machine.sm >= 100)
 // Section 15.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K);
 // Whether cuBLASLt computes products of these formats and blocks on this device.
@@ -2236,6 +2240,7 @@ static size_t role_size(Storage role, int precision) {
     X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
     X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
     X(fp32, emulate_sums, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp), REUSED) \
+    X(byte, lt_scales, 2, emulates * HAS_LT_BLOCKS * LT_SCALES(MAX(R, 4 * C), MAX(R, 4 * C)), REUSED) \
     /* tokens, targets, rows by token: see Inputs */ \
     X(int, inputs, 1, INPUTS(R), REUSED) \
     /* squares of the gradient by chunks */ \
@@ -2460,6 +2465,7 @@ static void step_host_make(Gpt *g) {
     h->prepared = -1;
 }
 static void gpt_allocate(Gpt *g) {
+    const size_t R = gpt_rows(g), C = g->config.C;
     tensors_make(g, PRECISION, NULL);
     g->scales = (Fp8Scale *)memory_allocate(g->scale_count * sizeof(Fp8Scale));
     for (int i = 0; i < g->scale_count; i++) {
@@ -2479,6 +2485,8 @@ static void gpt_allocate(Gpt *g) {
     emulation.a = g->emulate_a;
     emulation.b = g->emulate_b;
     emulation.sums = g->emulate_sums;
+    for (int i = 0; i < 2 && g->lt_scales; i++)
+        emulation.scales[i] = g->lt_scales + i * LT_SCALES(MAX(R, 4 * C), MAX(R, 4 * C));
     attention_init();
     g->loss_scale = 1;
     if (g->training) step_host_make(g);
@@ -5599,6 +5607,8 @@ static void product_make(Product *p, const Output *out, const Matrix *a, const M
 
 static int scale_mode(const Matrix *m) { // cuBLASLt's name for the shape of a matrix's blocks
     return !m->across            ? CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F
+           : m->along == 16      ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
+           : m->along == 32      ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0
            : m->along == INT_MAX ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
            : m->across == 1      ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F
                                  : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
@@ -5616,8 +5626,8 @@ static Product *product_find(const Output *out, const Matrix *a, const Matrix *b
     k.a_stride = MAX(a->row_stride, a->k_stride);
     k.b_stride = MAX(b->row_stride, b->k_stride);
     k.out_stride = out->row_stride;
-    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype]);
-    k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype]);
+    k.a_align = alignment(a->data, k.a_stride * dtype_size[a->dtype] >> (a->dtype == DTYPE_E2M1));
+    k.b_align = alignment(b->data, k.b_stride * dtype_size[b->dtype] >> (b->dtype == DTYPE_E2M1));
     k.out_align = alignment(out->data, k.out_stride * dtype_size[out->dtype]);
     k.bias_align = out->bias ? alignment(out->bias, 0) : 0; // which the choice may depend on, too
     k.a_dtype = a->dtype;
@@ -5711,6 +5721,43 @@ static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int acr
            b == DTYPE_E2M1 || along_a != along_b ||
            (along_a && !(machine.sm == 90 && (rows || blocks)));
 }
+// ---- MX and NVFP4 by cuBLASLt itself, from sm_100 on. No GPU has run this yet.
+// The scales of m [rows, K] in cuBLASLt's order, 128 rows by 4 blocks at a time, a byte each: MX's
+// exponent, or NVFP4's E4M3 number. What lies beyond the matrix is 0.
+KERNEL lt_scales_kernel(uint8_t *to, Matrix m, size_t rows, size_t blocks) {
+    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, fours = ceil_div(blocks, 4);
+    const size_t i = thread / (4 * fours), k = thread % (4 * fours);
+    if (i >= round_up(rows, 128)) return;
+    uint8_t byte = 0;
+    if (i < rows && k < blocks) {
+        const float inv = m.inv[i / m.across * m.inv_across + k * m.inv_along];
+        byte = m.along == 16 ? fp8_encode(inv, DTYPE_E4M3) : float_bits(inv) >> 23;
+    }
+    to[(i / 128 * fours + k / 4) * 512 + i % 32 * 16 + i % 128 / 32 * 4 + k % 4] = byte;
+}
+// Whether it has such a product: MX of two FP8 formats, or NVFP4.
+static int lt_has_blocks(const Matrix *a, const Matrix *b, size_t K) {
+    const int nvfp4 = a->along == 16 && a->dtype == DTYPE_E2M1 && b->dtype == DTYPE_E2M1 &&
+                      a->factor && b->factor;
+    const int mx = a->along == 32 && a->dtype != DTYPE_E2M1 && b->dtype != DTYPE_E2M1 &&
+                   !(a->dtype == DTYPE_E5M2 && b->dtype == DTYPE_E5M2) && !a->factor && !b->factor;
+    return emulation.scales[0] && !machine.emulates && a->along == b->along && (mx || nvfp4) &&
+           a->unit == 0 && b->unit == 0 && K % 32 == 0;
+}
+// sums = a b^T in blocks, without factors. Returns 0 if cuBLASLt does not have it.
+static int lt_blocks(const Output *sums, const Matrix *a, const Matrix *b, size_t M, size_t N,
+                     size_t K) {
+    if (!lt_has_blocks(a, b, K)) return 0;
+    Matrix m[2] = {*a, *b};
+    const size_t rows[2] = {M, N}, blocks = K / a->along;
+    for (int i = 0; i < 2; i++) {
+        RUN(lt_scales_kernel, ceil_div(round_up(rows[i], 128) * round_up(blocks, 4), THREADS),
+            emulation.scales[i], m[i], rows[i], blocks);
+        m[i].inv = (const float *)emulation.scales[i];
+    }
+    return product_try(sums, &m[0], &m[1], M, N, K);
+}
+
 static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b, size_t M, size_t N,
                             size_t K) {
     EXPECT(emulation.a,
@@ -5718,10 +5765,12 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
            machine.name);
     Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
     const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0, NULL};
-    RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
-    RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
-    EXPECT(product_try(&sums, &a16, &b16, M, N, K),
-           "a product that the run needs does not exist on %s (above)", machine.name);
+    if (!lt_blocks(&sums, a, b, M, N, K)) {
+        RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
+        RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);
+        EXPECT(product_try(&sums, &a16, &b16, M, N, K),
+               "a product that the run needs does not exist on %s (above)", machine.name);
+    }
     RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->factor, b->factor, M, N);
 }
 // FP8 operands are K-major. M and K are rounded up to 16; there is room for that behind the rows of

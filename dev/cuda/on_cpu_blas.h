@@ -21,7 +21,7 @@ typedef enum {
     CUBLASLT_MATMUL_DESC_B_SCALE_MODE = 32
 } cublasLtMatmulDescAttributes_t;
 typedef enum {
-    CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F = 0, CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0 = 2,
+    CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F = 0, CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3 = 1, CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0 = 2,
     CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F = 3, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F = 4,
     CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F = 5
 } cublasLtMatmulMatrixScale_t;
@@ -65,6 +65,8 @@ typedef struct {
 namespace on_cpu {
 enum { // scale modes
     PER_TENSOR = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F,
+    NVFP4 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3,
+    MX = CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0,
     PER_ROW = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F,
     PER_1x128 = CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F,
     PER_128x128 = CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F
@@ -81,6 +83,11 @@ inline float number(int type, const void *p, size_t i) {
         return t;
     }();
     if (type == CUDA_R_32F) return ((const float *)p)[i];
+    if (type == CUDA_R_4F_E2M1) {
+        static const float values[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+        const unsigned code = ((const uint8_t *)p)[i / 2] >> 4 * (i % 2) & 15;
+        return code & 8 ? -values[code & 7] : values[code];
+    }
     if (type == CUDA_R_16BF) return bf16_float(((const uint16_t *)p)[i]);
     if (type == CUDA_R_16F) return fp16_float(((const uint16_t *)p)[i]);
     return table[((const uint8_t *)p)[i] + (type == CUDA_R_8F_E5M2 ? 256u : 0u)];
@@ -120,10 +127,13 @@ inline bool supported(const OnCpuDesc &o, const OnCpuLayout &a, const OnCpuLayou
                  (o.bias_type == -1
                       ? d.type != CUDA_R_32F
                       : o.bias_type == (d.type == CUDA_R_16F ? CUDA_R_16F : CUDA_R_16BF)));
-    for (int mode : {o.mode_a, o.mode_b}) // MX exists from sm_100 on, and not here
+    for (int mode : {o.mode_a, o.mode_b})
         ON_CPU_NEEDS(mode == PER_TENSOR ||
-                     (mode != CUBLASLT_MATMUL_MATRIX_SCALE_VEC32_UE8M0 && arch == 90 && o.scale_a &&
-                      o.scale_b && (!o.fast_accum || mode == PER_ROW)));
+                     (o.scale_a && o.scale_b && (!o.fast_accum || mode == PER_ROW) &&
+                      (mode == MX || mode == NVFP4 ? arch >= 100 && ta && !tb : arch == 90)));
+    for (const OnCpuLayout *l : {&a, &b})
+        ON_CPU_NEEDS(l->type != CUDA_R_4F_E2M1 || (o.mode_a == NVFP4 && l->ld % 32 == 0));
+    ON_CPU_NEEDS(o.mode_a != NVFP4 || (a.type == CUDA_R_4F_E2M1 && b.type == CUDA_R_4F_E2M1));
     // What a version of the library may not have.
     const char *refuses = getenv("CUDA_ON_CPU_LT_REFUSES");
     ON_CPU_NEEDS(!refuses || strcmp(refuses, "bias") || o.mode_a == PER_TENSOR ||
@@ -142,7 +152,17 @@ inline float scale_at(const void *scales, int mode, size_t i, size_t rows, size_
     const size_t at = mode == PER_ROW     ? i
                       : mode == PER_1x128 ? kb * rows + i
                                           : i / 128 * ((blocks + 3) / 4 * 4) + kb;
-    return scales ? ((const float *)scales)[mode == PER_TENSOR ? 0 : at] : 1;
+    if (!scales || mode == MX || mode == NVFP4) return 1; // block_scale() has them
+    return ((const float *)scales)[mode == PER_TENSOR ? 0 : at];
+}
+// MX and NVFP4: what element k of row i is multiplied by. Scales lie in tiles of 128 rows and four
+// blocks: in a tile 32 groups of 16 bytes, each of the four rows i, i + 32, i + 64, i + 96.
+inline float block_scale(const void *scales, int mode, size_t i, size_t k, size_t K) {
+    const size_t length = mode == MX ? 32 : 16, kb = k / length, tiles = ((K + length - 1) / length + 3) / 4;
+    if (mode != MX && mode != NVFP4) return 1;
+    const size_t tile = i / 128 * tiles + kb / 4, in_tile = i % 128;
+    const uint8_t byte = ((const uint8_t *)scales)[tile * 512 + in_tile % 32 * 16 + in_tile / 32 * 4 + kb % 4];
+    return mode == MX ? ldexpf(1, byte - 127) : small_float(byte, 4, 3, true);
 }
 #if defined(__FMA__) || defined(__aarch64__)
 inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
@@ -166,9 +186,12 @@ inline void product(const OnCpuDesc &o, float alpha, const void *A, const OnCpuL
     for (size_t m = 0; m < M; m++)
         for (size_t k = 0; k < K; k++)
             left[m / 16 * 16 * Ke + k * 16 + m % 16] =
-                number(a.type, A, ta ? m * a.ld + k : k * a.ld + m);
+                number(a.type, A, ta ? m * a.ld + k : k * a.ld + m) *
+                block_scale(o.scale_a, o.mode_a, m, k, K);
     for (size_t n = 0; n < N; n++) {
-        for (size_t k = 0; k < K; k++) row[k] = number(b.type, B, tb ? k * b.ld + n : n * b.ld + k);
+        for (size_t k = 0; k < K; k++)
+            row[k] = number(b.type, B, tb ? k * b.ld + n : n * b.ld + k) *
+                     block_scale(o.scale_b, o.mode_b, n, k, K);
         for (size_t m0 = 0; m0 < M; m0 += 16) {
             const size_t rows = std::min(M - m0, (size_t)16);
             const float *panel = &left[m0 * Ke];
@@ -305,7 +328,9 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, c
         if ((uintptr_t)x.p % (type_bytes(a->type) == 1 ? 16 : (size_t)type_bytes(x.l->type)))
             return refusal = std::string(x.name) + " is misaligned", CUBLAS_STATUS_NOT_SUPPORTED;
         ON_CPU_EXPECT(in_device(x.p), "cublasLtMatmul: %s is the host's", x.name);
-        range_check(x.p, ((x.l->cols - 1) * x.l->ld + x.l->rows) * (size_t)type_bytes(x.l->type),
+        range_check(x.p,
+                    ((x.l->cols - 1) * x.l->ld + x.l->rows) * (size_t)type_bytes(x.l->type) >>
+                        (x.l->type == CUDA_R_4F_E2M1),
                     "cublasLtMatmul");
     }
     for (const void *p : {o->bias, o->scale_a, o->scale_b, (const void *)workspace})

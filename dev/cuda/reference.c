@@ -148,7 +148,7 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     options_recipes(&o, g);
     g->config = options_config(&o, options_depth(&o), V);
     options_products(&o, g);
-    g->B = o.batch, g->training = 1, g->recompute = o.recompute;
+    g->B = o.batch, g->training = 1, g->recompute = o.recompute, g->seed = o.seed;
     if (workspace.threads) workspace_free();
     else machine_init(0);
     gpt_allocate(g), gpt_init(g, o.seed);
@@ -159,7 +159,10 @@ double ref_gpt_forward(void *g, const int *tokens, const int *targets, int B, in
                        float grad_scale) {
     return gpt_forward(g, tokens, targets, B, n, grad_scale);
 }
-void ref_gpt_backward(void *g, const int *tokens, int B, int n) { gpt_backward(g, tokens, B, n); }
+void ref_gpt_backward(void *g, const int *tokens, int B, int n) {
+    gpt_backward(g, tokens, B, n);
+    for (int i = 0; i < ((Gpt *)g)->scale_count; i++) ((Gpt *)g)->scales[i].micro_batches++;
+}
 void ref_gpt_record(void *g, int record) { ((Gpt *)g)->record = (Record)record; }
 void ref_gpt_advance(void *g) {
     for (int i = 0; i < ((Gpt *)g)->scale_count; i++) scale_advance(&((Gpt *)g)->scales[i]);
