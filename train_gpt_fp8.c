@@ -476,17 +476,13 @@ INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
     const float scale = scale_from_amax(amax, 1, r);
     return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
 }
-// Returns the scale of a block; sets *inv. E2M1 has no NaN: a NaN makes inv NaN.
+// Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
 INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
-    if (r->rounding != ROUNDING_E4M3) {
-        const float scale = scale_from_amax(amax, 1, r);
-        *inv = amax != amax && r->format == DTYPE_E2M1 ? amax : 1 / scale;
-        return scale;
-    }
-    const float s =
-        fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
-    *inv = s < 0x1p-9f ? 0x1p-9f : s;
-    return tensor / *inv;
+    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
+    else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
+    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
+    if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
+    return tensor / *inv; // exact where inv is a power of two
 }
 
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
@@ -3395,26 +3391,25 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &recipes[i];
-        EXPECT(r->rounding != ROUNDING_EXACT || !recipe_blocks(r),
-               "%s --recipe: exact: %s is in blocks, whose scales are powers of two", where,
-               operand_name[i]);
-        if (r->rounding == ROUNDING_UNSAID)
-            r->rounding = recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT;
-        EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
-               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
-               where, operand_name[i]);
-        EXPECT(r->rounding != ROUNDING_E4M3 || (recipe_blocks(r) && !r->margin),
-               "%s --recipe: two-level: %s must be in blocks, without margin", where,
-               operand_name[i]);
-        EXPECT(!r->split || (!r->stochastic && r->format != DTYPE_E2M1),
-               "%s --recipe: split: %s must be e4m3 or e5m2, rounded to nearest", where,
-               operand_name[i]);
+        const int blocks = recipe_blocks(r), constant = r->rule == SCALING_CONSTANT;
+        const char *wrong = NULL;
+        if (blocks && r->rounding == ROUNDING_EXACT)
+            wrong = "exact: it is in blocks, whose scales are powers of two";
+        if (r->rounding == ROUNDING_UNSAID) r->rounding = blocks ? ROUNDING_POW2 : ROUNDING_EXACT;
+        if (constant && (r->margin || r->rounding))
+            wrong = "it has a constant scale, which margin, pow2 and floor do not change";
+        if (r->rounding == ROUNDING_E4M3 && (!blocks || r->margin))
+            wrong = "two-level: it must be in blocks, without margin";
+        if (r->split && (r->stochastic || r->format == DTYPE_E2M1))
+            wrong = "split: it must be e4m3 or e5m2, rounded to nearest";
+        if (i != OPERAND_W &&
+            (recipes[OPERAND_X].hadamard | recipes[OPERAND_W].hadamard |
+             recipes[OPERAND_DY].hadamard) &&
+            !(r->hadamard && blocks))
+            wrong = "hadamard: both x and dy must have it, and be in blocks";
+        EXPECT(!wrong, "%s --recipe: %s: %s", where, operand_name[i], wrong);
     }
-    ScalingRecipe *x = &recipes[OPERAND_X], *w = &recipes[OPERAND_W], *dy = &recipes[OPERAND_DY];
-    EXPECT(x->hadamard == dy->hadamard && w->hadamard <= x->hadamard &&
-               (!x->hadamard || (recipe_blocks(x) && recipe_blocks(dy))),
-           "%s --recipe: hadamard: both x and dy must have it, and must be in blocks", where);
-    w->hadamard = 0; // a word for all operands; wgrad does not read w
+    recipes[OPERAND_W].hadamard = 0; // a word for all operands; wgrad does not read w
 }
 
 // Whether two texts stand for the same recipe.

@@ -694,17 +694,13 @@ INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
     const float scale = scale_from_amax(amax, 1, r);
     return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
 }
-// Returns the scale of a block; sets *inv. E2M1 has no NaN: a NaN makes inv NaN.
+// Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
 INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
-    if (r->rounding != ROUNDING_E4M3) {
-        const float scale = scale_from_amax(amax, 1, r);
-        *inv = amax != amax && r->format == DTYPE_E2M1 ? amax : 1 / scale;
-        return scale;
-    }
-    const float s =
-        fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
-    *inv = s < 0x1p-9f ? 0x1p-9f : s;
-    return tensor / *inv;
+    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
+    else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
+    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
+    if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
+    return tensor / *inv; // exact where inv is a power of two
 }
 
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
@@ -1164,14 +1160,6 @@ typedef struct {
     ScalingRecipe recipe;
     Blocks blocks;
 } Codes;
-// The factor of element (row, column) before it is rounded.
-DEVICE float codes_scale(const Codes *c, float tensor, size_t row, size_t column) {
-    if (!c->blocks.inv) return c->use->scale;
-    const float inv = *blocks_at(&c->blocks, row, column);
-    return c->recipe.rounding == ROUNDING_E4M3 ? tensor / inv
-           : float_is_finite(inv)              ? power2_inverse(inv)
-                                               : 1;
-}
 KERNEL_OF(THREADS) encode_kernel(Codes c) {
     const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = c.pitch / 8;
     const size_t line = c.along_rows ? thread % c.lines : thread / chunks,
@@ -1185,8 +1173,9 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
     for (size_t k = k0; k < k0 + 8; k++) {
         const size_t row = c.along_rows ? k : line, column = c.along_rows ? line : k;
         if (row >= c.rows || column >= c.columns) continue;
-        const float v = float_from_stored(c.x[row * c.stride + column]),
-                    scaled = v * codes_scale(&c, tensor, row, column);
+        const float v = float_from_stored(c.x[row * c.stride + column]);
+        const float scaled =
+            v * (c.blocks.inv ? tensor / *blocks_at(&c.blocks, row, column) : c.use->scale);
         const uint32_t a = float_bits(scaled) & 0x7fffffff, b = float_bits(v) & 0x7fffffff;
         const uint32_t random = random_u32(key, (uint32_t)(row * c.columns + column));
         uint32_t code = fp8_encode_bits(float_bits(scaled), &f);
@@ -1201,15 +1190,15 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
         codes[(k - k0) / 4] |= code << k % 4 * 8;
         halves |= ((code & 7) | (code >> 4 & 8)) << (k - k0) * 4;
         if (c.recipe.split)
-            rest[(k - k0) / 4] |= (uint32_t)fp8_encode((scaled - fp8_decode(code, d)) / split_unit(d), d)
-                                  << k % 4 * 8;
+            rest[(k - k0) / 4] |=
+                (uint32_t)fp8_encode((scaled - fp8_decode(code, d)) / split_unit(d), d)
+                << k % 4 * 8;
     }
     const size_t at = line * c.pitch + k0;
     const int inside = line < c.lines && k0 < c.pitch;
     if (inside && d == DTYPE_E2M1) put(c.q + at / 2, halves);
     else if (inside) put(c.q + at, make_uint2(codes[0], codes[1]));
-    if (inside && c.recipe.split)
-        put(c.q + c.lines * c.pitch + at, make_uint2(rest[0], rest[1]));
+    if (inside && c.recipe.split) put(c.q + c.lines * c.pitch + at, make_uint2(rest[0], rest[1]));
     if (!c.record) return;
     if (c.blocks.inv) counts.amax = 0; // blocks_amax_kernel() found it
     counts_commit(c.s, counts, blockIdx.x == 0 ? c.rows * c.columns : 0);
@@ -1217,8 +1206,19 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
 static void codes_run(uint8_t *q, int along_rows, const stored_t *x, size_t stride, size_t rows,
                       size_t columns, const Operand *o, Record record, Blocks blocks) {
     const size_t pitch = round_up(rows, 16);
-    Codes c = {x,          stride, rows, columns, along_rows ? columns : pitch, along_rows ? pitch : columns,
-               along_rows, record != RECORD_NONE, q, o->s, o->use, o->recipe, blocks};
+    Codes c = {x,
+               stride,
+               rows,
+               columns,
+               along_rows ? columns : pitch,
+               along_rows ? pitch : columns,
+               along_rows,
+               record != RECORD_NONE,
+               q,
+               o->s,
+               o->use,
+               o->recipe,
+               blocks};
     RUN(encode_kernel, ceil_div(c.lines * (c.pitch / 8), THREADS), c);
 }
 
@@ -1244,7 +1244,8 @@ static void quantize(uint8_t *q, uint8_t *q_t, const stored_t *x, size_t stride,
     if (simple || partial) tiles_run(StoredSource{x, stride}, t);
     for (int way = 0; way < 2 && !simple; way++) {
         uint8_t *to = way ? q_t : q;
-        if (to) codes_run(to, way, x, stride, rows, columns, o, way && q ? RECORD_NONE : record, {});
+        if (to)
+            codes_run(to, way, x, stride, rows, columns, o, way && q ? RECORD_NONE : record, {});
     }
     if (record == RECORD_SQNR)
         sqnr_record(q ? q : q_t, !q, x, stride, rows, columns, o, t.blocks, sqnr_sums);
@@ -1310,7 +1311,8 @@ KERNEL blocks_scale_kernel(float *inv, size_t n, ScalingRecipe r, ScaleInUse *us
 KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int along_rows, int record) {
     const float amax = bits_float(use->amax_bits), tensor = scale_of_tensor(amax, &s->recipe);
     if (record) {
-        s->scale = s->recipe.rounding == ROUNDING_E4M3 ? tensor : scale_from_amax(amax, 1, &s->recipe);
+        s->scale =
+            s->recipe.rounding == ROUNDING_E4M3 ? tensor : scale_from_amax(amax, 1, &s->recipe);
         s->step.amax_bits = MAX(s->step.amax_bits, use->amax_bits);
     }
     s->scale_inv[along_rows] = use->inv[along_rows] = 1 / tensor;
@@ -1318,24 +1320,24 @@ KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int along_rows, int re
     use->scale = 1;
 }
 // The C file's hadamard_transform(): a thread has 16 rows of a column.
-KERNEL hadamard_kernel(stored_t *out, const stored_t *x, size_t rows, size_t columns, uint32_t signs) {
+KERNEL hadamard_kernel(stored_t *out, const stored_t *x, size_t rows, size_t columns,
+                       uint32_t signs) {
     const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
                  row0 = thread / columns * HADAMARD, at = row0 * columns + thread % columns;
+    const int whole = row0 + HADAMARD <= rows;
     float v[HADAMARD];
-    if (row0 >= rows) return;
-    if (row0 + HADAMARD > rows) {
-        for (size_t i = 0; row0 + i < rows; i++) out[at + i * columns] = x[at + i * columns];
-        return;
-    }
-    UNROLL for (int i = 0; i < HADAMARD; i++) v[i] =
-        float_from_stored(x[at + i * columns]) * (signs >> i & 1 ? -0.25f : 0.25f);
+    UNROLL for (int i = 0; i < HADAMARD; i++) if (row0 + i < rows) v[i] =
+        float_from_stored(x[at + i * columns]) * (!whole           ? 1
+                                                  : signs >> i & 1 ? -0.25f
+                                                                   : 0.25f);
     UNROLL for (int d = 1; d < HADAMARD; d *= 2) UNROLL for (int i = 0; i < HADAMARD; i++) {
         const float low = v[i & ~d], high = v[i | d];
-        if (i & d) continue;
+        if (i & d || !whole) continue;
         v[i] = low + high;
         v[i | d] = low - high;
     }
-    UNROLL for (int i = 0; i < HADAMARD; i++) out[at + i * columns] = stored_from_float(v[i]);
+    UNROLL for (int i = 0; i < HADAMARD; i++) if (row0 + i < rows) out[at + i * columns] =
+        stored_from_float(v[i]);
 }
 // Whether cuBLASLt multiplies blocks of 128 itself. It wants their scales in an order of its own.
 static int blocks_native(const ScalingRecipe *r) {
@@ -1373,7 +1375,8 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const Blocks b =
         blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
-    const size_t n = rows * columns, blocks = MIN(ceil_div(n, 8 * THREADS), (size_t)machine.processors * 8);
+    const size_t n = rows * columns,
+                 blocks = MIN(ceil_div(n, 8 * THREADS), (size_t)machine.processors * 8);
     const int simple = recipe_simple(&o->recipe);
     quantize_passes++;
     device_zero(inv, b.count * sizeof(float));
@@ -1447,8 +1450,8 @@ static struct {
 } emulation;
 // Rows in a multiple of 128, blocks of 16 in one of 4.
 #define LT_SCALES(rows, K) (round_up(rows, 128) * round_up(ceil_div(K, 16), 4))
-#define PRODUCTS_MAX  512
-#define HAS_LT_BLOCKS (machine.sm >= 100)
+#define PRODUCTS_MAX       512
+#define HAS_LT_BLOCKS      (machine.sm >= 100)
 // Section 15.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K);
 // Whether cuBLASLt computes products of these formats and blocks on this device.
@@ -1561,7 +1564,8 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
     if (!linear_in_fp8(f, product))
         return matrix(o->tensor, STORED, way ? 1 : o->stride, way ? o->stride : 1);
     const size_t pitch = round_up(rows, 16);
-    Matrix m = matrix(o->bytes[way] + part * pitch * o->columns, r->format, way ? pitch : o->columns, 1);
+    Matrix m =
+        matrix(o->bytes[way] + part * pitch * o->columns, r->format, way ? pitch : o->columns, 1);
     if (linear_splits(f, which, product)) m.unit = part ? split_unit(r->format) : 1;
     m.inv = m.factor = o->use->inv;
     if (!recipe_blocks(r)) return m;
@@ -2586,8 +2590,8 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     if (g->inv) dy->inv[1] = g->inv + SCALE_ROOM(OPERAND_DY, 4 * RC, 4) + gpt_rows(g);
     // Inputs are C wide, the last one 4 C, so that those of a layer start at i C.
     if (g->kept_inv)
-        x->inv[1] = g->kept_inv + l * SCALE_ROOM(OPERAND_X, 7 * RC, 4) +
-                    SCALE_ROOM(OPERAND_X, i * RC, i);
+        x->inv[1] =
+            g->kept_inv + l * SCALE_ROOM(OPERAND_X, 7 * RC, 4) + SCALE_ROOM(OPERAND_X, i * RC, i);
     if (!g->w_inv) return;
     w->inv[0] = g->w_inv + 2 * l * w_room + SCALE_ROOM(OPERAND_W, start, i);
     w->inv[1] = w->inv[0] + w_room;
@@ -3059,7 +3063,8 @@ static void phase_work(Gpt *g, int phase) {
         if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
         gpt_backward(g, g->B, g->config.T);
-        RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales, g->scale_count);
+        RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales,
+            g->scale_count);
     } else {
         gpt_reduce_ranks(g);
         gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
@@ -4390,26 +4395,25 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
     recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &recipes[i];
-        EXPECT(r->rounding != ROUNDING_EXACT || !recipe_blocks(r),
-               "%s --recipe: exact: %s is in blocks, whose scales are powers of two", where,
-               operand_name[i]);
-        if (r->rounding == ROUNDING_UNSAID)
-            r->rounding = recipe_blocks(r) ? ROUNDING_POW2 : ROUNDING_EXACT;
-        EXPECT(r->rule != SCALING_CONSTANT || (!r->margin && !r->rounding),
-               "%s --recipe: %s has a constant scale, which margin, pow2 and floor do not change",
-               where, operand_name[i]);
-        EXPECT(r->rounding != ROUNDING_E4M3 || (recipe_blocks(r) && !r->margin),
-               "%s --recipe: two-level: %s must be in blocks, without margin", where,
-               operand_name[i]);
-        EXPECT(!r->split || (!r->stochastic && r->format != DTYPE_E2M1),
-               "%s --recipe: split: %s must be e4m3 or e5m2, rounded to nearest", where,
-               operand_name[i]);
+        const int blocks = recipe_blocks(r), constant = r->rule == SCALING_CONSTANT;
+        const char *wrong = NULL;
+        if (blocks && r->rounding == ROUNDING_EXACT)
+            wrong = "exact: it is in blocks, whose scales are powers of two";
+        if (r->rounding == ROUNDING_UNSAID) r->rounding = blocks ? ROUNDING_POW2 : ROUNDING_EXACT;
+        if (constant && (r->margin || r->rounding))
+            wrong = "it has a constant scale, which margin, pow2 and floor do not change";
+        if (r->rounding == ROUNDING_E4M3 && (!blocks || r->margin))
+            wrong = "two-level: it must be in blocks, without margin";
+        if (r->split && (r->stochastic || r->format == DTYPE_E2M1))
+            wrong = "split: it must be e4m3 or e5m2, rounded to nearest";
+        if (i != OPERAND_W &&
+            (recipes[OPERAND_X].hadamard | recipes[OPERAND_W].hadamard |
+             recipes[OPERAND_DY].hadamard) &&
+            !(r->hadamard && blocks))
+            wrong = "hadamard: both x and dy must have it, and be in blocks";
+        EXPECT(!wrong, "%s --recipe: %s: %s", where, operand_name[i], wrong);
     }
-    ScalingRecipe *x = &recipes[OPERAND_X], *w = &recipes[OPERAND_W], *dy = &recipes[OPERAND_DY];
-    EXPECT(x->hadamard == dy->hadamard && w->hadamard <= x->hadamard &&
-               (!x->hadamard || (recipe_blocks(x) && recipe_blocks(dy))),
-           "%s --recipe: hadamard: both x and dy must have it, and must be in blocks", where);
-    w->hadamard = 0; // a word for all operands; wgrad does not read w
+    recipes[OPERAND_W].hadamard = 0; // a word for all operands; wgrad does not read w
 }
 
 // Whether two texts stand for the same recipe.
@@ -5511,8 +5515,8 @@ static Product products[PRODUCTS_MAX];
 static int product_count;
 
 static cudaDataType_t cuda_type(Dtype d) {
-    static const cudaDataType_t types[DTYPE_COUNT] = {CUDA_R_32F,     CUDA_R_16BF,    CUDA_R_16F,
-                                                      CUDA_R_8F_E4M3, CUDA_R_8F_E5M2, CUDA_R_4F_E2M1};
+    static const cudaDataType_t types[DTYPE_COUNT] = {
+        CUDA_R_32F, CUDA_R_16BF, CUDA_R_16F, CUDA_R_8F_E4M3, CUDA_R_8F_E5M2, CUDA_R_4F_E2M1};
     return types[d];
 }
 // Largest power of two, up to 256, that divides address and stride.
@@ -5674,7 +5678,7 @@ KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const 
     if (m >= M) return;
     const float scale = (inv_a ? *inv_a : 1) * (inv_b ? *inv_b : 1);
     float *floats = (float *)out.data + m * out.row_stride + n;
-    const float add = out.bias ? float_from_stored(out.bias[n])
+    const float add = out.bias         ? float_from_stored(out.bias[n])
                       : out.accumulate ? *floats
                       : out.add        ? out.add[i]
                                        : 0;
@@ -5725,7 +5729,8 @@ static int product_emulated(Dtype a, Dtype b, int across_a, int along_a, int acr
 // The scales of m [rows, K] in cuBLASLt's order, 128 rows by 4 blocks at a time, a byte each: MX's
 // exponent, or NVFP4's E4M3 number. What lies beyond the matrix is 0.
 KERNEL lt_scales_kernel(uint8_t *to, Matrix m, size_t rows, size_t blocks) {
-    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, fours = ceil_div(blocks, 4);
+    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
+                 fours = ceil_div(blocks, 4);
     const size_t i = thread / (4 * fours), k = thread % (4 * fours);
     if (i >= round_up(rows, 128)) return;
     uint8_t byte = 0;
@@ -5735,21 +5740,17 @@ KERNEL lt_scales_kernel(uint8_t *to, Matrix m, size_t rows, size_t blocks) {
     }
     to[(i / 128 * fours + k / 4) * 512 + i % 32 * 16 + i % 128 / 32 * 4 + k % 4] = byte;
 }
-// Whether it has such a product: MX of two FP8 formats, or NVFP4.
-static int lt_has_blocks(const Matrix *a, const Matrix *b, size_t K) {
-    const int nvfp4 = a->along == 16 && a->dtype == DTYPE_E2M1 && b->dtype == DTYPE_E2M1 &&
-                      a->factor && b->factor;
-    const int mx = a->along == 32 && a->dtype != DTYPE_E2M1 && b->dtype != DTYPE_E2M1 &&
-                   !(a->dtype == DTYPE_E5M2 && b->dtype == DTYPE_E5M2) && !a->factor && !b->factor;
-    return emulation.scales[0] && !machine.emulates && a->along == b->along && (mx || nvfp4) &&
-           a->unit == 0 && b->unit == 0 && K % 32 == 0;
-}
-// sums = a b^T in blocks, without factors. Returns 0 if cuBLASLt does not have it.
+// sums = a b^T in blocks, without factors. Returns 0 if cuBLASLt does not have it: MX wants powers of
+// two for 32 elements, NVFP4 E4M3 numbers for 16.
 static int lt_blocks(const Output *sums, const Matrix *a, const Matrix *b, size_t M, size_t N,
                      size_t K) {
-    if (!lt_has_blocks(a, b, K)) return 0;
+    const size_t along = a->along == b->along ? a->along : 0;
+    const int two_levels = along == 16;
+    if (!emulation.scales[0] || machine.emulates || K % 32 || (along != 16 && along != 32) ||
+        two_levels != !!a->factor || two_levels != !!b->factor || a->unit + b->unit != 0)
+        return 0;
     Matrix m[2] = {*a, *b};
-    const size_t rows[2] = {M, N}, blocks = K / a->along;
+    const size_t rows[2] = {M, N}, blocks = K / along;
     for (int i = 0; i < 2; i++) {
         RUN(lt_scales_kernel, ceil_div(round_up(rows[i], 128) * round_up(blocks, 4), THREADS),
             emulation.scales[i], m[i], rows[i], blocks);
@@ -5771,7 +5772,8 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
         EXPECT(product_try(&sums, &a16, &b16, M, N, K),
                "a product that the run needs does not exist on %s (above)", machine.name);
     }
-    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->factor, b->factor, M, N);
+    RUN(epilogue_kernel, ceil_div(M * N, THREADS), *out, emulation.sums, a->factor, b->factor, M,
+        N);
 }
 // FP8 operands are K-major. M and K are rounded up to 16; there is room for that behind the rows of
 // the operands and of out.
@@ -5782,7 +5784,8 @@ static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_
     K = fp8 ? round_up(K, 16) : K;
     const int emulated = product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along);
     // Numbers of split operands, and two-level scales, have none either.
-    if (fp8 && (emulated || a.unit != 0 || b.unit != 0 || (a.across && a.factor) || (b.across && b.factor)))
+    if (fp8 && (emulated || a.unit != 0 || b.unit != 0 || (a.across && a.factor) ||
+                (b.across && b.factor)))
         return matmul_emulated(&out, &a, &b, M, N, K);
     for (int i = 0; i < (a.across ? 4 : 1);
          i++) { // beside scales in blocks, fast sums or a bias may not exist: without them, then

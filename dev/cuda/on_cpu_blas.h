@@ -158,10 +158,12 @@ inline float scale_at(const void *scales, int mode, size_t i, size_t rows, size_
 // MX and NVFP4: what element k of row i is multiplied by. Scales lie in tiles of 128 rows and four
 // blocks: in a tile 32 groups of 16 bytes, each of the four rows i, i + 32, i + 64, i + 96.
 inline float block_scale(const void *scales, int mode, size_t i, size_t k, size_t K) {
-    const size_t length = mode == MX ? 32 : 16, kb = k / length, tiles = ((K + length - 1) / length + 3) / 4;
+    const size_t length = mode == MX ? 32 : 16, kb = k / length,
+                 tiles = ((K + length - 1) / length + 3) / 4;
     if (mode != MX && mode != NVFP4) return 1;
     const size_t tile = i / 128 * tiles + kb / 4, in_tile = i % 128;
-    const uint8_t byte = ((const uint8_t *)scales)[tile * 512 + in_tile % 32 * 16 + in_tile / 32 * 4 + kb % 4];
+    const uint8_t byte =
+        ((const uint8_t *)scales)[tile * 512 + in_tile % 32 * 16 + in_tile / 32 * 4 + kb % 4];
     return mode == MX ? ldexpf(1, byte - 127) : small_float(byte, 4, 3, true);
 }
 #if defined(__FMA__) || defined(__aarch64__)

@@ -218,9 +218,9 @@ static std::vector<NamedRecipe> recipes_all() {
           "scale=1", "scale=24", "rowwise", "block=1x128", "block=128x128", "block=32x64",
           "block=1x128+margin=1", "mx", "mx+floor"})
         for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) all.push_back({words, recipe_of(words, d)});
-    for (const char *words : {"e2m1", "e2m1+stochastic", "e2m1+scale=3", "mxfp4", "mxfp4+floor",
-                              "mxfp4+stochastic", "nvfp4", "nvfp4+stochastic",
-                              "block=16x16+two-level+e2m1"})
+    for (const char *words :
+         {"e2m1", "e2m1+stochastic", "e2m1+scale=3", "mxfp4", "mxfp4+floor", "mxfp4+stochastic",
+          "nvfp4", "nvfp4+stochastic", "block=16x16+two-level+e2m1"})
         all.push_back({words, recipe_of(words, DTYPE_E2M1)});
     for (const char *words : {"stochastic", "current+stochastic", "mx+stochastic", "split",
                               "block=1x16+two-level", "mx+split"})
@@ -1068,8 +1068,8 @@ static void test_products() {
         Device<stored_t> d_bias(bias);
         Device<float> out(old); // of either type
         product_count = 0;      // those of earlier kinds
-        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast, NULL}, m[0], m[1], M, N,
-               K);
+        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast, NULL}, m[0], m[1],
+               M, N, K);
         bool native = false;
         for (int i = 0; i < product_count; i++)
             native = native || (products[i].found && dtype_size[products[i].key.a_dtype] == 1);
