@@ -53,8 +53,8 @@ an element is read. A block lies along the dimension that is summed over, and th
 read an operand sum over different ones, so it is quantized twice.
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
-stream and gradients of activations are bf16; master weights, their gradients and AdamW's moments
-are fp32, sums fp32 or double. The head is FP8 with --fp8-head only. The FP16 build differs in
+stream and gradients of activations are bf16; master weights and their gradients are fp32, AdamW's
+moments too (unless --moments says otherwise), sums fp32 or double. The head is FP8 with --fp8-head only. The FP16 build differs in
 this: the stored type is fp16; products read the stored tensors themselves and an fp16 copy of the
 weights; the loss is scaled so that gradients do not underflow, and a step whose gradients overflow
 is skipped. (A recipe with a constant scale for dy scales the loss, too: saturated gradients halve
@@ -135,7 +135,8 @@ options, 14 training loop. Part three, speed: 15 the fast product, 16 the machin
 // ==== 1. precision ===============================================================================
 // Roles: a *stored* tensor is the residual stream, an activation between layers or its gradient; an
 // *operand* is what a linear layer's product reads, and what is kept of it for wgrad. Master
-// weights, moments, parameter gradients and logits are fp32 always; sums are fp32 or double.
+// weights, parameter gradients and logits are fp32 always, moments by default; sums are fp32 or
+// double.
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -1506,6 +1507,11 @@ typedef enum {
 } Storage;
 typedef float fp32_t;
 typedef uint8_t byte_t;
+// The words of --moments, by the type of v. Moments of 8 bits have a scale for each block of
+// MOMENT_BLOCK elements. Every tensor begins a block.
+enum { MOMENTS_FP32, MOMENTS_E5M2, MOMENTS_BF16 };
+#define MOMENT_BLOCK          128
+#define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
@@ -1522,8 +1528,12 @@ static size_t role_size(Storage role, int precision) {
     /* weights, their gradients, and AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, m, 1, t * !g->moments * g->param_count, OPTIMIZER) \
+    X(fp32, v, 1, t * !g->moments * g->param_count, OPTIMIZER) \
+    /* or, by --moments, codes of m, of v (1 or 2 bytes), and scale_inv of their blocks */ \
+    X(byte, m_codes, !!g->moments, t * g->param_count, OPTIMIZER) \
+    X(byte, v_codes, g->moments, t * g->param_count, OPTIMIZER) \
+    X(fp32, moment_inv, 2 * !!g->moments, t * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
     /* what products read, made of the master weights by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     /* [Vp, C] of wte, likewise; the fp32 build reads the master. head_q: its bytes */ \
@@ -1611,10 +1621,11 @@ typedef struct {
     int training; // gradients and moments exist
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
+    int moments;   // --moments: the types of AdamW's
+    uint64_t seed; // of stochastic rounding
     ScalingRecipe recipes[NOPERAND];
     uint8_t bf16[LAYERS_MAX][NLIN];  // bit p: product p of that linear layer stays in bf16
     uint8_t split[LAYERS_MAX][NLIN]; // it reads both numbers of split operands
-    uint64_t seed;
 
     ParamSpec params[NPARAM];
     size_t param_count;
@@ -2049,6 +2060,39 @@ typedef struct {
     float lr, beta1, beta2, eps, weight_decay;
 } AdamW;
 
+// ---- moments in fewer bits (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
+// n elements of m (k: 0) or v (1) from `at` on, which are a block, as numbers.
+static void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
+    const byte_t *code = k ? g->v_codes : g->m_codes;
+    const uint16_t *wide = (const void *)code;
+    const float inv = g->moment_inv[2 * block + k];
+    if (k && g->moments == MOMENTS_BF16)
+        SIMD for (size_t i = 0; i < n; i++) x[i] = float_from_bf16(wide[at + i]);
+    else SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[at + i], &fp8_formats[k]) * inv;
+}
+// Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number for
+// m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v is
+// nearest to v. Where v became 0 and m did not, a step would be m / eps: so no v > 0 becomes 0.
+static void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
+                         uint64_t key) {
+    byte_t *code = k ? g->v_codes : g->m_codes;
+    uint16_t *wide = (void *)code;
+    const Fp8Format *f = &fp8_formats[k];
+    const ScalingRecipe r = {.format = DTYPE_E4M3 + k};
+    uint32_t amax = 0;
+    PRAGMA(omp simd reduction(max : amax))
+    for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
+    const float scale = scale_from_amax(bits_float(amax), 1, &r);
+    g->moment_inv[2 * block + k] = 1 / scale;
+    SIMD for (size_t i = 0; i < n; i++) {
+        const uint32_t u = float_bits(x[i] * scale), random = random_u32(key, at + i),
+                       c = MIN(fp8_round_stochastic(u & 0x7fffffff, f, random), f->max_code);
+        if (k && g->moments == MOMENTS_BF16)
+            wide[at + i] = (float_bits(x[i]) + (random >> 16)) >> 16;
+        else code[at + i] = MAX(c, k && x[i] > 0) | (u >> 24 & 0x80);
+    }
+}
+
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
 // update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 -
@@ -2059,19 +2103,27 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
     const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)),
                 correct2 = 1.0 / (1.0 - power_int(o->beta2, t));
     const float lr = o->lr, b1 = o->beta1, b2 = o->beta2, eps = o->eps;
+    const uint64_t key = random_u64(g->seed, 0xada3, t);
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t n = s->layers * s->rows * s->cols;
-        float *w = g->master + s->offset, *m = g->m + s->offset, *v = g->v + s->offset;
-        const float *grad = g->grad + s->offset, decay = s->decays ? o->weight_decay : 0;
-        PRAGMA(omp parallel for simd schedule(static) reduction(max : largest))
-        for (size_t i = 0; i < n; i++) {
-            const float d = grad[i] * unscale;
-            m[i] = b1 * m[i] + (1 - b1) * d;
-            v[i] = b2 * v[i] + (1 - b2) * (d * d);
-            const float step = m[i] * correct1 / (sqrtf(v[i] * correct2) + eps);
-            w[i] -= lr * (step + decay * w[i]);
-            largest = MAX(largest, float_bits(w[i]) & 0x7fffffff);
+        const size_t end = s->offset + s->layers * s->rows * s->cols;
+        const float decay = s->decays ? o->weight_decay : 0;
+        PRAGMA(omp parallel for schedule(static) reduction(max : largest))
+        for (size_t at = s->offset; at < end; at += MOMENT_BLOCK) {
+            const size_t n = MIN(end - at, MOMENT_BLOCK), block = MOMENT_BLOCKS(at, id);
+            float own[2][MOMENT_BLOCK], *w = g->master + at, *grad = g->grad + at;
+            float *m = g->moments ? own[0] : g->m + at, *v = g->moments ? own[1] : g->v + at;
+            for (int k = 0; k < 2 && g->moments; k++) moment_read(g, k, own[k], block, at, n);
+            PRAGMA(omp simd reduction(max : largest))
+            for (size_t i = 0; i < n; i++) {
+                const float d = grad[i] * unscale;
+                m[i] = b1 * m[i] + (1 - b1) * d;
+                v[i] = b2 * v[i] + (1 - b2) * (d * d);
+                const float step = m[i] * correct1 / (sqrtf(v[i] * correct2) + eps);
+                w[i] -= lr * (step + decay * w[i]);
+                largest = MAX(largest, float_bits(w[i]) & 0x7fffffff);
+            }
+            for (int k = 0; k < 2 && g->moments; k++) moment_write(g, k, own[k], block, at, n, key);
         }
     }
     g->weights_ready = 0;
@@ -2720,7 +2772,7 @@ static void token_print(const Tokenizer *t, int token) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 9
-enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
+enum { SECTION_PROGRESS = 1, SECTION_SCALES = 5, SECTIONS = 8 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
@@ -2749,12 +2801,15 @@ static void state_header(uint64_t *h) {
 // later.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
-                   scales = g->scale_count;
+                   scales = g->scale_count, kind = g->moments,
+                   type = kind ? DTYPE_E4M3 : DTYPE_FP32, m = kind ? 1 : 4, v = kind ? kind : 4,
+                   blocks = kind ? MOMENT_BLOCKS(n, NPARAM) : 0;
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m, 1},
-        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v, 1},
+        {{"adamw_m", type, n, 1, m * n, 0}, kind ? (void *)g->m_codes : g->m, 1},
+        {{"adamw_v", type, n, 1, v * n, 0}, kind ? (void *)g->v_codes : g->v, 1},
+        {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
          0},
@@ -3202,6 +3257,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
+    X(CHOICE, moments, 0, "moments", "fp32|e4m3+e5m2|e4m3+bf16", FIXED | OWN, 0, 0, "fp32", \
+        "AdamW's m+v; fewer bits are rounded stochastically") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
@@ -4371,6 +4428,7 @@ static void run_open(Run *r) {
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
+    r->g.moments = o->moments;
     r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;

@@ -102,8 +102,8 @@ Part three, speed: 15 the fast product, 16 the machine.
 
 // ==== 1. precision ===============================================================================
 // Roles: a *stored* tensor is the residual stream, a saved activation or the gradient of an
-// activation; an *operand* is what a linear layer's product reads. Master weights, moments,
-// parameter gradients, logits and sums are fp32 always.
+// activation; an *operand* is what a linear layer's product reads. Master weights,
+// parameter gradients, logits and sums are fp32 always, moments by default.
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -2158,6 +2158,11 @@ typedef float fp32_t;
 typedef double fp64_t;
 typedef uint8_t byte_t;
 typedef int int_t;
+// The words of --moments, by the type of v. Moments of 8 bits have a scale for each block of
+// MOMENT_BLOCK elements. Every tensor begins a block.
+enum { MOMENTS_FP32, MOMENTS_E5M2, MOMENTS_BF16 };
+#define MOMENT_BLOCK          128
+#define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
@@ -2177,8 +2182,12 @@ static size_t role_size(Storage role, int precision) {
     /* weights, their gradients, AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, m, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, v, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, m, 1, t * !g->moments * g->param_count, OPTIMIZER) \
+    X(fp32, v, 1, t * !g->moments * g->param_count, OPTIMIZER) \
+    /* or, by --moments, codes of m, of v (1 or 2 bytes), and scale_inv of their blocks */ \
+    X(byte, m_codes, !!g->moments, t * g->param_count, OPTIMIZER) \
+    X(byte, v_codes, g->moments, t * g->param_count, OPTIMIZER) \
+    X(fp32, moment_inv, 2 * !!g->moments, t * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     X(byte, weights_t, L, fp8 * t * ROOM(OPERAND_W, 12 * C * C), REUSED)  /* turned, for dgrad */ \
@@ -2269,7 +2278,8 @@ typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
     bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                               \
     if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */               \
     if (part) part[life] += bytes;                                                                 \
-    else g->name = (role##_t *)device_allocate(bytes);
+    else g->name = (role##_t *)device_allocate(bytes);                                             \
+    if (g->name && life == OPTIMIZER) device_zero(g->name, bytes);
 
 // What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R]
 // and buckets [R + 1] (encoder_backward), and the number of buckets.
@@ -2290,6 +2300,7 @@ typedef struct {
     AdamW adamw;
     float correct1, correct2;     // 1 / (1 - beta^t)
     double grad_clip, loss_scale; // 0: no clipping
+    uint64_t moments_key;         // of their stochastic rounding
 } StepInputs;
 typedef struct {
     double loss, norm;      // the sum of the losses; of the unscaled gradient
@@ -2325,10 +2336,11 @@ typedef struct {
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     int logits16;  // logits have the stored type
+    int moments;   // --moments: the types of AdamW's
+    uint64_t seed; // of stochastic rounding
     ScalingRecipe recipes[NOPERAND];
     uint8_t bf16[LAYERS_MAX][NLIN];  // bit p: product p of that linear layer stays in bf16
     uint8_t split[LAYERS_MAX][NLIN]; // it reads both numbers of split operands
-    uint64_t seed;
 
     ParamSpec params[NPARAM];
     size_t param_count;
@@ -2484,8 +2496,6 @@ static void gpt_allocate(Gpt *g) {
     gpt_scales_write(g);
     g->step_inputs = (StepInputs *)device_allocate(sizeof(StepInputs));
     g->step_results = (StepResults *)device_allocate(sizeof(StepResults));
-    for (float *p : {g->master, g->m, g->v}) // without training there are no moments
-        if (p) device_zero(p, g->param_count * sizeof(float));
     emulation.a = g->emulate_a;
     emulation.b = g->emulate_b;
     emulation.sums = g->emulate_sums;
@@ -2942,51 +2952,121 @@ static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t
 // of their other statistics.
 static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 
+// ---- moments in fewer bits (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
+typedef struct {
+    void *m, *v;
+    float *inv;
+    int kind; // Gpt.moments
+} Moments;
+// Eight elements of m (k: 0) or v (1), of which 16 threads have a block, as numbers.
+DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t i) {
+    const void *from = k ? o->v : o->m;
+    const float inv = o->inv[2 * block + k];
+    uint32_t w[4];
+    if (k && o->kind == MOMENTS_BF16) {
+        load_words<4>(w, (const uint16_t *)from + i);
+        UNROLL for (int e = 0; e < 8; e++) x[e] =
+            bits_float(e % 2 ? w[e / 2] & 0xffff0000 : w[e / 2] << 16);
+        return;
+    }
+    const uint2 pair = get<uint2>((const uint8_t *)from + i);
+    UNROLL for (int e = 0; e < 8; e++) x[e] =
+        fp8_decode((e < 4 ? pair.x : pair.y) >> e % 4 * 8, k ? DTYPE_E5M2 : DTYPE_E4M3) * inv;
+}
+// Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number for
+// m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v is
+// nearest to v. Where v became 0 and m did not, a step would be m / eps: so no v > 0 becomes 0.
+// All threads of a warp call it; some only help to find amax.
+DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, size_t i,
+                         uint64_t key, bool writes) {
+    void *to = k ? o->v : o->m;
+    const bool wide = k && o->kind == MOMENTS_BF16;
+    ScalingRecipe r = {};
+    r.format = k ? DTYPE_E5M2 : DTYPE_E4M3;
+    const Fp8Format f = fp8_format(r.format);
+    float amax = 0;
+    uint32_t w[4] = {0};
+    UNROLL for (int e = 0; e < 8; e++) amax = fmaxf(amax, fabsf(x[e]));
+    UNROLL for (int d = 8; d > 0; d /= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, d));
+    const float scale = scale_from_amax(amax, 1, &r);
+    UNROLL for (int e = 0; e < 8; e++) {
+        const uint32_t u = float_bits(x[e] * scale), random = random_u32(key, i + e),
+                       c = MIN(fp8_round_stochastic(u & 0x7fffffff, &f, random), f.max_code),
+                       least = k && x[e] > 0;
+        if (wide) w[e / 2] |= (float_bits(x[e]) + (random >> 16)) >> 16 << e % 2 * 16;
+        else w[e / 4] |= (MAX(c, least) | (u >> 24 & 0x80)) << e % 4 * 8;
+    }
+    if (!writes) return;
+    if (wide) put((uint16_t *)to + i, make_uint4(w[0], w[1], w[2], w[3]));
+    else put((uint8_t *)to + i, make_uint2(w[0], w[1]));
+    o->inv[2 * block + k] = 1 / scale;
+}
+
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
 // update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
-// One pass over all parameters; a thread has eight.
+// One pass over all parameters; a thread has eight, 16 threads a block of moments.
 typedef struct {
     size_t end[NPARAM];
     int decays[NPARAM];
 } ParamRanges;
+template <bool FP32>
 KERNEL_OF(THREADS)
-adamw_kernel(float *weights, float *m, float *v, const float *grad, ParamRanges ranges,
-             const StepInputs *in, StepResults *results) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, const StepInputs *in,
+             StepResults *results) {
+    const size_t block = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16;
     const float grad_scale = results->update_scale;
-    if (grad_scale == 0 || i >= ranges.end[NPARAM - 1]) return;
+    if (grad_scale == 0) return;
     int id = 0;
-    while (i >= ranges.end[id]) id++; // all tensors have whole eights
+    while (id < NPARAM - 1 && block >= MOMENT_BLOCKS(ranges.end[id], id + 1)) id++;
+    const size_t begin = id ? ranges.end[id - 1] : 0;
+    const size_t i =
+        begin + (block - MOMENT_BLOCKS(begin, id)) * MOMENT_BLOCK + threadIdx.x % 16 * 8;
+    const bool here = i < ranges.end[id]; // all tensors have whole eights
     const AdamW a = in->adamw;
     const float decay = ranges.decays[id] ? a.weight_decay : 0;
-    float g[8], ms[8], vs[8], w[8];
-    load8(g, grad + i);
-    load8(ms, m + i);
-    load8(vs, v + i);
-    load8(w, weights + i);
-    UNROLL for (int k = 0; k < 8; k++) {
-        const float d = g[k] * grad_scale;
-        ms[k] = a.beta1 * ms[k] + (1 - a.beta1) * d;
-        vs[k] = a.beta2 * vs[k] + (1 - a.beta2) * (d * d);
-        const float step = ms[k] * in->correct1 / (sqrtf(vs[k] * in->correct2) + a.eps);
-        w[k] -= a.lr * (step + decay * w[k]);
-        if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
+    float g[8], ms[8] = {0}, vs[8] = {0}, w[8];
+    if (here) {
+        load8(g, grad + i);
+        load8(w, weights + i);
+        if (FP32) {
+            load8(ms, (float *)o.m + i);
+            load8(vs, (float *)o.v + i);
+        } else {
+            moment_read(&o, 0, ms, block, i);
+            moment_read(&o, 1, vs, block, i);
+        }
+        UNROLL for (int k = 0; k < 8; k++) {
+            const float d = g[k] * grad_scale;
+            ms[k] = a.beta1 * ms[k] + (1 - a.beta1) * d;
+            vs[k] = a.beta2 * vs[k] + (1 - a.beta2) * (d * d);
+            const float step = ms[k] * in->correct1 / (sqrtf(vs[k] * in->correct2) + a.eps);
+            w[k] -= a.lr * (step + decay * w[k]);
+            if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
+        }
+        store8(weights + i, w);
     }
-    store8(m + i, ms);
-    store8(v + i, vs);
-    store8(weights + i, w);
+    if (!FP32) {
+        moment_write(&o, 0, ms, block, i, in->moments_key, here);
+        moment_write(&o, 1, vs, block, i, in->moments_key, here);
+    } else if (here) {
+        store8((float *)o.m + i, ms);
+        store8((float *)o.v + i, vs);
+    }
 }
 static void adamw_update(Gpt *g) {
+    const Moments moments = {g->m ? (void *)g->m : g->m_codes, g->v ? (void *)g->v : g->v_codes,
+                             g->moment_inv, g->moments};
     ParamRanges ranges;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         ranges.end[id] = s->offset + s->layers * s->rows * s->cols;
         ranges.decays[id] = s->decays;
     }
-    RUN(adamw_kernel, ceil_div(g->param_count / 8, THREADS), g->master, g->m, g->v, g->grad, ranges,
-        g->step_inputs, g->step_results);
+    const auto kernel = g->moments ? adamw_kernel<false> : adamw_kernel<true>;
+    RUN(kernel, ceil_div(MOMENT_BLOCKS(g->param_count, NPARAM) * 16, THREADS), g->master, moments,
+        g->grad, ranges, g->step_inputs, g->step_results);
     g->weights_ready = 0;
 }
 
@@ -3134,6 +3214,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
         h->graphs_own_amax = g->own_amax;
     }
     in->adamw = *a;
+    in->moments_key = random_u64(g->seed, 0xada3, s->update);
     in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update));
     in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
     in->grad_scale = loss_scale / (float)s->tokens;
@@ -3724,7 +3805,7 @@ static void token_print(const Tokenizer *t, int token) {
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
 #define STATE_VERSION 9
-enum { SECTION_PROGRESS = 1, SECTION_SCALES = 4, SECTIONS = 7 }; // of state_sections()
+enum { SECTION_PROGRESS = 1, SECTION_SCALES = 5, SECTIONS = 8 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
 typedef uint64_t StateHeader[8];
@@ -3753,12 +3834,15 @@ static void state_header(uint64_t *h) {
 // later.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
-                   scales = g->scale_count;
+                   scales = g->scale_count, kind = g->moments,
+                   type = kind ? DTYPE_E4M3 : DTYPE_FP32, m = kind ? 1 : 4, v = kind ? kind : 4,
+                   blocks = kind ? MOMENT_BLOCKS(n, NPARAM) : 0;
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", DTYPE_FP32, n, 1, 4 * n, 0}, g->m, 1},
-        {{"adamw_v", DTYPE_FP32, n, 1, 4 * n, 0}, g->v, 1},
+        {{"adamw_m", type, n, 1, m * n, 0}, kind ? (void *)g->m_codes : g->m, 1},
+        {{"adamw_v", type, n, 1, v * n, 0}, kind ? (void *)g->v_codes : g->v, 1},
+        {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
          0},
@@ -4206,6 +4290,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
+    X(CHOICE, moments, 0, "moments", "fp32|e4m3+e5m2|e4m3+bf16", FIXED | OWN, 0, 0, "fp32", \
+        "AdamW's m+v; fewer bits are rounded stochastically") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
@@ -5375,6 +5461,7 @@ static void run_open(Run *r) {
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
+    r->g.moments = o->moments;
     r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;

@@ -37,6 +37,8 @@ FAULTS = [
     ("gradients of the step before stay", "NULL, !f->first, 0}", "NULL, 1, 0}", "steps bits"),
     ("an FP8 head's dlogits are not turned", "bytes_turn(f.operand[OPERAND_DY].bytes[OVER_ROWS], d.q, slab, f.out);", "", "model steps"),
     ("AdamW without its second correction", "sqrtf(vs[k] * in->correct2)", "sqrtf(vs[k])", "optimizer"),
+    ("a v that is not 0 becomes 0", "least = k && x[e] > 0;", "least = 0;", "moments"),
+    ("a block of moments with half its amax", "d = 8; d > 0; d /= 2) amax", "d = 4; d > 0; d /= 2) amax", "moments"),
     ("a clipped gradient is not clipped", "in->grad_clip > 0 && norm > in->grad_clip ?", "in->grad_clip > 0 && norm > 2 * in->grad_clip ?", "optimizer"),
     ("the initial weights from another draw", "random_u64(seed, id, i + 1)", "random_u64(seed, id, i + 2)", "model"),
     ("a denormal weight is not flushed before it is rounded", "v[i] = denormal_flush(bits_float(raw[i]));", "v[i] = bits_float(raw[i]);", "fused"),

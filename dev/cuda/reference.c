@@ -148,7 +148,8 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     options_recipes(&o, g);
     g->config = options_config(&o, options_depth(&o), V);
     options_products(&o, g);
-    g->B = o.batch, g->training = 1, g->recompute = o.recompute, g->seed = o.seed;
+    g->B = o.batch, g->training = 1, g->recompute = o.recompute;
+    g->moments = o.moments, g->seed = o.seed;
     if (workspace.threads) workspace_free();
     else machine_init(0);
     gpt_allocate(g), gpt_init(g, o.seed);

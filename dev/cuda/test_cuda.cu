@@ -1294,7 +1294,7 @@ struct Both {
         r.g.config = options_config(&r.o, options_depth(&r.o), 256);
         options_products(&r.o, &r.g);
         r.g.B = (int)r.o.batch, r.g.training = 1, r.g.recompute = (int)r.o.recompute;
-        r.g.seed = r.o.seed;
+        r.g.moments = (int)r.o.moments, r.g.seed = (uint64_t)r.o.seed;
         if (r.o.total_batch == 0) r.o.total_batch = r.o.batch * r.o.seq_len;
         if (r.o.lr == 0) r.o.lr = 1e-3;
         r.train = dataset_open(r.o.train);
@@ -1352,6 +1352,52 @@ struct Both {
         return x;
     }
 };
+// AdamW's moments in fewer bits: the C file's bytes, from the same gradients.
+static std::vector<uint8_t> device_bytes(const void *p, size_t bytes) {
+    std::vector<uint8_t> x(bytes);
+    if (bytes) device_read(x.data(), p, bytes);
+    return x;
+}
+static void test_moments() {
+    for (const char *words : {"fp32", "e4m3+e5m2", "e4m3+bf16"}) {
+        Both b(std::string("--seed 7 --layers 3 --channels 48 --moments ") + words); // odd blocks
+        Gpt *g = &b.r.g;
+        const size_t n = g->param_count;
+        size_t bytes;
+        StepInputs in = {};
+        in.adamw = {1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f};
+        StepResults results = {};
+        results.update_scale = 0.5f;
+        device_write(g->step_results, &results, sizeof(results));
+        const float hyper[5] = {in.adamw.lr, in.adamw.beta1, in.adamw.beta2, in.adamw.eps,
+                                in.adamw.weight_decay};
+        for (long t = 1; t <= 4; t++) {
+            std::vector<float> grad = normals(n, 0.1f);
+            for (size_t i = 0; i < n; i++)
+                grad[i] *= i / 128 % 5 == 1 ? 0 : ldexpf(1, -(int)(i % 50));
+            memcpy(ref_gpt_tensor(b.ref, "grad", &bytes), grad.data(), n * 4);
+            device_write(g->grad, grad.data(), n * 4);
+            in.correct1 = (float)(1.0 / (1.0 - power_int(in.adamw.beta1, t)));
+            in.correct2 = (float)(1.0 / (1.0 - power_int(in.adamw.beta2, t)));
+            in.moments_key = random_u64(g->seed, 0xada3, t);
+            device_write(g->step_inputs, &in, sizeof(in));
+            ref_gpt_adamw(b.ref, hyper, 0.5f, t);
+            adamw_update(g);
+        }
+        const std::pair<const char *, const void *> all[] = {{"master", g->master},
+                                                             {"m", g->m},
+                                                             {"v", g->v},
+                                                             {"m_codes", g->m_codes},
+                                                             {"v_codes", g->v_codes},
+                                                             {"moment_inv", g->moment_inv}};
+        for (auto &tensor : all) {
+            const uint8_t *p = (const uint8_t *)ref_gpt_tensor(b.ref, tensor.first, &bytes);
+            check_same(tensor.first, std::vector<uint8_t>(p, p + bytes),
+                       device_bytes(tensor.second, bytes));
+        }
+        printf("ok   four updates with --moments %s: the same bytes\n", words);
+    }
+}
 #if IS_FP8
 // Whether steps run as they should: from the second on as graphs, in which one tensor a layer
 // (attention's output, turned) and the head's input are quantized apart from the kernels that make
@@ -2024,6 +2070,7 @@ int main(int argc, char **argv) {
         {"cudnn", test_cudnn},
 #endif
         {"optimizer", test_optimizer},
+        {"moments", test_moments},
         {"model", test_model},
         {"bits", test_bits},
         {"generate", test_generate},
