@@ -54,11 +54,11 @@ read an operand sum over different ones, so it is quantized twice.
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
 stream and gradients of activations are bf16; master weights and their gradients are fp32, AdamW's
-moments too (unless --moments says otherwise), sums fp32 or double. The head is FP8 with --fp8-head only. The FP16 build differs in
-this: the stored type is fp16; products read the stored tensors themselves and an fp16 copy of the
-weights; the loss is scaled so that gradients do not underflow, and a step whose gradients overflow
-is skipped. (A recipe with a constant scale for dy scales the loss, too: saturated gradients halve
-the loss scale, but skip no step.) All else is the same text.
+moments too unless --moments says otherwise, sums fp32 or double. The head is FP8 with --fp8-head
+only. The FP16 build differs in this: the stored type is fp16; products read the stored tensors
+themselves and an fp16 copy of the weights; the loss is scaled so that gradients do not underflow,
+and a step whose gradients overflow is skipped. (A recipe with a constant scale for dy scales the
+loss, too: saturated gradients halve the loss scale, but skip no step.) All else is the same text.
 
 A step (gpt_step(), section 9) is: forward and backward of every micro-batch, the scales of the
 next step, AdamW, which marks the weights' bytes as stale, and the next loss scale. The next forward
@@ -135,8 +135,7 @@ options, 14 training loop. Part three, speed: 15 the fast product, 16 the machin
 // ==== 1. precision ===============================================================================
 // Roles: a *stored* tensor is the residual stream, an activation between layers or its gradient; an
 // *operand* is what a linear layer's product reads, and what is kept of it for wgrad. Master
-// weights, parameter gradients and logits are fp32 always, moments by default; sums are fp32 or
-// double.
+// weights, parameter gradients, logits and (by default) moments are fp32; sums fp32 or double.
 #define PRECISION_FP8  0
 #define PRECISION_FP16 1
 #define PRECISION_BF16 2
@@ -2070,9 +2069,9 @@ static void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, 
         SIMD for (size_t i = 0; i < n; i++) x[i] = float_from_bf16(wide[at + i]);
     else SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[at + i], &fp8_formats[k]) * inv;
 }
-// Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number for
-// m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v is
-// nearest to v. Where v became 0 and m did not, a step would be m / eps: so no v > 0 becomes 0.
+// Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number
+// for m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v
+// is nearest to v. Where v became 0 and m did not, a step would be m / eps: no v > 0 becomes 0.
 static void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
                          uint64_t key) {
     byte_t *code = k ? g->v_codes : g->m_codes;

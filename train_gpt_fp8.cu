@@ -2954,38 +2954,35 @@ static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 
 // ---- moments in fewer bits (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
 typedef struct {
-    void *m, *v;
+    void *of[2]; // m and v
     float *inv;
     int kind; // Gpt.moments
 } Moments;
+template <class T> struct alignas(8 * sizeof(T)) Eight { T of[8]; };
 // Eight elements of m (k: 0) or v (1), of which 16 threads have a block, as numbers.
 DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t i) {
-    const void *from = k ? o->v : o->m;
     const float inv = o->inv[2 * block + k];
-    uint32_t w[4];
+    const Dtype d = k ? DTYPE_E5M2 : DTYPE_E4M3;
     if (k && o->kind == MOMENTS_BF16) {
-        load_words<4>(w, (const uint16_t *)from + i);
-        UNROLL for (int e = 0; e < 8; e++) x[e] =
-            bits_float(e % 2 ? w[e / 2] & 0xffff0000 : w[e / 2] << 16);
+        const auto wide = get<Eight<uint16_t>>((uint16_t *)o->of[k] + i);
+        UNROLL for (int e = 0; e < 8; e++) x[e] = float_from_bf16(wide.of[e]);
         return;
     }
-    const uint2 pair = get<uint2>((const uint8_t *)from + i);
-    UNROLL for (int e = 0; e < 8; e++) x[e] =
-        fp8_decode((e < 4 ? pair.x : pair.y) >> e % 4 * 8, k ? DTYPE_E5M2 : DTYPE_E4M3) * inv;
+    const auto code = get<Eight<uint8_t>>((uint8_t *)o->of[k] + i);
+    UNROLL for (int e = 0; e < 8; e++) x[e] = fp8_decode(code.of[e], d) * inv;
 }
-// Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number for
-// m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v is
-// nearest to v. Where v became 0 and m did not, a step would be m / eps: so no v > 0 becomes 0.
+// Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number
+// for m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v
+// is nearest to v. Where v became 0 and m did not, a step would be m / eps: no v > 0 becomes 0.
 // All threads of a warp call it; some only help to find amax.
 DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, size_t i,
                          uint64_t key, bool writes) {
-    void *to = k ? o->v : o->m;
-    const bool wide = k && o->kind == MOMENTS_BF16;
     ScalingRecipe r = {};
     r.format = k ? DTYPE_E5M2 : DTYPE_E4M3;
     const Fp8Format f = fp8_format(r.format);
+    Eight<uint16_t> wide;
+    Eight<uint8_t> code;
     float amax = 0;
-    uint32_t w[4] = {0};
     UNROLL for (int e = 0; e < 8; e++) amax = fmaxf(amax, fabsf(x[e]));
     UNROLL for (int d = 8; d > 0; d /= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, d));
     const float scale = scale_from_amax(amax, 1, &r);
@@ -2993,12 +2990,12 @@ DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, 
         const uint32_t u = float_bits(x[e] * scale), random = random_u32(key, i + e),
                        c = MIN(fp8_round_stochastic(u & 0x7fffffff, &f, random), f.max_code),
                        least = k && x[e] > 0;
-        if (wide) w[e / 2] |= (float_bits(x[e]) + (random >> 16)) >> 16 << e % 2 * 16;
-        else w[e / 4] |= (MAX(c, least) | (u >> 24 & 0x80)) << e % 4 * 8;
+        wide.of[e] = (float_bits(x[e]) + (random >> 16)) >> 16;
+        code.of[e] = MAX(c, least) | (u >> 24 & 0x80);
     }
     if (!writes) return;
-    if (wide) put((uint16_t *)to + i, make_uint4(w[0], w[1], w[2], w[3]));
-    else put((uint8_t *)to + i, make_uint2(w[0], w[1]));
+    if (k && o->kind == MOMENTS_BF16) put((uint16_t *)o->of[k] + i, wide);
+    else put((uint8_t *)o->of[k] + i, code);
     o->inv[2 * block + k] = 1 / scale;
 }
 
@@ -3031,8 +3028,8 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
         load8(g, grad + i);
         load8(w, weights + i);
         if (FP32) {
-            load8(ms, (float *)o.m + i);
-            load8(vs, (float *)o.v + i);
+            load8(ms, (float *)o.of[0] + i);
+            load8(vs, (float *)o.of[1] + i);
         } else {
             moment_read(&o, 0, ms, block, i);
             moment_read(&o, 1, vs, block, i);
@@ -3051,13 +3048,14 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
         moment_write(&o, 0, ms, block, i, in->moments_key, here);
         moment_write(&o, 1, vs, block, i, in->moments_key, here);
     } else if (here) {
-        store8((float *)o.m + i, ms);
-        store8((float *)o.v + i, vs);
+        store8((float *)o.of[0] + i, ms);
+        store8((float *)o.of[1] + i, vs);
     }
 }
 static void adamw_update(Gpt *g) {
-    const Moments moments = {g->m ? (void *)g->m : g->m_codes, g->v ? (void *)g->v : g->v_codes,
-                             g->moment_inv, g->moments};
+    const Moments moments = {{g->m ? (void *)g->m : g->m_codes, g->v ? (void *)g->v : g->v_codes},
+                             g->moment_inv,
+                             g->moments};
     ParamRanges ranges;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];

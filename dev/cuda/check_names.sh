@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 titles() { grep -oE '^// ==== [0-9]+\. [A-Za-z0-9 ]+' "$1" | sed 's/ *$//'; }
 functions() { # of sections 8 to 14
-  sed -n '/^\/\/ ==== 8\./,/^\/\/ ==== 15\./p' "$1" | grep -oE '^(static|INLINE|int|__attribute__|template)[^=;(]*[ *]([a-z_0-9]+)\(' | grep -oE '[a-z_0-9]+\($' | tr -d '(' | sort -u
+  sed -n '/^\/\/ ==== 8\./,/^\/\/ ==== 15\./p' "$1" | grep -oE '^(static|INLINE|DEVICE|int|__attribute__|template)[^=;(]*[ *]([a-z_0-9]+)\(' | grep -oE '[a-z_0-9]+\($' | tr -d '(' | sort -u
 }
 only_c="partial_count|attention_bytes|stored_from_floats|gpt_scale|gpt_forward"
 only_c="$only_c|workspace_bytes|workspace_make"
