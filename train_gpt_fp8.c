@@ -2061,7 +2061,7 @@ typedef struct {
 
 // ---- moments in fewer bits (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
 // n elements of m (k: 0) or v (1) from `at` on, which are a block, as numbers.
-static void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
+INLINE void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
     const byte_t *code = k ? g->v_codes : g->m_codes;
     const uint16_t *wide = (const void *)code;
     const float inv = g->moment_inv[2 * block + k];
@@ -2072,7 +2072,7 @@ static void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, 
 // Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number
 // for m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v
 // is nearest to v. Where v became 0 and m did not, a step would be m / eps: no v > 0 becomes 0.
-static void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
+INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
                          uint64_t key) {
     byte_t *code = k ? g->v_codes : g->m_codes;
     uint16_t *wide = (void *)code;
@@ -2083,13 +2083,14 @@ static void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at,
     for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
     g->moment_inv[2 * block + k] = 1 / scale;
-    SIMD for (size_t i = 0; i < n; i++) {
-        const uint32_t u = float_bits(x[i] * scale), random = random_u32(key, at + i),
-                       c = MIN(fp8_round_stochastic(u & 0x7fffffff, f, random), f->max_code);
-        if (k && g->moments == MOMENTS_BF16)
-            wide[at + i] = (float_bits(x[i]) + (random >> 16)) >> 16;
-        else code[at + i] = MAX(c, k && x[i] > 0) | (u >> 24 & 0x80);
-    }
+    if (k && g->moments == MOMENTS_BF16)
+        SIMD for (size_t i = 0; i < n; i++) wide[at + i] =
+            (float_bits(x[i]) + (random_u32(key, at + i) >> 16)) >> 16;
+    else SIMD for (size_t i = 0; i < n; i++) {
+            const uint32_t u = float_bits(x[i] * scale), random = random_u32(key, at + i),
+                           c = MIN(fp8_round_stochastic(u & 0x7fffffff, f, random), f->max_code);
+            code[at + i] = MAX(c, k && x[i] > 0) | (u >> 24 & 0x80);
+        }
 }
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
@@ -2112,7 +2113,10 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
             const size_t n = MIN(end - at, MOMENT_BLOCK), block = MOMENT_BLOCKS(at, id);
             float own[2][MOMENT_BLOCK], *w = g->master + at, *grad = g->grad + at;
             float *m = g->moments ? own[0] : g->m + at, *v = g->moments ? own[1] : g->v + at;
-            for (int k = 0; k < 2 && g->moments; k++) moment_read(g, k, own[k], block, at, n);
+            if (g->moments) {
+                moment_read(g, 0, m, block, at, n);
+                moment_read(g, 1, v, block, at, n);
+            }
             PRAGMA(omp simd reduction(max : largest))
             for (size_t i = 0; i < n; i++) {
                 const float d = grad[i] * unscale;
@@ -2122,7 +2126,9 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
                 w[i] -= lr * (step + decay * w[i]);
                 largest = MAX(largest, float_bits(w[i]) & 0x7fffffff);
             }
-            for (int k = 0; k < 2 && g->moments; k++) moment_write(g, k, own[k], block, at, n, key);
+            if (!g->moments) continue;
+            moment_write(g, 0, m, block, at, n, key);
+            moment_write(g, 1, v, block, at, n, key);
         }
     }
     g->weights_ready = 0;
