@@ -3263,7 +3263,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
     X(CHOICE, moments, 0, "moments", "fp32|e4m3+e5m2|e4m3+bf16", FIXED | OWN, 0, 0, "fp32", \
-        "AdamW's m+v; fewer bits are rounded stochastically") \
+        "types of AdamW's m and v") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
