@@ -54,7 +54,7 @@ read an operand sum over different ones, so it is quantized twice.
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
 stream and gradients of activations are bf16; master weights and their gradients are fp32, AdamW's
-moments too unless --moments says otherwise, sums fp32 or double. The head is FP8 with --fp8-head
+moments too without --fp8-moments, sums fp32 or double. The head is FP8 with --fp8-head
 only. The FP16 build differs in this: the stored type is fp16; products read the stored tensors
 themselves and an fp16 copy of the weights; the loss is scaled so that gradients do not underflow,
 and a step whose gradients overflow is skipped. (A recipe with a constant scale for dy scales the
@@ -144,15 +144,10 @@ options, 14 training loop. Part three, speed: 15 the fast product, 16 the machin
 #define PRECISION PRECISION_FP8
 #endif
 
-typedef enum {
-    DTYPE_FP32,
-    DTYPE_BF16,
-    DTYPE_FP16,
-    DTYPE_E4M3,
-    DTYPE_E5M2,
-    DTYPE_E2M1, // two codes share a byte
-    DTYPE_COUNT
-} Dtype;
+// clang-format off
+typedef enum { DTYPE_FP32, DTYPE_BF16, DTYPE_FP16, DTYPE_E4M3, DTYPE_E5M2,
+               DTYPE_E2M1 /* two codes share a byte */, DTYPE_COUNT } Dtype;
+// clang-format on
 static const size_t dtype_size[DTYPE_COUNT] = {4, 2, 2, 1, 1, 1};
 
 // The stored type, and its conversions among those of section 2; the type of an operand.
@@ -259,46 +254,10 @@ INLINE uint16_t bf16_from_float(float f) {
 }
 INLINE float float_from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
 
-// IEEE half, round to nearest even, denormal results kept: F16C's rules.
-INLINE uint16_t fp16_from_float(float f) {
-    uint32_t u = float_bits(f), a = u & 0x7fffffff,
-             r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
-    // ulp(0.5) = 2^-24, half's smallest denormal.
-    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);
-    r = a < 0x38800000 ? small : r;
-    r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
-    r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
-    return (uint16_t)(((u >> 16) & 0x8000) | r);
-}
-INLINE float float_from_fp16(uint16_t h) {
-    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16,
-             r = a + (112u << 23);
-    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23))
-                       : r; // 0 and denormals
-    r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
-    return bits_float(sign | r);
-}
-
-// ---- random numbers: counter based, so that any thread may draw any element. mix64 is
-// splitmix64's finalizer (Steele, Lea, Flood 2014).
-INLINE uint64_t mix64(uint64_t z) {
-    z += 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
-}
-INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
-// 32 random bits of element i under a key, for one rounding: two rounds of multiply and shift
-// (constants by Wellons 2018), which compilers vectorize.
-INLINE uint32_t random_u32(uint64_t key, uint32_t i) {
-    i ^= (uint32_t)key;
-    i = (i ^ i >> 16) * 0x7feb352d;
-    i = ((i ^ i >> 15) + (uint32_t)(key >> 32)) * 0x846ca68b;
-    return i ^ i >> 16;
-}
+// Section 7: IEEE half, and random numbers by counter.
+INLINE uint16_t fp16_from_float(float f);
+INLINE float float_from_fp16(uint16_t h);
+INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter);
 
 // ==== 3. FP8 formats =============================================================================
 typedef struct {
@@ -329,19 +288,6 @@ static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     uint32_t magic_bits = (uint32_t)(127 + 23 + 1 - f->bias - f->mantissa_bits) << 23;
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
     return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
-}
-// The code of a magnitude, rounded up with the probability of what truncation takes away, so that
-// its mean is the number itself: 32 random bits decide. As above, a large one gives a code above
-// max_code.
-INLINE uint32_t fp8_round_stochastic(uint32_t a, const Fp8Format *f, uint32_t random) {
-    const int shift = 23 - f->mantissa_bits;
-    const uint32_t lowest = (uint32_t)(128 - f->bias) << 23; // bits of the smallest normal number
-    uint32_t normal =
-        ((a + (random >> (32 - shift))) >> shift) - ((127u - f->bias) << f->mantissa_bits);
-    // denormal results: a whole number of the smallest denormal's 2^-23
-    const float unit = bits_float((uint32_t)(127 + 23 - 1 + f->bias + f->mantissa_bits) << 23);
-    const uint32_t fixed = (uint32_t)(int32_t)(bits_float(MIN(a, lowest)) * unit);
-    return a < lowest ? (fixed + (random >> 9)) >> 23 : normal;
 }
 // Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's
 // satfinite conversion does.
@@ -466,25 +412,6 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
         scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
-// Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
-// 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
-// block an E4M3 number, so that FP8_MAX of the format times 448 is the tensor's amax:
-//     tensor = 448 FP8_MAX / amax of the tensor,  inv = E4M3(amax / FP8_MAX * tensor),
-//     scale = tensor / inv
-// inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
-INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
-    const float scale = scale_from_amax(amax, 1, r);
-    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
-}
-// Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
-INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
-    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
-    else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
-    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
-    if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
-    return tensor / *inv; // exact where inv is a power of two
-}
-
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
@@ -540,6 +467,7 @@ typedef struct {
 #define SPAN 512 // most elements of a call
 static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale,
                             Fp8Stats *stats);
+static float tensor_amax(const stored_t *x, size_t n);
 static void sqnr_sums(double *sums, const Encoder *e, size_t at, size_t n, const float *scale,
                       int stride);
 // Whether a tensor is scaled by its own amax: by its rule, or because the rule has seen no amax yet
@@ -549,13 +477,6 @@ INLINE int scale_is_own(const Fp8Scale *s) {
            (recipe_remembers(&s->recipe) && s->amax_count == 0);
 }
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
-static float tensor_amax(const stored_t *x, size_t n) {
-    uint32_t amax = 0;
-#pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
-    for (size_t i = 0; i < n; i++)
-        amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
-    return bits_float(amax);
-}
 // Makes the codes q [n] of the stored tensor x [n] with one scale, and takes its amax in the same
 // pass; quantize_blocks() (section 7) makes those in blocks. The second numbers of a split operand lie
 // behind q. Returns scale_inv = 1 / scale.
@@ -730,10 +651,6 @@ typedef struct {
     float *sums;       // room for an output of several products
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
-// Whether a product reads both numbers of an operand.
-static int linear_splits(const Linear *f, int which, int product) {
-    return linear_in_fp8(f, product) && f->split >> product & f->operand[which].scale->recipe.split;
-}
 static void operand_is(Linear *f, int which, const stored_t *tensor) {
     f->operand[which].stored[OVER_COLUMNS] = f->operand[which].stored[OVER_ROWS] = tensor;
 }
@@ -779,34 +696,8 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
     return m;
 }
 
-// out = a b^T of the two operands of a product; rows: of x and dy. Where operands are split, it adds
-// products of their parts in fp32: both first ones, then first and second, second and first. (Both
-// second ones give 2^-8 of the product, which bf16 rounds away.)
-static void linear_product(const Linear *f, int product, Output out, size_t rows) {
-    const int a = product == FPROP ? OPERAND_X : OPERAND_DY;
-    const int b = product == WGRAD ? OPERAND_X : OPERAND_W;
-    const size_t M = product == WGRAD ? f->out : rows, N = product == FPROP ? f->out : f->in;
-    const size_t K = product == WGRAD ? rows : product == FPROP ? f->in : f->out;
-    const int b_splits = linear_splits(f, b, product),
-              last = linear_splits(f, a, product) + b_splits;
-    for (int i = 0; i <= last; i++) {
-        const int part_a = i > b_splits, part_b = i > part_a;
-        Output to = out;
-        to.accumulate |= i > 0;
-        if (i > 0) to.bias = NULL;
-        if (out.dtype != DTYPE_FP32 && i < last) {
-            to.data = f->sums;
-            to.dtype = DTYPE_FP32;
-            to.row_stride = N;
-        } else if (out.dtype != DTYPE_FP32 && i > 0) {
-            to.accumulate = 0;
-            to.add = f->sums;
-        }
-        matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b), M, N,
-               K);
-    }
-}
-
+// out = a b^T of a product's operands, by matmul(); rows: of x and dy.
+static void linear_product(const Linear *f, int product, Output out, size_t rows);
 // y[rows, out] = x w^T + bias, of type y_dtype.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows, Record record) {
     const Operand *x = &f->operand[OPERAND_X];
@@ -828,6 +719,39 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
     linear_product(f, DGRAD, output(dx, STORED, f->in, 1, NULL, 0), rows);
     linear_product(f, WGRAD, output(f->dw, DTYPE_FP32, f->in, 1, NULL, !f->first), rows);
     if (f->dbias) column_sums(f->dbias, dy, partial, rows, f->out);
+}
+
+// Whether a product reads both numbers of an operand.
+static int linear_splits(const Linear *f, int which, int product) {
+    return linear_in_fp8(f, product) && f->split >> product & f->operand[which].scale->recipe.split;
+}
+// Where operands are split, a product is the sum of products of their parts in fp32: both first ones, then first and second, second and first. (Both
+// second ones give 2^-8 of the product, which bf16 rounds away.)
+static void linear_product(const Linear *f, int product, Output out, size_t rows) {
+    static const int operands[NPRODUCT][2] = {
+        {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    const int a = operands[product][0], b = operands[product][1];
+    const size_t sizes[NPRODUCT][3] = {
+        {rows, f->out, f->in}, {rows, f->in, f->out}, {f->out, f->in, rows}};
+    const size_t *mnk = sizes[product];
+    const int b_splits = linear_splits(f, b, product),
+              last = linear_splits(f, a, product) + b_splits;
+    for (int i = 0; i <= last; i++) {
+        const int part_a = i > b_splits, part_b = i > part_a;
+        Output to = out;
+        to.accumulate |= i > 0;
+        if (i > 0) to.bias = NULL;
+        if (out.dtype != DTYPE_FP32 && i < last) {
+            to.data = f->sums;
+            to.dtype = DTYPE_FP32;
+            to.row_stride = mnk[1];
+        } else if (out.dtype != DTYPE_FP32 && i > 0) {
+            to.accumulate = 0;
+            to.add = f->sums;
+        }
+        matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b),
+               mnk[0], mnk[1], mnk[2]);
+    }
 }
 
 // ==== 7. other layers ============================================================================
@@ -870,6 +794,60 @@ static void sqnr_sums(double *sums, const Encoder *e, size_t at, size_t n, const
     sums[2] += fourth;
 }
 
+// IEEE half, round to nearest even, denormal results kept: F16C's rules.
+INLINE uint16_t fp16_from_float(float f) {
+    uint32_t u = float_bits(f), a = u & 0x7fffffff,
+             r = (a + 0xfff + ((a >> 13) & 1) - 0x38000000) >> 13;
+    // ulp(0.5) = 2^-24, half's smallest denormal.
+    uint32_t small = float_bits(bits_float(a) + 0.5f) - float_bits(0.5f);
+    r = a < 0x38800000 ? small : r;
+    r = a >= 0x477ff000 ? 0x7c00 : r; // 65520 and above round to Inf
+    r = a > 0x7f800000 ? 0x7e00 | ((a >> 13) & 0x3ff) : r;
+    return (uint16_t)(((u >> 16) & 0x8000) | r);
+}
+INLINE float float_from_fp16(uint16_t h) {
+    uint32_t a = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16,
+             r = a + (112u << 23);
+    r = a < (1u << 23) ? float_bits(bits_float(a + (113u << 23)) - bits_float(113u << 23))
+                       : r; // 0 and denormals
+    r = a >= (31u << 23) ? a | 0x7f800000 | (a > (31u << 23) ? 0x400000 : 0) : r;
+    return bits_float(sign | r);
+}
+
+// ---- random numbers: counter based, so that any thread may draw any element. mix64 is
+// splitmix64's finalizer (Steele, Lea, Flood 2014).
+INLINE uint64_t mix64(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+INLINE uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    return mix64(mix64(mix64(seed) ^ stream) ^ counter);
+}
+INLINE double random_unit(uint64_t bits) { return (double)(bits >> 11) * 0x1p-53; } // [0, 1)
+// 32 random bits of element i under a key, for one rounding: two rounds of multiply and shift
+// (constants by Wellons 2018), which compilers vectorize.
+INLINE uint32_t random_u32(uint64_t key, uint32_t i) {
+    i ^= (uint32_t)key;
+    i = (i ^ i >> 16) * 0x7feb352d;
+    i = ((i ^ i >> 15) + (uint32_t)(key >> 32)) * 0x846ca68b;
+    return i ^ i >> 16;
+}
+// The code of a magnitude, rounded up with the probability of what truncation takes away, so that
+// its mean is the number itself: 32 random bits decide. As above, a large one gives a code above
+// max_code.
+INLINE uint32_t fp8_round_stochastic(uint32_t a, const Fp8Format *f, uint32_t random) {
+    const int shift = 23 - f->mantissa_bits;
+    const uint32_t lowest = (uint32_t)(128 - f->bias) << 23; // bits of the smallest normal number
+    uint32_t normal =
+        ((a + (random >> (32 - shift))) >> shift) - ((127u - f->bias) << f->mantissa_bits);
+    // denormal results: a whole number of the smallest denormal's 2^-23
+    const float unit = bits_float((uint32_t)(127 + 23 - 1 + f->bias + f->mantissa_bits) << 23);
+    const uint32_t fixed = (uint32_t)(int32_t)(bits_float(MIN(a, lowest)) * unit);
+    return a < lowest ? (fixed + (random >> 9)) >> 23 : normal;
+}
+
 // ---- codes of elements, and what becomes of them
 // The codes of n <= SPAN numbers. Inlined for each format, whose constants are then known. Numbers
 // are widened and narrowed in loops of their own: compilers make vector code of these. Integer
@@ -902,6 +880,13 @@ INLINE void codes_make(uint8_t *q, const float *x, const float *scale, size_t n,
     stats->flushed += flushed;
     stats->count += n;
 }
+static float tensor_amax(const stored_t *x, size_t n) {
+    uint32_t amax = 0;
+#pragma omp parallel for schedule(static) reduction(max : amax) if (n > CHUNK)
+    for (size_t i = 0; i < n; i++)
+        amax = MAX(amax, float_bits(float_from_stored(x[i])) & 0x7fffffff);
+    return bits_float(amax);
+}
 // Encodes elements at .. at + n, each with a scale of its own.
 static void elements_encode(const Encoder *e, size_t at, size_t n, const float *scale,
                             Fp8Stats *stats) {
@@ -926,6 +911,26 @@ static void elements_encode(const Encoder *e, size_t at, size_t n, const float *
 }
 
 // ---- block scaling: quantize() with a scale for each block
+// ---- scales of blocks begin
+// Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
+// 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
+// block an E4M3 number, so that FP8_MAX of the format times 448 is the tensor's amax:
+//     tensor = 448 FP8_MAX / amax of the tensor,  inv = E4M3(amax / FP8_MAX * tensor),
+//     scale = tensor / inv
+// inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
+INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
+    const float scale = scale_from_amax(amax, 1, r);
+    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
+}
+// Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
+INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
+    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
+    else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
+    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
+    if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
+    return tensor / *inv; // exact where inv is a power of two
+}
+// ---- scales of blocks end
 // Columns are taken SPAN at a time, so that a row's elements are neighbours in memory. A block that
 // is wider than that has one scale, which all of its columns share.
 
@@ -957,7 +962,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const ScalingRecipe *r = &s->recipe;
     const Encoder e = {x, q, r->split ? q + rows * columns : NULL, r, scale_random(s, along_rows)};
     const int two_levels = r->rounding == ROUNDING_E4M3;
-    const float tensor = two_levels ? scale_of_tensor(tensor_amax(x, rows * columns), r) : 1;
+    const float tensor = scale_of_tensor(two_levels ? tensor_amax(x, rows * columns) : 0, r);
     // A block has `tall` rows and `wide` columns; there are `down` times `right` of them.
     const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across));
     const size_t wide = MIN(columns, (size_t)(along_rows ? r->across : r->along));
@@ -994,7 +999,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     free(sums);
     s->scale_inv[along_rows] = 1 / tensor;
     if (record == RECORD_NONE) return;
-    s->scale = two_levels ? tensor : scale_from_amax(bits_float(total.amax_bits), 1, r);
+    s->scale = scale_from_amax(bits_float(total.amax_bits), 1, r);
     stats_merge(&s->step, &total);
 }
 
@@ -1006,29 +1011,29 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 #define HADAMARD 16
 static void hadamard_transform(stored_t *out, const stored_t *x, size_t rows, size_t columns,
                                uint32_t signs) {
-    PARALLEL(static) for (size_t task = 0; task < ceil_div(rows, HADAMARD); task++) {
-        const size_t at = task * HADAMARD * columns, count = MIN(HADAMARD, rows - task * HADAMARD);
-        if (count < HADAMARD) memcpy(out + at, x + at, count * columns * sizeof(stored_t));
-        else
-            for (size_t c = 0; c < columns; c += 16) {
-                float v[HADAMARD][16] = {{0}};
-                const size_t n = MIN(16, columns - c);
+    PARALLEL(static) for (size_t row = 0; row < rows; row += HADAMARD) {
+        const int whole = row + HADAMARD <= rows;
+        const size_t count = MIN(HADAMARD, rows - row);
+        for (size_t c = 0; c < columns; c += 16) {
+            const size_t at = row * columns + c, n = MIN(16, columns - c);
+            float v[HADAMARD][16] = {{0}};
+            for (size_t i = 0; i < count; i++)
+                for (size_t k = 0; k < n; k++)
+                    v[i][k] =
+                        float_from_stored(x[at + i * columns + k]) * (!whole           ? 1
+                                                                      : signs >> i & 1 ? -0.25f
+                                                                                       : 0.25f);
+            for (size_t d = 1; whole && d < HADAMARD; d *= 2)
                 for (size_t i = 0; i < HADAMARD; i++)
-                    for (size_t k = 0; k < n; k++)
-                        v[i][k] = float_from_stored(x[at + i * columns + c + k]) *
-                                  (signs >> i & 1 ? -0.25f : 0.25f);
-                for (size_t d = 1; d < HADAMARD; d *= 2)
-                    for (size_t i = 0; i < HADAMARD; i++) SIMD for (size_t k = 0; k < 16; k++) {
-                            const float low = v[i & ~d][k], high = v[i | d][k];
-                            if (!(i & d)) {
-                                v[i][k] = low + high;
-                                v[i | d][k] = low - high;
-                            }
-                        }
-                for (size_t i = 0; i < HADAMARD; i++)
-                    for (size_t k = 0; k < n; k++)
-                        out[at + i * columns + c + k] = stored_from_float(v[i][k]);
-            }
+                    for (size_t k = 0; !(i & d) && k < 16; k++) {
+                        const float low = v[i][k], high = v[i | d][k];
+                        v[i][k] = low + high;
+                        v[i | d][k] = low - high;
+                    }
+            for (size_t i = 0; i < count; i++)
+                for (size_t k = 0; k < n; k++)
+                    out[at + i * columns + k] = stored_from_float(v[i][k]);
+        }
     }
 }
 
@@ -1506,9 +1511,7 @@ typedef enum {
 } Storage;
 typedef float fp32_t;
 typedef uint8_t byte_t;
-// The words of --moments, by the type of v. Moments of 8 bits have a scale for each block of
-// MOMENT_BLOCK elements. Every tensor begins a block.
-enum { MOMENTS_FP32, MOMENTS_E5M2, MOMENTS_BF16 };
+// --fp8-moments: elements of a tensor that share a scale. Every tensor begins a block.
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
 // Bytes an element in a build of the given precision.
@@ -1527,12 +1530,12 @@ static size_t role_size(Storage role, int precision) {
     /* weights, their gradients, and AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, m, 1, t * !g->moments * g->param_count, OPTIMIZER) \
-    X(fp32, v, 1, t * !g->moments * g->param_count, OPTIMIZER) \
-    /* or, by --moments, codes of m, of v (1 or 2 bytes), and scale_inv of their blocks */ \
-    X(byte, m_codes, !!g->moments, t * g->param_count, OPTIMIZER) \
-    X(byte, v_codes, g->moments, t * g->param_count, OPTIMIZER) \
-    X(fp32, moment_inv, 2 * !!g->moments, t * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
+    X(fp32, m, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(fp32, v, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
+    /* or, with --fp8-moments, their codes, and scale_inv of their blocks */ \
+    X(byte, m_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(byte, v_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(fp32, moment_inv, 2, t * g->fp8_moments * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
     /* what products read, made of the master weights by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     /* [Vp, C] of wte, likewise; the fp32 build reads the master. head_q: its bytes */ \
@@ -1620,7 +1623,7 @@ typedef struct {
     int training; // gradients and moments exist
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
-    int moments;   // --moments: the types of AdamW's
+    int fp8_moments;
     uint64_t seed; // of stochastic rounding
     ScalingRecipe recipes[NOPERAND];
     uint8_t bf16[LAYERS_MAX][NLIN];  // bit p: product p of that linear layer stays in bf16
@@ -2059,15 +2062,12 @@ typedef struct {
     float lr, beta1, beta2, eps, weight_decay;
 } AdamW;
 
-// ---- moments in fewer bits (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
+// ---- moments in FP8 (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
 // n elements of m (k: 0) or v (1) from `at` on, which are a block, as numbers.
 INLINE void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
     const byte_t *code = k ? g->v_codes : g->m_codes;
-    const uint16_t *wide = (const void *)code;
     const float inv = g->moment_inv[2 * block + k];
-    if (k && g->moments == MOMENTS_BF16)
-        SIMD for (size_t i = 0; i < n; i++) x[i] = float_from_bf16(wide[at + i]);
-    else SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[at + i], &fp8_formats[k]) * inv;
+    SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[at + i], &fp8_formats[k]) * inv;
 }
 // Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number
 // for m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v
@@ -2075,7 +2075,6 @@ INLINE void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, 
 INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
                          uint64_t key) {
     byte_t *code = k ? g->v_codes : g->m_codes;
-    uint16_t *wide = (void *)code;
     const Fp8Format *f = &fp8_formats[k];
     const ScalingRecipe r = {.format = DTYPE_E4M3 + k};
     uint32_t amax = 0;
@@ -2083,14 +2082,11 @@ INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at,
     for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
     g->moment_inv[2 * block + k] = 1 / scale;
-    if (k && g->moments == MOMENTS_BF16)
-        SIMD for (size_t i = 0; i < n; i++) wide[at + i] =
-            (float_bits(x[i]) + (random_u32(key, at + i) >> 16)) >> 16;
-    else SIMD for (size_t i = 0; i < n; i++) {
-            const uint32_t u = float_bits(x[i] * scale), random = random_u32(key, at + i),
-                           c = MIN(fp8_round_stochastic(u & 0x7fffffff, f, random), f->max_code);
-            code[at + i] = MAX(c, k && x[i] > 0) | (u >> 24 & 0x80);
-        }
+    SIMD for (size_t i = 0; i < n; i++) {
+        const uint32_t u = float_bits(x[i] * scale), random = random_u32(key, at + i),
+                       c = MIN(fp8_round_stochastic(u & 0x7fffffff, f, random), f->max_code);
+        code[at + i] = MAX(c, k && x[i] > 0) | (u >> 24 & 0x80);
+    }
 }
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
@@ -2112,8 +2108,9 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
         for (size_t at = s->offset; at < end; at += MOMENT_BLOCK) {
             const size_t n = MIN(end - at, MOMENT_BLOCK), block = MOMENT_BLOCKS(at, id);
             float own[2][MOMENT_BLOCK], *w = g->master + at, *grad = g->grad + at;
-            float *m = g->moments ? own[0] : g->m + at, *v = g->moments ? own[1] : g->v + at;
-            if (g->moments) {
+            float *m = g->fp8_moments ? own[0] : g->m + at,
+                  *v = g->fp8_moments ? own[1] : g->v + at;
+            if (g->fp8_moments) {
                 moment_read(g, 0, m, block, at, n);
                 moment_read(g, 1, v, block, at, n);
             }
@@ -2126,7 +2123,7 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
                 w[i] -= lr * (step + decay * w[i]);
                 largest = MAX(largest, float_bits(w[i]) & 0x7fffffff);
             }
-            if (!g->moments) continue;
+            if (!g->fp8_moments) continue;
             moment_write(g, 0, m, block, at, n, key);
             moment_write(g, 1, v, block, at, n, key);
         }
@@ -2806,14 +2803,14 @@ static void state_header(uint64_t *h) {
 // later.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
-                   scales = g->scale_count, kind = g->moments,
-                   type = kind ? DTYPE_E4M3 : DTYPE_FP32, m = kind ? 1 : 4, v = kind ? kind : 4,
-                   blocks = kind ? MOMENT_BLOCKS(n, NPARAM) : 0;
+                   scales = g->scale_count, fp8 = g->fp8_moments,
+                   type = fp8 ? DTYPE_E4M3 : DTYPE_FP32, each = dtype_size[type],
+                   blocks = fp8 * MOMENT_BLOCKS(n, NPARAM);
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", type, n, 1, m * n, 0}, kind ? (void *)g->m_codes : g->m, 1},
-        {{"adamw_v", type, n, 1, v * n, 0}, kind ? (void *)g->v_codes : g->v, 1},
+        {{"adamw_m", type, n, 1, each * n, 0}, fp8 ? (void *)g->m_codes : g->m, 1},
+        {{"adamw_v", type, n, 1, each * n, 0}, fp8 ? (void *)g->v_codes : g->v, 1},
         {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
@@ -3262,8 +3259,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
-    X(CHOICE, moments, 0, "moments", "fp32|e4m3+e5m2|e4m3+bf16", FIXED | OWN, 0, 0, "fp32", \
-        "types of AdamW's m and v") \
+    X(FLAG, fp8_moments, 0, "fp8-moments", "", FIXED | OWN, 0, 1, "0", \
+        "AdamW's m in E4M3, v in E5M2") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
@@ -4433,7 +4430,7 @@ static void run_open(Run *r) {
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
-    r->g.moments = o->moments;
+    r->g.fp8_moments = o->fp8_moments;
     r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;
@@ -4847,10 +4844,11 @@ static void kernel(int units, const unit_t *a, const unit_t *b, float *tile, int
 
 // ---- packing
 // A byte for each of n E2M1 codes, and one more if n is odd.
-__attribute__((noinline)) static void codes_unpack(uint8_t *codes, const uint8_t *pairs, int n) {
-    for (int i = 0; i < n; i += 2) {
-        codes[i] = (pairs[i / 2] & 7) | (pairs[i / 2] & 8) << 4;
-        codes[i + 1] = (pairs[i / 2] >> 4 & 7) | (pairs[i / 2] & 0x80);
+__attribute__((noinline)) static void codes_unpack(uint8_t *restrict codes,
+                                                   const uint8_t *restrict pairs, int n) {
+    for (int i = 0; i < (n + 1) / 2; i++) {
+        codes[2 * i] = (pairs[i] & 7) | (pairs[i] & 8) << 4;
+        codes[2 * i + 1] = (pairs[i] >> 4 & 7) | (pairs[i] & 0x80);
     }
 }
 // Decodes n consecutive elements, from (i, k) on along K or across it, to what the kernel reads:

@@ -684,25 +684,6 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
         scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
-// Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
-// 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
-// block an E4M3 number, so that FP8_MAX of the format times 448 is the tensor's amax:
-//     tensor = 448 FP8_MAX / amax of the tensor,  inv = E4M3(amax / FP8_MAX * tensor),
-//     scale = tensor / inv
-// inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
-INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
-    const float scale = scale_from_amax(amax, 1, r);
-    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
-}
-// Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
-INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
-    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
-    else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
-    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
-    if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
-    return tensor / *inv; // exact where inv is a power of two
-}
-
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
@@ -729,6 +710,26 @@ INLINE void scale_advance(Fp8Scale *s) {
     s->scale = scale_from_amax(amax, s->scale, r);
 }
 // ---- rules end
+// ---- scales of blocks begin
+// Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
+// 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
+// block an E4M3 number, so that FP8_MAX of the format times 448 is the tensor's amax:
+//     tensor = 448 FP8_MAX / amax of the tensor,  inv = E4M3(amax / FP8_MAX * tensor),
+//     scale = tensor / inv
+// inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
+INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
+    const float scale = scale_from_amax(amax, 1, r);
+    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
+}
+// Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
+INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
+    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
+    else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
+    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
+    if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
+    return tensor / *inv; // exact where inv is a power of two
+}
+// ---- scales of blocks end
 
 // What kernels and cuBLASLt read of a scale: 16 bytes. Products take `inv` by its address.
 // Fp8Scale.scale_inv is here only a copy of it for checkpoints.
@@ -1584,10 +1585,12 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
 // products of their parts in fp32: both first ones, then first and second, second and first. (Both
 // second ones give 2^-8 of the product, which bf16 rounds away.)
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
-    const int a = product == FPROP ? OPERAND_X : OPERAND_DY;
-    const int b = product == WGRAD ? OPERAND_X : OPERAND_W;
-    const size_t M = product == WGRAD ? f->out : rows, N = product == FPROP ? f->out : f->in;
-    const size_t K = product == WGRAD ? rows : product == FPROP ? f->in : f->out;
+    static const int operands[NPRODUCT][2] = {
+        {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
+    const int a = operands[product][0], b = operands[product][1];
+    const size_t sizes[NPRODUCT][3] = {
+        {rows, f->out, f->in}, {rows, f->in, f->out}, {f->out, f->in, rows}};
+    const size_t *mnk = sizes[product];
     const int b_splits = linear_splits(f, b, product),
               last = linear_splits(f, a, product) + b_splits;
     for (int i = 0; i <= last; i++) {
@@ -1598,13 +1601,13 @@ static void linear_product(const Linear *f, int product, Output out, size_t rows
         if (out.dtype != DTYPE_FP32 && i < last) {
             to.data = f->sums;
             to.dtype = DTYPE_FP32;
-            to.row_stride = N;
+            to.row_stride = mnk[1];
         } else if (out.dtype != DTYPE_FP32 && i > 0) {
             to.accumulate = 0;
             to.add = f->sums;
         }
-        matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b), M, N,
-               K);
+        matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b),
+               mnk[0], mnk[1], mnk[2]);
     }
 }
 
@@ -2158,9 +2161,7 @@ typedef float fp32_t;
 typedef double fp64_t;
 typedef uint8_t byte_t;
 typedef int int_t;
-// The words of --moments, by the type of v. Moments of 8 bits have a scale for each block of
-// MOMENT_BLOCK elements. Every tensor begins a block.
-enum { MOMENTS_FP32, MOMENTS_E5M2, MOMENTS_BF16 };
+// --fp8-moments: elements of a tensor that share a scale. Every tensor begins a block.
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
 // Bytes an element in a build of the given precision.
@@ -2182,12 +2183,12 @@ static size_t role_size(Storage role, int precision) {
     /* weights, their gradients, AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, m, 1, t * !g->moments * g->param_count, OPTIMIZER) \
-    X(fp32, v, 1, t * !g->moments * g->param_count, OPTIMIZER) \
-    /* or, by --moments, codes of m, of v (1 or 2 bytes), and scale_inv of their blocks */ \
-    X(byte, m_codes, !!g->moments, t * g->param_count, OPTIMIZER) \
-    X(byte, v_codes, g->moments, t * g->param_count, OPTIMIZER) \
-    X(fp32, moment_inv, 2 * !!g->moments, t * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
+    X(fp32, m, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(fp32, v, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
+    /* or, with --fp8-moments, their codes, and scale_inv of their blocks */ \
+    X(byte, m_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(byte, v_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(fp32, moment_inv, 2, t * g->fp8_moments * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     X(byte, weights_t, L, fp8 * t * ROOM(OPERAND_W, 12 * C * C), REUSED)  /* turned, for dgrad */ \
@@ -2336,7 +2337,7 @@ typedef struct {
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     int logits16;  // logits have the stored type
-    int moments;   // --moments: the types of AdamW's
+    int fp8_moments;
     uint64_t seed; // of stochastic rounding
     ScalingRecipe recipes[NOPERAND];
     uint8_t bf16[LAYERS_MAX][NLIN];  // bit p: product p of that linear layer stays in bf16
@@ -2952,22 +2953,16 @@ static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t
 // of their other statistics.
 static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 
-// ---- moments in fewer bits (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
+// ---- moments in FP8 (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
 typedef struct {
     void *of[2]; // m and v
     float *inv;
-    int kind; // Gpt.moments
 } Moments;
 template <class T> struct alignas(8 * sizeof(T)) Eight { T of[8]; };
 // Eight elements of m (k: 0) or v (1), of which 16 threads have a block, as numbers.
 DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t i) {
     const float inv = o->inv[2 * block + k];
     const Dtype d = k ? DTYPE_E5M2 : DTYPE_E4M3;
-    if (k && o->kind == MOMENTS_BF16) {
-        const auto wide = get<Eight<uint16_t>>((uint16_t *)o->of[k] + i);
-        UNROLL for (int e = 0; e < 8; e++) x[e] = float_from_bf16(wide.of[e]);
-        return;
-    }
     const auto code = get<Eight<uint8_t>>((uint8_t *)o->of[k] + i);
     UNROLL for (int e = 0; e < 8; e++) x[e] = fp8_decode(code.of[e], d) * inv;
 }
@@ -2980,7 +2975,6 @@ DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, 
     ScalingRecipe r = {};
     r.format = k ? DTYPE_E5M2 : DTYPE_E4M3;
     const Fp8Format f = fp8_format(r.format);
-    Eight<uint16_t> wide;
     Eight<uint8_t> code;
     float amax = 0;
     UNROLL for (int e = 0; e < 8; e++) amax = fmaxf(amax, fabsf(x[e]));
@@ -2990,12 +2984,10 @@ DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, 
         const uint32_t u = float_bits(x[e] * scale), random = random_u32(key, i + e),
                        c = MIN(fp8_round_stochastic(u & 0x7fffffff, &f, random), f.max_code),
                        least = k && x[e] > 0;
-        wide.of[e] = (float_bits(x[e]) + (random >> 16)) >> 16;
         code.of[e] = MAX(c, least) | (u >> 24 & 0x80);
     }
     if (!writes) return;
-    if (k && o->kind == MOMENTS_BF16) put((uint16_t *)o->of[k] + i, wide);
-    else put((uint8_t *)o->of[k] + i, code);
+    put((uint8_t *)o->of[k] + i, code);
     o->inv[2 * block + k] = 1 / scale;
 }
 
@@ -3054,15 +3046,14 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
 }
 static void adamw_update(Gpt *g) {
     const Moments moments = {{g->m ? (void *)g->m : g->m_codes, g->v ? (void *)g->v : g->v_codes},
-                             g->moment_inv,
-                             g->moments};
+                             g->moment_inv};
     ParamRanges ranges;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         ranges.end[id] = s->offset + s->layers * s->rows * s->cols;
         ranges.decays[id] = s->decays;
     }
-    const auto kernel = g->moments ? adamw_kernel<false> : adamw_kernel<true>;
+    const auto kernel = g->fp8_moments ? adamw_kernel<false> : adamw_kernel<true>;
     RUN(kernel, ceil_div(MOMENT_BLOCKS(g->param_count, NPARAM) * 16, THREADS), g->master, moments,
         g->grad, ranges, g->step_inputs, g->step_results);
     g->weights_ready = 0;
@@ -3832,14 +3823,14 @@ static void state_header(uint64_t *h) {
 // later.
 static void state_sections(Gpt *g, Progress *p, char *options, Section *sections) {
     const uint64_t n = g->param_count, text = options ? strlen(options) + 1 : 0,
-                   scales = g->scale_count, kind = g->moments,
-                   type = kind ? DTYPE_E4M3 : DTYPE_FP32, m = kind ? 1 : 4, v = kind ? kind : 4,
-                   blocks = kind ? MOMENT_BLOCKS(n, NPARAM) : 0;
+                   scales = g->scale_count, fp8 = g->fp8_moments,
+                   type = fp8 ? DTYPE_E4M3 : DTYPE_FP32, each = dtype_size[type],
+                   blocks = fp8 * MOMENT_BLOCKS(n, NPARAM);
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", type, n, 1, m * n, 0}, kind ? (void *)g->m_codes : g->m, 1},
-        {{"adamw_v", type, n, 1, v * n, 0}, kind ? (void *)g->v_codes : g->v, 1},
+        {{"adamw_m", type, n, 1, each * n, 0}, fp8 ? (void *)g->m_codes : g->m, 1},
+        {{"adamw_v", type, n, 1, each * n, 0}, fp8 ? (void *)g->v_codes : g->v, 1},
         {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
@@ -4288,8 +4279,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
-    X(CHOICE, moments, 0, "moments", "fp32|e4m3+e5m2|e4m3+bf16", FIXED | OWN, 0, 0, "fp32", \
-        "types of AdamW's m and v") \
+    X(FLAG, fp8_moments, 0, "fp8-moments", "", FIXED | OWN, 0, 1, "0", \
+        "AdamW's m in E4M3, v in E5M2") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
         "formats and scales") \
     X(TEXT, bf16, 0, "bf16", "PRODUCTS", FP8 | FIXED, 0, 0, "", \
@@ -5459,7 +5450,7 @@ static void run_open(Run *r) {
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
-    r->g.moments = o->moments;
+    r->g.fp8_moments = o->fp8_moments;
     r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The C file and the CUDA file hold the same program: what stands between the lines
 # `// ---- program begins` and `// ---- program ends` is the same text in both, and not empty. So is
-# what stands between `// ---- rules begin` and `// ---- rules end`, if one of the files has these.
+# what stands between `// ---- rules begin` and `// ---- rules end`, and what stands between
+# `// ---- scales of blocks begin` and its end, if one of the files has these.
 #
 #   dev/check/same_program.sh [C-FILE CUDA-FILE]           compares; exit status 0: the same
 #   dev/check/same_program.sh --write [C-FILE CUDA-FILE]   copies the C file's text to the CUDA file
@@ -54,7 +55,9 @@ same() { # first mark, last mark
 
 failed=0
 same "program begins" "program ends" || failed=1
-if grep -qE '^// ---- rules (begin|end)( |$)' "$c_file" "$cuda_file"; then
-  same "rules begin" "rules end" || failed=1
-fi
+for part in rules "scales of blocks"; do
+  if grep -qE "^// ---- $part (begin|end)( |$)" "$c_file" "$cuda_file"; then
+    same "$part begin" "$part end" || failed=1
+  fi
+done
 exit $failed
