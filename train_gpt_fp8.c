@@ -390,13 +390,8 @@ typedef struct {
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
-    // Stochastic rounding: the tensor's own random number, and the micro-batches of training so far.
-    uint64_t random, micro_batches;
+    uint64_t random, micro_batches; // for stochastic rounding: the tensor's own, and those so far
 } Fp8Scale;
-// The key of random_u32() for the bytes of one of the tensor's two products.
-INLINE uint64_t scale_random(const Fp8Scale *s, int way) {
-    return random_u64(s->random, s->micro_batches, way);
-}
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax that is 0,
@@ -478,8 +473,8 @@ INLINE int scale_is_own(const Fp8Scale *s) {
 }
 typedef enum { RECORD_NONE, RECORD_STATS, RECORD_SQNR } Record; // NONE: validation and sampling
 // Makes the codes q [n] of the stored tensor x [n] with one scale, and takes its amax in the same
-// pass; quantize_blocks() (section 7) makes those in blocks. The second numbers of a split operand lie
-// behind q. Returns scale_inv = 1 / scale.
+// pass; quantize_blocks() (section 7) makes those in blocks. Second numbers (split) lie behind q.
+// Returns scale_inv = 1 / scale.
 static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
     float scale = s->scale;
@@ -490,7 +485,8 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     float scales[SPAN];
     for (int i = 0; i < SPAN; i++) scales[i] = scale;
     const float scale_inv = 1.0f / scale;
-    const Encoder e = {x, q, r->split ? q + n : NULL, r, scale_random(s, 0)};
+    const Encoder e = {x, q, r->split ? q + n : NULL, r,
+                       random_u64(s->random, s->micro_batches, 0)};
     const size_t chunks = ceil_div(n, CHUNK);
     double(*sums)[3] = record == RECORD_SQNR ? memory_allocate(chunks * sizeof(*sums)) : NULL;
     Fp8Stats total = {0};
@@ -676,8 +672,8 @@ static void operand_quantize(const Linear *f, int which, const stored_t *tensor,
     }
 }
 
-// An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks. rows:
-// of x and dy. part: 1 for the second numbers of a split one.
+// An operand as a product reads it: as stored, as bytes with one scale, or as bytes in blocks.
+// rows: of x and dy. part: 1 for the second numbers of a split one.
 static Matrix operand(const Linear *f, int which, int product, size_t rows, int part) {
     const Operand *o = &f->operand[which];
     if (which == OPERAND_W) rows = f->out;
@@ -725,8 +721,9 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
 static int linear_splits(const Linear *f, int which, int product) {
     return linear_in_fp8(f, product) && f->split >> product & f->operand[which].scale->recipe.split;
 }
-// Where operands are split, a product is the sum of products of their parts in fp32: both first ones, then first and second, second and first. (Both
-// second ones give 2^-8 of the product, which bf16 rounds away.)
+// Where operands are split, a product is the sum of products of their parts, in fp32: both first
+// ones, then first and second, second and first. (Both second ones give 2^-8 of the product, which
+// bf16 rounds away.)
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
     static const int operands[NPRODUCT][2] = {
         {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
@@ -772,8 +769,8 @@ static void linear_product(const Linear *f, int product, Output out, size_t rows
         sum = lanes[0];                                                                            \
     } while (0)
 
-// Adds signal, noise and fourth powers: sums over n <= CHUNK elements from `at` on, of squares of x,
-// of what encoding changed of x, and of the squares' squares, in double, because fp32 would lose
+// Adds signal, noise and fourth powers: sums over n <= CHUNK elements from `at` on, of squares of
+// x, of what encoding changed of x, and of the squares' squares, in double, because fp32 would lose
 // those of small x. With one scale (stride 0) they are sums of (x scale)^2, else (stride 1) of x's
 // own.
 static void sqnr_sums(double *sums, const Encoder *e, size_t at, size_t n, const float *scale,
@@ -960,7 +957,8 @@ static void columns_encode(const Encoder *e, size_t columns, size_t r0, size_t r
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record) {
     const ScalingRecipe *r = &s->recipe;
-    const Encoder e = {x, q, r->split ? q + rows * columns : NULL, r, scale_random(s, along_rows)};
+    const Encoder e = {x, q, r->split ? q + rows * columns : NULL, r,
+                       random_u64(s->random, s->micro_batches, along_rows)};
     const int two_levels = r->rounding == ROUNDING_E4M3;
     const float tensor = scale_of_tensor(two_levels ? tensor_amax(x, rows * columns) : 0, r);
     // A block has `tall` rows and `wide` columns; there are `down` times `right` of them.
@@ -1005,9 +1003,9 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 
 // out = the random Hadamard transform of x [rows, columns], 16 rows at a time:
 //     out[i] = sum over j of H[i][j] sign[j] x[j] / 4,  H[i][j] = -1 to the number of bits of i & j
-// Its matrix is orthogonal, so that a product that sums over the rows of two such tensors is what it
-// was. It spreads an outlier over 16 elements. fp32 sums in the order below, rounded once to the
-// stored type; up to 15 rows at the end stay as they are. signs: bit j.
+// Its matrix is orthogonal, so that a product that sums over the rows of two such tensors stays as
+// it was. It spreads an outlier over 16 elements. fp32 sums in the order below, rounded once to the
+// stored type. Up to 15 rows at the end stay as they are. signs: bit j.
 #define HADAMARD 16
 static void hadamard_transform(stored_t *out, const stored_t *x, size_t rows, size_t columns,
                                uint32_t signs) {

@@ -662,13 +662,8 @@ typedef struct {
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
-    // Stochastic rounding: the tensor's own random number, and the micro-batches of training so far.
-    uint64_t random, micro_batches;
+    uint64_t random, micro_batches; // for stochastic rounding: the tensor's own, and those so far
 } Fp8Scale;
-// The key of random_u32() for the bytes of one of the tensor's two products.
-INLINE uint64_t scale_random(const Fp8Scale *s, int way) {
-    return random_u64(s->random, s->micro_batches, way);
-}
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
 // scale = FP8_MAX / amax / 2^margin, clamped so that its inverse is no denormal. An amax that is 0,
@@ -734,8 +729,8 @@ INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, fl
 // What kernels and cuBLASLt read of a scale: 16 bytes. Products take `inv` by its address.
 // Fp8Scale.scale_inv is here only a copy of it for checkpoints.
 typedef struct {
-    // Of the bytes that now lie in memory, or are about to be made; inv by product, as Fp8Scale has it.
-    // The scale of blocks is 1.
+    // Of the bytes that now lie in memory, or are about to be made; inv by product, as Fp8Scale has
+    // it. The scale of blocks is 1.
     float inv[2], scale;
     uint32_t amax_bits; // scratch of a tensor's own amax; 0 between tensors
 } ScaleInUse;
@@ -1167,7 +1162,7 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
                  k0 = (c.along_rows ? thread / c.lines : thread % chunks) * 8;
     const Dtype d = c.recipe.format;
     const Fp8Format f = fp8_format(d);
-    const uint64_t key = scale_random(c.s, c.blocks.inv && c.along_rows);
+    const uint64_t key = random_u64(c.s->random, c.s->micro_batches, c.blocks.inv && c.along_rows);
     const float tensor = scale_of_tensor(bits_float(c.use->amax_bits), &c.recipe);
     Counts counts = {0, 0, 0, 0};
     uint32_t codes[2] = {0, 0}, rest[2] = {0, 0}, halves = 0;
@@ -1422,10 +1417,8 @@ typedef struct {
     const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it],
                       // multiply; on the device
     size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
-    // What multiplies besides, or NULL: the scale_inv of two-level blocks. A second number's unit; of
-    // a split operand's numbers other than 0.
-    const float *factor;
-    float unit;
+    const float *factor; // the scale_inv that multiplies the sum, or NULL: not for powers of two
+    float unit;          // of a split operand: what its numbers are worth, else 0
 } Matrix;
 static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
     return {data, dtype, row_stride, k_stride, NULL, 0, 0, 0, 0, NULL, 0};
@@ -1449,10 +1442,10 @@ static struct {
     float *sums;
     uint8_t *scales[2]; // NULL, or for the scales of MX and NVFP4 as cuBLASLt wants them
 } emulation;
-// Rows in a multiple of 128, blocks of 16 in one of 4.
-#define LT_SCALES(rows, K) (round_up(rows, 128) * round_up(ceil_div(K, 16), 4))
-#define PRODUCTS_MAX       512
-#define HAS_LT_BLOCKS      (machine.sm >= 100)
+// Their bytes, for up to n rows of n elements: rows in a multiple of 128, blocks of 16 in one of 4.
+#define LT_SCALES(n)  (round_up(n, 128) * round_up(ceil_div(n, 16), 4))
+#define PRODUCTS_MAX  512
+#define HAS_LT_BLOCKS (machine.sm >= 100)
 // Section 15.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K);
 // Whether cuBLASLt computes products of these formats and blocks on this device.
@@ -1581,9 +1574,8 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
     return m;
 }
 
-// out = a b^T of the two operands of a product; rows: of x and dy. Where operands are split, it adds
-// products of their parts in fp32: both first ones, then first and second, second and first. (Both
-// second ones give 2^-8 of the product, which bf16 rounds away.)
+// out = a b^T of a product's operands; rows: of x and dy. Where operands are split, it is the sum of
+// products of their parts, in fp32: both first ones, then first and second, second and first.
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
     static const int operands[NPRODUCT][2] = {
         {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
@@ -2215,8 +2207,8 @@ static size_t role_size(Storage role, int precision) {
     X(fp32, ln_rstd, 2 * L + 1, R, KEPT) \
     /* ln1, ln2, gelu: inputs of the linear layers, for wgrad; of those that */ \
     X(operand, ln1, again, ROOM(OPERAND_X, R * C), KEPT) \
-    X(operand, ln2, again, ROOM(OPERAND_X, R * C), KEPT)                /* are made again, one layer's exist */ \
-    X(operand, gelu, again, ROOM(OPERAND_X, R * 4 * C), KEPT)           /* [R, 4C]; FP8: [4C, R] */ \
+    X(operand, ln2, again, ROOM(OPERAND_X, R * C), KEPT) /* are made again, one layer's exist */ \
+    X(operand, gelu, again, ROOM(OPERAND_X, R * 4 * C), KEPT) /* [R, 4C]; FP8: [4C, R] */ \
     X(stored, qkv, L, R * 3 * C, KEPT)                 /* [R, 3C]; a KV cache while sampling */ \
     X(stored, att, L, R * C, KEPT)                     /* [R, C] attention's output */ \
     X(fp32, lse, L, R * NH, KEPT)                      /* [B, NH, T] */ \
@@ -2228,7 +2220,8 @@ static size_t role_size(Storage role, int precision) {
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
     /* [R, 4C] bytes that only a forward product reads */ \
     X(byte, x_bytes, 1, fp8 * ROOM(OPERAND_X, R * 4 * C), REUSED) \
-    X(byte, x_turned, 1, fp8 * t * ROOM(OPERAND_X, R * C), REUSED)       /* [C, R] bytes that a wgrad reads */ \
+    /* [C, R] bytes that a wgrad reads */ \
+    X(byte, x_turned, 1, fp8 * t * ROOM(OPERAND_X, R * C), REUSED) \
     /* a weight matrix that has to be whole */ \
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
@@ -2254,7 +2247,7 @@ static size_t role_size(Storage role, int precision) {
     X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
     X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
     X(fp32, emulate_sums, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp), REUSED) \
-    X(byte, lt_scales, 2, emulates * HAS_LT_BLOCKS * LT_SCALES(MAX(R, 4 * C), MAX(R, 4 * C)), REUSED) \
+    X(byte, lt_scales, 2, emulates * HAS_LT_BLOCKS * LT_SCALES(MAX(R, 4 * C)), REUSED) \
     /* tokens, targets, rows by token: see Inputs */ \
     X(int, inputs, 1, INPUTS(R), REUSED) \
     /* squares of the gradient by chunks */ \
@@ -2501,7 +2494,7 @@ static void gpt_allocate(Gpt *g) {
     emulation.b = g->emulate_b;
     emulation.sums = g->emulate_sums;
     for (int i = 0; i < 2 && g->lt_scales; i++)
-        emulation.scales[i] = g->lt_scales + i * LT_SCALES(MAX(R, 4 * C), MAX(R, 4 * C));
+        emulation.scales[i] = g->lt_scales + i * LT_SCALES(MAX(R, 4 * C));
     attention_init();
     g->loss_scale = 1;
     if (g->training) step_host_make(g);
@@ -5816,8 +5809,8 @@ KERNEL lt_scales_kernel(uint8_t *to, Matrix m, size_t rows, size_t blocks) {
     }
     to[(i / 128 * fours + k / 4) * 512 + i % 32 * 16 + i % 128 / 32 * 4 + k % 4] = byte;
 }
-// sums = a b^T in blocks, without factors. Returns 0 if cuBLASLt does not have it: MX wants powers of
-// two for 32 elements, NVFP4 E4M3 numbers for 16.
+// sums = a b^T in blocks, without factors. Returns 0 if cuBLASLt does not have it: MX wants powers
+// of two for 32 elements, NVFP4 E4M3 numbers for 16.
 static int lt_blocks(const Output *sums, const Matrix *a, const Matrix *b, size_t M, size_t N,
                      size_t K) {
     const size_t along = a->along == b->along ? a->along : 0;

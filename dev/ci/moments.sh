@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# --moments: the definition's bytes; whole runs make the same bits with any compiler, any number of
+# --fp8-moments: the definition's bytes; whole runs make the same bits with any compiler, any number of
 # threads and across a resume; what a resume refuses; the size of a state.
 set -eu
 . "$(dirname "$0")/env.sh"
@@ -30,28 +30,26 @@ refused() { # words of the message, then a command
   grep -q -e "$words" $out/said || fail "expected '$words', found: $(tail -1 $out/said)"
 }
 OMP_NUM_THREADS=1 $out/portable "${run[@]}" -o $out/fp32 > $out/said
-for words in e4m3+e5m2 e4m3+bf16; do
-  OMP_NUM_THREADS=1 $out/portable "${run[@]}" --moments $words -o $out/one > $out/said
-  OMP_NUM_THREADS=3 $out/native "${run[@]}" --moments $words -o $out/three > $out/said
-  same one three
-  cp -r $out/one $out/resumed
-  rm $out/resumed/*_$last*
-  OMP_NUM_THREADS=2 $out/native -y -o $out/resumed > $out/said
-  same one resumed
-  ! cmp -s $out/one/model_$last.bin $out/fp32/model_$last.bin || fail "$words changes nothing"
-  echo "ok   $words: compilers, threads and a resume make the same bits"
-  refused moments $out/portable -y -o $out/one --moments fp32
-  $out/portable --eval -y -o $out/one > $out/said
-  for name in adamw_m adamw_v adamw_inv; do
-    cp $out/one/state_$last.bin $out/whole
-    at=$(grep -abo $name $out/whole | head -1 | cut -d: -f1)
-    printf '\125' | dd of=$out/one/state_$last.bin bs=1 seek=$((at + 300)) conv=notrunc status=none
-    refused damaged $out/portable -y -o $out/one
-    cp $out/whole $out/one/state_$last.bin
-  done
-  echo "ok   $words: other moments, damaged moments and damaged scales are refused"
-  $out/bf16 "${run[@]}" -x 2 --moments $words -o $out/bf16-run > $out/said
-  echo "     state of $(stat -c %s $out/one/state_$last.bin) bytes;" \
-    "with fp32 $(stat -c %s $out/fp32/state_$last.bin)"
-  rm -rf $out/one $out/three $out/resumed $out/bf16-run
+OMP_NUM_THREADS=1 $out/portable "${run[@]}" --fp8-moments -o $out/one > $out/said
+OMP_NUM_THREADS=3 $out/native "${run[@]}" --fp8-moments -o $out/three > $out/said
+same one three
+cp -r $out/one $out/resumed
+rm $out/resumed/*_$last*
+OMP_NUM_THREADS=2 $out/native -y -o $out/resumed > $out/said
+same one resumed
+! cmp -s $out/one/model_$last.bin $out/fp32/model_$last.bin || fail "--fp8-moments changes nothing"
+echo "ok   compilers, threads and a resume make the same bits"
+refused fp8-moments $out/portable -y -o $out/fp32 --fp8-moments
+$out/portable --eval -y -o $out/one > $out/said
+for name in adamw_m adamw_v adamw_inv; do
+  cp $out/one/state_$last.bin $out/whole
+  at=$(grep -abo $name $out/whole | head -1 | cut -d: -f1)
+  printf '\125' | dd of=$out/one/state_$last.bin bs=1 seek=$((at + 300)) conv=notrunc status=none
+  refused damaged $out/portable -y -o $out/one
+  cp $out/whole $out/one/state_$last.bin
 done
+echo "ok   other moments, damaged moments and damaged scales are refused"
+$out/bf16 "${run[@]}" -x 2 --fp8-moments -o $out/bf16-run > $out/said
+echo "     state of $(stat -c %s $out/one/state_$last.bin) bytes;" \
+  "with fp32 $(stat -c %s $out/fp32/state_$last.bin)"
+rm -rf $out/one $out/three $out/resumed $out/bf16-run

@@ -149,7 +149,7 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     g->config = options_config(&o, options_depth(&o), V);
     options_products(&o, g);
     g->B = o.batch, g->training = 1, g->recompute = o.recompute;
-    g->moments = o.moments, g->seed = o.seed;
+    g->fp8_moments = o.fp8_moments, g->seed = o.seed;
     if (workspace.threads) workspace_free();
     else machine_init(0);
     gpt_allocate(g), gpt_init(g, o.seed);
