@@ -790,18 +790,55 @@ static void test_run_recipes(void) {
           "a loss scale of 65536: expected 1 and 0, found %d and %d", ones, delayed);
 }
 
-// The tables of build/lab/explain: any two of these recipes read differently.
+// Tables of build/lab/explain, any two of which read differently, and lines that they have.
+static const char *const explain_changes[] = {"--recipe deepseek",
+                                              "--recipe delayed",
+                                              "--recipe te",
+                                              "--recipe current",
+                                              "--recipe mx",
+                                              "--recipe none",
+                                              "--recipe delayed=1",
+                                              "--recipe margin=1",
+                                              "--recipe pow2",
+                                              "--recipe scale=8",
+                                              "--recipe mx+floor",
+                                              "--recipe rowwise",
+                                              "--recipe w:mx",
+                                              "--recipe dy:current",
+                                              "--recipe x:e5m2",
+                                              "--bf16 first",
+                                              "--bf16 wgrad",
+                                              "--fp8-head",
+                                              "--sum-order tiles",
+                                              "--recipe e4m3",
+                                              "--recompute",
+                                              "--recipe mx+dy:e5m2",
+                                              "--recipe nvfp4",
+                                              "--recipe mxfp4",
+                                              "--recipe nvfp4+dy:stochastic",
+                                              "--recipe nvfp4+hadamard",
+                                              "--recipe split",
+                                              "--recipe x:split --split qkv.fprop",
+                                              "--recipe x:split --split 0.qkv.fprop"};
+enum { DEEPSEEK, NVFP4 = 22, STOCHASTIC = 24, TURNED, SPLIT, SPLIT_QKV };
+static const struct {
+    int change;
+    const char *text;
+} explain_parts[] = {
+    {DEEPSEEK, "own amax of 1 x 128"},
+    {DEEPSEEK, "own amax of 128 x 128"},
+    {DEEPSEEK, "scores"},
+    {DEEPSEEK, "softmax"},
+    {DEEPSEEK, "fp32"},
+    // 32 x 128 elements of half a byte
+    {NVFP4, "x       E2M1    own amax of 1 x 16, E4M3        2048  linear_forward()\n"},
+    {STOCHASTIC, "linear_backward(), stochastic\n"},
+    {TURNED, "linear_backward(), Hadamard transform\n"},
+    {SPLIT, "dy      E5M2 x2"},
+    {SPLIT_QKV, "x       E4M3 x2 delayed=16                      8192"},
+    {SPLIT_QKV, "x       E4M3    delayed=16                      4096"}};
 static void test_explain(void) {
-    static const char *const changes[] = {
-        "--recipe deepseek", "--recipe delayed",    "--recipe te",        "--recipe current",
-        "--recipe mx",       "--recipe none",       "--recipe delayed=1", "--recipe margin=1",
-        "--recipe pow2",     "--recipe scale=8",    "--recipe mx+floor",  "--recipe rowwise",
-        "--recipe w:mx",     "--recipe dy:current", "--recipe x:e5m2",    "--bf16 first",
-        "--bf16 wgrad",      "--fp8-head",          "--sum-order tiles",  "--recipe e4m3",
-        "--recompute",       "--recipe mx+dy:e5m2"};
-    static const char *const parts[] = {"own amax of 1 x 128", "own amax of 128 x 128", "scores",
-                                        "softmax", "fp32"};
-    const char *tables[COUNT(changes)], *first = "";
+    const char *tables[COUNT(explain_changes)], *first = "";
     int alike = 0, missing = 0;
     if (!is_fp8) return;
     if (!explain) {
@@ -809,22 +846,27 @@ static void test_explain(void) {
         return;
     }
     char *const program[] = {(char *)(uintptr_t)explain, NULL};
-    for (int i = 0; i < COUNT(changes); i++) {
-        char *arguments = text("-e d2 -t 16 -b 2 -i " TEXT " %s", changes[i]);
+    for (int i = 0; i < COUNT(explain_changes); i++) {
+        char *arguments = text("-e d2 -t 16 -b 2 -i " TEXT " %s", explain_changes[i]);
         const Child child = child_end(child_exec(program, 2, arguments));
         tables[i] = child.output;
         for (int j = 0; j <= i; j++) {
             if (child.status == 0 && (j == i || strcmp(tables[j], tables[i]))) continue;
             alike++;
-            first =
-                text("%s and %s, status %d %s", changes[j], changes[i], child.status, child.error);
+            first = text("%s and %s, status %d %s", explain_changes[j], explain_changes[i],
+                         child.status, child.error);
         }
     }
-    check(!alike, "explain: any two of 22 recipes read differently",
+    check(!alike, "explain: any two of 29 recipes read differently",
           "%d pairs do not, or failed, e.g. %s", alike, first);
-    for (int i = 0; i < COUNT(parts); i++) missing += !strstr(tables[0], parts[i]);
-    check(!missing, "explain: blocks, attention's products, accumulators are named",
-          "%d of %d are not", missing, COUNT(parts));
+    first = "";
+    for (int i = 0; i < COUNT(explain_parts); i++) {
+        if (strstr(tables[explain_parts[i].change], explain_parts[i].text)) continue;
+        missing++;
+        first = explain_parts[i].text;
+    }
+    check(!missing, "explain: blocks, numbers of an element, bytes, products, accumulators",
+          "%d of %d are not there, e.g. %s", missing, COUNT(explain_parts), first);
 }
 
 // -------------------------------------------------------------------------------------------------

@@ -6,28 +6,30 @@ them, their formats, scales and bytes, and which function makes these bytes:
     build/lab/explain -e d2 --recipe deepseek --bf16 last+0.qkv.fprop
 
 The operands are the ones that gpt_linear() and operand() hand to matmul(): what is printed is what
-is computed. Layers in a row that --bf16 treats alike stand together. Attention's products, over all
+is computed. Layers in a row that --bf16 and --split treat alike stand together. "x2" are both numbers
+of a split operand; "E4M3" behind a block is its scale, beside one fp32 scale of the tensor. Attention's products, over all
 heads, are not in FP8; the probabilities p and the gradients ds of the scores are never whole in
 memory, so that their bytes are not counted.
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
 
-static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-6s %-22s %10zu  %s\n";
+static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-7s %-25s %10zu  %s\n";
 
-// One word of a recipe as text: the one that sets `kind`.
+// One word of a recipe as text: the one that sets `kind`, or "".
 static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
+    const int values[] = {[WORD_FORMAT] = (int)r->format, [WORD_RULE] = r->rule,
+                          [WORD_ROUNDING] = r->rounding,  [WORD_STOCHASTIC] = r->stochastic,
+                          [WORD_HADAMARD] = r->hadamard,  [WORD_SPLIT] = r->split};
     char along[16];
+    *out = 0;
     snprintf(along, sizeof(along), r->along == INT_MAX ? "all" : "%d", r->along);
     if (kind == WORD_MARGIN) sprintf(out, "margin=%d", r->margin);
     else if (kind == WORD_RULE && recipe_blocks(r)) sprintf(out, "block=%dx%s", r->across, along);
     else
         for (int n = 0; n < COUNT(recipe_words); n++) {
             const RecipeWord *w = &recipe_words[n];
-            const int value = kind == WORD_FORMAT ? (int)r->format
-                              : kind == WORD_RULE ? r->rule
-                                                  : r->rounding;
-            if (w->sets != kind || w->value != value) continue;
+            if (w->sets != kind || w->value != values[kind]) continue;
             if (!*w->argument) strcpy(out, w->word);
             else if (r->number == floorf(r->number)) sprintf(out, "%s=%.0f", w->word, r->number);
             else { // the shortest text that reads back as the same float
@@ -39,7 +41,8 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
 }
 // The recipe of each operand, in the words of --recipe and in those of --help recipe.
 static void recipes_print(const Gpt *g) {
-    static const int kinds[] = {WORD_FORMAT, WORD_RULE, WORD_ROUNDING, WORD_MARGIN};
+    static const int kinds[] = {WORD_FORMAT,     WORD_RULE,     WORD_ROUNDING, WORD_MARGIN,
+                                WORD_STOCHASTIC, WORD_HADAMARD, WORD_SPLIT};
     for (int i = 0; i < NOPERAND; i++) {
         const ScalingRecipe *r = &g->recipes[i];
         printf("%s\n", operand_name[i]);
@@ -47,7 +50,7 @@ static void recipes_print(const Gpt *g) {
             char word[64];
             recipe_word_text(r, kinds[k], word);
             const size_t length = strcspn(word, "=");
-            for (int n = 0; n < COUNT(recipe_words); n++)
+            for (int n = 0; n < COUNT(recipe_words) && length; n++)
                 if (!strncmp(word, recipe_words[n].word, length) && !recipe_words[n].word[length])
                     printf("  %-16s %s\n", word, recipe_words[n].help);
         }
@@ -59,18 +62,26 @@ static void scale_text(const Linear *f, int which, const Matrix *m, size_t rows,
                        char *out) {
     const Fp8Scale *s = f->operand[which].scale;
     if (dtype_size[m->dtype] != 1) strcpy(out, "none");
-    else if (m->inv) sprintf(out, "own amax of %zu x %zu", MIN(m->across, rows), MIN(m->along, K));
+    else if (m->inv)
+        sprintf(out, "own amax of %zu x %zu%s", MIN(m->across, rows), MIN(m->along, K),
+                s->recipe.rounding == ROUNDING_E4M3 ? ", E4M3" : "");
     else if (s->recipe.rule == SCALING_CONSTANT && !f->bias && which == OPERAND_DY)
         strcpy(out, "of the loss scale"); // the head's: gpt_forward() sets it
     else recipe_word_text(&s->recipe, WORD_RULE, out);
 }
 
-static const char *maker(const Linear *f, int which, int product, int recomputed) {
-    if (!linear_in_fp8(f, product)) return "stored so";
-    if (which == OPERAND_W) return "gpt_refresh_weights(), once a step";
-    if (which == OPERAND_DY) return "linear_backward()";
-    return recomputed && product == WGRAD ? "linear_forward(), again in the backward pass"
-                                          : "linear_forward()";
+// Which function makes its bytes, and what else that function does.
+static void maker_text(const Linear *f, int which, int product, int recomputed, char *out) {
+    static const char *const makers[] = {"linear_forward()", "gpt_refresh_weights(), once a step",
+                                         "linear_backward()"};
+    const Fp8Scale *s = f->operand[which].scale;
+    strcpy(out, "stored so");
+    if (!linear_in_fp8(f, product)) return;
+    strcpy(out, makers[which]);
+    if (recomputed && which == OPERAND_X && product == WGRAD)
+        strcat(out, ", again in the backward pass");
+    if (product == WGRAD && s->recipe.hadamard) strcat(out, ", Hadamard transform");
+    if (s->recipe.stochastic) strcat(out, ", stochastic");
 }
 
 // Six lines: three products of two operands each.
@@ -86,11 +97,14 @@ static void linear_print(const Linear *f, const char *layer, const char *name, s
             const int which = operands[p][side];
             const Matrix m = operand(f, which, p, rows, 0);
             const size_t across = side ? N : M;
-            char scale[64];
+            const int numbers = 1 + linear_splits(f, which, p);
+            char format[16], scale[64], made[96];
+            sprintf(format, "%s%s", formats[m.dtype], numbers > 1 ? " x2" : "");
             scale_text(f, which, &m, across, K, scale);
-            printf(line, layer, name, product_name[p], M, N, K, operand_name[which],
-                   formats[m.dtype], scale, across * K * dtype_size[m.dtype],
-                   maker(f, which, p, recomputed));
+            maker_text(f, which, p, recomputed, made);
+            printf(line, layer, name, product_name[p], M, N, K, operand_name[which], format, scale,
+                   across * K * numbers * dtype_size[m.dtype] / (m.dtype == DTYPE_E2M1 ? 2 : 1),
+                   made);
         }
     }
 }
@@ -128,13 +142,15 @@ int main(int argc, char **argv) {
     recipes_print(g);
     printf("loss scale: %g%s\n", g->loss_scale,
            gpt_scales_loss(g) ? " at first; an overflow halves it, 1000 good steps double it" : "");
-    printf("\nlayer   matrix  product        M       N       K  operand format scale               "
-           "        "
+    printf("\nlayer   matrix  product        M       N       K  operand format  scale              "
+           "            "
            "bytes  made by\n");
     for (int l = 0, next; l < g->config.L; l = next) {
         char layer[32];
         next = l + 1;
-        while (next < g->config.L && !memcmp(g->bf16[next], g->bf16[l], NLIN)) next++;
+        while (next < g->config.L && !memcmp(g->bf16[next], g->bf16[l], NLIN) &&
+               !memcmp(g->split[next], g->split[l], NLIN))
+            next++;
         snprintf(layer, sizeof(layer), next > l + 1 ? "%d-%d" : "%d", l, next - 1);
         for (int i = 0; i < NLIN; i++) {
             const Linear f = gpt_linear(g, l, i);
