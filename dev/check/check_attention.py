@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:
 
 T, V, L, HEADS, C, ROWS = 48, 256, 2, 2, 32, 5
 SIZE = C // HEADS
-BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
+BF16, E4M3, E5M2, E2M1 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn
 rng = np.random.default_rng(3)
 normal = lambda spread, *shape: rng.normal(0, spread, shape).astype(np.float32)
 zeros = lambda *shape: np.zeros(shape, np.float32)
@@ -36,6 +36,22 @@ def fp8(x, dtype):
     return rounded(x, dtype, float(ml_dtypes.finfo(dtype).max) / np.abs(x).max())
 
 
+def second(x):
+    """The second E4M3 number of a split operand: what rounding took away, in units of 1/16."""
+    return rounded(x - fp8(x, E4M3), E4M3, 16 * float(np.float32(448) / np.abs(x).max()))
+
+
+def blocks(x, dtype, across, along, two_levels=False):
+    """In blocks of across rows and along columns: scales are powers of two, or E4M3 numbers beside one of the tensor."""
+    top = float(ml_dtypes.finfo(dtype).max)
+    tiles = x.reshape(x.size // C // across, across, C // along, along)
+    amax = np.abs(tiles).max((1, 3), keepdims=True)
+    tensor = np.float32(top) / amax.max() * 448
+    inv = np.maximum((amax / np.float32(top) * tensor).astype(E4M3).astype(np.float32), 2.0**-9)
+    scale = tensor / inv if two_levels else 2.0**np.floor(np.log2(top / amax))
+    return (np.clip(tiles * scale, -top, top).astype(dtype).astype(np.float32) / scale).reshape(x.shape)
+
+
 def attention(q, k):
     """Of queries and keys [rows, T, C]: logits less their row's mean, and ln of probabilities, [HEADS, rows, T, T]; causal."""
     q, k = (x.reshape(-1, T, HEADS, SIZE).transpose(2, 0, 1, 3).astype(np.float64) for x in (q, k))
@@ -47,7 +63,7 @@ def attention(q, k):
 
 
 def expected(tokens, lengths, model, layer):
-    """The program's columns [HEADS, 11] of a layer."""
+    """The program's columns [HEADS, 17] of a layer."""
     weight, w, bias = model["ln1w"][layer], rounded(model["qkvw"][layer], BF16), model["qkvb"][layer]
     x = rounded(model["wte"][tokens] + model["wpe"], BF16)
     std = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -57,6 +73,11 @@ def expected(tokens, lengths, model, layer):
     x = normed(x)
     exact, both = qkv(x, w), qkv(fp8(x, E4M3), fp8(w, E4M3))
     x_alone, w_alone, x_e5m2 = qkv(fp8(x, E4M3), w), qkv(x, fp8(w, E4M3)), qkv(fp8(x, E5M2), w)
+    x8, w8, x_rest, w_rest = fp8(x, E4M3), fp8(w, E4M3), second(x), second(w)
+    both_split = rounded(x8 @ w8.T + x8 @ w_rest.T + x_rest @ w8.T + bias, BF16)
+    others = [qkv(x8 + x_rest, w8), qkv(x8, w8 + w_rest), both_split, qkv(blocks(x, E4M3, 1, 32), blocks(w, E4M3, 1, 32)),
+              qkv(blocks(x, E2M1, 1, 16, True), blocks(w, E2M1, 16, 16, True)),
+              qkv(blocks(x, E2M1, 1, 32), blocks(w, E2M1, 1, 32))]
     counts = (np.arange(T) < np.array(lengths)[:, None]) & (np.arange(T) > 0) # queries that see two keys or more
     mean = lambda a: (a * counts).sum((1, 2)) / counts.sum()
     spread = lambda s: np.sqrt(mean((s**2).sum(-1) / np.arange(1, T + 1)))
@@ -66,6 +87,7 @@ def expected(tokens, lengths, model, layer):
     moved = lambda q, k: mean((p * (ln_p - of(q, k)[1])).sum(-1))
     columns = [mean(p.max(-1)), spread(s), spread(of(both, both)[0] - s), moved(both, both), moved(x_alone, x_alone),
                moved(w_alone, w_alone), moved(both, exact), moved(exact, both), moved(x_e5m2, x_e5m2)]
+    columns += [moved(other, other) for other in others]
     return np.array(columns + [spread(of(exact, part)[0]) for part in parts]).T
 
 

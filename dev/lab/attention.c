@@ -7,20 +7,23 @@ probabilities, in a trained model.
 MODEL: a model file of this trainer or of llm.c. TEXT: text or shards, of which ROWS rows [16] of T
 tokens [256] are read (where a sidecar tells its stories: whole ones; what pads them does not
 count). The forward pass is that of the BF16 build, and every layer gets the input that it has
-there, so the figures are those of its own qkv product. FP8 is E4M3, a scale a tensor from its amax.
+there, so the figures are those of its own qkv product. FP8 is E4M3, a scale a tensor from its amax,
+unless a column names another recipe.
 
 A line a head, means over all queries that see two keys or more: the largest probability; the spread
 of the logits, which is the root mean square of their distance to the row's mean (softmax sees
 nothing else); the same of the error that FP8 makes in them; and the Kullback-Leibler divergence sum
 p ln(p / p8), in nats, of the probabilities p8 that come of: x and w in FP8; x alone; w alone; both,
-but for the queries alone; for the keys alone; x in E5M2 (w in BF16). Of the first layer, whose keys
-are the tokens' part, the positions' part and a constant that softmax does not see: the spread that
-either part alone gives to the logits. Above the table: root mean squares of the embeddings of the
-tokens that were read and of the positions.
+but for the queries alone; for the keys alone; x in E5M2 (w in BF16); then x and w in FP8, x, w or
+both as two E4M3 numbers; and x and w by the recipes mx, nvfp4 and mxfp4. Of the first layer, whose
+keys are the tokens' part, the positions' part and a constant that softmax does not see: the spread
+that either part alone gives to the logits. Above the table: root mean squares of the embeddings of
+the tokens that were read and of the positions.
 
 Below the table, what it costs: the loss in nats a token, and by how much it grows with the operands
 of every qkv product in FP8; for what they put out as queries alone, as keys alone, as values alone;
-and as keys of one layer alone.
+and as keys of one layer alone. Then by how much it grows in each of the ways above, with all that
+the products put out and with the keys alone.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -32,38 +35,48 @@ and as keys of one layer alone.
 enum {
     // Ways from PARTS on are of the first layer: logits of a part of x.
     T_MAX = 4096,
-    WAYS = 8,
-    PARTS = 6
+    WAYS = 14,
+    PARTS = 12,
+    X_IN_FP8 = 1 << OPERAND_X,
+    W_IN_FP8 = 1 << OPERAND_W,
+    BOTH_IN_FP8 = X_IN_FP8 | W_IN_FP8
 };
 static const struct {
     const char *name;
     // In FP8 are: operands of the product; which of its outputs are taken.
-    int x8, w8, queries, keys;
-    Dtype format; // of x
-} ways[WAYS] = {{"x, w E4M3", 1, 1, 1, 1, DTYPE_E4M3}, {"x alone", 1, 0, 1, 1, DTYPE_E4M3},
-                {"w alone", 0, 1, 1, 1, DTYPE_E4M3},   {"queries", 1, 1, 1, 0, DTYPE_E4M3},
-                {"keys", 1, 1, 0, 1, DTYPE_E4M3},      {"x E5M2", 1, 0, 1, 1, DTYPE_E5M2},
-                {"of tokens", 0, 0, 0, 1, 0},          {"of positions", 0, 0, 0, 1, 0}};
+    int fp8, queries, keys;
+    const char *recipe;
+} ways[WAYS] = {{"x, w E4M3", BOTH_IN_FP8, 1, 1, "current"},
+                {"x alone", X_IN_FP8, 1, 1, "current"},
+                {"w alone", W_IN_FP8, 1, 1, "current"},
+                {"queries", BOTH_IN_FP8, 1, 0, "current"},
+                {"keys", BOTH_IN_FP8, 0, 1, "current"},
+                {"x E5M2", X_IN_FP8, 1, 1, "current+x:e5m2"},
+                {"x split", BOTH_IN_FP8, 1, 1, "current+x:split"},
+                {"w split", BOTH_IN_FP8, 1, 1, "current+w:split"},
+                {"split", BOTH_IN_FP8, 1, 1, "current+split"},
+                {"mx", BOTH_IN_FP8, 1, 1, "mx"},
+                {"nvfp4", BOTH_IN_FP8, 1, 1, "nvfp4"},
+                {"mxfp4", BOTH_IN_FP8, 1, 1, "mxfp4"},
+                {"of tokens", 0, 0, 1, "current"},
+                {"of positions", 0, 0, 1, "current"}};
 typedef struct {
     double largest, spread, error, way[WAYS];
 } Sums; // over the rows of a head
 static struct {
     Gpt g;
     ValidationSet v;
-    int *length;           // [B] tokens of a row that count
-    uint8_t *xb, *wb;      // [R, C], [3C, C] in FP8
-    stored_t *qkv8, *part; // [R, 3C], [R, C]
-    Sums *sums;            // [B, NH]
-    double queries;        // that see two keys or more
-    int outputs, layer; // lab_forward() takes these of FP8 operands: QUERIES, KEYS, VALUES; of one
-                        // layer, -1: of all
+    int *length; // [B] tokens of a row that count
+    // x [R, C] and w [3C, C] in FP8: room for two numbers an element, and for scales of blocks
+    uint8_t *bytes[2];
+    float *inv[2], *sums_of_products; // [R, 3C]
+    stored_t *qkv8, *part;            // [R, 3C], [R, C]
+    Sums *sums;                       // [B, NH]
+    double queries;                   // that see two keys or more
+    // What lab_forward() takes of FP8 operands: QUERIES, KEYS, VALUES; of which layer, -1: of all;
+    // in which of the ways.
+    int outputs, layer, way;
 } lab;
-
-// The bytes of x [n] in a format; returns what they have to be multiplied by.
-static float bytes_of(uint8_t *bytes, const stored_t *x, size_t n, Dtype format) {
-    Fp8Scale own = {.recipe = {.rule = SCALING_CURRENT, .format = format}};
-    return quantize(bytes, x, n, &own, RECORD_NONE);
-}
 
 // What comes of the tokens' embeddings or of the positions' in the first layer's x: (embedding -
 // its mean) rstd weight, [R, C].
@@ -130,16 +143,28 @@ static void head_compare(Sums *sums, int way, const stored_t *qkv, const stored_
 static void product_in_fp8(int l, int way, const stored_t *x) {
     const Gpt *g = &lab.g;
     const size_t C = g->config.C, R = (size_t)g->B * g->config.T, wide = 3 * C;
-    const Linear f = gpt_linear(g, l, LIN_QKV);
-    const stored_t *weights = f.operand[OPERAND_W].stored[OVER_COLUMNS];
-    float inverse = 1;
-    if (ways[way].x8) inverse *= bytes_of(lab.xb, x, R * C, ways[way].format);
-    if (ways[way].w8) inverse *= bytes_of(lab.wb, weights, wide * C, DTYPE_E4M3);
-    const Matrix a =
-        ways[way].x8 ? matrix(lab.xb, ways[way].format, C, 1) : matrix(x, STORED, C, 1);
-    const Matrix weight =
-        ways[way].w8 ? matrix(lab.wb, DTYPE_E4M3, C, 1) : matrix(weights, STORED, C, 1);
-    matmul(output(lab.qkv8, STORED, wide, inverse, f.bias, 0), a, weight, R, wide, C);
+    Linear f = gpt_linear(g, l, LIN_QKV); // in BF16
+    operand_is(&f, OPERAND_X, x);
+    Linear f8 = f;
+    Fp8Scale scales[2] = {{.scale = 1}, {.scale = 1}};
+    ScalingRecipe recipes[NOPERAND];
+    recipe_parse(recipes, ways[way].recipe, ways[way].name);
+    f8.fp8 = f8.split = 1 << FPROP;
+    f8.sums = lab.sums_of_products;
+    for (int which = OPERAND_X; which <= OPERAND_W; which++) {
+        Operand *o = &f8.operand[which];
+        scales[which].recipe = recipes[which];
+        o->scale = &scales[which];
+        o->bytes[OVER_COLUMNS] = lab.bytes[which];
+        o->inv[OVER_COLUMNS] = lab.inv[which];
+        operand_quantize(&f8, which, o->stored[OVER_COLUMNS], which == OPERAND_X ? R : wide,
+                         OVER_COLUMNS, RECORD_NONE);
+    }
+    const Output out = output(lab.qkv8, STORED, wide, 1, f.bias, 0);
+    if (ways[way].fp8 == BOTH_IN_FP8) linear_product(&f8, FPROP, out, R);
+    else
+        matmul(out, operand(ways[way].fp8 & X_IN_FP8 ? &f8 : &f, OPERAND_X, FPROP, R, 0),
+               operand(ways[way].fp8 & W_IN_FP8 ? &f8 : &f, OPERAND_W, FPROP, R, 0), R, wide, C);
     EXPECT(!tensor_nonfinite(lab.qkv8, STORED, R * wide), "qkv of layer %d is not finite", l);
 }
 
@@ -173,7 +198,7 @@ static void layer_print(int l) {
     }
 }
 
-enum { QUERIES = 1, KEYS = 2, VALUES = 4 };
+enum { QUERIES = 1, KEYS = 2, VALUES = 4, ALL_OUTPUTS = 7 };
 static void lab_layernorm(int l, int second, const stored_t *y, stored_t *normed, size_t rows) {
     gpt_layernorm_forward(&lab.g, 2 * l + second, y, normed, rows);
 }
@@ -181,7 +206,7 @@ static void lab_linear(int l, int i, stored_t *y, const stored_t *x, size_t rows
     const size_t C = lab.g.config.C;
     gpt_linear_forward(&lab.g, l, i, y, rows); // of gpt_input(), which is x
     if (i != LIN_QKV || !lab.outputs || (lab.layer >= 0 && lab.layer != l)) return;
-    product_in_fp8(l, 0, x);
+    product_in_fp8(l, lab.way, x);
     for (size_t part = 0; part < rows * 3; part++)
         if (lab.outputs >> part % 3 & 1)
             memcpy(y + part * C, lab.qkv8 + part * C, C * sizeof(stored_t));
@@ -190,8 +215,8 @@ static void lab_attention(int l, stored_t *out, stored_t *qkv, int B) {
     (void)l;
     attention_forward(out, qkv, B, lab.g.config.T, 0, lab.g.config.C, lab.g.config.NH);
 }
-static double loss_of(int outputs, int layer) {
-    lab.outputs = outputs, lab.layer = layer;
+static double loss_of(int outputs, int layer, int way) {
+    lab.outputs = outputs, lab.layer = layer, lab.way = way;
     return lab_forward(&lab.g, lab.v.tokens, lab.v.targets, lab.g.B) / lab.v.counted;
 }
 
@@ -207,7 +232,7 @@ int main(int argc, char **argv) {
     g->B = MIN(rows, (long)set.windows); // of stories fewer may fit
     const size_t C = g->config.C, R = (size_t)g->B * T;
     const double available = memory_available();
-    const double needed = mib(memory_plan(g).total + R * (9 * C + 8) + 3 * C * C +
+    const double needed = mib(memory_plan(g).total + R * (23 * C + 8) + 7 * C * C +
                               g->B * g->config.NH * sizeof(Sums));
     EXPECT(available == 0 || needed <= available,
            "%.0f MiB are needed, %.0f available; choose a smaller -m or -t", needed, available);
@@ -218,7 +243,12 @@ int main(int argc, char **argv) {
     model_load(g, &model);
     lab.length = (int *)memory_allocate(g->B * sizeof(int)),
     lab.sums = (Sums *)memory_allocate(g->B * g->config.NH * sizeof(Sums));
-    lab.xb = (uint8_t *)memory_allocate(R * C), lab.wb = (uint8_t *)memory_allocate(3 * C * C);
+    for (int which = OPERAND_X; which <= OPERAND_W; which++) {
+        const size_t rows = which == OPERAND_X ? R : 3 * C;
+        lab.bytes[which] = (uint8_t *)memory_allocate(2 * rows * C);
+        lab.inv[which] = (float *)memory_allocate(rows * ceil_div(C, 16) * sizeof(float));
+    }
+    lab.sums_of_products = (float *)memory_allocate(R * 3 * C * sizeof(float));
     lab.qkv8 = (stored_t *)memory_allocate(R * 3 * C * sizeof(stored_t));
     lab.part = (stored_t *)memory_allocate(R * C * sizeof(stored_t));
     double tokens = 0, positions = 0; // sums of squares
@@ -237,16 +267,20 @@ int main(int argc, char **argv) {
            sqrt(tokens / lab.v.counted / C), sqrt(positions / lab.v.counted / C));
     for (int way = 0; way < WAYS; way++) printf("\t%s", ways[way].name);
     printf("\n");
-    const double loss = loss_of(0, -1); // ln1 and qkv of every layer stay
+    const double loss = loss_of(0, -1, 0); // ln1 and qkv of every layer stay
     for (int l = 0; l < g->config.L; l++) layer_print(l);
-    const double loss8 = loss_of(QUERIES | KEYS | VALUES, -1);
+    const double loss8 = loss_of(ALL_OUTPUTS, -1, 0);
     printf("loss %.6f; with E4M3 in qkv %.6f (%+.6f); for queries alone %+.6f, keys %+.6f, values "
            "%+.6f; keys of layer",
-           loss, loss8, loss8 - loss, loss_of(QUERIES, -1) - loss, loss_of(KEYS, -1) - loss,
-           loss_of(VALUES, -1) - loss);
+           loss, loss8, loss8 - loss, loss_of(QUERIES, -1, 0) - loss, loss_of(KEYS, -1, 0) - loss,
+           loss_of(VALUES, -1, 0) - loss);
     for (int l = 0; l < g->config.L; l++)
-        printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l) - loss);
-    printf("\n");
+        printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l, 0) - loss);
+    printf("\nqkv in\tall\tkeys\n");
+    for (int way = 0; way < PARTS; way++)
+        if (ways[way].queries && ways[way].keys)
+            printf("%s\t%+.6f\t%+.6f\n", ways[way].name, loss_of(ALL_OUTPUTS, -1, way) - loss,
+                   loss_of(KEYS, -1, way) - loss);
     EXPECT(!fflush(stdout), "cannot write the table: %s", strerror(errno));
     return 0;
 }

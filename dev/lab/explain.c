@@ -6,10 +6,10 @@ them, their formats, scales and bytes, and which function makes these bytes:
     build/lab/explain -e d2 --recipe deepseek --bf16 last+0.qkv.fprop
 
 The operands are the ones that gpt_linear() and operand() hand to matmul(): what is printed is what
-is computed. Layers in a row that --bf16 and --split treat alike stand together. "x2" are both numbers
-of a split operand; "E4M3" behind a block is its scale, beside one fp32 scale of the tensor. Attention's products, over all
-heads, are not in FP8; the probabilities p and the gradients ds of the scores are never whole in
-memory, so that their bytes are not counted.
+is computed. Layers in a row that --bf16 and --split treat alike stand together. "x2" are both
+numbers of a split operand; "E4M3" behind a block is its scale, beside one fp32 scale of the tensor.
+Attention's products, over all heads, are not in FP8; the probabilities p and the gradients ds of
+the scores are never whole in memory, so that their bytes are not counted.
 */
 #define TESTING
 #include "../../train_gpt_fp8.c"
