@@ -16,11 +16,21 @@ data=(-j data/tales.d/train.txt -t 64)
 eval=(--eval -i data/tales.d/train.txt -e "$model" -b 8 -m 1)
 "$python" dev/check/check_attention.py
 build/lab/attention $model "${data[@]}" -m 8 | tee build/attention
-loss=$(./train_gpt_bf16 "${eval[@]}" "${data[@]}" | grep -o 'loss [0-9.]*$')
-grep "^$loss;" build/attention || fail "attention: the bf16 trainer has $loss" # to the last digit
+validation() { sed -n 's/^validation .*: loss \([0-9.]*\).*/\1/p'; }
+loss=$(./train_gpt_bf16 "${eval[@]}" "${data[@]}" | validation)
+grep "^loss $loss;" build/attention || fail "attention: the bf16 trainer has $loss" # to the last digit
 loss=$(./train_gpt_fp8 "${eval[@]}" "${data[@]}" --recipe current \
-  --bf16 attproj+fc+fcproj | grep -o '[0-9.]*$')
+  --bf16 attproj+fc+fcproj | validation)
 grep "qkv $loss (" build/attention || fail "attention: the fp8 trainer has $loss with FP8 in qkv"
+for recipe in x:split split nvfp4; do
+  words=$recipe
+  [ $recipe = nvfp4 ] || words=current+$recipe
+  loss=$(./train_gpt_fp8 "${eval[@]}" "${data[@]}" --recipe $words \
+    --bf16 attproj+fc+fcproj | validation)
+  awk -F'\t' -v name="${recipe/:/ }" -v loss="$loss" '/^loss/ { bf16 = $1; sub(/^loss /, "", bf16) }
+    $1 == name { d = bf16 + $2 - loss; near = d < 1.5e-6 && d > -1.5e-6 }
+    END { exit !near }' build/attention || fail "attention: the fp8 trainer has $loss with $words"
+done
 
 run=(-e d2 -x 12 -t 64 -b 2)
 build/lab/inject nan 8 1 fc.w "${run[@]}" | grep 'stopped in step 8'
@@ -38,7 +48,7 @@ gap() { # how far INT8's loss lies above E4M3's, weights and activations
 "${ptq[@]}" | tee build/ptq
 "${ptq[@]}" -f 256 | tee build/ptq-outliers
 loss=$(./train_gpt_bf16 --eval -i data/tales.d/train.txt -j data/tales.d/val.txt -e "$model" -t 64 \
-  -b 8 -m 1 | grep -o '[0-9.]*$')
+  -b 8 -m 1 | validation)
 for file in build/ptq build/ptq-outliers; do
   grep "^nothing.bf16.$loss" $file || fail "$file: the bf16 trainer has $loss"
 done
