@@ -1586,7 +1586,7 @@ static void linear_product(const Linear *f, int product, Output out, size_t rows
     const int b_splits = linear_splits(f, b, product),
               last = linear_splits(f, a, product) + b_splits;
     for (int i = 0; i <= last; i++) {
-        const int part_a = i > b_splits, part_b = i > part_a;
+        const int part_a = i > b_splits, part_b = i > 0 && !part_a;
         Output to = out;
         to.accumulate |= i > 0;
         if (i > 0) to.bias = NULL;
