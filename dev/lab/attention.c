@@ -22,8 +22,8 @@ the tokens that were read and of the positions.
 
 Below the table, what it costs: the loss in nats a token, and by how much it grows with the operands
 of every qkv product in FP8; for what they put out as queries alone, as keys alone, as values alone;
-and as keys of one layer alone. Then by how much it grows in each of the ways above, with all that
-the products put out and with the keys alone.
+and as keys of one layer alone. Then what it is in each of the ways above with all that the
+products put out, by how much it grows, and by how much with the keys alone.
 */
 #undef PRECISION
 #define PRECISION 2
@@ -276,11 +276,12 @@ int main(int argc, char **argv) {
            loss_of(VALUES, -1, 0) - loss);
     for (int l = 0; l < g->config.L; l++)
         printf("%s %d %+.6f", l ? "," : "", l, loss_of(KEYS, l, 0) - loss);
-    printf("\nqkv in\tall\tkeys\n");
-    for (int way = 0; way < PARTS; way++)
-        if (ways[way].queries && ways[way].keys)
-            printf("%s\t%+.6f\t%+.6f\n", ways[way].name, loss_of(ALL_OUTPUTS, -1, way) - loss,
-                   loss_of(KEYS, -1, way) - loss);
+    printf("\nqkv in\tloss\tmore\tkeys\n");
+    for (int way = 0; way < PARTS; way++) {
+        if (!ways[way].queries || !ways[way].keys) continue;
+        const double all = loss_of(ALL_OUTPUTS, -1, way), keys = loss_of(KEYS, -1, way);
+        printf("%s\t%.6f\t%+.6f\t%+.6f\n", ways[way].name, all, all - loss, keys - loss);
+    }
     EXPECT(!fflush(stdout), "cannot write the table: %s", strerror(errno));
     return 0;
 }
