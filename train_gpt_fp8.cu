@@ -1307,8 +1307,7 @@ KERNEL blocks_scale_kernel(float *inv, size_t n, ScalingRecipe r, ScaleInUse *us
 KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int along_rows, int record) {
     const float amax = bits_float(use->amax_bits), tensor = scale_of_tensor(amax, &s->recipe);
     if (record) {
-        s->scale =
-            s->recipe.rounding == ROUNDING_E4M3 ? tensor : scale_from_amax(amax, 1, &s->recipe);
+        s->scale = scale_from_amax(amax, 1, &s->recipe);
         s->step.amax_bits = MAX(s->step.amax_bits, use->amax_bits);
     }
     s->scale_inv[along_rows] = use->inv[along_rows] = 1 / tensor;

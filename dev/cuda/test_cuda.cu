@@ -1040,7 +1040,7 @@ static void test_products() {
             Device<float> *inv = new Device<float>(rows[i] * K / 16 + 4096);
             const int which = i == 0 ? OPERAND_X : OPERAND_W;
             Linear f = {};
-            f.fp8 = 1 << FPROP;
+            f.fp8 = 1 << FPROP, f.out = N;
             Operand &o = f.operand[which];
             o = pair->operand();
             o.bytes[0] = q->p, o.inv[0] = inv->p, o.columns = K;
