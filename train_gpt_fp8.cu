@@ -4348,7 +4348,7 @@ static const struct {
     {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3 (arXiv 2412.19437)"},
     {"mx", "e4m3+block=1x32", "OCP's MX; +floor: its rounding"},
     {"mxfp4", "e2m1+block=1x32", "OCP's MXFP4; +floor: its rounding"},
-    {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "NVIDIA 2025 (arXiv 2509.25149)"},
+    {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "NVIDIA, arXiv 2509.25149"},
     {"none", "e4m3+scale=1", "scales of 1; see --loss-scale"},
 };
 
@@ -4362,7 +4362,7 @@ static void recipe_help(void) {
                recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++)
-        printf("  %-9s %-40s %s\n", recipe_names[i].name, recipe_names[i].words,
+        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
                recipe_names[i].source);
     printf("\nExamples: te+dy:margin=1, deepseek+dy:e5m2, current\n");
 }
