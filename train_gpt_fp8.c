@@ -3757,6 +3757,12 @@ static void products_parse(const char *name, const char *text, int L, uint8_t (*
 }
 
 static void options_products(const Options *o, Gpt *g) {
+    const ScalingRecipe *r = g->recipes;
+    for (int i = 0; i < NOPERAND; i++)
+        EXPECT(g->config.C % 2 == 0 || r[i].format != DTYPE_E2M1,
+               "option --recipe: e2m1 needs an even number of channels, found %d", g->config.C);
+    EXPECT(!*o->split || r[0].split || r[1].split || r[2].split,
+           "option --split: no operand is split; --recipe split makes it so");
     products_parse("bf16", o->bf16, g->config.L, g->bf16);
     products_parse("split", *o->split ? o->split : "fprop+dgrad+wgrad", g->config.L, g->split);
 }
