@@ -4,6 +4,7 @@
     torch_check          PyTorch: loss, logits, every gradient and ten AdamW steps, all four builds
     nano_check           a published trained model with every intermediate of one forward pass
     check_fp8_ml_dtypes  ml_dtypes and gfloat: every FP8 code, and millions of conversions to FP8
+    check_below8         ml_dtypes, gfloat, other libraries' rules: E2M1, stochastic rounding, MXFP4, NVFP4
     tokenizer_check      the C file's GPT-2 encoding: published edge cases and ids
 
 Needs NumPy; a check whose package or data is missing says `skip: reason`. The trainer is compiled (CC, default cc) in a
@@ -21,10 +22,10 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-CHECKS = ["torch_check", "nano_check", "check_fp8_ml_dtypes", "tokenizer_check"]
+CHECKS = ["torch_check", "nano_check", "check_fp8_ml_dtypes", "check_below8", "tokenizer_check"]
 PRECISIONS = ["fp8", "fp16", "bf16", "fp32"]  # in the order of PRECISION_*
 FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp -Wall -Wextra"
-BUILDS = [("torch_check.c", p) for p in PRECISIONS] + [("nano_check.c", "fp32"), ("dump_fp8.c", "fp8"), ("tokenizer_dump.c", "fp8")]
+BUILDS = [("torch_check.c", p) for p in PRECISIONS] + [("nano_check.c", "fp32"), ("dump_fp8.c", "fp8"), ("dump_below8.c", "fp8"), ("tokenizer_dump.c", "fp8")]
 
 
 class References:
