@@ -7,8 +7,8 @@ scales in Transformer Engine and torchao stand here as NumPy formulas. Where our
   NaN       E2M1 has none: ml_dtypes makes -0 of it, ours 6, and makes the block's (or the tensor's) scale_inv NaN
   zero      ours never lets the scale of a block become 0: E4M3's least number, 2^-9, takes its place. Transformer Engine keeps 0,
             and the block's elements become 0 (ours mostly, too); torchao's least is E4M3's least normal number, 2^-6
-  order     the tensor's scale is 6 / amax * 448, rounded twice; theirs is 2688 / amax. That moves it by a last bit of fp32, and an
-            element or a block's scale that lies on a tie may then round to the other side
+  order     the tensor's scale is 6 / amax * 448, rounded twice; theirs is 2688 / amax. They differ in fp32's last bit for 33 of the 128
+            mantissas of a bf16 amax, and then a block's scale or an element that lies on a tie rounds to the other side: under 0.1%
 """
 
 import sys
@@ -58,6 +58,7 @@ def matrix():
     x[16:32, 64:128] *= 2.0**-20
     x[:48, :48] = 0
     x[::5, ::7] *= 16
+    x[1, 200] = -1024 * (1 + 3 / 128)  # the largest: an amax for which the order matters
     return (x.astype(f32).view(np.uint32) & 0xffff0000).view(f32)
 
 

@@ -156,11 +156,12 @@ static void test_stochastic(void) {
 // -------------------------------------------------------------------------------------------------
 // Bytes, scales and statistics
 
-enum { PLAIN, ZEROS, A_NAN, AN_INF, WIDE, DATA }; // what is in a tensor
+enum { PLAIN, ZEROS, A_NAN, AN_INF, WIDE, TINY, DATA }; // what is in a tensor
 static stored_t *data_make(size_t rows, size_t columns, int kind) {
     stored_t *x = normal_stored(rows * columns, 1, 10 + kind);
     for (size_t i = 0; i < rows * columns; i++) {
-        const int e = kind == WIDE ? (int)(uniform(20, i / 5) * 240) - 120 : (int)(i / 7 % 20) - 10;
+        const int e = kind == WIDE ? (int)(uniform(20, i / 5) * 240) - 120
+                                   : (int)(i / 7 % 20) - (kind == TINY ? 100 : 10);
         x[i] = stored_from_float((float)ldexp((double)float_from_stored(x[i]), e));
         if (kind == ZEROS && i / columns < 20 && i % columns < 40) x[i] = 0;
         if (kind == ZEROS && i / columns % 18 == 2) x[i] = (stored_t)(i % 128); // denormals
