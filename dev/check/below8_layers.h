@@ -64,6 +64,9 @@ static double *layer_operand(const Layer *l, int which, int product, int part) {
     w.along = recipe_blocks(r) ? (size_t)r->along : n;
     w.per_line = ceil_div(K, w.along);
     double *out = TAKE(double, n), unit = l->scale[which].scale_inv[way];
+    uint32_t amax = 0;
+    for (size_t i = 0; i < n; i++) amax = MAX(amax, magnitude_bits(l->tensor[which][i]));
+    if (!way && recipe_blocks(r)) unit = 1 / wanted_tensor(bits_float(amax), r); // before any turn
     if (part == 1) unit *= r->format == DTYPE_E4M3 ? 0.0625 : 0.125;
     for (size_t i = 0; i < n; i++) {
         const int code = code_in_memory(o->bytes[way], MAX(part, 0) * n + i, r->format);
@@ -279,6 +282,15 @@ static int kept_differs(const char *recipe, int other) {
     model_end(g);
     return again ? -1 : differs; // weights: once a step
 }
+// Pairs of a model's operands that have the same random numbers.
+static size_t randoms_same(void) {
+    size_t same = 0;
+    model_make("e2m1+stochastic", 0, "fprop");
+    for (int i = 0; i < run.g.scale_count; i++)
+        for (int k = 0; k < i; k++) same += run.g.scales[i].random == run.g.scales[k].random;
+    model_end(&run.g);
+    return same;
+}
 static int cache_differs(const char *recipe) {
     Gpt *g = &run.g;
     int tokens[40], wrong = 0;
@@ -298,6 +310,7 @@ static int cache_differs(const char *recipe) {
 static void test_model_promises(void) {
     check(kept_differs("e2m1+stochastic", 1) == 1 && kept_differs("e2m1+stochastic", 0) == 0,
           "model: micro-batches round x by other random numbers, weights by one a step");
+    check_none(randoms_same(), "model: each operand has random numbers of its own, %s", "pairs");
     check_caught(kept_differs("e2m1", 1) == 0, "rounding to nearest in micro-batches");
     check(!cache_differs("mxfp4") && !cache_differs("mxfp4+split+e4m3"),
           "model: a KV cache gives a whole prefix's bits under mxfp4, and split in blocks");
