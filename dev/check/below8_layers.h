@@ -51,8 +51,8 @@ static void layer_run(Layer *l, const char *words, int split) {
     linear_forward(&l->f, l->y, DTYPE_FP32, LROWS, RECORD_STATS);
     linear_backward(&l->f, l->dx, partial, LROWS, RECORD_STATS);
 }
-// An operand as one of its products reads it, [across K][K], from its bytes: part 0 or 1 of them; -1
-// the tensor as it is stored.
+// An operand as one of its products reads it, [across K][K], from its bytes: part 0 or 1 of them;
+// -1: the tensor as it is stored.
 static double *layer_operand(const Layer *l, int which, int product, int part) {
     const Operand *o = &l->f.operand[which];
     const ScalingRecipe *r = &l->scale[which].recipe;
@@ -206,17 +206,19 @@ static void text_make(void) {
     run.train = dataset_open(text_path);
     dataset_windows(&run.train, "training", 40, 1);
 }
+static const Config run_config = {40, 256, 256, 2, 2, 48};
+static const char *bf16_products = ""; // --bf16
 static void model_make(const char *recipe, int recompute, const char *split) {
     Gpt *g = &run.g;
-    const Config c = {40, 256, 256, 2, 2, 48};
     memset(g, 0, sizeof(*g));
-    g->config = c;
+    g->config = run_config;
     g->B = 2;
     g->training = 1;
     g->recompute = recompute;
     g->seed = 3;
     recipe_parse(g->recipes, recipe, "test");
-    products_parse("split", split, c.L, g->split);
+    products_parse("split", split, run_config.L, g->split);
+    products_parse("bf16", bf16_products, run_config.L, g->bf16);
     workspace_free();
     gpt_allocate(g);
     gpt_init(g, 7);
@@ -291,6 +293,23 @@ static size_t randoms_same(void) {
     model_end(&run.g);
     return same;
 }
+// How like a model's gradient is to that of all products in bf16, in dB.
+static double gradient_alike(const char *recipe) {
+    Gpt *g = &run.g;
+    double *gradient[2];
+    for (int way = 0; way < 2; way++) {
+        bf16_products = way ? "" : "fprop+dgrad+wgrad";
+        model_make(recipe, 0, "fprop+dgrad+wgrad");
+        dataset_batch(&run.train, 1, 0, g->tokens, g->targets, 2, 40);
+        g->first = 1;
+        gpt_forward(g, g->tokens, g->targets, 2, 40, 1);
+        gpt_backward(g, g->tokens, 2, 40);
+        gradient[way] = TAKE(double, g->param_count);
+        for (size_t i = 0; i < g->param_count; i++) gradient[way][i] = (double)g->grad[i];
+        model_end(g);
+    }
+    return alike(gradient[0], gradient[1], param_specs(g->params, &run_config));
+}
 static int cache_differs(const char *recipe) {
     Gpt *g = &run.g;
     int tokens[40], wrong = 0;
@@ -308,6 +327,12 @@ static int cache_differs(const char *recipe) {
     return wrong;
 }
 static void test_model_promises(void) {
+    static const double least[COUNT(model_recipes)] = {14, 12, 16, 45, 45};
+    for (int i = 0; i < COUNT(model_recipes); i++) {
+        const double like = gradient_alike(model_recipes[i]);
+        check(like > least[i], "model: %s: the gradient is like bf16's (%.1f dB)", model_recipes[i],
+              like);
+    }
     check(kept_differs("e2m1+stochastic", 1) == 1 && kept_differs("e2m1+stochastic", 0) == 0,
           "model: micro-batches round x by other random numbers, weights by one a step");
     check_none(randoms_same(), "model: each operand has random numbers of its own, %s", "pairs");

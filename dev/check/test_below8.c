@@ -6,8 +6,8 @@ random Hadamard transform, split operands. FP8 build only, built like test_gpt.c
     build/test_below8               # every group, some seconds
     build/test_below8 --only layer  # the groups whose name contains "layer"
 
-The definitions are in below8.h, in doubles, an element at a time; the groups about layers and models
-in below8_layers.h. Bits are compared where bits are promised; elsewhere the tolerance stands beside
+The definitions are in below8.h, in doubles, an element at a time; the groups about layers and
+models in below8_layers.h. Bits are compared where bits are promised; elsewhere the tolerance stands beside
 the check. A "planted fault" feeds a comparing function what it must refuse.
 */
 #ifndef _GNU_SOURCE
@@ -81,8 +81,8 @@ static void test_codes(void) {
 
 typedef uint32_t Rounding(uint32_t, const Fp8Format *, uint32_t);
 // Draws in the lower and the upper half of every interval of two codes. *largest: the largest |mean
-// error| in standard errors, of a half or of all. Returns how many draws are no neighbor, or not the
-// number itself.
+// error| in standard errors, of a half or of all. Returns how many draws are no neighbor, or not
+// the number itself.
 static size_t draws(Rounding *rounding, int f, size_t each, double *largest) {
     const Fp8Format *format = fp8_format(formats[f]);
     size_t wrong = 0;

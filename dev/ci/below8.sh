@@ -26,7 +26,8 @@ run() { # build, threads, directory, options
   OMP_NUM_THREADS=$2 "$at/$1" "${@:4}" -o "$3" > $at/out 2>&1 || fail "$*: $(tail -1 $at/out)"
 }
 of_run=(-e d1 --channels 48 --heads 3 -t 40 -b 3 -d 240 -x 6 -n 3 -v 3 -m 2 -s 0 --scales-every 1)
-for words in nvfp4+stochastic+hadamard mxfp4+stochastic e2m1+stochastic 'split --split qkv.fprop'; do
+recipes=(nvfp4+stochastic+hadamard mxfp4+stochastic e2m1+stochastic 'split --split qkv.fprop')
+for words in "${recipes[@]}"; do
   rm -rf $at/run-*
   read -ra recipe <<< "--recipe $words"
   for name in "${!target[@]}" reference; do
