@@ -7,8 +7,8 @@ random Hadamard transform, split operands. FP8 build only, built like test_gpt.c
     build/test_below8 --only layer  # the groups whose name contains "layer"
 
 The definitions are in below8.h, in doubles, an element at a time; the groups about layers and
-models in below8_layers.h. Bits are compared where bits are promised; elsewhere the tolerance stands beside
-the check. A "planted fault" feeds a comparing function what it must refuse.
+models in below8_layers.h. Bits are compared where bits are promised; elsewhere the tolerance stands
+beside the check. A "planted fault" feeds a comparing function what it must refuse.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
