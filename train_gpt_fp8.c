@@ -277,7 +277,7 @@ static const Fp8Format *fp8_format(Dtype d) { return &fp8_formats[d - DTYPE_E4M3
 INLINE float fp8_max(Dtype d) { return fp8_format(d)->max; }
 
 // The code of a magnitude, given by its bits. One beyond `saturated_above` gives a code above
-// max_code. It has no branches, so that the compiler vectorizes the loop in quantize_chunk().
+// max_code. It has no branches, so that the compiler vectorizes the loop in codes_make().
 static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     const int shift = 23 - f->mantissa_bits;
     // normal results: round at the last kept bit and move the exponent's bias
@@ -916,8 +916,9 @@ static void elements_encode(const Encoder *e, size_t at, size_t n, const float *
 //     scale = tensor / inv
 // inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
 INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
-    const float scale = scale_from_amax(amax, 1, r);
-    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
+    if (r->rounding != ROUNDING_E4M3 || !amax_usable(amax)) return 1;
+    const float scale = 448 * fp8_max(r->format) / amax;
+    return scale < 0x1p100f ? scale : 0x1p100f;
 }
 // Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
 INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {

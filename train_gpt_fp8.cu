@@ -713,8 +713,9 @@ INLINE void scale_advance(Fp8Scale *s) {
 //     scale = tensor / inv
 // inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
 INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
-    const float scale = scale_from_amax(amax, 1, r);
-    return r->rounding != ROUNDING_E4M3 ? 1 : scale < 0x1p80f ? scale * 448 : 0x1p80f * 448;
+    if (r->rounding != ROUNDING_E4M3 || !amax_usable(amax)) return 1;
+    const float scale = 448 * fp8_max(r->format) / amax;
+    return scale < 0x1p100f ? scale : 0x1p100f;
 }
 // Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
 INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
@@ -4771,6 +4772,12 @@ static void products_parse(const char *name, const char *text, int L, uint8_t (*
 }
 
 static void options_products(const Options *o, Gpt *g) {
+    const ScalingRecipe *r = g->recipes;
+    for (int i = 0; i < NOPERAND; i++)
+        EXPECT(g->config.C % 2 == 0 || r[i].format != DTYPE_E2M1,
+               "option --recipe: e2m1 needs an even number of channels, found %d", g->config.C);
+    EXPECT(!*o->split || r[0].split || r[1].split || r[2].split,
+           "option --split: no operand is split; --recipe split makes it so");
     products_parse("bf16", o->bf16, g->config.L, g->bf16);
     products_parse("split", *o->split ? o->split : "fprop+dgrad+wgrad", g->config.L, g->split);
 }

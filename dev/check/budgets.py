@@ -17,12 +17,12 @@ import sys
 
 ROOT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "..")
 CODE_BYTES = {"train_gpt_fp8.c": 115_000, "train_gpt_fp8.cu": 155_000, "test_gpt.c": 95_000}
-TODAY = {"train_gpt_fp8.c": 158_850, "train_gpt_fp8.cu": 204_660}
+TODAY = {"train_gpt_fp8.c": 172_400, "train_gpt_fp8.cu": 222_700}
 # test_program.c has no budget of bytes; its lines and functions have the same limits.
 OPTIONAL = "test_program.c"
 COLUMNS = 100
 FUNCTION_LINES = 60
-README_WORDS = 1_780
+README_WORDS = 1_800
 HEART, HEART_FILE, HEART_LINE = "static void linear_forward(", "train_gpt_fp8.c", 700
 
 
