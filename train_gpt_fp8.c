@@ -546,9 +546,8 @@ typedef struct {
     float factor;
     const float *bias; // [n] or NULL
     int accumulate;    // the old out is added; fp32 only
-    const float *add;  // [m, n], which is added, or NULL
 } Output;
-#define output(...) ((Output){__VA_ARGS__, NULL})
+#define output(...) ((Output){__VA_ARGS__})
 
 static int product_in_tiles = 0; // --sum-order tiles
 
@@ -587,9 +586,8 @@ static void matmul_reference(Output out, Matrix a, Matrix b, size_t M, size_t N,
         }
         float *floats = (float *)out.data + m * out.row_stride + n;
         stored_t *stored = (stored_t *)out.data + m * out.row_stride + n;
-        const float *add = out.bias ? &out.bias[n] : out.accumulate ? floats : NULL;
-        if (out.add) add = &out.add[at];
-        const float value = add ? fmaf(sum, undo, *add) : sum * undo;
+        const float add = out.bias ? out.bias[n] : out.accumulate ? *floats : 0;
+        const float value = out.bias || out.accumulate ? fmaf(sum, undo, add) : sum * undo;
         if (out.dtype == DTYPE_FP32) *floats = value;
         else *stored = stored_from_float(value);
     }
@@ -603,7 +601,8 @@ static void matmul_packed(Output out, Matrix a, Matrix b, size_t M, size_t N, si
 #endif
 
 // ==== 6. linear layers ===========================================================================
-// Section 7:
+// Sections 7 and 8:
+static void stored_from_floats(stored_t *out, const float *x, size_t n);
 static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t rows, size_t columns,
                             int along_rows, Fp8Scale *s, Record record);
 static void hadamard_transform(stored_t *out, const stored_t *x, size_t rows, size_t columns,
@@ -733,22 +732,17 @@ static void linear_product(const Linear *f, int product, Output out, size_t rows
     const size_t *mnk = sizes[product];
     const int b_splits = linear_splits(f, b, product),
               last = linear_splits(f, a, product) + b_splits;
+    Output to = out;
+    const int wide = last > 0 && out.dtype != DTYPE_FP32;
+    if (wide) to = output(f->sums, DTYPE_FP32, mnk[1], 1, out.bias, 0);
     for (int i = 0; i <= last; i++) {
         const int part_a = i > b_splits, part_b = i > 0 && !part_a;
-        Output to = out;
-        to.accumulate |= i > 0;
         if (i > 0) to.bias = NULL;
-        if (out.dtype != DTYPE_FP32 && i < last) {
-            to.data = f->sums;
-            to.dtype = DTYPE_FP32;
-            to.row_stride = mnk[1];
-        } else if (out.dtype != DTYPE_FP32 && i > 0) {
-            to.accumulate = 0;
-            to.add = f->sums;
-        }
+        to.accumulate |= i > 0;
         matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b),
                mnk[0], mnk[1], mnk[2]);
     }
+    if (wide) stored_from_floats(out.data, f->sums, mnk[0] * mnk[1]);
 }
 
 // ==== 7. other layers ============================================================================
@@ -2074,18 +2068,18 @@ INLINE void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, 
 INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
                          uint64_t key) {
     byte_t *code = k ? g->v_codes : g->m_codes;
-    const Fp8Format *f = &fp8_formats[k];
     const ScalingRecipe r = {.format = DTYPE_E4M3 + k};
+    float scales[MOMENT_BLOCK];
+    Fp8Stats unused = {0};
     uint32_t amax = 0;
     PRAGMA(omp simd reduction(max : amax))
     for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
     g->moment_inv[2 * block + k] = 1 / scale;
-    SIMD for (size_t i = 0; i < n; i++) {
-        const uint32_t u = float_bits(x[i] * scale), random = random_u32(key, at + i),
-                       c = MIN(fp8_round_stochastic(u & 0x7fffffff, f, random), f->max_code);
-        code[at + i] = MAX(c, k && x[i] > 0) | (u >> 24 & 0x80);
-    }
+    for (size_t i = 0; i < n; i++) scales[i] = scale;
+    codes_make(code + at, x, scales, n, &fp8_formats[k], 1, key, at, &unused);
+    for (size_t i = 0; k && i < n; i++)
+        if (x[i] > 0) code[at + i] = MAX(code[at + i], 1);
 }
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
@@ -4994,8 +4988,7 @@ static void epilogue(const Output *out, size_t m, size_t n, float *tile, int row
     for (int i = 0; i < rows; i++, tile += NR) {
         const size_t at = (m + i) * out->row_stride + n;
         float *floats = is_fp32 ? (float *)out->data + at : tile;
-        const float *add = out->bias ? out->bias + n : out->accumulate ? floats : out->add;
-        if (out->add) add += at;
+        const float *add = out->bias ? out->bias + n : out->accumulate ? floats : NULL;
         if (add) SIMD for (int j = 0; j < cols; j++) floats[j] = fmaf(tile[j], factor, add[j]);
         else SIMD for (int j = 0; j < cols; j++) floats[j] = tile[j] * factor;
         if (!is_fp32) store_row((stored_t *)out->data + at, tile, cols);

@@ -1433,7 +1433,6 @@ typedef struct {
     const stored_t *bias; // [n] or NULL
     int accumulate;       // out += sum; fp32 only
     int fast;             // FP8: Hopper's shorter accumulator for the whole sum; fprop only
-    const float *add;     // [M, N], which is added, or NULL
 } Output;
 
 // Working memory of the emulated path, sized by the plan: operands as bf16, sums in fp32.
@@ -1574,8 +1573,8 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
     return m;
 }
 
-// out = a b^T of a product's operands; rows: of x and dy. Where operands are split, it is the sum of
-// products of their parts, in fp32: both first ones, then first and second, second and first.
+// out = a b^T of a product's operands; rows: of x and dy. Where operands are split, it is the sum
+// of products of their parts, in fp32: both first ones, then first and second, second and first.
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
     static const int operands[NPRODUCT][2] = {
         {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
@@ -1585,34 +1584,32 @@ static void linear_product(const Linear *f, int product, Output out, size_t rows
     const size_t *mnk = sizes[product];
     const int b_splits = linear_splits(f, b, product),
               last = linear_splits(f, a, product) + b_splits;
+    Output to = out;
+    const int wide = last > 0 && out.dtype != DTYPE_FP32;
+    if (wide) to = {f->sums, DTYPE_FP32, mnk[1], out.bias, 0, 0};
     for (int i = 0; i <= last; i++) {
         const int part_a = i > b_splits, part_b = i > 0 && !part_a;
-        Output to = out;
-        to.accumulate |= i > 0;
         if (i > 0) to.bias = NULL;
-        if (out.dtype != DTYPE_FP32 && i < last) {
-            to.data = f->sums;
-            to.dtype = DTYPE_FP32;
-            to.row_stride = mnk[1];
-        } else if (out.dtype != DTYPE_FP32 && i > 0) {
-            to.accumulate = 0;
-            to.add = f->sums;
-        }
+        to.accumulate |= i > 0;
         matmul(to, operand(f, a, product, rows, part_a), operand(f, b, product, rows, part_b),
                mnk[0], mnk[1], mnk[2]);
     }
+    if (!wide) return;
+    Tiles t = tiles(mnk[0], mnk[1]);
+    t.out = (stored_t *)out.data;
+    tiles_run(MasterSource{f->sums, mnk[1]}, t);
 }
 
 // y[rows, out] = x w^T + bias, of type y_dtype.
 static void linear_forward(const Linear *f, void *y, Dtype y_dtype, size_t rows, Record record) {
     operand_quantize(f, OPERAND_X, rows, NULL, record);
-    linear_product(f, FPROP, {y, y_dtype, f->out, f->bias, 0, 1, NULL}, rows);
+    linear_product(f, FPROP, {y, y_dtype, f->out, f->bias, 0, 1}, rows);
 }
 
 // dx[rows, in] = dy w;  dw += dy^T x (= if f->first), of operands that are ready.
 static void linear_gradients(const Linear *f, stored_t *dx, size_t rows) {
-    linear_product(f, DGRAD, {dx, STORED, f->in, NULL, 0, 0, NULL}, rows);
-    linear_product(f, WGRAD, {f->dw, DTYPE_FP32, f->in, NULL, !f->first, 0, NULL}, rows);
+    linear_product(f, DGRAD, {dx, STORED, f->in, NULL, 0, 0}, rows);
+    linear_product(f, WGRAD, {f->dw, DTYPE_FP32, f->in, NULL, !f->first, 0}, rows);
 }
 // linear_gradients(), and dbias += sums of dy's columns. These sum dy itself: an Inf saturates in
 // its bytes, so that it leaves no trace in dx and dw, but makes dbias Inf or NaN.
@@ -5753,10 +5750,7 @@ KERNEL epilogue_kernel(Output out, const float *sums, const float *inv_a, const 
     if (m >= M) return;
     const float scale = (inv_a ? *inv_a : 1) * (inv_b ? *inv_b : 1);
     float *floats = (float *)out.data + m * out.row_stride + n;
-    const float add = out.bias         ? float_from_stored(out.bias[n])
-                      : out.accumulate ? *floats
-                      : out.add        ? out.add[i]
-                                       : 0;
+    const float add = out.bias ? float_from_stored(out.bias[n]) : out.accumulate ? *floats : 0;
     const float value = fmaf(sums[i], scale, add);
     if (out.dtype == DTYPE_FP32) *floats = value;
     else ((stored_t *)out.data)[m * out.row_stride + n] = stored_from_float(value);
@@ -5840,7 +5834,7 @@ static void matmul_emulated(const Output *out, const Matrix *a, const Matrix *b,
            "an FP8 product that the run needs does not exist on %s (above); use --emulate",
            machine.name);
     Matrix a16 = matrix(emulation.a, DTYPE_BF16, K, 1), b16 = matrix(emulation.b, DTYPE_BF16, K, 1);
-    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0, NULL};
+    const Output sums = {emulation.sums, DTYPE_FP32, N, NULL, 0, 0};
     if (!lt_blocks(&sums, a, b, M, N, K)) {
         RUN(decode_kernel, ceil_div(M * (K / 8), THREADS), emulation.a, *a, M, K);
         RUN(decode_kernel, ceil_div(N * (K / 8), THREADS), emulation.b, *b, N, K);

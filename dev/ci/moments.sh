@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# --fp8-moments: the definition's bytes; whole runs make the same bits with any compiler, any number of
-# threads and across a resume; what a resume refuses; the size of a state.
+# --fp8-moments: the definition's bytes; whole runs make the same bits with any compiler, any number
+# of threads and across a resume; what a resume refuses; the size of a state.
 set -eu
 . "$(dirname "$0")/env.sh"
 out=build/moments

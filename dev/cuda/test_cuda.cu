@@ -1068,8 +1068,8 @@ static void test_products() {
         Device<stored_t> d_bias(bias);
         Device<float> out(old); // of either type
         product_count = 0;      // those of earlier kinds
-        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast, NULL}, m[0], m[1],
-               M, N, K);
+        matmul({out.p, k.out, N, k.bias ? d_bias.p : NULL, k.accumulate, k.fast}, m[0], m[1], M, N,
+               K);
         bool native = false;
         for (int i = 0; i < product_count; i++)
             native = native || (products[i].found && dtype_size[products[i].key.a_dtype] == 1);
