@@ -353,7 +353,7 @@ typedef struct {
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_E4M3, ROUNDING_UNSAID };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_TWO_LEVEL, ROUNDING_UNSAID };
 
 // How one operand is quantized. --recipe is three of these, for x, w and dy (recipe_parse()).
 typedef struct {
@@ -390,7 +390,7 @@ typedef struct {
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
-    uint64_t random, micro_batches; // for stochastic rounding: the tensor's own, and those so far
+    uint64_t random, micro_batches; // of stochastic rounding: the tensor's key, and their number
 } Fp8Scale;
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
@@ -505,8 +505,8 @@ static float quantize(uint8_t *q, const stored_t *x, size_t n, Fp8Scale *s, Reco
     }
     free(sums);
     if (record != RECORD_NONE) stats_merge(&s->step, &total);
-    const int lost = r->format == DTYPE_E2M1 && total.amax_bits > 0x7f800000; // it has no NaN
-    return lost ? bits_float(total.amax_bits) : scale_inv;
+    const int has_nan = r->format == DTYPE_E2M1 && total.amax_bits > 0x7f800000; // it has no NaN
+    return has_nan ? bits_float(total.amax_bits) : scale_inv;
 }
 
 // ==== 5. matrix product ==========================================================================
@@ -642,7 +642,7 @@ typedef struct {
     int split;         // bit p: product p reads both numbers of a split operand
     int first;         // dw holds nothing yet: it is written, not added to
     uint32_t signs;    // of the Hadamard transform
-    stored_t *turned;  // room for what it makes of an operand
+    stored_t *mixed;   // room for what it makes of an operand
     float *sums;       // room for an output of several products
 } Linear;
 static int linear_in_fp8(const Linear *f, int product) { return f->fp8 >> product & 1; }
@@ -658,10 +658,10 @@ static void operand_quantize(const Linear *f, int which, const stored_t *tensor,
     for (int way = first; way <= OVER_ROWS; way++) {
         if (!linear_in_fp8(f, operand_product[which][way])) continue;
         if (recipe_blocks(&o->scale->recipe)) {
-            const int turns = way == OVER_ROWS && o->scale->recipe.hadamard;
-            if (turns) hadamard_transform(f->turned, tensor, rows, o->columns, f->signs);
-            quantize_blocks(o->bytes[way], o->inv[way], turns ? f->turned : tensor, rows,
-                            o->columns, way, o->scale, record);
+            const int mixes = way == OVER_ROWS && o->scale->recipe.hadamard;
+            if (mixes) hadamard_transform(f->mixed, tensor, rows, o->columns, f->signs);
+            quantize_blocks(o->bytes[way], o->inv[way], mixes ? f->mixed : tensor, rows, o->columns,
+                            way, o->scale, record);
             record = RECORD_NONE; // counted once
             continue;
         }
@@ -721,8 +721,8 @@ static int linear_splits(const Linear *f, int which, int product) {
     return linear_in_fp8(f, product) && f->split >> product & f->operand[which].scale->recipe.split;
 }
 // Where operands are split, a product is the sum of products of their parts, in fp32: both first
-// ones, then first and second, second and first. (Both second ones give 2^-8 of the product, which
-// bf16 rounds away.)
+// ones, then first and second, second and first. That of both second ones is left out: at most 2^-8
+// of a term, 2^-7 with E5M2.
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
     static const int operands[NPRODUCT][2] = {
         {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
@@ -826,8 +826,8 @@ INLINE uint32_t random_u32(uint64_t key, uint32_t i) {
     return i ^ i >> 16;
 }
 // The code of a magnitude, rounded up with the probability of what truncation takes away, so that
-// its mean is the number itself: 32 random bits decide. As above, a large one gives a code above
-// max_code.
+// its mean is the number itself: 32 random bits decide. As in fp8_round_bits(), a large one gives a
+// code above max_code.
 INLINE uint32_t fp8_round_stochastic(uint32_t a, const Fp8Format *f, uint32_t random) {
     const int shift = 23 - f->mantissa_bits;
     const uint32_t lowest = (uint32_t)(128 - f->bias) << 23; // bits of the smallest normal number
@@ -890,9 +890,9 @@ static void elements_encode(const Encoder *e, size_t at, size_t n, const float *
     else if (format == DTYPE_E4M3) codes_make(code, x, scale, n, &fp8_formats[0], 0, 0, at, stats);
     else if (format == DTYPE_E5M2) codes_make(code, x, scale, n, &fp8_formats[1], 0, 0, at, stats);
     else codes_make(code, x, scale, n, &fp8_formats[2], 0, 0, at, stats);
+#define HALF(c) (((c)&7) | ((c) >> 4 & 8))
     for (size_t i = 0; format == DTYPE_E2M1 && i < n; i += 2)
-        e->q[(at + i) / 2] = (packed[i] & 7) | (packed[i] >> 4 & 8) | (packed[i + 1] & 7) << 4 |
-                             (packed[i + 1] & 0x80);
+        e->q[(at + i) / 2] = HALF(packed[i]) | HALF(packed[i + 1]) << 4;
     if (!e->rest) return;
     float up[SPAN]; // what rounding took away, in units of the second number
     Fp8Stats uncounted = {0};
@@ -910,15 +910,15 @@ static void elements_encode(const Encoder *e, size_t at, size_t n, const float *
 //     scale = tensor / inv
 // inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
 INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
-    if (r->rounding != ROUNDING_E4M3 || !amax_usable(amax)) return 1;
+    if (r->rounding != ROUNDING_TWO_LEVEL || !amax_usable(amax)) return 1;
     const float scale = 448 * fp8_max(r->format) / amax;
     return scale < 0x1p100f ? scale : 0x1p100f;
 }
 // Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
 INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
-    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
+    if (r->rounding != ROUNDING_TWO_LEVEL) *inv = 1 / scale_from_amax(amax, 1, r);
     else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
-    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
+    if (*inv < 0x1p-9f && r->rounding == ROUNDING_TWO_LEVEL) *inv = 0x1p-9f;
     if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
     return tensor / *inv; // exact where inv is a power of two
 }
@@ -954,7 +954,7 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const ScalingRecipe *r = &s->recipe;
     const Encoder e = {x, q, r->split ? q + rows * columns : NULL, r,
                        random_u64(s->random, s->micro_batches, along_rows)};
-    const int two_levels = r->rounding == ROUNDING_E4M3;
+    const int two_levels = r->rounding == ROUNDING_TWO_LEVEL;
     const float tensor = scale_of_tensor(two_levels ? tensor_amax(x, rows * columns) : 0, r);
     // A block has `tall` rows and `wide` columns; there are `down` times `right` of them.
     const size_t tall = MIN(rows, (size_t)(along_rows ? r->along : r->across));
@@ -1573,7 +1573,7 @@ static size_t role_size(Storage role, int precision) {
     X(stored, x, 1, fp8 * R * 4 * C, REUSED) \
     X(stored, rounded, 1, fp8 * 4 * C * C, REUSED) \
     /* [R, 4C] x or dy after a Hadamard transform; sums of several products */ \
-    X(stored, turned, 1, t * ANY(hadamard) * R * 4 * C, REUSED) \
+    X(stored, mixed, 1, t * ANY(hadamard) * R * 4 * C, REUSED) \
     X(fp32, sums, 1, ANY(split) * R * 4 * C, REUSED) \
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
@@ -1705,6 +1705,7 @@ static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
     const int linear = i / NOPERAND, layer = linear / NLIN;
     r.split &= layer < g->config.L && g->split[layer][linear % NLIN];
+    r.stochastic &= layer < g->config.L; // the head's slabs have no element numbers of their own
     if (i < g->scale_count - 1) return r;
     r.rule = SCALING_CONSTANT;
     r.number = 1;
@@ -1789,7 +1790,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     f->fp8 = ~g->bf16[l][i] & (g->training ? ALL_PRODUCTS : 1 << FPROP);
     f->split = g->split[l][i];
     f->signs = random_u64(g->seed, NPARAM, -1);
-    f->turned = g->turned;
+    f->mixed = g->mixed;
     f->sums = g->sums;
     x->bytes[0] = g->x_for_fprop ? g->x_for_fprop : kept;
     x->bytes[1] = kept;
@@ -3312,7 +3313,7 @@ static const RecipeWord recipe_words[] = {
      "the scale rounded down to a power of two; always so in blocks"},
     {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
      "by amax's exponent alone (OCP MX), which may saturate"},
-    {"two-level", "", WORD_ROUNDING, ROUNDING_E4M3, 0, 0, 0,
+    {"two-level", "", WORD_ROUNDING, ROUNDING_TWO_LEVEL, 0, 0, 0,
      "blocks: an E4M3 number each, and one fp32 scale (NVFP4)"},
     {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
     {"nearest", "", WORD_STOCHASTIC, 0, 0, 0, 0, "elements: rounded to nearest even"},
@@ -3450,7 +3451,7 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         if (r->rounding == ROUNDING_UNSAID) r->rounding = blocks ? ROUNDING_POW2 : ROUNDING_EXACT;
         if (constant && (r->margin || r->rounding))
             wrong = "it has a constant scale, which margin, pow2 and floor do not change";
-        if (r->rounding == ROUNDING_E4M3 && (!blocks || r->margin))
+        if (r->rounding == ROUNDING_TWO_LEVEL && (!blocks || r->margin))
             wrong = "two-level: it must be in blocks, without margin";
         if (r->split && (r->stochastic || r->format == DTYPE_E2M1))
             wrong = "split: it must be e4m3 or e5m2, rounded to nearest";
@@ -4558,7 +4559,7 @@ int main(int argc, char **argv) {
 // for vdpbf16ps, or one fp32 number. A *chain* is the sum of one output element. Packing decodes
 // FP8, so a transposed operand needs no transposed copy in memory.
 
-// The bf16 values of the first 128 codes (bf16 holds both formats exactly), split into bytes for
+// The bf16 values of the first 128 codes (bf16 holds all formats exactly), split into bytes for
 // vpermi2b.
 static uint8_t fp8_low[3][128], fp8_high[3][128];
 static void fp8_tables_init(void) {

@@ -577,7 +577,7 @@ INLINE uint32_t fp8_encode2(float low, float high, Dtype d) {
 // its exponent off by 8.
 INLINE float fp8_decode(uint8_t code, Dtype d) {
     if (d == DTYPE_E5M2) return float_from_fp16((uint16_t)(code << 8));
-    if (d == DTYPE_E2M1) // the same bits of E4M3, whose exponent is off by 6
+    if (d == DTYPE_E2M1) // as fp16, whose exponent is off by 14
         return float_from_fp16((uint16_t)((code & 0x80) << 8 | (code & 7) << 9)) * 16384.0f;
     if ((code & 0x7f) == 0x7f) return bits_float(0x7fc00000);
     return float_from_fp16((uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7)) * 256.0f;
@@ -625,7 +625,7 @@ typedef struct {
       "from the largest amax of the last N steps")
 #define RULE_NAME(name, ...) SCALING_##name,
 enum { SCALING_RULES(RULE_NAME) };
-enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_E4M3, ROUNDING_UNSAID };
+enum { ROUNDING_EXACT, ROUNDING_POW2, ROUNDING_FLOOR, ROUNDING_TWO_LEVEL, ROUNDING_UNSAID };
 
 // How one operand is quantized. --recipe is three of these, for x, w and dy (recipe_parse()).
 typedef struct {
@@ -662,7 +662,7 @@ typedef struct {
     float logged_scale;
     Fp8Stats step;   // of this step, over its micro-batches
     Fp8Stats logged; // of the last finished step, for scales.tsv and the table at the end
-    uint64_t random, micro_batches; // for stochastic rounding: the tensor's own, and those so far
+    uint64_t random, micro_batches; // of stochastic rounding: the tensor's key, and their number
 } Fp8Scale;
 
 INLINE int amax_usable(float amax) { return amax >= 0x1p-126f && float_is_finite(amax); }
@@ -713,15 +713,15 @@ INLINE void scale_advance(Fp8Scale *s) {
 //     scale = tensor / inv
 // inv is at least E4M3's smallest number. The bytes are worth code * inv / tensor.
 INLINE float scale_of_tensor(float amax, const ScalingRecipe *r) {
-    if (r->rounding != ROUNDING_E4M3 || !amax_usable(amax)) return 1;
+    if (r->rounding != ROUNDING_TWO_LEVEL || !amax_usable(amax)) return 1;
     const float scale = 448 * fp8_max(r->format) / amax;
     return scale < 0x1p100f ? scale : 0x1p100f;
 }
 // Returns the scale of a block; sets *inv. E2M1 has no NaN, so that a NaN makes inv one.
 INLINE float scale_of_block(float amax, float tensor, const ScalingRecipe *r, float *inv) {
-    if (r->rounding != ROUNDING_E4M3) *inv = 1 / scale_from_amax(amax, 1, r);
+    if (r->rounding != ROUNDING_TWO_LEVEL) *inv = 1 / scale_from_amax(amax, 1, r);
     else *inv = fp8_decode(fp8_encode(amax / fp8_max(r->format) * tensor, DTYPE_E4M3), DTYPE_E4M3);
-    if (*inv < 0x1p-9f && r->rounding == ROUNDING_E4M3) *inv = 0x1p-9f;
+    if (*inv < 0x1p-9f && r->rounding == ROUNDING_TWO_LEVEL) *inv = 0x1p-9f;
     if (amax != amax && r->format == DTYPE_E2M1) *inv = amax;
     return tensor / *inv; // exact where inv is a power of two
 }
@@ -1140,12 +1140,12 @@ static void sqnr_record(const uint8_t *q, int along_rows, const stored_t *x, siz
 }
 
 // ---- codes that tiles_kernel does not make: E2M1, stochastic rounding, split operands, two-level
-// scales. A thread has eight elements of a line along K: of a row, or, if along_rows, of a column.
-// Element k of a line is code line * pitch + k of q, whatever is not in the tensor is 0, and the
-// second numbers of a split operand lie behind the others.
+// scales, and those of recipes with a Hadamard transform. A thread has eight elements of a line
+// along K: of a row, or, if along_rows, of a column. Element k of a line is code line * pitch + k of
+// q. Whatever is not in the tensor is 0. Second numbers of a split operand lie behind the others.
 static int recipe_simple(const ScalingRecipe *r) {
-    return r->format != DTYPE_E2M1 && r->rounding != ROUNDING_E4M3 && !r->stochastic && !r->split &&
-           !r->hadamard;
+    return r->format != DTYPE_E2M1 && r->rounding != ROUNDING_TWO_LEVEL && !r->stochastic &&
+           !r->split && !r->hadamard;
 }
 typedef struct {
     const stored_t *x;
@@ -1270,7 +1270,6 @@ static void bytes_turn(uint8_t *q_t, const uint8_t *q, size_t rows, size_t colum
 }
 
 // ---- block scaling in two passes
-#define HADAMARD 16
 // The first finds the amax of each block, where its scale_inv will be; the second makes the bytes.
 // A thread has eight columns of 16 rows; a block has one row or at least as many.
 KERNEL blocks_amax_kernel(Blocks b, const stored_t *x, size_t rows, size_t columns) {
@@ -1316,6 +1315,7 @@ KERNEL blocks_record_kernel(Fp8Scale *s, ScaleInUse *use, int along_rows, int re
     use->scale = 1;
 }
 // The C file's hadamard_transform(): a thread has 16 rows of a column.
+#define HADAMARD 16
 KERNEL hadamard_kernel(stored_t *out, const stored_t *x, size_t rows, size_t columns,
                        uint32_t signs) {
     const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
@@ -1337,8 +1337,8 @@ KERNEL hadamard_kernel(stored_t *out, const stored_t *x, size_t rows, size_t col
 }
 // Whether cuBLASLt multiplies blocks of 128 itself. It wants their scales in an order of its own.
 static int blocks_native(const ScalingRecipe *r) {
-    return r->along == 128 && (r->across == 1 || r->across == 128) && recipe_simple(r) &&
-           machine.sm == 90 && !machine.emulates;
+    return r->along == 128 && (r->across == 1 || r->across == 128) && machine.sm == 90 &&
+           !machine.emulates;
 }
 // The blocks of x [rows, columns]. K is the row index if along_rows, else the column index. In
 // memory inv is [blocks across K][blocks along it]. In cuBLASLt's order its rows are padded to a
@@ -1376,7 +1376,8 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const int simple = recipe_simple(&o->recipe);
     quantize_passes++;
     device_zero(inv, b.count * sizeof(float));
-    if (o->recipe.rounding == ROUNDING_E4M3) RUN(amax_kernel, blocks, &o->use->amax_bits, x, n);
+    if (o->recipe.rounding == ROUNDING_TWO_LEVEL)
+        RUN(amax_kernel, blocks, &o->use->amax_bits, x, n);
     RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 16) * (columns / 8), THREADS), b, x, rows,
         columns);
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
@@ -1403,10 +1404,11 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
 // up: the bytes of wgrad, whose K are the rows, have zeros behind the last one; what lies behind an
 // output's last row is not read. cuBLASLt counts columns first: its A is our b, its B our a, and
 // K-major means "transposed A, plain B".
-// Some FP8 products do not exist in cuBLASLt: E5M2 x E5M2, MX, operands in different blocks, rows
-// and blocks of 128 except on sm_90, and all on GPUs without FP8 units. They, and all with
-// --emulate, are emulated: the same bytes are decoded to bf16, which holds them exactly (times the
-// power of two of their block), multiplied as bf16, then scaled.
+// Some products do not exist in cuBLASLt: E5M2 x E5M2, MX and NVFP4 before sm_100, MXFP4, operands
+// in different blocks, rows and blocks of 128 except on sm_90, and all on GPUs without FP8 units.
+// They, those of split operands, and all with --emulate, are emulated: the same codes are decoded
+// to bf16, which holds them exactly (times the scale of their block), multiplied as bf16, then
+// scaled.
 
 // A matrix as it lies in memory: element (i, k) is at data[i * row_stride + k * k_stride]; one of
 // the strides is 1.
@@ -1417,7 +1419,7 @@ typedef struct {
     const float *inv; // FP8: what one scale_inv, or those of blocks, [across K][along it],
                       // multiply; on the device
     size_t across, along, inv_across, inv_along; // blocks, and strides of their scales; else 0
-    const float *factor; // the scale_inv that multiplies the sum, or NULL: not for powers of two
+    const float *factor; // the scale_inv that multiplies the sum, or NULL where there is none
     float unit;          // of a split operand: what its numbers are worth, else 0
 } Matrix;
 static Matrix matrix(const void *data, Dtype dtype, size_t row_stride, size_t k_stride) {
@@ -1441,10 +1443,10 @@ static struct {
     float *sums;
     uint8_t *scales[2]; // NULL, or for the scales of MX and NVFP4 as cuBLASLt wants them
 } emulation;
-// Their bytes, for up to n rows of n elements: rows in a multiple of 128, blocks of 16 in one of 4.
-#define LT_SCALES(n)  (round_up(n, 128) * round_up(ceil_div(n, 16), 4))
-#define PRODUCTS_MAX  512
-#define HAS_LT_BLOCKS (machine.sm >= 100)
+// Room for their bytes, a block of 16 each, of [R, 4 C], [4 C, R] and [C, 4 C], with padding.
+#define LT_SCALES(R, C) ((MAX(R, C) + 128) * (4 * (C) + 128) / 16)
+#define PRODUCTS_MAX    512
+#define HAS_LT_BLOCKS   (machine.sm >= 100)
 // Section 15.
 static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_t N, size_t K);
 // Whether cuBLASLt computes products of these formats and blocks on this device.
@@ -1478,7 +1480,7 @@ typedef struct {
     int fp8;              // bit p: product p reads FP8 bytes
     int split;            // bit p: product p reads both numbers of a split operand
     uint32_t signs;       // of the Hadamard transform
-    stored_t *turned;     // room for what it makes of an operand
+    stored_t *mixed;      // room for what it makes of an operand
     float *sums;          // room for an output of several products
     // Room for column sums, [ceil(rows / TILE_ROWS)][out], and for sqnr_record().
     float *partial;
@@ -1538,9 +1540,9 @@ static void operand_quantize(const Linear *f, int which, size_t rows, float *par
         quantize_blocks(q, o->inv[0], o->tensor, rows, o->columns, 0, o, record, partial, f->sqnr);
     const stored_t *tensor = o->tensor;
     if (q_t && o->recipe.hadamard) {
-        RUN(hadamard_kernel, ceil_div(ceil_div(rows, HADAMARD) * o->columns, THREADS), f->turned,
+        RUN(hadamard_kernel, ceil_div(ceil_div(rows, HADAMARD) * o->columns, THREADS), f->mixed,
             tensor, rows, o->columns, f->signs);
-        tensor = f->turned;
+        tensor = f->mixed;
     }
     if (q_t) // counted, and summed, once
         quantize_blocks(q_t, o->inv[1], tensor, rows, o->columns, 1, o, q ? RECORD_NONE : record,
@@ -1565,7 +1567,7 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
     const Blocks b = blocks_of(o->inv[way], way ? o->columns : rows, way ? rows : o->columns, 0, r,
                                blocks_native(r));
     m.inv = b.inv;
-    m.factor = r->rounding == ROUNDING_E4M3 ? &o->use->inv[way] : NULL;
+    m.factor = r->rounding == ROUNDING_TWO_LEVEL ? &o->use->inv[way] : NULL;
     m.across = r->across;
     m.along = r->along;
     m.inv_across = b.row_stride;
@@ -2224,7 +2226,7 @@ static size_t role_size(Storage role, int precision) {
     /* [R, C] what is added to the residual stream */ \
     X(stored, y, 1, R * C, REUSED) \
     /* [R, 4C] x or dy after a Hadamard transform; sums of several products */ \
-    X(stored, turned, 1, t * ANY(hadamard) * R * 4 * C, REUSED) \
+    X(stored, mixed, 1, t * ANY(hadamard) * R * 4 * C, REUSED) \
     X(fp32, sums, 1, ANY(split) * R * 4 * C, REUSED) \
     /* [slab, Vp], then dlogits at the beginning of each row, or as dy_bytes */ \
     X(fp32, logits, 1, slab * Vp, REUSED) \
@@ -2244,7 +2246,7 @@ static size_t role_size(Storage role, int precision) {
     X(stored, emulate_a, 1, emulates * MAX(R * 4 * C, head8 * slab * Vp), REUSED) \
     X(stored, emulate_b, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * Vp * C), REUSED) \
     X(fp32, emulate_sums, 1, emulates * MAX(MAX(R, C) * 4 * C, head8 * MAX(slab, C) * Vp), REUSED) \
-    X(byte, lt_scales, 2, emulates * HAS_LT_BLOCKS * LT_SCALES(MAX(R, 4 * C)), REUSED) \
+    X(byte, lt_scales, 2, emulates * HAS_LT_BLOCKS * LT_SCALES(R, C), REUSED) \
     /* tokens, targets, rows by token: see Inputs */ \
     X(int, inputs, 1, INPUTS(R), REUSED) \
     /* squares of the gradient by chunks */ \
@@ -2270,7 +2272,7 @@ typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
     if (bytes >= 1 << 20) bytes = round_up(bytes, 2 << 20); /* as cudaMalloc does */               \
     if (part) part[life] += bytes;                                                                 \
     else g->name = (role##_t *)device_allocate(bytes);                                             \
-    if (g->name && life == OPTIMIZER) device_zero(g->name, bytes);
+    if (!part && g->name && life == OPTIMIZER) device_zero(g->name, bytes);
 
 // What the host writes for a micro-batch, in one piece: int32 tokens [R], targets [R], order [R]
 // and buckets [R + 1] (encoder_backward), and the number of buckets.
@@ -2451,6 +2453,7 @@ static ScalingRecipe gpt_recipe(const Gpt *g, int i) {
     ScalingRecipe r = g->recipes[i % NOPERAND];
     const int linear = i / NOPERAND, layer = linear / NLIN;
     r.split &= layer < g->config.L && g->split[layer][linear % NLIN];
+    r.stochastic &= layer < g->config.L; // the head's slabs have no element numbers of their own
     if (i < g->scale_count - 1) return r;
     r.rule = SCALING_CONSTANT;
     r.number = 1;
@@ -2491,7 +2494,7 @@ static void gpt_allocate(Gpt *g) {
     emulation.b = g->emulate_b;
     emulation.sums = g->emulate_sums;
     for (int i = 0; i < 2 && g->lt_scales; i++)
-        emulation.scales[i] = g->lt_scales + i * LT_SCALES(MAX(R, 4 * C));
+        emulation.scales[i] = g->lt_scales + i * LT_SCALES(R, C);
     attention_init();
     g->loss_scale = 1;
     if (g->training) step_host_make(g);
@@ -2568,7 +2571,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     f->fp8 = all & ~bf16;
     f->split = g->split[l][i];
     f->signs = random_u64(g->seed, NPARAM, -1);
-    f->turned = g->turned;
+    f->mixed = g->mixed;
     f->sums = g->sums;
     for (int o = 0; o < NOPERAND; o++) {
         f->operand[o] = gpt_operand(g, l, i, o);
@@ -3122,8 +3125,9 @@ static void phase_work(Gpt *g, int phase) {
         if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
         gpt_backward(g, g->B, g->config.T);
-        RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales,
-            g->scale_count);
+        if (g->scale_count)
+            RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales,
+                g->scale_count);
     } else {
         gpt_reduce_ranks(g);
         gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
@@ -4329,7 +4333,7 @@ static const RecipeWord recipe_words[] = {
      "the scale rounded down to a power of two; always so in blocks"},
     {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
      "by amax's exponent alone (OCP MX), which may saturate"},
-    {"two-level", "", WORD_ROUNDING, ROUNDING_E4M3, 0, 0, 0,
+    {"two-level", "", WORD_ROUNDING, ROUNDING_TWO_LEVEL, 0, 0, 0,
      "blocks: an E4M3 number each, and one fp32 scale (NVFP4)"},
     {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
     {"nearest", "", WORD_STOCHASTIC, 0, 0, 0, 0, "elements: rounded to nearest even"},
@@ -4467,7 +4471,7 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         if (r->rounding == ROUNDING_UNSAID) r->rounding = blocks ? ROUNDING_POW2 : ROUNDING_EXACT;
         if (constant && (r->margin || r->rounding))
             wrong = "it has a constant scale, which margin, pow2 and floor do not change";
-        if (r->rounding == ROUNDING_E4M3 && (!blocks || r->margin))
+        if (r->rounding == ROUNDING_TWO_LEVEL && (!blocks || r->margin))
             wrong = "two-level: it must be in blocks, without margin";
         if (r->split && (r->stochastic || r->format == DTYPE_E2M1))
             wrong = "split: it must be e4m3 or e5m2, rounded to nearest";
@@ -5852,7 +5856,7 @@ static void matmul(Output out, const Matrix &a, const Matrix &b, size_t M, size_
     M = fp8 ? round_up(M, 16) : M;
     K = fp8 ? round_up(K, 16) : K;
     const int emulated = product_emulated(a.dtype, b.dtype, a.across, a.along, b.across, b.along);
-    // Numbers of split operands, and two-level scales, have none either.
+    // Split operands and two-level scales are always emulated.
     if (fp8 && (emulated || a.unit != 0 || b.unit != 0 || (a.across && a.factor) ||
                 (b.across && b.factor)))
         return matmul_emulated(&out, &a, &b, M, N, K);

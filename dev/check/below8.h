@@ -123,7 +123,7 @@ static float wanted_scale(float amax, float keep, const ScalingRecipe *r) {
 }
 static float wanted_tensor(float amax, const ScalingRecipe *r) {
     const float max = (float)values[FORMAT(r->format)][last_code[FORMAT(r->format)]];
-    return r->rounding == ROUNDING_E4M3 && amax >= 0x1p-126f && amax <= 0x1.fffffep127f
+    return r->rounding == ROUNDING_TWO_LEVEL && amax >= 0x1p-126f && amax <= 0x1.fffffep127f
                ? fminf(448 * max / amax, 0x1p100f)
                : 1;
 }
@@ -131,7 +131,7 @@ static float wanted_block(float amax, float tensor, const ScalingRecipe *r, floa
     const float max = (float)values[FORMAT(r->format)][last_code[FORMAT(r->format)]];
     const float scale = wanted_scale(amax, 1, r), fraction = amax / max * tensor;
     *inv = amax != amax && r->format == DTYPE_E2M1 ? NAN : 1 / scale;
-    if (r->rounding != ROUNDING_E4M3) return tensor / *inv; // of a NaN: no number at all
+    if (r->rounding != ROUNDING_TWO_LEVEL) return tensor / *inv; // of a NaN: no number at all
     *inv = (float)value_of(code_nearest(fraction, DTYPE_E4M3), DTYPE_E4M3);
     if (*inv < 0x1p-9f) *inv = 0x1p-9f; // E4M3's least
     return tensor / *inv;

@@ -23,7 +23,7 @@ static void layer_run(Layer *l, const char *words, int split) {
     l->f.fp8 = ALL_PRODUCTS;
     l->f.split = split;
     l->f.signs = 0x00009c71;
-    l->f.turned = TAKE(stored_t, LROWS * IN);
+    l->f.mixed = TAKE(stored_t, LROWS * IN);
     l->f.sums = TAKE(float, LROWS *IN);
     l->f.dw = TAKE(float, OUT *IN);
     l->f.first = 1;

@@ -223,7 +223,7 @@ static std::vector<NamedRecipe> recipes_all() {
           "nvfp4", "nvfp4+stochastic", "block=16x16+two-level+e2m1"})
         all.push_back({words, recipe_of(words, DTYPE_E2M1)});
     for (const char *words : {"stochastic", "current+stochastic", "mx+stochastic", "split",
-                              "block=1x16+two-level", "mx+split"})
+                              "deepseek+stochastic", "block=1x16+two-level", "mx+split"})
         for (Dtype d : {DTYPE_E4M3, DTYPE_E5M2}) all.push_back({words, recipe_of(words, d)});
     return all;
 }
@@ -1513,6 +1513,8 @@ static void test_model() {
         "--recipe e2m1 --fp8-head",
         "--recipe stochastic --recompute 1",
         "--recipe split",
+        "--recipe deepseek+stochastic+hadamard",
+        "--recipe deepseek+x:split --split fprop",
         "--recipe mx+x:split --split qkv.fprop+wgrad --recompute 1"
 #endif
     };

@@ -64,7 +64,7 @@ static void scale_text(const Linear *f, int which, const Matrix *m, size_t rows,
     if (dtype_size[m->dtype] != 1) strcpy(out, "none");
     else if (m->inv)
         sprintf(out, "own amax of %zu x %zu%s", MIN(m->across, rows), MIN(m->along, K),
-                s->recipe.rounding == ROUNDING_E4M3 ? ", E4M3" : "");
+                s->recipe.rounding == ROUNDING_TWO_LEVEL ? ", E4M3" : "");
     else if (s->recipe.rule == SCALING_CONSTANT && !f->bias && which == OPERAND_DY)
         strcpy(out, "of the loss scale"); // the head's: gpt_forward() sets it
     else recipe_word_text(&s->recipe, WORD_RULE, out);
