@@ -1142,7 +1142,7 @@ static void sqnr_record(const uint8_t *q, int along_rows, const stored_t *x, siz
 // ---- codes that tiles_kernel does not make: E2M1, stochastic rounding, split operands, two-level
 // scales, and those of recipes with a Hadamard transform. A thread has eight elements of a line
 // along K: of a row, or, if along_rows, of a column. Element k of a line is code line * pitch + k
-// of q. Whatever is not in the tensor is 0. Second numbers of a split operand lie behind the others.
+// of q. Whatever is not in the tensor is 0. Second numbers of split operands lie behind the others.
 static int recipe_simple(const ScalingRecipe *r) {
     return r->format != DTYPE_E2M1 && r->rounding != ROUNDING_TWO_LEVEL && !r->stochastic &&
            !r->split && !r->hadamard;
