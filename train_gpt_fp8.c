@@ -50,7 +50,8 @@ bytes instead of 32 for each channel of a position.
 
 Block scaling gives each block of a tensor, 32 elements for example, a scale of its own, undone as
 an element is read. A block lies along the dimension that is summed over, and the two products that
-read an operand sum over different ones, so it is quantized twice.
+read an operand sum over different ones, so it is quantized twice. E2M1 is a format of 4 bits, whose
+range is so short that it needs blocks (--recipe nvfp4; dev/RECIPES.md).
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
 stream and gradients of activations are bf16; master weights and their gradients are fp32, AdamW's
@@ -289,8 +290,8 @@ static inline uint32_t fp8_round_bits(uint32_t a, const Fp8Format *f) {
     uint32_t denormal = float_bits(bits_float(a) + bits_float(magic_bits)) - magic_bits;
     return a < ((uint32_t)(128 - f->bias) << 23) ? denormal : normal;
 }
-// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F, as CUDA's
-// satfinite conversion does.
+// Round to nearest even, saturating: +-Inf becomes +-max, every NaN becomes 0x7F (E2M1: 7), as
+// CUDA's satfinite conversion does.
 static inline uint32_t fp8_encode_bits(uint32_t u, const Fp8Format *f) {
     const uint32_t a = u & 0x7fffffff, code = MIN(fp8_round_bits(a, f), f->max_code);
     return a > 0x7f800000 ? f->nan : code | ((u >> 24) & 0x80);
