@@ -1038,10 +1038,13 @@ KERNEL scale_choose_kernel(Fp8Scale *s, ScaleInUse *use, int record) {
     scale_use(s, use, scale);
     use->amax_bits = 0;
 }
-static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record record) {
+static void amax_find(const stored_t *x, size_t n, const Operand *o) {
     const size_t blocks = MIN(ceil_div(n, 8 * THREADS), (size_t)machine.processors * 8);
-    if (!o->own_amax) return;
     RUN(amax_kernel, blocks, &o->use->amax_bits, x, n);
+}
+static void scale_choose(const stored_t *x, size_t n, const Operand *o, Record record) {
+    if (!o->own_amax) return;
+    amax_find(x, n, o);
     LAUNCH(scale_choose_kernel, 1, 1, 0, STREAM, o->s, o->use, record != RECORD_NONE);
 }
 
@@ -1149,22 +1152,24 @@ static int recipe_simple(const ScalingRecipe *r) {
 }
 typedef struct {
     const stored_t *x;
-    size_t stride, rows, columns, lines, pitch;
+    size_t stride, rows, columns;
     int along_rows, record;
     uint8_t *q;
     Fp8Scale *s;
     ScaleInUse *use;
-    ScalingRecipe recipe;
     Blocks blocks;
 } Codes;
 KERNEL_OF(THREADS) encode_kernel(Codes c) {
-    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, chunks = c.pitch / 8;
-    const size_t line = c.along_rows ? thread % c.lines : thread / chunks,
-                 k0 = (c.along_rows ? thread / c.lines : thread % chunks) * 8;
-    const Dtype d = c.recipe.format;
+    const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
+                 padded = round_up(c.rows, 16), lines = c.along_rows ? c.columns : padded,
+                 pitch = c.along_rows ? padded : c.columns, chunks = pitch / 8;
+    const ScalingRecipe r = c.s->recipe;
+    const size_t line = c.along_rows ? thread % lines : thread / chunks,
+                 k0 = (c.along_rows ? thread / lines : thread % chunks) * 8;
+    const Dtype d = r.format;
     const Fp8Format f = fp8_format(d);
     const uint64_t key = random_u64(c.s->random, c.s->micro_batches, c.blocks.inv && c.along_rows);
-    const float tensor = scale_of_tensor(bits_float(c.use->amax_bits), &c.recipe);
+    const float tensor = scale_of_tensor(bits_float(c.use->amax_bits), &r);
     Counts counts = {0, 0, 0, 0};
     uint32_t codes[2] = {0, 0}, rest[2] = {0, 0}, halves = 0;
     for (size_t k = k0; k < k0 + 8; k++) {
@@ -1176,7 +1181,7 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
         const uint32_t a = float_bits(scaled) & 0x7fffffff, b = float_bits(v) & 0x7fffffff;
         const uint32_t random = random_u32(key, (uint32_t)(row * c.columns + column));
         uint32_t code = fp8_encode_bits(float_bits(scaled), &f);
-        if (c.recipe.stochastic && a <= 0x7f800000)
+        if (r.stochastic && a <= 0x7f800000)
             code = MIN(fp8_round_stochastic(a, &f, random), f.max_code) | (code & 0x80);
         counts.amax = MAX(counts.amax, b);
         counts.saturated += a > f.saturated_above && a <= 0x7f800000;
@@ -1186,37 +1191,25 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
             c.use->inv[0] = c.use->inv[1] = v;
         codes[(k - k0) / 4] |= code << k % 4 * 8;
         halves |= ((code & 7) | (code >> 4 & 8)) << (k - k0) * 4;
-        if (c.recipe.split)
+        if (r.split)
             rest[(k - k0) / 4] |=
                 (uint32_t)fp8_encode((scaled - fp8_decode(code, d)) / split_unit(d), d)
                 << k % 4 * 8;
     }
-    const size_t at = line * c.pitch + k0;
-    const int inside = line < c.lines && k0 < c.pitch;
+    const size_t at = line * pitch + k0;
+    const int inside = line < lines && k0 < pitch;
     if (inside && d == DTYPE_E2M1) put(c.q + at / 2, halves);
     else if (inside) put(c.q + at, make_uint2(codes[0], codes[1]));
-    if (inside && c.recipe.split) put(c.q + c.lines * c.pitch + at, make_uint2(rest[0], rest[1]));
+    if (inside && r.split) put(c.q + lines * pitch + at, make_uint2(rest[0], rest[1]));
     if (!c.record) return;
     if (c.blocks.inv) counts.amax = 0; // blocks_amax_kernel() found it
     counts_commit(c.s, counts, blockIdx.x == 0 ? c.rows * c.columns : 0);
 }
 static void codes_run(uint8_t *q, int along_rows, const stored_t *x, size_t stride, size_t rows,
                       size_t columns, const Operand *o, Record record, Blocks blocks) {
-    const size_t pitch = round_up(rows, 16);
-    Codes c = {x,
-               stride,
-               rows,
-               columns,
-               along_rows ? columns : pitch,
-               along_rows ? pitch : columns,
-               along_rows,
-               record != RECORD_NONE,
-               q,
-               o->s,
-               o->use,
-               o->recipe,
-               blocks};
-    RUN(encode_kernel, ceil_div(c.lines * (c.pitch / 8), THREADS), c);
+    RUN(encode_kernel, ceil_div(round_up(rows, 16) * columns / 8, THREADS),
+        Codes{x, stride, rows, columns, along_rows, record != RECORD_NONE, q, o->s, o->use,
+              blocks});
 }
 
 // How many tensors were read again to be quantized, instead of being quantized by the kernel that
@@ -1371,13 +1364,10 @@ static void quantize_blocks(uint8_t *q, float *inv, const stored_t *x, size_t ro
     const Blocks b =
         blocks_of(inv, rows, columns, along_rows, &o->recipe, blocks_native(&o->recipe));
     Tiles t = tiles(rows, columns);
-    const size_t n = rows * columns,
-                 blocks = MIN(ceil_div(n, 8 * THREADS), (size_t)machine.processors * 8);
     const int simple = recipe_simple(&o->recipe);
     quantize_passes++;
     device_zero(inv, b.count * sizeof(float));
-    if (o->recipe.rounding == ROUNDING_TWO_LEVEL)
-        RUN(amax_kernel, blocks, &o->use->amax_bits, x, n);
+    if (o->recipe.rounding == ROUNDING_TWO_LEVEL) amax_find(x, rows * columns, o);
     RUN(blocks_amax_kernel, ceil_div(ceil_div(rows, 16) * (columns / 8), THREADS), b, x, rows,
         columns);
     RUN(blocks_scale_kernel, MIN(ceil_div(b.count, THREADS), 1024), inv, b.count, o->recipe,
