@@ -1790,7 +1790,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     for (int o = 0; o < NOPERAND; o++) f->operand[o].scale = gpt_scale(g, l, i, o);
     f->fp8 = ~g->bf16[l][i] & (g->training ? ALL_PRODUCTS : 1 << FPROP);
     f->split = g->split[l][i];
-    f->signs = random_u64(g->seed, NPARAM, -1);
+    f->signs = random_u64(g->seed, NPARAM, UINT64_MAX);
     f->mixed = g->mixed;
     f->sums = g->sums;
     x->bytes[0] = g->x_for_fprop ? g->x_for_fprop : kept;

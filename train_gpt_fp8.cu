@@ -2560,7 +2560,7 @@ static void gpt_linear_bytes(const Gpt *g, int l, int i, Linear *f) {
     const int all = g->training ? ALL_PRODUCTS : 1 << FPROP, bf16 = g->bf16[l][i] & all;
     f->fp8 = all & ~bf16;
     f->split = g->split[l][i];
-    f->signs = random_u64(g->seed, NPARAM, -1);
+    f->signs = random_u64(g->seed, NPARAM, UINT64_MAX);
     f->mixed = g->mixed;
     f->sums = g->sums;
     for (int o = 0; o < NOPERAND; o++) {
