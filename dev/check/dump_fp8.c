@@ -62,7 +62,7 @@ int main(int argc, char **argv) {
         fwrite(values, 4, 512, f);
         for (size_t i = 0; i < count; i++) codes[i] = fp8_encode(x[i], d);
         fwrite(codes, 1, count, f);
-        const ScalingRecipe recipe = {d, SCALING_CONSTANT, 1, 0, ROUNDING_EXACT, 0, 0};
+        const ScalingRecipe recipe = {.format = d, .rule = SCALING_CONSTANT, .number = 1};
         for (size_t i = 0; i < scale_count; i++) {
             Fp8Scale s;
             memset(&s, 0, sizeof(s));
@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
     }
     Fp8Scale s;
     memset(&s, 0, sizeof(s));
-    s.recipe = (ScalingRecipe){DTYPE_E4M3, SCALING_CURRENT, 0, 0, ROUNDING_EXACT, 0, 0};
+    s.recipe = (ScalingRecipe){.format = DTYPE_E4M3, .rule = SCALING_CURRENT};
     quantize(bytes, stored, MATRIX, &s, RECORD_SQNR);
     fwrite(bytes, 1, MATRIX, f);
     report_write(f, &s);

@@ -614,8 +614,8 @@ def not_finite():
     state = read("wild/state_00000003.bin")
     nan, huge = struct.pack("<f", float("nan")), struct.pack("<i", 1 << 20)
     for name, section, offset, data in (("a moment that is no number", "adamw_m", 40, nan), ("an infinite moment", "adamw_v", 0, struct.pack("<f", float("inf"))),
-                                        ("steps below 0", "scales", 44, struct.pack("<i", -1)),
-                                        ("a scale of 0", "scales", 28, bytes(4)), ("a recipe", "scales", 8, huge), ("the loss scale", "loss_scale", 0, bytes(4))):
+                                        ("steps below 0", "scales", 60, struct.pack("<i", -1)),
+                                        ("a scale of 0", "scales", 40, bytes(4)), ("a recipe", "scales", 8, huge), ("the loss scale", "loss_scale", 0, bytes(4))):
         write("wild/state_00000003.bin", state)
         state_edit("wild/state_00000003.bin", section, offset, data)
         r = run("--eval -y -o wild") if section in ("scales", "loss_scale") else run("-y -o wild")
