@@ -266,11 +266,18 @@ static void settings_read(int argc, char **argv, const OptionRow *own, int own_c
     EXPECT(IS_FP8 || !strcmp(settings.recipe, "delayed"),
            "option --recipe: only the fp8 build has recipes");
     recipe_parse(g->recipes, settings.recipe, "option");
-    for (int o = 0; o < NOPERAND; o++)
-        EXPECT(!recipe_blocks(&g->recipes[o]),
+    for (int o = 0; o < NOPERAND; o++) {
+        const ScalingRecipe *r = &g->recipes[o];
+        EXPECT(!recipe_blocks(r),
                "option --recipe: expected one scale a tensor, as in "
                "the paper, found blocks for %s",
                operand_name[o]);
+        EXPECT(
+            r->format != DTYPE_E2M1 && !r->split,
+            "option --recipe: expected one FP8 number an element, as in the paper, found e2m1 or "
+            "split for %s",
+            operand_name[o]);
+    }
     Options o = {0};
     o.loss_scale = (char *)settings.loss_scale;
     g->loss_scale = 1;
