@@ -27,6 +27,7 @@ ends 2 "unknown option '--stps'" $cnn --stps 3
 ends 2 "option --steps: expected a whole number" $cnn --steps 1.5
 ends 2 "only the fp8 build has recipes" $cnn --recipe mx
 ends 2 "found blocks for x" $lstm --recipe mx
+ends 2 "found e2m1, split or stochastic for dy" $lstm --recipe dy:stochastic
 ends 2 "expected lm, numbers or dates" $lstm --task words
 ends 2 "option --batch" $lstm --batch 0
 ends 3 "not finite" $cnn --steps 1 --batch 16 --channels 4 --lr 1000

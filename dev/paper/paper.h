@@ -272,11 +272,10 @@ static void settings_read(int argc, char **argv, const OptionRow *own, int own_c
                "option --recipe: expected one scale a tensor, as in "
                "the paper, found blocks for %s",
                operand_name[o]);
-        EXPECT(
-            r->format != DTYPE_E2M1 && !r->split,
-            "option --recipe: expected one FP8 number an element, as in the paper, found e2m1 or "
-            "split for %s",
-            operand_name[o]);
+        EXPECT(r->format != DTYPE_E2M1 && !r->split && !r->stochastic,
+               "option --recipe: expected FP8, one number an element, to nearest, as in the paper, "
+               "found e2m1, split or stochastic for %s",
+               operand_name[o]);
     }
     Options o = {0};
     o.loss_scale = (char *)settings.loss_scale;
