@@ -2430,7 +2430,10 @@ static void gpt_scales_read(Gpt *g) {
 static void gpt_scales_write(Gpt *g) {
     const int count = g->scale_count;
     ScaleInUse *use = (ScaleInUse *)memory_allocate(count * sizeof(*use));
-    for (int i = 0; i < count; i++) scale_use(&g->scales[i], &use[i], g->scales[i].scale);
+    for (int i = 0; i < count; i++) { // of blocks 1, also in a product that is never in FP8
+        Fp8Scale *s = &g->scales[i];
+        scale_use(s, &use[i], recipe_blocks(&s->recipe) ? 1 : s->scale);
+    }
     if (count) device_write(g->scales_in_use, use, count * sizeof(*use));
     if (count) device_write(g->device_scales, g->scales, count * sizeof(Fp8Scale));
     free(use);
