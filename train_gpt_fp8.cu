@@ -3039,9 +3039,12 @@ static void adamw_update(Gpt *g) {
         ranges.end[id] = s->offset + s->layers * s->rows * s->cols;
         ranges.decays[id] = s->decays;
     }
-    const auto kernel = g->fp8_moments ? adamw_kernel<false> : adamw_kernel<true>;
-    RUN(kernel, ceil_div(MOMENT_BLOCKS(g->param_count, NPARAM) * 16, THREADS), g->master, moments,
-        g->grad, ranges, g->step_inputs, g->step_results);
+    const size_t blocks = ceil_div(MOMENT_BLOCKS(g->param_count, NPARAM) * 16, THREADS);
+#define ADAMW(FP32)                                                                                \
+    RUN(adamw_kernel<FP32>, blocks, g->master, moments, g->grad, ranges, g->step_inputs,           \
+        g->step_results)
+    if (g->fp8_moments) ADAMW(false);
+    else ADAMW(true);
     g->weights_ready = 0;
 }
 
