@@ -78,7 +78,7 @@ $(FLAGS_FILE): ;
 $(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
 
-TEST_SOURCES = test_gpt.c train_gpt_fp8.c dev/check/free.h dev/check/definitions.h
+TEST_SOURCES = test_gpt.c train_gpt_fp8.c dev/check/counted.h dev/check/free.h dev/check/definitions.h
 $(TESTS): test_gpt_%: $(TEST_SOURCES) $(FLAGS_FILE)
 	$(CC) $(ALL_CFLAGS) $($*_FLAGS) $< -o $@ $(LDLIBS)
 

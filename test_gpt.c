@@ -24,21 +24,8 @@ Sections
      H. data         windows, shards
      I. run          state and model files, options, a whole run done by hand, FP16's overflow
 */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "dev/check/counted.h"
 #include <inttypes.h>
-#include <stdlib.h>
-#if defined(__x86_64__)
-#include <immintrin.h> // declares posix_memalign, before it is another name
-#endif
-// memory_allocate()'s calls are counted, to hold the memory plan to what is really taken.
-static size_t bytes_allocated;
-static int counting_memalign(void **p, size_t align, size_t bytes) {
-    bytes_allocated += bytes;
-    return posix_memalign(p, align, bytes);
-}
-#define posix_memalign counting_memalign
 // The trainer's main stays, under another name: section I starts this program again as a trainer.
 #define main trainer_main
 #include "train_gpt_fp8.c"
@@ -77,14 +64,6 @@ static void check_none_at(int line, size_t wrong, const char *name) {
     check_at(line, !wrong, name, "expected 0 differences, found %zu", wrong);
 }
 #define check_none(...) check_none_at(__LINE__, __VA_ARGS__)
-
-static void threads_set(int n) {
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
-}
 
 // A formatted name of a check.
 __attribute__((format(printf, 1, 2))) static const char *label(const char *format, ...) {

@@ -55,11 +55,11 @@ range is so short that it needs blocks (--recipe nvfp4; dev/RECIPES.md).
 
 What is not FP8: embeddings, layernorm, attention, softmax, the loss and the optimizer. Residual
 stream and gradients of activations are bf16; master weights and their gradients are fp32, AdamW's
-moments too without --fp8-moments, sums fp32 or double. The head is FP8 with --fp8-head
-only. The FP16 build differs in this: the stored type is fp16; products read the stored tensors
-themselves and an fp16 copy of the weights; the loss is scaled so that gradients do not underflow,
-and a step whose gradients overflow is skipped. (A recipe with a constant scale for dy scales the
-loss, too: saturated gradients halve the loss scale, but skip no step.) All else is the same text.
+moments too without --fp8-moments, sums fp32 or double. The head is FP8 with --fp8-head only. The
+FP16 build differs in this: the stored type is fp16; products read the stored tensors themselves and
+an fp16 copy of the weights; the loss is scaled so that gradients do not underflow, and a step whose
+gradients overflow is skipped. (A recipe with a constant scale for dy scales the loss, too:
+saturated gradients halve the loss scale, but skip no step.) All else is the same text.
 
 A step (gpt_step(), section 9) is: forward and backward of every micro-batch, the scales of the
 next step, AdamW, which marks the weights' bytes as stale, and the next loss scale. The next forward
@@ -364,7 +364,7 @@ typedef struct {
     int margin;   // the scale is divided by 2^margin
     // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
     // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
-    // E4M3: NVFP4's two levels, see scale_of_block().
+    // TWO_LEVEL: NVFP4's, see scale_of_block().
     int rounding;
     // Block scaling: how many elements share a scale across K, the dimension that a product sums
     // over, and along it. along is 0 where the whole tensor has one scale.
@@ -408,6 +408,7 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
         scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
+
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.

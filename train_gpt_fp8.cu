@@ -635,7 +635,7 @@ typedef struct {
     int margin;   // the scale is divided by 2^margin
     // POW2: the scale is rounded down to a power of two. FLOOR: amax is rounded down first, as in
     // OCP's MX; the scale can then be twice that of POW2, and the largest values may saturate.
-    // E4M3: NVFP4's two levels, see scale_of_block().
+    // TWO_LEVEL: NVFP4's, see scale_of_block().
     int rounding;
     // Block scaling: how many elements share a scale across K, the dimension that a product sums
     // over, and along it. along is 0 where the whole tensor has one scale.
@@ -679,6 +679,7 @@ INLINE float scale_from_amax(float amax, float keep, const ScalingRecipe *r) {
         scale = bits_float(float_bits(scale) & 0x7f800000);
     return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
 }
+
 // The functions of the rules. amax: of the step that ended, a usable number (a step whose amax is
 // not usable is not counted). count: how many were counted before it. history: the rule's own
 // memory.
@@ -3121,7 +3122,8 @@ static void phase_work(Gpt *g, int phase) {
         if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
         gpt_backward(g, g->B, g->config.T);
-        if (g->scale_count)
+        const size_t fp8 = IS_FP8;
+        if (ANY(stochastic) > 0)
             RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales,
                 g->scale_count);
     } else {

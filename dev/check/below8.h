@@ -16,13 +16,6 @@ __attribute__((format(printf, 2, 3))) static void check(int ok, const char *form
 #define check_none(wrong, name, ...) check((wrong) == 0, name ": %zu differ", __VA_ARGS__, wrong)
 #define check_caught(ok, name)       check(ok, "planted fault: " name " is caught")
 
-static void threads_set(int n) {
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
-}
 // Memory of a group of checks, freed when the group ends.
 static void *blocks[4096];
 static int block_count;

@@ -1,4 +1,11 @@
-// What only tests free. Included after the trainer's file.
+// What only tests free, and their number of threads. Included after the trainer's file.
+static void threads_set(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
 static void workspace_free(void) {
     free(workspace.packed_a), free(workspace.partial), free(workspace.thread);
     memset(&workspace, 0, sizeof(workspace));

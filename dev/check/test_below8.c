@@ -10,20 +10,7 @@ The definitions are in below8.h, in doubles, an element at a time; the groups ab
 models in below8_layers.h. Bits are compared where bits are promised; elsewhere the tolerance stands
 beside the check. A "planted fault" feeds a comparing function what it must refuse.
 */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#include <stdlib.h>
-#if defined(__x86_64__)
-#include <immintrin.h> // declares posix_memalign, before it is another name
-#endif
-// memory_allocate()'s calls are counted, to hold the memory plan to what is really taken.
-static size_t bytes_allocated;
-static int counting_memalign(void **p, size_t align, size_t bytes) {
-    bytes_allocated += bytes;
-    return posix_memalign(p, align, bytes);
-}
-#define posix_memalign counting_memalign
+#include "counted.h"
 #define TESTING
 #include "../../train_gpt_fp8.c"
 #if !IS_FP8
