@@ -896,9 +896,10 @@ struct MasterSource : TensorSource<float> {
 // wide * column_stride].
 typedef struct {
     float *inv; // NULL: one scale for the tensor
-    size_t tall, wide, row_stride, column_stride, count;
+    uint32_t tall, wide;
+    size_t row_stride, column_stride, count;
 } Blocks;
-INLINE float *blocks_at(const Blocks *b, size_t row, size_t column) {
+INLINE float *blocks_at(const Blocks *b, uint32_t row, uint32_t column) {
     return b->inv + row / b->tall * b->row_stride + column / b->wide * b->column_stride;
 }
 
@@ -1075,31 +1076,31 @@ sqnr_kernel(double *sums, const uint8_t *q, const uint8_t *rest, size_t q_row, s
         const uint32_t column = (column0 + i) % columns;
         const size_t row = row0 + (column0 + i) / columns;
         const size_t from = row * q_row + column * q_column;
-        uint32_t raw[2 * WORDS] = {}, code[4] = {};
-        float v[STRIPES], noise[STRIPES], inv = 1;
-        if (i < count) { // what is not there adds 0
-            x.fetch(raw, row, column);
-            x.fetch(raw + WORDS, row, column + 8);
-            if (q_column == 1 && format != DTYPE_E2M1) load_words<4>(code, q + from);
-            else
-                for (int k = 0; k < STRIPES; k++)
-                    code[k / 4] |= code_at(q, from + k * q_column, format) << k % 4 * 8;
-        }
-        x.values(v, raw);
-        x.values(v + 8, raw + WORDS);
-        UNROLL for (int k = 0; k < STRIPES; k++) {
-            if (blocks.inv && i < count && (k % 8 == 0 || blocks.wide < 8))
-                inv = *blocks_at(&blocks, row, column + k) * tensor_inv;
-            float value = fp8_decode(code[k / 4] >> k % 4 * 8 & 0xff, format);
-            if (rest && i < count) value += fp8_decode(rest[from + k * q_column], format) * unit;
-            v[k] *= scale;
-            noise[k] = v[k] - value * inv;
-            v[k] *= v[k];
-            noise[k] *= noise[k];
-        }
-        UNROLL for (int k = 0; k < STRIPES; k += 8) {
-            store8(mine + lane * PITCH + k, v + k);
-            store8(mine + NOISE + lane * PITCH + k, noise + k);
+        UNROLL for (int half = 0; half < STRIPES; half += 8) { // what is not there adds 0
+            uint32_t raw[WORDS] = {}, code[2] = {};
+            float v[8], noise[8], inv = 1;
+            if (i < count) {
+                x.fetch(raw, row, column + half);
+                if (q_column == 1 && format != DTYPE_E2M1) load_words<2>(code, q + from + half);
+                else
+                    for (int k = 0; k < 8; k++)
+                        code[k / 4] |= code_at(q, from + (half + k) * q_column, format)
+                                       << k % 4 * 8;
+            }
+            x.values(v, raw);
+            UNROLL for (int k = 0; k < 8; k++) {
+                if (blocks.inv && i < count && (k == 0 || blocks.wide < 8))
+                    inv = *blocks_at(&blocks, row, column + half + k) * tensor_inv;
+                float value = fp8_decode(code[k / 4] >> k % 4 * 8 & 0xff, format);
+                if (rest && i < count)
+                    value += fp8_decode(rest[from + (half + k) * q_column], format) * unit;
+                v[k] *= scale;
+                noise[k] = v[k] - value * inv;
+                v[k] *= v[k];
+                noise[k] *= noise[k];
+            }
+            store8(mine + lane * PITCH + half, v);
+            store8(mine + NOISE + lane * PITCH + half, noise);
         }
         __syncwarp();
         UNROLL for (int k = 0; k < 32; k++) {
@@ -1341,7 +1342,7 @@ static Blocks blocks_of(float *inv, size_t rows, size_t columns, int along_rows,
                         const ScalingRecipe *r, int native) {
     const size_t by_row = along_rows ? r->along : r->across;
     const size_t by_column = along_rows ? r->across : r->along;
-    const size_t tall = MIN(rows, by_row), wide = MIN(columns, by_column);
+    const uint32_t tall = MIN(rows, by_row), wide = MIN(columns, by_column);
     const size_t down = ceil_div(rows, tall), right = ceil_div(columns, wide);
     const size_t along = along_rows ? down : right, across = along_rows ? right : down;
     // Strides of the scales: ours.
