@@ -1509,6 +1509,7 @@ typedef uint8_t byte_t;
 // --fp8-moments: elements of a tensor that share a scale. Every tensor begins a block.
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
+#define MOMENTS               (t * (g->fp8_moments ? ceil_div(g->param_count, 4) : g->param_count))
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
@@ -1525,11 +1526,9 @@ static size_t role_size(Storage role, int precision) {
     /* weights, their gradients, and AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, m, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
-    X(fp32, v, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
-    /* or, with --fp8-moments, their codes, and scale_inv of their blocks */ \
-    X(byte, m_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
-    X(byte, v_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(fp32, m, 1, MOMENTS, OPTIMIZER) \
+    X(fp32, v, 1, MOMENTS, OPTIMIZER) \
+    /* with --fp8-moments, which are codes: scale_inv of their blocks */ \
     X(fp32, moment_inv, 2, t * g->fp8_moments * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
     /* what products read, made of the master weights by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
@@ -2059,18 +2058,23 @@ typedef struct {
 } AdamW;
 
 // ---- moments in FP8 (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
-// n elements of m (k: 0) or v (1) from `at` on, which are a block, as numbers.
-INLINE void moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
-    const byte_t *code = k ? g->v_codes : g->m_codes;
+// n elements of m (k: 0) or v (1) from `at` on, which are a block, as numbers: codes are decoded to
+// x, fp32 moments are where they are.
+INLINE float *moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
+    float *moments = k ? g->v : g->m;
+    const uint8_t *code = (const uint8_t *)moments + at;
+    if (!g->fp8_moments) return moments + at;
     const float inv = g->moment_inv[2 * block + k];
-    SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[at + i], &fp8_formats[k]) * inv;
+    SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[i], &fp8_formats[k]) * inv;
+    return x;
 }
 // Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number
 // for m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v
 // is nearest to v. Where v became 0 and m did not, a step would be m / eps: no v > 0 becomes 0.
 INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
                          uint64_t key) {
-    byte_t *code = k ? g->v_codes : g->m_codes;
+    uint8_t *code = (uint8_t *)(k ? g->v : g->m) + at;
+    if (!g->fp8_moments) return;
     const ScalingRecipe r = {.format = DTYPE_E4M3 + k};
     float scales[MOMENT_BLOCK];
     Fp8Stats unused = {0};
@@ -2080,9 +2084,9 @@ INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at,
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
     g->moment_inv[2 * block + k] = 1 / scale;
     for (size_t i = 0; i < n; i++) scales[i] = scale;
-    codes_make(code + at, x, scales, n, &fp8_formats[k], 1, key, at, &unused);
+    codes_make(code, x, scales, n, &fp8_formats[k], 1, key, at, &unused);
     for (size_t i = 0; k && i < n; i++)
-        if (x[i] > 0) code[at + i] = MAX(code[at + i], 1);
+        if (x[i] > 0) code[i] = MAX(code[i], 1);
 }
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
@@ -2104,12 +2108,8 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
         for (size_t at = s->offset; at < end; at += MOMENT_BLOCK) {
             const size_t n = MIN(end - at, MOMENT_BLOCK), block = MOMENT_BLOCKS(at, id);
             float own[2][MOMENT_BLOCK], *w = g->master + at, *grad = g->grad + at;
-            float *m = g->fp8_moments ? own[0] : g->m + at,
-                  *v = g->fp8_moments ? own[1] : g->v + at;
-            if (g->fp8_moments) {
-                moment_read(g, 0, m, block, at, n);
-                moment_read(g, 1, v, block, at, n);
-            }
+            float *m = moment_read(g, 0, own[0], block, at, n),
+                  *v = moment_read(g, 1, own[1], block, at, n);
             PRAGMA(omp simd reduction(max : largest))
             for (size_t i = 0; i < n; i++) {
                 const float d = grad[i] * unscale;
@@ -2119,7 +2119,6 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
                 w[i] -= lr * (step + decay * w[i]);
                 largest = MAX(largest, float_bits(w[i]) & 0x7fffffff);
             }
-            if (!g->fp8_moments) continue;
             moment_write(g, 0, m, block, at, n, key);
             moment_write(g, 1, v, block, at, n, key);
         }
@@ -2805,8 +2804,8 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", type, n, 1, each * n, 0}, fp8 ? (void *)g->m_codes : g->m, 1},
-        {{"adamw_v", type, n, 1, each * n, 0}, fp8 ? (void *)g->v_codes : g->v, 1},
+        {{"adamw_m", type, n, 1, each * n, 0}, g->m, 1},
+        {{"adamw_v", type, n, 1, each * n, 0}, g->v, 1},
         {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
@@ -3283,46 +3282,38 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
 // ---- the language of --recipe
 // Words are joined by plus signs or commas. Parser, --help recipe, log and build/lab/explain read
 // this table.
-enum {
-    WORD_FORMAT,
-    WORD_RULE,
-    WORD_BLOCK,
-    WORD_ROUNDING,
-    WORD_MARGIN,
-    WORD_STOCHASTIC,
-    WORD_HADAMARD,
-    WORD_SPLIT
-};
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
-    int sets, value;             // one of the kinds above, and what it becomes
+    size_t sets;                 // a field of ScalingRecipe
+    int value;                   // what it becomes
     double initial, least, largest;
     const char *help;
 } RecipeWord;
+#define SETS(name) offsetof(ScalingRecipe, name)
 #define RULE_WORD(name, word, argument, initial, least, largest, function, help)                   \
-    {word, argument, WORD_RULE, SCALING_##name, initial, least, largest, help},
+    {word, argument, SETS(rule), SCALING_##name, initial, least, largest, help},
 static const RecipeWord recipe_words[] = {
-    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0,
+    {"e4m3", "", SETS(format), DTYPE_E4M3, 0, 0, 0,
      "format: 3 bits of mantissa, largest number 448"},
-    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
+    {"e5m2", "", SETS(format), DTYPE_E5M2, 0, 0, 0,
      "format: 2 bits of mantissa, largest number 57344"},
-    {"e2m1", "", WORD_FORMAT, DTYPE_E2M1, 0, 0, 0,
+    {"e2m1", "", SETS(format), DTYPE_E2M1, 0, 0, 0,
      "format of 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives"},
-    SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
+    SCALING_RULES(RULE_WORD){"block", "=AxB", SETS(along), 0, 0, 0, 0,
                              "own amax of each block: A x B elements, B along the sum"},
-    {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
-    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0,
+    {"exact", "", SETS(rounding), ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
+    {"pow2", "", SETS(rounding), ROUNDING_POW2, 0, 0, 0,
      "the scale rounded down to a power of two; always so in blocks"},
-    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
+    {"floor", "", SETS(rounding), ROUNDING_FLOOR, 0, 0, 0,
      "by amax's exponent alone (OCP MX), which may saturate"},
-    {"two-level", "", WORD_ROUNDING, ROUNDING_TWO_LEVEL, 0, 0, 0,
+    {"two-level", "", SETS(rounding), ROUNDING_TWO_LEVEL, 0, 0, 0,
      "blocks: an E4M3 number each, and one fp32 scale (NVFP4)"},
-    {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
-    {"nearest", "", WORD_STOCHASTIC, 0, 0, 0, 0, "elements: rounded to nearest even"},
-    {"stochastic", "", WORD_STOCHASTIC, 1, 0, 0, 0, "elements: up or down, right in the mean"},
-    {"hadamard", "", WORD_HADAMARD, 1, 0, 0, 0,
+    {"margin", "=N", SETS(margin), 0, 0, 0, 64, "the scale divided by 2^N"},
+    {"nearest", "", SETS(stochastic), 0, 0, 0, 0, "elements: rounded to nearest even"},
+    {"stochastic", "", SETS(stochastic), 1, 0, 0, 0, "elements: up or down, right in the mean"},
+    {"hadamard", "", SETS(hadamard), 1, 0, 0, 0,
      "wgrad's x and dy, in blocks: random Hadamard transform of 16 rows"},
-    {"split", "", WORD_SPLIT, 1, 0, 0, 0, "two numbers an element, where --split says"},
+    {"split", "", SETS(split), 1, 0, 0, 0, "two numbers an element, where --split says"},
 };
 static const struct {
     const char *name, *words, *source;
@@ -3376,7 +3367,7 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     EXPECT(argument ? wants : !wants || w->initial > 0,
            "%s --recipe: expected %s%s, found '%s%s%s'", where, w->word, w->argument, w->word,
            argument ? "=" : "", argument ? argument : "");
-    if (w->sets == WORD_BLOCK) {
+    if (w->sets == SETS(along)) {
         recipe_blocks_set(r, argument, where);
         return;
     }
@@ -3386,14 +3377,9 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
                          (!whole || !argument[strspn(argument, "0123456789")])),
            "%s --recipe: expected %s=%.9g to %.9g%s, found '%s=%s'", where, w->word, w->least,
            w->largest, whole ? ", a whole number" : "", w->word, argument);
-    if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
-    if (w->sets == WORD_ROUNDING) r->rounding = w->value;
-    if (w->sets == WORD_MARGIN) r->margin = number;
-    if (w->sets == WORD_STOCHASTIC) r->stochastic = w->value;
-    if (w->sets == WORD_HADAMARD) r->hadamard = 1;
-    if (w->sets == WORD_SPLIT) r->split = 1;
-    if (w->sets != WORD_RULE) return;
-    r->rule = w->value;
+    const int value = w->sets == SETS(margin) ? (int)number : w->value;
+    memcpy((char *)r + w->sets, &value, sizeof(value));
+    if (w->sets != SETS(rule)) return;
     r->number = number;
     r->across = r->along = 0;
 }

@@ -1152,36 +1152,29 @@ static int recipe_simple(const ScalingRecipe *r) {
     return r->format != DTYPE_E2M1 && r->rounding != ROUNDING_TWO_LEVEL && !r->stochastic &&
            !r->split && !r->hadamard;
 }
-typedef struct {
-    const stored_t *x;
-    size_t stride, rows, columns;
-    int along_rows, record;
-    uint8_t *q;
-    Fp8Scale *s;
-    ScaleInUse *use;
-    Blocks blocks;
-} Codes;
-KERNEL_OF(THREADS) encode_kernel(Codes c) {
+KERNEL_OF(THREADS)
+encode_kernel(uint8_t *q, int along_rows, const stored_t *x, size_t stride, size_t rows,
+              size_t columns, Fp8Scale *s, ScaleInUse *use, int record, Blocks blocks) {
     const size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x,
-                 padded = round_up(c.rows, 16), lines = c.along_rows ? c.columns : padded,
-                 pitch = c.along_rows ? padded : c.columns, chunks = pitch / 8;
-    const ScalingRecipe r = c.s->recipe;
-    const size_t line = c.along_rows ? thread % lines : thread / chunks,
-                 k0 = (c.along_rows ? thread / lines : thread % chunks) * 8;
+                 padded = round_up(rows, 16), lines = along_rows ? columns : padded,
+                 pitch = along_rows ? padded : columns, chunks = pitch / 8;
+    const ScalingRecipe r = s->recipe;
+    const size_t line = along_rows ? thread % lines : thread / chunks,
+                 k0 = (along_rows ? thread / lines : thread % chunks) * 8;
     const Dtype d = r.format;
     const Fp8Format f = fp8_format(d);
-    const uint64_t key = random_u64(c.s->random, c.s->micro_batches, c.blocks.inv && c.along_rows);
-    const float tensor = scale_of_tensor(bits_float(c.use->amax_bits), &r);
+    const uint64_t key = random_u64(s->random, s->micro_batches, blocks.inv && along_rows);
+    const float tensor = scale_of_tensor(bits_float(use->amax_bits), &r);
     Counts counts = {0, 0, 0, 0};
     uint32_t codes[2] = {0, 0}, rest[2] = {0, 0}, halves = 0;
     for (size_t k = k0; k < k0 + 8; k++) {
-        const size_t row = c.along_rows ? k : line, column = c.along_rows ? line : k;
-        if (row >= c.rows || column >= c.columns) continue;
-        const float v = float_from_stored(c.x[row * c.stride + column]);
+        const size_t row = along_rows ? k : line, column = along_rows ? line : k;
+        if (row >= rows || column >= columns) continue;
+        const float v = float_from_stored(x[row * stride + column]);
         const float scaled =
-            v * (c.blocks.inv ? tensor / *blocks_at(&c.blocks, row, column) : c.use->scale);
+            v * (blocks.inv ? tensor / *blocks_at(&blocks, row, column) : use->scale);
         const uint32_t a = float_bits(scaled) & 0x7fffffff, b = float_bits(v) & 0x7fffffff;
-        const uint32_t random = random_u32(key, (uint32_t)(row * c.columns + column));
+        const uint32_t random = random_u32(key, (uint32_t)(row * columns + column));
         uint32_t code = fp8_encode_bits(float_bits(scaled), &f);
         if (r.stochastic && a <= 0x7f800000)
             code = MIN(fp8_round_stochastic(a, &f, random), f.max_code) | (code & 0x80);
@@ -1189,8 +1182,8 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
         counts.saturated += a > f.saturated_above && a <= 0x7f800000;
         counts.flushed += (code & 0x7f) == 0 && b != 0;
         counts.nonfinite += b >= 0x7f800000;
-        if (d == DTYPE_E2M1 && !c.blocks.inv && b > 0x7f800000) // it has no NaN
-            c.use->inv[0] = c.use->inv[1] = v;
+        if (d == DTYPE_E2M1 && !blocks.inv && b > 0x7f800000) // it has no NaN
+            use->inv[0] = use->inv[1] = v;
         codes[(k - k0) / 4] |= code << k % 4 * 8;
         halves |= ((code & 7) | (code >> 4 & 8)) << (k - k0) * 4;
         if (r.split)
@@ -1200,18 +1193,17 @@ KERNEL_OF(THREADS) encode_kernel(Codes c) {
     }
     const size_t at = line * pitch + k0;
     const int inside = line < lines && k0 < pitch;
-    if (inside && d == DTYPE_E2M1) put(c.q + at / 2, halves);
-    else if (inside) put(c.q + at, make_uint2(codes[0], codes[1]));
-    if (inside && r.split) put(c.q + lines * pitch + at, make_uint2(rest[0], rest[1]));
-    if (!c.record) return;
-    if (c.blocks.inv) counts.amax = 0; // blocks_amax_kernel() found it
-    counts_commit(c.s, counts, blockIdx.x == 0 ? c.rows * c.columns : 0);
+    if (inside && d == DTYPE_E2M1) put(q + at / 2, halves);
+    else if (inside) put(q + at, make_uint2(codes[0], codes[1]));
+    if (inside && r.split) put(q + lines * pitch + at, make_uint2(rest[0], rest[1]));
+    if (!record) return;
+    if (blocks.inv) counts.amax = 0; // blocks_amax_kernel() found it
+    counts_commit(s, counts, blockIdx.x == 0 ? rows * columns : 0);
 }
 static void codes_run(uint8_t *q, int along_rows, const stored_t *x, size_t stride, size_t rows,
                       size_t columns, const Operand *o, Record record, Blocks blocks) {
-    RUN(encode_kernel, ceil_div(round_up(rows, 16) * columns / 8, THREADS),
-        Codes{x, stride, rows, columns, along_rows, record != RECORD_NONE, q, o->s, o->use,
-              blocks});
+    RUN(encode_kernel, ceil_div(round_up(rows, 16) * columns / 8, THREADS), q, along_rows, x,
+        stride, rows, columns, o->s, o->use, record != RECORD_NONE, blocks);
 }
 
 // How many tensors were read again to be quantized, instead of being quantized by the kernel that
@@ -2147,6 +2139,7 @@ typedef int int_t;
 // --fp8-moments: elements of a tensor that share a scale. Every tensor begins a block.
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
+#define MOMENTS               (t * (g->fp8_moments ? ceil_div(g->param_count, 4) : g->param_count))
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
@@ -2166,11 +2159,9 @@ static size_t role_size(Storage role, int precision) {
     /* weights, their gradients, AdamW's moments */ \
     X(fp32, master, 1, g->param_count, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
-    X(fp32, m, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
-    X(fp32, v, 1, t * !g->fp8_moments * g->param_count, OPTIMIZER) \
-    /* or, with --fp8-moments, their codes, and scale_inv of their blocks */ \
-    X(byte, m_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
-    X(byte, v_codes, 1, t * g->fp8_moments * g->param_count, OPTIMIZER) \
+    X(fp32, m, 1, MOMENTS, OPTIMIZER) \
+    X(fp32, v, 1, MOMENTS, OPTIMIZER) \
+    /* with --fp8-moments, which are codes: scale_inv of their blocks */ \
     X(fp32, moment_inv, 2, t * g->fp8_moments * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
@@ -2943,16 +2934,17 @@ static void gpt_reduce_ranks(Gpt *g) { (void)g; }
 
 // ---- moments in FP8 (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
 typedef struct {
-    void *of[2]; // m and v
-    float *inv;
+    float *of[2]; // m and v, or their codes
+    float *inv;   // of codes, else NULL
 } Moments;
-template <class T> struct alignas(8 * sizeof(T)) Eight { T of[8]; };
 // Eight elements of m (k: 0) or v (1), of which 16 threads have a block, as numbers.
 DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t i) {
+    if (!o->inv) return load8(x, o->of[k] + i);
     const float inv = o->inv[2 * block + k];
     const Dtype d = k ? DTYPE_E5M2 : DTYPE_E4M3;
-    const auto code = get<Eight<uint8_t>>((uint8_t *)o->of[k] + i);
-    UNROLL for (int e = 0; e < 8; e++) x[e] = fp8_decode(code.of[e], d) * inv;
+    uint32_t code[2];
+    load_words<2>(code, (uint8_t *)o->of[k] + i);
+    UNROLL for (int e = 0; e < 8; e++) x[e] = fp8_decode(code[e / 4] >> e % 4 * 8 & 0xff, d) * inv;
 }
 // Back, by a scale that the block's own amax makes. Rounding is stochastic, by one random number
 // for m and v of an element: to nearest, a v beside a constant amax would never decay, since 0.95 v
@@ -2960,10 +2952,12 @@ DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t 
 // All threads of a warp call it; some only help to find amax.
 DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, size_t i,
                          uint64_t key, bool writes) {
+    if (!o->inv && writes) store8(o->of[k] + i, x);
+    if (!o->inv) return;
     ScalingRecipe r = {};
     r.format = k ? DTYPE_E5M2 : DTYPE_E4M3;
     const Fp8Format f = fp8_format(r.format);
-    Eight<uint8_t> code;
+    uint32_t code[2] = {0, 0};
     float amax = 0;
     UNROLL for (int e = 0; e < 8; e++) amax = fmaxf(amax, fabsf(x[e]));
     UNROLL for (int d = 8; d > 0; d /= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, d));
@@ -2972,10 +2966,10 @@ DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, 
         const uint32_t u = float_bits(x[e] * scale), random = random_u32(key, i + e),
                        c = MIN(fp8_round_stochastic(u & 0x7fffffff, &f, random), f.max_code),
                        least = k && x[e] > 0;
-        code.of[e] = MAX(c, least) | (u >> 24 & 0x80);
+        code[e / 4] |= (MAX(c, least) | (u >> 24 & 0x80)) << e % 4 * 8;
     }
     if (!writes) return;
-    put((uint8_t *)o->of[k] + i, code);
+    put((uint8_t *)o->of[k] + i, make_uint2(code[0], code[1]));
     o->inv[2 * block + k] = 1 / scale;
 }
 
@@ -2988,7 +2982,6 @@ typedef struct {
     size_t end[NPARAM];
     int decays[NPARAM];
 } ParamRanges;
-template <bool FP32>
 KERNEL_OF(THREADS)
 adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, const StepInputs *in,
              StepResults *results) {
@@ -3007,13 +3000,8 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
     if (here) {
         load8(g, grad + i);
         load8(w, weights + i);
-        if (FP32) {
-            load8(ms, (float *)o.of[0] + i);
-            load8(vs, (float *)o.of[1] + i);
-        } else {
-            moment_read(&o, 0, ms, block, i);
-            moment_read(&o, 1, vs, block, i);
-        }
+        moment_read(&o, 0, ms, block, i);
+        moment_read(&o, 1, vs, block, i);
         UNROLL for (int k = 0; k < 8; k++) {
             const float d = g[k] * grad_scale;
             ms[k] = a.beta1 * ms[k] + (1 - a.beta1) * d;
@@ -3024,17 +3012,10 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
         }
         store8(weights + i, w);
     }
-    if (!FP32) {
-        moment_write(&o, 0, ms, block, i, in->moments_key, here);
-        moment_write(&o, 1, vs, block, i, in->moments_key, here);
-    } else if (here) {
-        store8((float *)o.of[0] + i, ms);
-        store8((float *)o.of[1] + i, vs);
-    }
+    moment_write(&o, 0, ms, block, i, in->moments_key, here);
+    moment_write(&o, 1, vs, block, i, in->moments_key, here);
 }
 static void adamw_update(Gpt *g) {
-    const Moments moments = {{g->m ? (void *)g->m : g->m_codes, g->v ? (void *)g->v : g->v_codes},
-                             g->moment_inv};
     ParamRanges ranges;
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
@@ -3042,11 +3023,8 @@ static void adamw_update(Gpt *g) {
         ranges.decays[id] = s->decays;
     }
     const size_t blocks = ceil_div(MOMENT_BLOCKS(g->param_count, NPARAM) * 16, THREADS);
-#define ADAMW(FP32)                                                                                \
-    RUN(adamw_kernel<FP32>, blocks, g->master, moments, g->grad, ranges, g->step_inputs,           \
-        g->step_results)
-    if (g->fp8_moments) ADAMW(false);
-    else ADAMW(true);
+    RUN(adamw_kernel, blocks, g->master, Moments{{g->m, g->v}, g->moment_inv}, g->grad, ranges,
+        g->step_inputs, g->step_results);
     g->weights_ready = 0;
 }
 
@@ -3822,8 +3800,8 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
     const Section table[SECTIONS] = {
         {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
         {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", type, n, 1, each * n, 0}, fp8 ? (void *)g->m_codes : g->m, 1},
-        {{"adamw_v", type, n, 1, each * n, 0}, fp8 ? (void *)g->v_codes : g->v, 1},
+        {{"adamw_m", type, n, 1, each * n, 0}, g->m, 1},
+        {{"adamw_v", type, n, 1, each * n, 0}, g->v, 1},
         {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
@@ -4300,46 +4278,38 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
 // ---- the language of --recipe
 // Words are joined by plus signs or commas. Parser, --help recipe, log and build/lab/explain read
 // this table.
-enum {
-    WORD_FORMAT,
-    WORD_RULE,
-    WORD_BLOCK,
-    WORD_ROUNDING,
-    WORD_MARGIN,
-    WORD_STOCHASTIC,
-    WORD_HADAMARD,
-    WORD_SPLIT
-};
 typedef struct {
     const char *word, *argument; // what stands behind the word, "" for nothing
-    int sets, value;             // one of the kinds above, and what it becomes
+    size_t sets;                 // a field of ScalingRecipe
+    int value;                   // what it becomes
     double initial, least, largest;
     const char *help;
 } RecipeWord;
+#define SETS(name) offsetof(ScalingRecipe, name)
 #define RULE_WORD(name, word, argument, initial, least, largest, function, help)                   \
-    {word, argument, WORD_RULE, SCALING_##name, initial, least, largest, help},
+    {word, argument, SETS(rule), SCALING_##name, initial, least, largest, help},
 static const RecipeWord recipe_words[] = {
-    {"e4m3", "", WORD_FORMAT, DTYPE_E4M3, 0, 0, 0,
+    {"e4m3", "", SETS(format), DTYPE_E4M3, 0, 0, 0,
      "format: 3 bits of mantissa, largest number 448"},
-    {"e5m2", "", WORD_FORMAT, DTYPE_E5M2, 0, 0, 0,
+    {"e5m2", "", SETS(format), DTYPE_E5M2, 0, 0, 0,
      "format: 2 bits of mantissa, largest number 57344"},
-    {"e2m1", "", WORD_FORMAT, DTYPE_E2M1, 0, 0, 0,
+    {"e2m1", "", SETS(format), DTYPE_E2M1, 0, 0, 0,
      "format of 4 bits: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives"},
-    SCALING_RULES(RULE_WORD){"block", "=AxB", WORD_BLOCK, 0, 0, 0, 0,
+    SCALING_RULES(RULE_WORD){"block", "=AxB", SETS(along), 0, 0, 0, 0,
                              "own amax of each block: A x B elements, B along the sum"},
-    {"exact", "", WORD_ROUNDING, ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
-    {"pow2", "", WORD_ROUNDING, ROUNDING_POW2, 0, 0, 0,
+    {"exact", "", SETS(rounding), ROUNDING_EXACT, 0, 0, 0, "the scale as it is"},
+    {"pow2", "", SETS(rounding), ROUNDING_POW2, 0, 0, 0,
      "the scale rounded down to a power of two; always so in blocks"},
-    {"floor", "", WORD_ROUNDING, ROUNDING_FLOOR, 0, 0, 0,
+    {"floor", "", SETS(rounding), ROUNDING_FLOOR, 0, 0, 0,
      "by amax's exponent alone (OCP MX), which may saturate"},
-    {"two-level", "", WORD_ROUNDING, ROUNDING_TWO_LEVEL, 0, 0, 0,
+    {"two-level", "", SETS(rounding), ROUNDING_TWO_LEVEL, 0, 0, 0,
      "blocks: an E4M3 number each, and one fp32 scale (NVFP4)"},
-    {"margin", "=N", WORD_MARGIN, 0, 0, 0, 64, "the scale divided by 2^N"},
-    {"nearest", "", WORD_STOCHASTIC, 0, 0, 0, 0, "elements: rounded to nearest even"},
-    {"stochastic", "", WORD_STOCHASTIC, 1, 0, 0, 0, "elements: up or down, right in the mean"},
-    {"hadamard", "", WORD_HADAMARD, 1, 0, 0, 0,
+    {"margin", "=N", SETS(margin), 0, 0, 0, 64, "the scale divided by 2^N"},
+    {"nearest", "", SETS(stochastic), 0, 0, 0, 0, "elements: rounded to nearest even"},
+    {"stochastic", "", SETS(stochastic), 1, 0, 0, 0, "elements: up or down, right in the mean"},
+    {"hadamard", "", SETS(hadamard), 1, 0, 0, 0,
      "wgrad's x and dy, in blocks: random Hadamard transform of 16 rows"},
-    {"split", "", WORD_SPLIT, 1, 0, 0, 0, "two numbers an element, where --split says"},
+    {"split", "", SETS(split), 1, 0, 0, 0, "two numbers an element, where --split says"},
 };
 static const struct {
     const char *name, *words, *source;
@@ -4393,7 +4363,7 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     EXPECT(argument ? wants : !wants || w->initial > 0,
            "%s --recipe: expected %s%s, found '%s%s%s'", where, w->word, w->argument, w->word,
            argument ? "=" : "", argument ? argument : "");
-    if (w->sets == WORD_BLOCK) {
+    if (w->sets == SETS(along)) {
         recipe_blocks_set(r, argument, where);
         return;
     }
@@ -4403,14 +4373,9 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
                          (!whole || !argument[strspn(argument, "0123456789")])),
            "%s --recipe: expected %s=%.9g to %.9g%s, found '%s=%s'", where, w->word, w->least,
            w->largest, whole ? ", a whole number" : "", w->word, argument);
-    if (w->sets == WORD_FORMAT) r->format = (Dtype)w->value;
-    if (w->sets == WORD_ROUNDING) r->rounding = w->value;
-    if (w->sets == WORD_MARGIN) r->margin = number;
-    if (w->sets == WORD_STOCHASTIC) r->stochastic = w->value;
-    if (w->sets == WORD_HADAMARD) r->hadamard = 1;
-    if (w->sets == WORD_SPLIT) r->split = 1;
-    if (w->sets != WORD_RULE) return;
-    r->rule = w->value;
+    const int value = w->sets == SETS(margin) ? (int)number : w->value;
+    memcpy((char *)r + w->sets, &value, sizeof(value));
+    if (w->sets != SETS(rule)) return;
     r->number = number;
     r->across = r->along = 0;
 }

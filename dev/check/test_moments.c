@@ -121,7 +121,7 @@ static int same(const Gpt *g, const Slow *s) {
     if (memcmp(g->master, s->w, 4 * n)) return 0;
     if (!g->fp8_moments)
         return !memcmp(g->m, s->moment[0], 4 * n) && !memcmp(g->v, s->moment[1], 4 * n);
-    return !memcmp(g->m_codes, s->codes[0], n) && !memcmp(g->v_codes, s->codes[1], n) &&
+    return !memcmp(g->m, s->codes[0], n) && !memcmp(g->v, s->codes[1], n) &&
            !memcmp(g->moment_inv, s->inv, 8 * (n / 128 + NPARAM));
 }
 static void test_bytes(int fp8, int threads) {

@@ -16,20 +16,19 @@ the scores are never whole in memory, so that their bytes are not counted.
 
 static const char *const line = "%-7s %-7s %-7s %8zu%8zu%8zu  %-7s %-7s %-25s %10zu  %s\n";
 
-// One word of a recipe as text: the one that sets `kind`, or "".
-static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
-    const int values[] = {[WORD_FORMAT] = (int)r->format, [WORD_RULE] = r->rule,
-                          [WORD_ROUNDING] = r->rounding,  [WORD_STOCHASTIC] = r->stochastic,
-                          [WORD_HADAMARD] = r->hadamard,  [WORD_SPLIT] = r->split};
+// One word of a recipe as text: the one that sets this field of it, or "".
+static void recipe_word_text(const ScalingRecipe *r, size_t field, char *out) {
     char along[16];
+    int value;
+    memcpy(&value, (const char *)r + field, sizeof(value));
     *out = 0;
     snprintf(along, sizeof(along), r->along == INT_MAX ? "all" : "%d", r->along);
-    if (kind == WORD_MARGIN) sprintf(out, "margin=%d", r->margin);
-    else if (kind == WORD_RULE && recipe_blocks(r)) sprintf(out, "block=%dx%s", r->across, along);
+    if (field == SETS(margin)) sprintf(out, "margin=%d", r->margin);
+    else if (field == SETS(rule) && recipe_blocks(r)) sprintf(out, "block=%dx%s", r->across, along);
     else
         for (int n = 0; n < COUNT(recipe_words); n++) {
             const RecipeWord *w = &recipe_words[n];
-            if (w->sets != kind || w->value != values[kind]) continue;
+            if (w->sets != field || w->value != value) continue;
             if (!*w->argument) strcpy(out, w->word);
             else if (r->number == floorf(r->number)) sprintf(out, "%s=%.0f", w->word, r->number);
             else { // the shortest text that reads back as the same float
@@ -41,14 +40,14 @@ static void recipe_word_text(const ScalingRecipe *r, int kind, char *out) {
 }
 // The recipe of each operand, in the words of --recipe and in those of --help recipe.
 static void recipes_print(const Gpt *g) {
-    static const int kinds[] = {WORD_FORMAT,     WORD_RULE,     WORD_ROUNDING, WORD_MARGIN,
-                                WORD_STOCHASTIC, WORD_HADAMARD, WORD_SPLIT};
+    static const size_t fields[] = {SETS(format),     SETS(rule),     SETS(rounding), SETS(margin),
+                                    SETS(stochastic), SETS(hadamard), SETS(split)};
     for (int i = 0; i < NOPERAND; i++) {
         const ScalingRecipe *r = &g->recipes[i];
         printf("%s\n", operand_name[i]);
-        for (int k = 0; k < COUNT(kinds); k++) {
+        for (int k = 0; k < COUNT(fields); k++) {
             char word[64];
-            recipe_word_text(r, kinds[k], word);
+            recipe_word_text(r, fields[k], word);
             const size_t length = strcspn(word, "=");
             for (int n = 0; n < COUNT(recipe_words) && length; n++)
                 if (!strncmp(word, recipe_words[n].word, length) && !recipe_words[n].word[length])
@@ -67,7 +66,7 @@ static void scale_text(const Linear *f, int which, const Matrix *m, size_t rows,
                 s->recipe.rounding == ROUNDING_TWO_LEVEL ? ", E4M3" : "");
     else if (s->recipe.rule == SCALING_CONSTANT && !f->bias && which == OPERAND_DY)
         strcpy(out, "of the loss scale"); // the head's: gpt_forward() sets it
-    else recipe_word_text(&s->recipe, WORD_RULE, out);
+    else recipe_word_text(&s->recipe, SETS(rule), out);
 }
 
 // Which function makes its bytes, and what else that function does.
