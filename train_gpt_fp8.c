@@ -722,13 +722,13 @@ static void linear_backward(const Linear *f, stored_t *dx, float *partial, size_
 static int linear_splits(const Linear *f, int which, int product) {
     return linear_in_fp8(f, product) && f->split >> product & f->operand[which].scale->recipe.split;
 }
+static const int product_operands[NPRODUCT][2] = {
+    {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
 // Where operands are split, a product is the sum of products of their parts, in fp32: both first
 // ones, then first and second, second and first. That of both second ones is left out: at most 2^-8
 // of a term, 2^-7 with E5M2.
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
-    static const int operands[NPRODUCT][2] = {
-        {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
-    const int a = operands[product][0], b = operands[product][1];
+    const int a = product_operands[product][0], b = product_operands[product][1];
     const size_t sizes[NPRODUCT][3] = {
         {rows, f->out, f->in}, {rows, f->in, f->out}, {f->out, f->in, rows}};
     const size_t *mnk = sizes[product];

@@ -1559,12 +1559,12 @@ static Matrix operand(const Linear *f, int which, int product, size_t rows, int 
     return m;
 }
 
+static const int product_operands[NPRODUCT][2] = {
+    {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
 // out = a b^T of a product's operands; rows: of x and dy. Where operands are split, it is the sum
 // of products of their parts, in fp32: both first ones, then first and second, second and first.
 static void linear_product(const Linear *f, int product, Output out, size_t rows) {
-    static const int operands[NPRODUCT][2] = {
-        {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
-    const int a = operands[product][0], b = operands[product][1];
+    const int a = product_operands[product][0], b = product_operands[product][1];
     const size_t sizes[NPRODUCT][3] = {
         {rows, f->out, f->in}, {rows, f->in, f->out}, {f->out, f->in, rows}};
     const size_t *mnk = sizes[product];

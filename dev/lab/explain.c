@@ -86,14 +86,12 @@ static void maker_text(const Linear *f, int which, int product, int recomputed, 
 // Six lines: three products of two operands each.
 static void linear_print(const Linear *f, const char *layer, const char *name, size_t rows,
                          int recomputed) {
-    static const int operands[NPRODUCT][2] = {
-        {OPERAND_X, OPERAND_W}, {OPERAND_DY, OPERAND_W}, {OPERAND_DY, OPERAND_X}};
     static const char *const formats[] = {"fp32", "bf16", "fp16", "E4M3", "E5M2", "E2M1"};
     for (int p = 0; p < NPRODUCT; p++) {
         const size_t M = p == WGRAD ? f->out : rows, N = p == FPROP ? f->out : f->in;
         const size_t K = p == FPROP ? f->in : p == DGRAD ? f->out : rows;
         for (int side = 0; side < 2; side++) {
-            const int which = operands[p][side];
+            const int which = product_operands[p][side];
             const Matrix m = operand(f, which, p, rows, 0);
             const size_t across = side ? N : M;
             const int numbers = 1 + linear_splits(f, which, p);
