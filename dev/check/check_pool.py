@@ -35,6 +35,9 @@ def pool(path, pooled):
     arms = ",".join(row["arm"] for row in rows)
     command = ["build/compare", "--arms", arms, "--reference", header["reference"], "--bound",
                header["bound"], "--pool", path.replace("-summary", "-runs"), "--out", pooled]
+    command += ["--null"] if "null" in header else []
+    for name in ("primary", "placebo"):
+        command += [f"--{name}", header[name]] if name in header else []
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode not in (0, 1):
         return None, run.stderr.strip()

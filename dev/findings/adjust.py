@@ -8,8 +8,8 @@
 
 Each seed gives one difference in the last validation loss. Shown are their mean, the 95% interval
 and the p-value of Student's t, and Holm's p-value over the arms of that file. At the end comes the
-gap of the arm `fp8` in every file, with Holm's p-value over the files. A file whose seeds of `fp8`
-all stand in another one with the same options counts there only. Needs NumPy and SciPy.
+gap of the arm `fp8` in every file, with Holm's p-value over the files. A file whose runs of `fp8`
+all stand in another one counts there only. Needs NumPy and SciPy.
 """
 
 import argparse
@@ -20,16 +20,14 @@ from scipy import stats
 
 
 def rows_read(path):
-    """The line '# common', and the last validation loss by arm and seed."""
-    common, losses = "", {}
+    """The last validation loss by arm and seed."""
+    losses = {}
     for line in path.read_text().splitlines():
-        if line.startswith("# common\t"):
-            common = line.split("\t")[1]
         if line.startswith(("#", "arm\t")):
             continue
         arm, seed, loss = line.split("\t")[:3]
         losses.setdefault(arm, {})[int(seed)] = float(loss)
-    return common, losses
+    return losses
 
 
 def paired(arm, reference):
@@ -71,7 +69,7 @@ def main():
     files = options.files or sorted(pathlib.Path(__file__).parent.glob("*-runs.tsv"))
     sets = {}
     for path in files:
-        common, losses = rows_read(path)
+        losses = rows_read(path)
         reference = losses[options.against]
         if options.mean:
             arms = [losses[arm] for arm in options.mean.split(",")]
@@ -80,16 +78,15 @@ def main():
         arms = [arm for arm in losses if arm != options.against]
         table_print(path.name, arms, [paired(losses[arm], reference) for arm in arms])
         if "fp8" in arms:
-            sets[path.name] = (common, losses["fp8"], reference)
+            sets[path.name] = (losses["fp8"], reference)
 
     def elsewhere(name):
-        common, fp8, _ = sets[name]
-        others = [s for other, s in sets.items() if other != name]
-        return any(common == c and fp8.items() < f.items() for c, f, _ in others)
+        others = [fp8 for other, (fp8, _) in sets.items() if other != name]
+        return any(sets[name][0].items() < fp8.items() for fp8 in others)
 
     names = [name for name in sets if not elsewhere(name)]
     if len(names) > 1:
-        results = [paired(sets[name][1], sets[name][2]) for name in names]
+        results = [paired(*sets[name]) for name in names]
         table_print(f"fp8 - {options.against} in every file", names, results)
 
 
