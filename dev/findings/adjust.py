@@ -5,6 +5,7 @@
     python3 dev/findings/adjust.py FILE ..               # these
     python3 dev/findings/adjust.py --against fp8 FILE    # gaps to another arm than bf16
     python3 dev/findings/adjust.py --mean "fp8,fp8 --bf16 dgrad" FILE    # the mean of arms as one
+    python3 dev/findings/adjust.py --pairs "fp8;bf16, fp16;bf16" FILE    # these differences alone
 
 Each seed gives one difference in the last validation loss. Shown are their mean, the 95% interval
 and the p-value of Student's t, and Holm's p-value over the arms of that file. At the end comes the
@@ -65,11 +66,20 @@ def main():
     parser.add_argument("files", nargs="*", type=pathlib.Path)
     parser.add_argument("--against", default="bf16")
     parser.add_argument("--mean", help="arms, separated by commas, whose mean is one arm")
+    parser.add_argument("--pairs", help="pairs ARM;ARM, separated by commas: first minus second")
     options = parser.parse_args()
     files = options.files or sorted(pathlib.Path(__file__).parent.glob("*-runs.tsv"))
     sets = {}
     for path in files:
         losses = rows_read(path)
+        pairs = [pair.strip().split(";") for pair in (options.pairs or "").split(",") if pair]
+        for arm in sum(pairs, []) or [options.against]:
+            if arm not in losses:
+                parser.error(f"{path}: expected an arm '{arm}', found: {', '.join(losses)}")
+        if pairs:
+            results = [paired(losses[a], losses[b]) for a, b in pairs]
+            table_print(path.name, [f"{a} - {b}" for a, b in pairs], results)
+            continue
         reference = losses[options.against]
         if options.mean:
             arms = [losses[arm] for arm in options.mean.split(",")]
@@ -81,8 +91,9 @@ def main():
             sets[path.name] = (losses["fp8"], reference)
 
     def elsewhere(name):
-        others = [fp8 for other, (fp8, _) in sets.items() if other != name]
-        return any(sets[name][0].items() < fp8.items() for fp8 in others)
+        own = sets[name][0].items()
+        return any(own <= fp8.items() and (own != fp8.items() or other < name)
+                   for other, (fp8, _) in sets.items() if other != name)
 
     names = [name for name in sets if not elsewhere(name)]
     if len(names) > 1:

@@ -8,6 +8,9 @@
 #       25 runs of some 15 minutes. BF16, FP8 and FP16 are the rows that are there; novels-10mb.txt
 #       and novels-val.txt lie in this repository's root, as those rows name them.
 #
+#   dev/findings/below8.sh pairs [FILE]
+#       Differences between arms of FP4, with Holm's correction over these (NumPy, SciPy).
+#
 # A stopped ladder goes on with the same command. Its tables lie in build/below8-NAME.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -15,6 +18,22 @@ kept="--bf16 0.qkv" # the matrix that stays in 16 bits
 both=+dy:stochastic+hadamard
 primary="fp8 --recipe nvfp4$both $kept"
 train() { OMP_NUM_THREADS=${JOBS:-2} build/compare --seeds "${SEEDS:-5}" --jobs "${JOBS:-2}" "$@"; }
+case ${1:-} in
+  pairs)
+    pairs=""
+    for format in nvfp4 mxfp4; do
+      for more in +dy:stochastic +hadamard $both; do
+        pairs="$pairs,fp8 --recipe $format$more $kept;fp8 --recipe $format $kept"
+      done
+    done
+    for more in "" +dy:stochastic +hadamard $both; do
+      pairs="$pairs,fp8 --recipe nvfp4$more $kept;fp8 --recipe mxfp4$more $kept"
+    done
+    python3 dev/findings/adjust.py --pairs "${pairs#,}" \
+      "${2:-dev/findings/tales-short-d2-low-lr-runs.tsv}"
+    exit
+    ;;
+esac
 make all build/compare
 case ${1:-} in
   tales) # the short run at a low rate of tales-short-d2-low-lr
@@ -42,7 +61,7 @@ case ${1:-} in
       --primary "$primary" --pool dev/findings/novels-d2-runs.tsv,build/below8-novels-runs/runs.tsv
     ;;
   *)
-    echo "usage: dev/findings/below8.sh tales|novels" >&2
+    echo "usage: dev/findings/below8.sh tales|novels|pairs" >&2
     exit 2
     ;;
 esac
