@@ -1509,7 +1509,8 @@ typedef uint8_t byte_t;
 // --fp8-moments: elements of a tensor that share a scale. Every tensor begins a block.
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
-#define MOMENTS               (t * (g->fp8_moments ? ceil_div(g->param_count, 4) : g->param_count))
+// Floats of m, and of v; codes take a byte each.
+#define MOMENTS (t * (g->fp8_moments ? ceil_div(g->param_count, 4) : g->param_count))
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
