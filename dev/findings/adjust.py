@@ -69,10 +69,12 @@ def main():
     parser.add_argument("--pairs", help="pairs ARM;ARM, separated by commas: first minus second")
     options = parser.parse_args()
     files = options.files or sorted(pathlib.Path(__file__).parent.glob("*-runs.tsv"))
+    pairs = [pair.strip().split(";") for pair in (options.pairs or "").split(",") if pair]
+    if any(len(pair) != 2 for pair in pairs):
+        parser.error(f"--pairs: expected ARM;ARM, .., found '{options.pairs}'")
     sets = {}
     for path in files:
         losses = rows_read(path)
-        pairs = [pair.strip().split(";") for pair in (options.pairs or "").split(",") if pair]
         for arm in sum(pairs, []) or [options.against]:
             if arm not in losses:
                 parser.error(f"{path}: expected an arm '{arm}', found: {', '.join(losses)}")

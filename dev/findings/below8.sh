@@ -17,7 +17,10 @@ cd "$(dirname "$0")/../.."
 kept="--bf16 0.qkv" # the matrix that stays in 16 bits
 both=+dy:stochastic+hadamard
 primary="fp8 --recipe nvfp4$both $kept"
-train() { OMP_NUM_THREADS=${JOBS:-2} build/compare --seeds "${SEEDS:-5}" --jobs "${JOBS:-2}" "$@"; }
+train() { # options of build/compare
+  make all build/compare
+  OMP_NUM_THREADS=${JOBS:-2} build/compare --seeds "${SEEDS:-5}" --jobs "${JOBS:-2}" "$@"
+}
 case ${1:-} in
   pairs)
     pairs=""
@@ -31,11 +34,7 @@ case ${1:-} in
     done
     python3 dev/findings/adjust.py --pairs "${pairs#,}" \
       "${2:-dev/findings/tales-short-d2-low-lr-runs.tsv}"
-    exit
     ;;
-esac
-make all build/compare
-case ${1:-} in
   tales) # the short run at a low rate of tales-short-d2-low-lr
     make data/tales.d/train.txt
     arms="bf16,fp8,fp8 --recipe mx"
