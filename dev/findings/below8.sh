@@ -8,8 +8,12 @@
 #       25 runs of some 15 minutes. BF16, FP8 and FP16 are the rows that are there; novels-10mb.txt
 #       and novels-val.txt lie in this repository's root, as those rows name them.
 #
+#   SEEDS=3 JOBS=2 dev/findings/below8.sh d6
+#       12 runs of some 7 minutes: first and last block in 16 bits, beside the first block's qkv.
+#
 #   dev/findings/below8.sh pairs [FILE]
-#       Differences between arms of FP4, with Holm's correction over these (NumPy, SciPy).
+#       Differences between those arms of FP4 that the rows in FILE have, with Holm's correction
+#       over these (NumPy, SciPy).
 #
 # A stopped ladder goes on with the same command. Its tables lie in build/below8-NAME.
 set -eu
@@ -23,17 +27,18 @@ train() { # options of build/compare
 }
 case ${1:-} in
   pairs)
+    rows=${2:-dev/findings/tales-short-d2-low-lr-runs.tsv}
     pairs=""
+    pair() { # recipes A and B: the difference of their arms
+      for recipe; do grep -qsF "fp8 --recipe $recipe $kept" "$rows" || return 0; done
+      pairs="$pairs,fp8 --recipe $1 $kept;fp8 --recipe $2 $kept"
+    }
     for format in nvfp4 mxfp4; do
-      for more in +dy:stochastic +hadamard $both; do
-        pairs="$pairs,fp8 --recipe $format$more $kept;fp8 --recipe $format $kept"
-      done
+      for more in +dy:stochastic +hadamard $both; do pair "$format$more" "$format"; done
     done
-    for more in "" +dy:stochastic +hadamard $both; do
-      pairs="$pairs,fp8 --recipe nvfp4$more $kept;fp8 --recipe mxfp4$more $kept"
-    done
-    python3 dev/findings/adjust.py --pairs "${pairs#,}" \
-      "${2:-dev/findings/tales-short-d2-low-lr-runs.tsv}"
+    for more in "" +dy:stochastic +hadamard $both; do pair "nvfp4$more" "mxfp4$more"; done
+    test "$pairs" || { echo "below8.sh: expected rows of FP4 arms in '$rows'" >&2; exit 2; }
+    python3 dev/findings/adjust.py --pairs "${pairs#,}" "$rows"
     ;;
   tales) # the short run at a low rate of tales-short-d2-low-lr
     make data/tales.d/train.txt
@@ -59,8 +64,15 @@ case ${1:-} in
     build/compare --out build/below8-novels --arms "bf16,fp8,fp16,$arms" --reference bf16 \
       --primary "$primary" --pool dev/findings/novels-d2-runs.tsv,build/below8-novels-runs/runs.tsv
     ;;
+  d6) # the short run of tales-short-d2-low-lr, a third as long, with six blocks
+    make data/tales.d/train.txt
+    arms="bf16,fp8 --recipe nvfp4,fp8 --recipe nvfp4 $kept,fp8 --recipe nvfp4 --bf16 first+last"
+    train --out build/below8-d6 --arms "$arms" --reference bf16 \
+      --primary "fp8 --recipe nvfp4 --bf16 first+last" -- -i data/tales.d/train.txt \
+      -j data/tales.d/val.txt -e d6 -b 4 -t 256 -m 50 -x 500 -v 100 -q 0 -l 5e-4 -s 0
+    ;;
   *)
-    echo "usage: dev/findings/below8.sh tales|novels|pairs" >&2
+    echo "usage: dev/findings/below8.sh tales|novels|d6|pairs" >&2
     exit 2
     ;;
 esac
