@@ -22,6 +22,11 @@ kept="--bf16 0.qkv" # the matrix that stays in 16 bits
 both=+dy:stochastic+hadamard
 primary="fp8 --recipe nvfp4$both $kept"
 placebo="fp8 --recipe nvfp4 --bf16 0.fc"
+fp4() { # additions to a recipe: an arm of either format with each of them
+  for format in nvfp4 mxfp4; do
+    for more; do arms="$arms,fp8 --recipe $format$more $kept"; done
+  done
+}
 train() { # options of build/compare
   make all build/compare
   OMP_NUM_THREADS=${JOBS:-2} build/compare --seeds "${SEEDS:-5}" --jobs "${JOBS:-2}" "$@"
@@ -44,11 +49,7 @@ case ${1:-} in
   tales) # the short run at a low rate of tales-short-d2-low-lr
     make data/tales.d/train.txt
     arms="bf16,fp8,fp8 --recipe mx"
-    for format in nvfp4 mxfp4; do
-      for more in "" +dy:stochastic +hadamard $both; do
-        arms="$arms,fp8 --recipe $format$more $kept"
-      done
-    done
+    fp4 "" +dy:stochastic +hadamard $both
     # All of it in FP4; no blocks, which is the control.
     arms="$arms,fp8 --recipe nvfp4,fp8 --recipe e2m1 $kept"
     train --out build/below8-tales --arms "$arms" --reference bf16 --primary "$primary" --null \
@@ -57,9 +58,7 @@ case ${1:-} in
     ;;
   novels) # one epoch of novels-d2
     arms="fp8 --recipe mx"
-    for format in nvfp4 mxfp4; do
-      for more in "" $both; do arms="$arms,fp8 --recipe $format$more $kept"; done
-    done
+    fp4 "" $both
     arms="$arms,$placebo"
     train --out build/below8-novels-runs --arms "$arms" --reference "fp8 --recipe mx" -- \
       -i novels-10mb.txt -j novels-val.txt -e d2 -b 8 -t 256 -m 50 -x 4883 -v 500 -n 500
