@@ -67,18 +67,18 @@ pass makes the bytes again. To try a recipe: --recipe WORDS (--help recipe). To 
 scales: one function and one row (SCALING_RULES, section 4; dev/RECIPES.md shows it).
 
 What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other
-architectures, several machines.
+architectures, splitting a model over machines (data parallelism it has: section 17).
 
-Bits: the same seed and data give the same parameters, to the last bit, for any thread count,
-compiler, instruction set and across a resume. NUMERICS_VERSION names the rules: fused
-multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped lanes
-and fixed chunks; exp, log, sin and cos of our own; denormals of fp32 and bf16 flushed.
+Bits: the same seed and data give the same parameters, to the last bit, for any number of threads
+and processes, compiler, instruction set and across a resume. NUMERICS_VERSION names the rules:
+fused multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped
+lanes and fixed chunks; exp, log, sin and cos of our own; denormals of fp32 and bf16 flushed.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
 
 Part two, the program, the same text in train_gpt_fp8.cu: 10 data, 11 checkpoint, 12 log, 13
-options, 14 training loop. Part three, speed: 15 the fast product, 16 the machine.
+options, 14 training loop. Part three, speed: 15 the fast product, 16 the machine, 17 processes.
 */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -185,14 +185,20 @@ enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED =
 #ifndef PROGRAM
 #define PROGRAM "train_gpt_" PRECISION_NAME
 #endif
+static struct { // processes that train together; here: on this machine; seconds that this waited
+    int rank, size, here;
+    double waited;
+} world = {0, 1, 1, 0};
 // One line on stderr, then the end. Callers name the file or option, what was expected, what was
-// found, what to do.
+// found, what to do. Rank 0 speaks first: what it says of all of them is said once.
 __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format,
                                                                   ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
+    if (world.rank > 0 && signal(SIGTERM, SIG_DFL) != SIG_ERR) sleep(3); // mpirun ends it
     fprintf(stderr, "%s: ", PROGRAM);
+    if (world.rank > 0) fprintf(stderr, "rank %d: ", world.rank);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -208,8 +214,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, co
 static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
 static size_t round_up(size_t n, size_t to) { return ceil_div(n, to) * to; }
 
-// Zeroed memory, from 4 MiB on in huge pages; ends the program if there is none (the plan was
-// checked before).
+// Zeroed memory, from 4 MiB on in huge pages; ends the program if there is none.
 static size_t memory_taken; // bytes so far
 static void *memory_allocate(size_t bytes) {
     void *p = NULL;
@@ -223,12 +228,7 @@ static void *memory_allocate(size_t bytes) {
     return p;
 }
 
-// The model's memory is the host's own here; in train_gpt_fp8.cu it is the GPU's.
-static void device_read(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
-static void device_write(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
-
-// The iterations of the loop that follows go to all threads; PARALLEL_SIMD: and to the lanes of
-// their vectors.
+// All threads share the loop that follows; PARALLEL_SIMD: and the lanes of their vectors do.
 #define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define PARALLEL(kind) PRAGMA(omp parallel for schedule(kind))
 #define PARALLEL_SIMD  PRAGMA(omp parallel for simd schedule(static))
@@ -1432,6 +1432,11 @@ typedef struct {
     int T, V, Vp, L, NH, C;
 } Config;
 
+// The model's memory is the host's own here; in train_gpt_fp8.cu it is the GPU's.
+static void device_read(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static void device_write(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static void device_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+
 // Parameters in the order of llm.c's model file, each for all layers together.
 enum {
     WTE,
@@ -1457,7 +1462,8 @@ typedef struct {
     size_t layers, rows, cols; // cols is 1 for a vector
     int decays;                // AdamW's weight decay applies: matrices only
     float init_std, init_value;
-    size_t offset; // in floats from the start of the arena
+    size_t offset;       // in floats from the start of the arena
+    size_t from, to, at; // what of it this process holds of the master weights, and where
 } ParamSpec;
 
 // Fills specs[NPARAM]; returns the number of parameters.
@@ -1466,22 +1472,22 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
     // GPT-2: scaled by the number of residual additions.
     const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L);
     const ParamSpec table[NPARAM] = {
-        {"wte", 1, Vp, C, 1, std, 0, 0},
-        {"wpe", 1, T, C, 1, std, 0, 0},
-        {"ln1w", L, C, 1, 0, 0, 1, 0},
-        {"ln1b", L, C, 1, 0, 0, 0, 0},
-        {"qkvw", L, 3 * C, C, 1, std, 0, 0},
-        {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
-        {"attprojw", L, C, C, 1, residual_std, 0, 0},
-        {"attprojb", L, C, 1, 0, 0, 0, 0},
-        {"ln2w", L, C, 1, 0, 0, 1, 0},
-        {"ln2b", L, C, 1, 0, 0, 0, 0},
-        {"fcw", L, 4 * C, C, 1, std, 0, 0},
-        {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
-        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0},
-        {"fcprojb", L, C, 1, 0, 0, 0, 0},
-        {"lnfw", 1, C, 1, 0, 0, 1, 0},
-        {"lnfb", 1, C, 1, 0, 0, 0, 0},
+        {"wte", 1, Vp, C, 1, std, 0, 0, 0, 0, 0},
+        {"wpe", 1, T, C, 1, std, 0, 0, 0, 0, 0},
+        {"ln1w", L, C, 1, 0, 0, 1, 0, 0, 0, 0},
+        {"ln1b", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"qkvw", L, 3 * C, C, 1, std, 0, 0, 0, 0, 0},
+        {"qkvb", L, 3 * C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"attprojw", L, C, C, 1, residual_std, 0, 0, 0, 0, 0},
+        {"attprojb", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"ln2w", L, C, 1, 0, 0, 1, 0, 0, 0, 0},
+        {"ln2b", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"fcw", L, 4 * C, C, 1, std, 0, 0, 0, 0, 0},
+        {"fcb", L, 4 * C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0, 0, 0, 0},
+        {"fcprojb", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"lnfw", 1, C, 1, 0, 0, 1, 0, 0, 0, 0},
+        {"lnfb", 1, C, 1, 0, 0, 0, 0, 0, 0, 0},
     };
     size_t at = 0;
     for (int i = 0; i < NPARAM; i++) {
@@ -1493,6 +1499,9 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 }
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
+static int param_is_linear(int id) {
+    return id == QKVW || id == ATTPROJW || id == FCW || id == FCPROJW;
+}
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
 // Rows of logits that exist at once. Changing it changes bits: each slab is a sum of its own in
 // dwte.
@@ -1510,7 +1519,12 @@ typedef uint8_t byte_t;
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
 // Floats of m, and of v; codes take a byte each.
-#define MOMENTS (t * (g->fp8_moments ? ceil_div(g->param_count, 4) : g->param_count))
+#define MOMENTS                                                                                    \
+    (t * (g->fp8_moments ? ceil_div(g->own.end - g->own.begin, 4) : g->own.end - g->own.begin))
+// --grad-comm: gradients of shards are sent and added as fp32, bf16 or E4M3, a piece at a time.
+enum { COMM_FP32, COMM_BF16, COMM_FP8 };
+#define PIECE      (1 << 17)                        // elements
+#define TENSORS(g) ((size_t)NPARAM * (g)->config.L) // at most
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
@@ -1524,13 +1538,18 @@ static size_t role_size(Storage role, int precision) {
 // recipe has that operand in blocks.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
-    /* weights, their gradients, and AdamW's moments */ \
-    X(fp32, master, 1, g->param_count, OPTIMIZER) \
+    /* weights, gradients of a shard and, if there are several shards, their sum, and AdamW's \
+       moments: of what this process holds, or owns */ \
+    X(fp32, master, 1, g->held, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, grad_sum, 1, t * (g->shards > 1) * (g->own.reach - g->own.begin), OPTIMIZER) \
     X(fp32, m, 1, MOMENTS, OPTIMIZER) \
     X(fp32, v, 1, MOMENTS, OPTIMIZER) \
     /* with --fp8-moments, which are codes: scale_inv of their blocks */ \
-    X(fp32, moment_inv, 2, t * g->fp8_moments * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
+    X(fp32, moment_inv, 2, t * g->fp8_moments * (g->own.end_block - g->own.block), OPTIMIZER) \
+    /* --grad-comm bf16 or fp8: a shard's gradient as it is sent; and what others send */ \
+    X(byte, wire, 1, t * (g->grad_comm > 0) * wire_width(g) * g->param_count, REUSED) \
+    X(byte, incoming, world.size, t * (world.size > 1) * PIECE * 4, REUSED) \
     /* what products read, made of the master weights by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     /* [Vp, C] of wte, likewise; the fp32 build reads the master. head_q: its bytes */ \
@@ -1611,11 +1630,43 @@ typedef enum { OPTIMIZER, KEPT, REUSED, LIVES } Life;
     bytes = (layers) * (count)*role_size(STORAGE_##role, precision);                               \
     if (part) part[life] += bytes;                                                                 \
     else g->name = (role##_t *)(bytes ? memory_allocate(bytes) : NULL);
+// Section 17, if there are several processes. `root` has the data, and all get them. sent[q] goes
+// to process q, and got[q] comes from it. Whether `yes` is true in any; this waits for all.
+#define WORLD_MAX 4096 // processes
+typedef struct {
+    void *data;
+    size_t bytes;
+} Message;
+#ifdef USE_MPI
+#include <mpi.h>
+static void world_open(void);
+static void world_bcast(void *data, size_t bytes, int root);
+static void world_trade(const Message *sent, const Message *got);
+static int world_any(int yes);
+#else
+#define world_open()                   (void)0
+#define world_bcast(data, bytes, root) (void)(data), (void)(bytes), (void)(root)
+#define world_trade(sent, got)         (void)0
+#define world_any(yes)                 (yes)
+#endif
+// Each process has `each` bytes at its place among all of them, and all get all.
+static void world_gather(void *data, size_t each) {
+    for (int q = 0; q < world.size; q++) world_bcast((char *)data + q * each, each, q);
+}
+// The parameters whose moments and gradients' sum a process owns: it updates them. Blocks of
+// moments, and matrices that are quantized whole, have one owner.
+typedef struct {
+    size_t begin, end;
+    size_t reach;            // up to which it sums: whole chunks, for the norm
+    size_t block, end_block; // its blocks of moments
+} Slice;
 typedef struct {
     // what was asked for, before allocation
     Config config;
-    int B;        // sequences in a batch; activations have room for B * T positions
-    int training; // gradients and moments exist
+    int B;         // sequences in a batch; activations have room for B * T positions
+    int training;  // gradients and moments exist
+    int shards;    // parts of a step's micro-batches, each with a gradient of its own
+    int grad_comm; // COMM_FP32 ..
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     int fp8_moments;
@@ -1625,7 +1676,8 @@ typedef struct {
     uint8_t split[LAYERS_MAX][NLIN]; // it reads both numbers of split operands
 
     ParamSpec params[NPARAM];
-    size_t param_count;
+    size_t param_count, held; // all; those whose master weights this process holds
+    Slice own;
     GPT_TENSORS(TENSOR_FIELD)
     int weights_ready; // what products read is made of the master weights as they are
     int first; // the step's first micro-batch: gradients of linear weights are written, not added
@@ -1649,6 +1701,57 @@ static size_t gpt_rows(const Gpt *g) { return (size_t)g->B * g->config.T; }
 // The host's copies of the scales are the only ones here.
 static void gpt_scales_read(Gpt *g) { (void)g; }
 static void gpt_scales_write(Gpt *g) { (void)g; }
+
+static size_t wire_width(const Gpt *g) { return 4 >> g->grad_comm; }
+// The parameter tensor that element `at` of an arena is in.
+static int param_at(const Gpt *g, size_t at) {
+    int id = 0;
+    while (id < NPARAM - 1 && at >= g->params[id + 1].offset) id++;
+    return id;
+}
+// Where process q's slice begins: at q / size of all parameters, or the next place at which a block
+// of moments begins and, among the linear layers' weights, a matrix.
+static size_t slice_begin(const Gpt *g, int q) {
+    const size_t at = g->param_count * q / world.size;
+    const int id = param_at(g, at);
+    const ParamSpec *s = &g->params[id];
+    const size_t size = s->rows * s->cols, unit = param_is_linear(id) ? size : MOMENT_BLOCK,
+                 end = s->offset + s->layers * size;
+    size_t begin = s->offset + round_up(at - s->offset, unit);
+    while (begin < end && (begin - s->offset) % MOMENT_BLOCK) begin += unit;
+    return MIN(begin, end);
+}
+static Slice slice_of(const Gpt *g, int q) {
+    const size_t begin = slice_begin(g, q), end = slice_begin(g, q + 1), n = g->param_count;
+    const Slice s = {begin, end, begin < end ? MIN(round_up(end, CHUNK), n) : end,
+                     MOMENT_BLOCKS(begin, begin < n ? param_at(g, begin) : NPARAM),
+                     MOMENT_BLOCKS(end, end < n ? param_at(g, end) : NPARAM)};
+    return s;
+}
+// The process that owns parameter `at`.
+static int slice_owner(const Gpt *g, size_t at) {
+    int q = world.size - 1;
+    while (slice_begin(g, q) > at) q--;
+    return q;
+}
+// Whether this process holds a tensor's master weights whole: all but those of linear layers, of
+// which the others read copies only. (The fp32 build has none.)
+static int param_is_whole(int id) {
+    return world.size == 1 || PRECISION == PRECISION_FP32 || !param_is_linear(id);
+}
+// Decides what this process owns and holds.
+static void slices_make(Gpt *g) {
+    g->held = 0;
+    g->own = slice_of(g, world.rank);
+    for (int id = 0; id < NPARAM; id++) {
+        ParamSpec *s = &g->params[id];
+        const size_t end = s->offset + s->layers * s->rows * s->cols;
+        s->from = param_is_whole(id) ? s->offset : MIN(MAX(g->own.begin, s->offset), end);
+        s->to = param_is_whole(id) ? end : MIN(MAX(g->own.end, s->offset), end);
+        s->at = g->held;
+        g->held += s->to - s->from;
+    }
+}
 
 // How many elements of a buffer n elements of an operand take: in the FP8 build, bytes.
 static size_t operand_room(const Gpt *g, int fp8, int which, size_t n) {
@@ -1676,6 +1779,8 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
+    g->shards = MAX(g->shards, 1);
+    slices_make(g);
     g->scale_count = IS_FP8 ? (c->L * NLIN + 1) * NOPERAND : 0;
     GPT_TENSORS(TENSOR_MAKE)
 }
@@ -1683,7 +1788,11 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
 // Working memory of products and attention (section 15), in bytes; and its allocation.
 static size_t workspace_bytes(const Gpt *g);
 static void workspace_make(const Gpt *g);
+#ifdef USE_MPI
+#define PROGRAM_BYTES (14 << 20)
+#else
 #define PROGRAM_BYTES (3 << 20) // the program and its libraries themselves
+#endif
 typedef struct {
     // Bytes; kept_fp16: what the FP16 build keeps for the same model.
     size_t part[LIVES], kept_fp16, total;
@@ -1731,14 +1840,46 @@ static void gpt_allocate(Gpt *g) {
     }
     workspace_make(g);
 }
-// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or
-// v).
+// Layer l of parameter `id` in g->grad, or in g->master, if this process holds it.
 static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
-    return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
+    const size_t at = s->offset + l * s->rows * s->cols;
+    return !arena ? NULL : arena + (arena == g->master ? s->at + (at - s->from) : at);
 }
 static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = L: the head
     return &g->scales[(l * NLIN + linear) * NOPERAND + which];
+}
+
+// An array of which each process has the part that it owns, so many bytes a parameter or a block of
+// moments. slice_move() returns all of it, in g->grad, which is free between steps; or it takes
+// this process's part from there.
+static void slices_share(const Gpt *g, void *all, size_t per_param, size_t per_block) {
+    for (int q = 0; q < world.size; q++) {
+        const Slice s = slice_of(g, q);
+        const size_t from = per_param * s.begin + per_block * s.block;
+        world_bcast((char *)all + from, per_param * s.end + per_block * s.end_block - from, q);
+    }
+}
+static void *slice_move(const Gpt *g, void *own, size_t per_param, size_t per_block, int take) {
+    const Slice *s = &g->own;
+    const size_t from = per_param * s->begin + per_block * s->block,
+                 bytes = per_param * s->end + per_block * s->end_block - from;
+    char *all = (char *)g->grad;
+    if (world.size == 1 || per_param + per_block == 0) return own;
+    if (take) device_copy(own, all + from, bytes);
+    else device_copy(all + from, own, bytes);
+    if (!take) slices_share(g, all, per_param, per_block);
+    return all;
+}
+// The master weights of all, in g->grad likewise.
+static float *masters_gather(const Gpt *g) {
+    if (world.size == 1) return g->master;
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        device_copy(g->grad + s->from, g->master + s->at, (s->to - s->from) * 4);
+    }
+    slices_share(g, g->grad, 4, 0);
+    return g->grad;
 }
 
 // GPT-2's initialization: normal(0, 0.02), projections into the residual stream scaled down, biases
@@ -1746,17 +1887,17 @@ static Fp8Scale *gpt_scale(const Gpt *g, int l, int linear, int which) { // l = 
 static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        float *w = g->master + s->offset;
-        const size_t n = s->layers * s->rows * s->cols,
+        const size_t from = s->from - s->offset, n = s->to - s->offset,
                      used = id == WTE ? g->config.V * s->cols : n;
-        PARALLEL(static) for (size_t i = 0; i < n; i += 2) {
+        float *w = g->master + s->at;
+        PARALLEL(static) for (size_t i = from; i < n; i += 2) {
             const double u = 1.0 - random_unit(random_u64(seed, id, i)),
                          turn = random_unit(random_u64(seed, id, i + 1));
             const double radius = sqrt(-2.0 * log_fixed_order(u)) * s->init_std;
             double part[2];
             sincos_turns(turn, &part[1], &part[0]);
             for (size_t k = i; k < MIN(i + 2, n); k++) // rows of the padded vocabulary are zero
-                w[k] = k < used ? s->init_value + (float)(part[k - i] * radius) : 0;
+                w[k - from] = k < used ? s->init_value + (float)(part[k - i] * radius) : 0;
         }
     }
     g->weights_ready = 0;
@@ -1859,6 +2000,27 @@ static Linear gpt_head(const Gpt *g, size_t row) {
     return f;
 }
 
+// The process that owns the weight of linear layer i of layer l and makes what products read of it;
+// this goes to all others: in the FP8 build bytes, and the scale.
+static int weight_owner(const Gpt *g, int l, int i) {
+    const ParamSpec *s = &g->params[linear_param[i]];
+    return slice_owner(g, s->offset + l * s->rows * s->cols);
+}
+static void weight_share(Gpt *g, int l, int i) {
+    const int from = weight_owner(g, l, i);
+    const Linear f = gpt_linear(g, l, i);
+    const Operand *w = &f.operand[OPERAND_W];
+    const size_t n = f.in * f.out, C = g->config.C;
+    if (w->stored[0]) world_bcast((stored_t *)w->stored[0], n * sizeof(stored_t), from);
+    if (!w->scale) return;
+    const int ways = w->bytes[0] == w->bytes[1] ? 1 : 2;
+    for (int way = 0; way < ways; way++) {
+        world_bcast(w->bytes[way], operand_room(g, 1, OPERAND_W, n), from);
+        if (w->inv[way]) world_bcast(w->inv[way], SCALE_ROOM(OPERAND_W, n, 1) * 4, from);
+    }
+    world_bcast(w->scale, sizeof(*w->scale), from);
+}
+
 // Makes the operand copies of the master weights, once after each update, when a forward pass first
 // needs them. The scale is the one that checkpoints hold, so that a resumed run makes the same
 // bytes. What is quantized is the weight rounded to the stored type.
@@ -1876,9 +2038,12 @@ static void gpt_refresh_weights(Gpt *g) {
             const Linear f = gpt_linear(g, l, i);
             stored_t *to = (stored_t *)f.operand[OPERAND_W].stored[OVER_COLUMNS];
             if (!to) to = g->rounded; // FP8: one matrix at a time
+            if (weight_owner(g, l, i) != world.rank) continue;
             stored_from_floats(to, gpt_param(g, g->master, linear_param[i], l), f.in * f.out);
             operand_quantize(&f, OPERAND_W, to, f.out, OVER_COLUMNS, record);
         }
+    for (int i = 0; world.size > 1 && i < g->config.L * NLIN; i++)
+        weight_share(g, i / NLIN, i % NLIN);
 }
 
 // The layernorms are counted along the residual stream: 2l and 2l + 1 in layer l, before attention
@@ -2041,14 +2206,23 @@ static double power_int(double x, long n) { // x^n by squaring, n >= 0
     return r;
 }
 
-// Norm of scale * gradients: squares summed in 16 lanes a chunk, chunks ascending in double.
-static double gradient_norm(const float *grad, size_t n, float scale) {
-    const size_t chunks = ceil_div(n, CHUNK);
+// From parameter `at` on: the gradient that AdamW reads, of the only shard or the sum of all.
+static float *gradient_at(const Gpt *g, size_t at) {
+    return g->grad_sum ? g->grad_sum + (at - g->own.begin) : g->grad + at;
+}
+// Norm of scale * gradients: squares summed in 16 lanes a chunk, chunks ascending in double. Each
+// process sums the chunks that begin in its slice.
+static double gradient_norm(const Gpt *g, float scale) {
+    const size_t n = g->param_count, chunks = ceil_div(n, CHUNK);
     float *sums = memory_allocate(chunks * sizeof(float));
-    PARALLEL(static) for (size_t k = 0; k < chunks; k++) {
-        const float *g = grad + k * CHUNK;
-        STRIPED_SUM(sums[k], i, MIN(n - k * CHUNK, CHUNK), g[i] * scale * (g[i] * scale));
+#define FIRST_CHUNK(q) ceil_div(slice_begin(g, q), CHUNK)
+    const size_t from = FIRST_CHUNK(world.rank), to = FIRST_CHUNK(world.rank + 1);
+    PARALLEL(static) for (size_t k = from; k < to; k++) {
+        const float *x = gradient_at(g, k * CHUNK);
+        STRIPED_SUM(sums[k], i, MIN(n - k * CHUNK, CHUNK), x[i] * scale * (x[i] * scale));
     }
+    for (int q = 0; q < world.size; q++)
+        world_bcast(sums + FIRST_CHUNK(q), (FIRST_CHUNK(q + 1) - FIRST_CHUNK(q)) * 4, q);
     double total = 0;
     for (size_t k = 0; k < chunks; k++) total += sums[k];
     free(sums);
@@ -2063,9 +2237,10 @@ typedef struct {
 // x, fp32 moments are where they are.
 INLINE float *moment_read(const Gpt *g, int k, float *x, size_t block, size_t at, size_t n) {
     float *moments = k ? g->v : g->m;
+    at -= g->own.begin;
     const uint8_t *code = (const uint8_t *)moments + at;
     if (!g->fp8_moments) return moments + at;
-    const float inv = g->moment_inv[2 * block + k];
+    const float inv = g->moment_inv[2 * (block - g->own.block) + k];
     SIMD for (size_t i = 0; i < n; i++) x[i] = fp8_value(code[i], &fp8_formats[k]) * inv;
     return x;
 }
@@ -2074,7 +2249,7 @@ INLINE float *moment_read(const Gpt *g, int k, float *x, size_t block, size_t at
 // is nearest to v. Where v became 0 and m did not, a step would be m / eps: no v > 0 becomes 0.
 INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at, size_t n,
                          uint64_t key) {
-    uint8_t *code = (uint8_t *)(k ? g->v : g->m) + at;
+    uint8_t *code = (uint8_t *)(k ? g->v : g->m) + (at - g->own.begin);
     if (!g->fp8_moments) return;
     const ScalingRecipe r = {.format = DTYPE_E4M3 + k};
     float scales[MOMENT_BLOCK];
@@ -2083,7 +2258,7 @@ INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at,
     PRAGMA(omp simd reduction(max : amax))
     for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
-    g->moment_inv[2 * block + k] = 1 / scale;
+    g->moment_inv[2 * (block - g->own.block) + k] = 1 / scale;
     for (size_t i = 0; i < n; i++) scales[i] = scale;
     codes_make(code, x, scales, n, &fp8_formats[k], 1, key, at, &unused);
     for (size_t i = 0; k && i < n; i++)
@@ -2094,7 +2269,7 @@ INLINE void moment_write(Gpt *g, int k, const float *x, size_t block, size_t at,
 // update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 -
 //   b2^t)) + eps) + decay w)
-// Returns whether every weight is still finite.
+// Each process updates its slice. Returns whether every weight of it is still finite.
 static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
     uint32_t largest = 0; // bits of the largest |w|
     const float correct1 = 1.0 / (1.0 - power_int(o->beta1, t)),
@@ -2103,12 +2278,14 @@ static int adamw_update(Gpt *g, const AdamW *o, float unscale, long t) {
     const uint64_t key = random_u64(g->seed, 0xada3, t);
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t end = s->offset + s->layers * s->rows * s->cols;
+        const size_t begin = MAX(s->offset, g->own.begin),
+                     end = MIN(s->offset + s->layers * s->rows * s->cols, g->own.end);
         const float decay = s->decays ? o->weight_decay : 0;
         PRAGMA(omp parallel for schedule(static) reduction(max : largest))
-        for (size_t at = s->offset; at < end; at += MOMENT_BLOCK) {
+        for (size_t at = begin; at < end; at += MOMENT_BLOCK) {
             const size_t n = MIN(end - at, MOMENT_BLOCK), block = MOMENT_BLOCKS(at, id);
-            float own[2][MOMENT_BLOCK], *w = g->master + at, *grad = g->grad + at;
+            float own[2][MOMENT_BLOCK], *w = g->master + s->at + (at - s->from),
+                                        *grad = gradient_at(g, at);
             float *m = moment_read(g, 0, own[0], block, at, n),
                   *v = moment_read(g, 1, own[1], block, at, n);
             PRAGMA(omp simd reduction(max : largest))
@@ -2179,29 +2356,187 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
-// One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A loss or
-// gradient that is not finite ends the run before any weight changes. In FP16, while the loss scale
-// is above 1, such a gradient skips the update and halves the loss scale instead.
-static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
-    const int B = g->B, T = g->config.T;
-    const float loss_scale = g->loss_scale;
-    StepOutcome r = {0};
+// ---- shards: the micro-batches of a step are split into g->shards parts. Each has a gradient, a
+// loss and statistics of its own, and they are added in the order of the shards, by whoever holds
+// them; so no bit depends on the number of processes. Process r of P has shards r, r + P and so on:
+// those of one round follow each other, so that each can be added at once.
+// What a shard leaves in the scale of x or dy; behind them, its loss (as `signal`), and the seconds
+// for which its process waited (`noise`).
+typedef struct {
+    Fp8Stats step;
+    float scale;
+} ShardScale;
+static ShardScale *shard_scales(const Gpt *g, ShardScale *all, int shard) {
+    const size_t rounds = ceil_div(g->shards, world.size);
+    return all + (shard % world.size * rounds + shard / world.size) * (g->scale_count + 1);
+}
+static void shard_leave(const Gpt *g, ShardScale *to, double loss) {
+    for (int i = 0; i < g->scale_count; i++) {
+        Fp8Scale *s = &g->scales[i];
+        if (i % NOPERAND == OPERAND_W) continue; // weights are made once a step
+        to[i] = (ShardScale){s->step, s->scale};
+        memset(&s->step, 0, sizeof(s->step));
+    }
+    to[g->scale_count].step.signal = loss;
+    to[g->scale_count].step.noise = world.waited;
+    world.waited = 0;
+}
+// All processes get what all shards left. Returns the sum of the losses.
+static double shards_merge(Gpt *g, ShardScale *all) {
+    Fp8Stats sum = {0};
+    world_gather(all, ceil_div(g->shards, world.size) * (g->scale_count + 1) * sizeof(*all));
+    for (int shard = 0; shard < g->shards; shard++) {
+        const ShardScale *from = shard_scales(g, all, shard);
+        for (int i = 0; i < g->scale_count; i++) {
+            if (i % NOPERAND == OPERAND_W) continue;
+            stats_merge(&g->scales[i].step, &from[i].step);
+            g->scales[i].scale = from[i].scale;
+        }
+        stats_merge(&sum, &from[g->scale_count].step);
+    }
+    world.waited = sum.noise / world.size;
+    return sum.signal;
+}
+
+// --grad-comm fp8, after FP8-LM (arXiv 2310.18313): each tensor of a shard's gradient is sent as
+// E4M3 with one scale, a power of two, which its own amax makes; so nothing saturates. FP8-LM adds
+// the bytes themselves, so that all shards need one scale, and room in it for their sum; here
+// decoded numbers are added in fp32. Returns scale_inv. A value that is not finite makes all NaN.
+static float gradient_quantize(uint8_t *q, const float *x, size_t n) {
+    static const ScalingRecipe r = {.format = DTYPE_E4M3, .rounding = ROUNDING_POW2};
+    uint32_t amax = 0;
+    PRAGMA(omp parallel for simd schedule(static) reduction(max : amax))
+    for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
+    const float scale = scale_from_amax(bits_float(amax), 1, &r);
+    PARALLEL_SIMD for (size_t i = 0; i < n; i++) q[i] = fp8_encode(x[i] * scale, DTYPE_E4M3);
+    return amax < 0x7f800000 ? 1 / scale : NAN;
+}
+// A tensor of g->grad by number, [NPARAM][L]: returns where it begins; *end: where it ends.
+static size_t gradient_tensor(const Gpt *g, size_t i, size_t *end) {
+    const size_t l = i % g->config.L;
+    const ParamSpec *s = &g->params[i / g->config.L];
+    const size_t n = l < s->layers ? s->rows * s->cols : 0, at = s->offset + l * n;
+    *end = at + n;
+    return at;
+}
+// The shard's gradient as it is sent; inv [NPARAM][L] gets the scale_inv of FP8 tensors.
+static void gradient_encode(const Gpt *g, float *inv) {
+    uint16_t *to = (uint16_t *)g->wire;
+    if (g->grad_comm == COMM_BF16)
+        PARALLEL_SIMD for (size_t i = 0; i < g->param_count; i++) to[i] =
+            bf16_from_float(g->grad[i]);
+    for (size_t i = 0, at, end; g->grad_comm == COMM_FP8 && i < TENSORS(g); i++) {
+        at = gradient_tensor(g, i, &end);
+        inv[i] = gradient_quantize(g->wire + at, g->grad + at, end - at);
+    }
+}
+// Adds parameters at .. to of a shard's gradient, as sent, to the sum. first: it holds nothing yet.
+static void gradient_add(const Gpt *g, const void *sent, const float *inv, size_t at, size_t to,
+                         int first) {
+#define ADD(begin, end, type, x)                                                                   \
+    {                                                                                              \
+        const type *from = (const type *)sent - at;                                                \
+        PARALLEL_SIMD for (size_t i = begin; i < end; i++) sum[i] = first ? (x) : sum[i] + (x);    \
+    }
+    float *sum = gradient_at(g, at) - at;
+    if (g->grad_comm == COMM_FP32) ADD(at, to, float, from[i])
+    if (g->grad_comm == COMM_BF16) ADD(at, to, uint16_t, float_from_bf16(from[i]))
+    for (size_t i = 0, begin, end; g->grad_comm == COMM_FP8 && i < TENSORS(g); i++) {
+        const float scale_inv = inv[i];
+        begin = MAX(gradient_tensor(g, i, &end), at);
+        end = MIN(end, to);
+        ADD(begin, end, uint8_t, fp8_value(from[i], &fp8_formats[0]) * scale_inv)
+    }
+}
+// Every process gets the gradients of this round's shards for its slice, piece by piece, and adds
+// them in the order of the shards.
+static void shards_add(const Gpt *g, int round) {
+    const int inside = MIN(world.size, g->shards - round * world.size), // processes with a shard
+        mine = world.rank < inside, rank = world.rank;
+    const size_t width = wire_width(g), tensors = TENSORS(g);
+    char *out = (char *)(g->wire ? (void *)g->wire : g->grad);
+    static Message sent[WORLD_MAX], got[WORLD_MAX];
+    if (g->shards == 1 && !g->wire) return;
+    float *inv = memory_allocate(world.size * tensors * sizeof(float));
+    if (mine && g->wire) gradient_encode(g, inv + rank * tensors);
+    (void)world_any(0);
+    if (g->grad_comm == COMM_FP8) world_gather(inv, tensors * sizeof(float));
+    for (size_t at = 0, more = 1; more; at += PIECE) {
+        more = 0;
+        for (int q = 0; q < world.size; q++) {
+            const Slice s = slice_of(g, q);
+            const size_t begin = MIN(s.begin + at, s.reach), end = MIN(begin + PIECE, s.reach);
+            more |= end < s.reach;
+            sent[q] = (Message){out + begin * width, mine * (end - begin) * width};
+        }
+        const size_t begin = MIN(g->own.begin + at, g->own.reach),
+                     end = MIN(begin + PIECE, g->own.reach);
+        for (int q = 0; q < world.size; q++)
+            got[q] =
+                (Message){g->incoming + q * PIECE * width, (q < inside) * (end - begin) * width};
+        world_trade(sent, got);
+        for (int q = 0; q < inside; q++)
+            gradient_add(g, q == rank ? sent[q].data : got[q].data, inv + q * tensors, begin, end,
+                         round == 0 && q == 0);
+    }
+    free(inv);
+}
+// After the update: every process gets the master weights of the tensors that all hold whole.
+static void masters_share(const Gpt *g) {
+    for (int id = 0; id < NPARAM; id++)
+        for (int q = 0; q < world.size && param_is_whole(id); q++) {
+            const ParamSpec *s = &g->params[id];
+            const size_t from = MAX(slice_begin(g, q), s->from),
+                         to = MIN(slice_begin(g, q + 1), s->to);
+            if (from < to) world_bcast(g->master + s->at + (from - s->from), (to - from) * 4, q);
+        }
+}
+
+// The forward and backward passes of a shard's micro-batches; returns its part of the loss. before:
+// micro-batches before this step.
+static double gpt_shard(Gpt *g, const Step *in, Run *run, int shard, uint64_t before) {
+    const int each = in->micro_batches / g->shards;
+    double loss = 0;
     // The other gradients, of wte and the linear layers' weights, are written by products.
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
         if (id == WPE || !s->decays)
             memset(g->grad + s->offset, 0, s->layers * s->rows * s->cols * 4);
     }
-    for (int micro = 0; micro < in->micro_batches && isfinite(r.loss); micro++) {
+    for (int i = 0; i < each && isfinite(loss); i++) {
+        const long micro = (long)shard * each + i;
         run_batch(run, in->index * in->micro_batches + micro, g->tokens, g->targets);
-        g->first = micro == 0;
-        r.loss += gpt_forward(g, g->tokens, g->targets, B, T, loss_scale / (float)in->tokens) /
-                  in->tokens;
-        gpt_backward(g, g->tokens, B, T);
-        for (int i = 0; i < g->scale_count; i++) g->scales[i].micro_batches++;
+        for (int k = 0; k < g->scale_count; k++) g->scales[k].micro_batches = before + micro;
+        g->first = i == 0;
+        loss += gpt_forward(g, g->tokens, g->targets, g->B, g->config.T,
+                            g->loss_scale / (float)in->tokens) /
+                in->tokens;
+        gpt_backward(g, g->tokens, g->B, g->config.T);
     }
     g->first = 0;
-    r.norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
+    return loss;
+}
+// One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A loss or
+// gradient that is not finite ends the run before any weight changes. In FP16, while the loss scale
+// is above 1, such a gradient skips the update and halves the loss scale instead.
+static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
+    const float loss_scale = g->loss_scale;
+    const uint64_t before = g->scale_count ? g->scales->micro_batches : 0;
+    StepOutcome r = {0};
+    double loss = 0; // of this process's last shard
+    const int rounds = ceil_div(g->shards, world.size);
+    ShardScale *all =
+        memory_allocate(rounds * world.size * (g->scale_count + 1) * sizeof(ShardScale));
+    gpt_refresh_weights(g);
+    for (int round = 0; round < rounds; round++) {
+        const int shard = round * world.size + world.rank;
+        if (shard < g->shards && isfinite(loss)) loss = gpt_shard(g, in, run, shard, before);
+        if (shard < g->shards) shard_leave(g, shard_scales(g, all, shard), loss);
+        shards_add(g, round);
+    }
+    r.loss = shards_merge(g, all);
+    free(all);
+    r.norm = gradient_norm(g, 1 / loss_scale);
     r.skipped = !isfinite(r.norm);
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
     else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
@@ -2209,14 +2544,16 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     if (r.nonfinite) return r;
     uint64_t cut = 0; // gradients that saturated: the loss scale is too high
     for (int i = 0; i < g->scale_count; i++) {
+        g->scales[i].micro_batches = before + in->micro_batches;
         scale_advance(&g->scales[i]);
         if (i % NOPERAND == OPERAND_DY) cut += g->scales[i].logged.saturated;
     }
     if (!r.skipped) {
         const double clip =
             in->grad_clip > 0 && r.norm > in->grad_clip ? in->grad_clip / r.norm : 1;
-        if (!adamw_update(g, &in->adamw, clip / loss_scale, in->update))
+        if (world_any(!adamw_update(g, &in->adamw, clip / loss_scale, in->update)))
             r.nonfinite = "weights after the update are";
+        masters_share(g);
     }
     loss_scale_update(g, r.skipped || cut);
     return r;
@@ -2236,7 +2573,9 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
 // train_gpt_fp8.cu have the same text, which dev/check/same_program.sh copies and CI compares. What
 // differs between a CPU and a GPU goes through these hooks. Part one defines:
 // - device_read(), device_write(): copies between the host's memory and the model's
-// - gpt_step(), gpt_loss(), gpt_logits(), gpt_scales_read(), gpt_scales_write(): the model's work
+// - gpt_step(), gpt_loss(), gpt_logits(), gpt_refresh_weights(), gpt_scales_read(),
+//   gpt_scales_write(): the model's work
+// - world_open(), world_bcast(), world_gather(), world_any(): processes that train together
 // - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only this file has,
 //   and room for their lines in a log
 // Part three defines:
@@ -2769,7 +3108,7 @@ static void token_print(const Tokenizer *t, int token) {
 // Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 9
+#define STATE_VERSION 10
 enum { SECTION_PROGRESS = 1, SECTION_SCALES = 5, SECTIONS = 8 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
@@ -2783,6 +3122,7 @@ typedef struct {
     SectionHeader header;
     void *data;
     int on_device;
+    size_t per_param, per_block; // bytes, if each process has the part that it owns
 } Section;
 typedef struct {
     int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
@@ -2803,16 +3143,18 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
                    type = fp8 ? DTYPE_E4M3 : DTYPE_FP32, each = dtype_size[type],
                    blocks = fp8 * MOMENT_BLOCKS(n, NPARAM);
     const Section table[SECTIONS] = {
-        {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
-        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", type, n, 1, each * n, 0}, g->m, 1},
-        {{"adamw_v", type, n, 1, each * n, 0}, g->v, 1},
-        {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
+        {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0, 0, 0},
+        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0, 0, 0},
+        {{"adamw_m", type, n, 1, each * n, 0}, g->m, 1, each, 0},
+        {{"adamw_v", type, n, 1, each * n, 0}, g->v, 1, each, 0},
+        {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1, 0, 8 * fp8},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
+         0,
+         0,
          0},
-        {{"loss_scale", DTYPE_FP32, 1, 1, 4, 0}, &g->loss_scale, 0},
-        {{"good_steps", DTYPE_FP32, 1, 1, 4, 0}, &g->good_steps, 0},
+        {{"loss_scale", DTYPE_FP32, 1, 1, 4, 0}, &g->loss_scale, 0, 0, 0},
+        {{"good_steps", DTYPE_FP32, 1, 1, 4, 0}, &g->good_steps, 0, 0, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -2884,10 +3226,12 @@ static int tensor_nonfinite(const void *x, Dtype dtype, size_t n) {
 static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     const Config *c = &g->config;
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
+    const float *weights = masters_gather(g);
+    if (world.rank) return 0;
     FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
     const uint64_t sum =
-        memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
+        memory_save(f, checksum(0, header, sizeof(FileHeader)), weights, g->param_count * 4, 1);
     file_commit(f, d, name);
     return sum;
 }
@@ -2934,14 +3278,19 @@ static void model_load(Gpt *g, const File *f) {
         const size_t n = s->layers * s->rows * s->cols;
         for (size_t done = 0, part; done < n; done += part) {
             size_t bytes;
-            const unsigned char *from = file_block(f, at + done * width, at + n * width, &bytes);
+            const unsigned char *x = file_block(f, at + done * width, at + n * width, &bytes);
             part = bytes / width;
-            if (width == 4) memcpy(block, from, bytes);
+            if (width == 4) memcpy(block, x, bytes);
             for (size_t i = 0; width == 2 && i < part; i++)
-                block[i] = float_from_bf16((uint16_t)(from[2 * i] | from[2 * i + 1] << 8));
+                block[i] = float_from_bf16((uint16_t)(x[2 * i] | x[2 * i + 1] << 8));
             for (size_t i = 0; id == WTE && i < part; i++)
                 if (done + i >= real) block[i] = 0;
-            device_write(g->master + s->offset + done, block, part * sizeof(float));
+            // What this process holds of them.
+            const size_t from = MAX(s->offset + done, s->from),
+                         to = MIN(s->offset + done + part, s->to);
+            if (from < to)
+                device_write(g->master + s->at + (from - s->from),
+                             block + (from - s->offset - done), (to - from) * sizeof(float));
         }
         at += (id == WPE ? f->header[2] * s->cols : n) * width;
     }
@@ -2953,18 +3302,22 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
+    for (int i = 0; i < g->scale_count; i++) // of bytes that this process made last
+        if (i % NOPERAND != OPERAND_W) g->scales[i].scale_inv[0] = g->scales[i].scale_inv[1] = 1;
     state_sections(g, progress, options, s);
     state_header(header);
-    FILE *f = file_begin(d, name);
-    fwrite(header, sizeof(header), 1, f);
+    FILE *f = world.rank ? NULL : file_begin(d, name);
+    if (f) fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *h = &s[i].header;
-        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)),
-                                  s[i].data, h->bytes, s[i].on_device);
+        const void *data = slice_move(g, s[i].data, s[i].per_param, s[i].per_block, 0);
+        if (!f) continue;
+        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)), data,
+                                  h->bytes, s[i].on_device);
         fwrite(h, sizeof(*h), 1, f);
-        memory_save(f, 0, s[i].data, h->bytes, s[i].on_device);
+        memory_save(f, 0, data, h->bytes, s[i].on_device);
     }
-    file_commit(f, d, name);
+    if (f) file_commit(f, d, name);
 }
 
 // A state file. Nothing is taken from it before its header and all checksums were found right.
@@ -3024,14 +3377,17 @@ static void state_load(Gpt *g, const StateFile *f) {
         EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)),
                "%s: section %d: expected %s of %d rows, found %.23s of %d", f->path, i, want->name,
                (int)want->rows, h->name, (int)h->rows);
-        for (size_t at = 0, n; s[i].data && at < h->bytes; at += n) {
+        const int sliced = world.size > 1 && (s[i].per_param || s[i].per_block);
+        char *data = (char *)(s[i].data && sliced ? g->grad : s[i].data);
+        for (size_t at = 0, n; data && at < h->bytes; at += n) {
             const unsigned char *block =
                 file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
             wild |= h->dtype == DTYPE_FP32 &&
                     floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
-            if (s[i].on_device) device_write((char *)s[i].data + at, block, n);
-            else memcpy((char *)s[i].data + at, block, n);
+            if (s[i].on_device) device_write(data + at, block, n);
+            else memcpy(data + at, block, n);
         }
+        if (data && sliced) slice_move(g, s[i].data, s[i].per_param, s[i].per_block, 1);
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
@@ -3075,8 +3431,9 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
         snprintf(name, sizeof(name), names[i], (long)progress->step);
         if (i == 2) progress->model_checksum = model_save(g, d, name);
         else if (i == 1) state_save(g, d, name, progress, options);
-        else file_commit(file_begin(d, name), d, name);
+        else if (!world.rank) file_commit(file_begin(d, name), d, name);
     }
+    if (world.rank) return;
     long old = keep ? progress->step + 1 : -1;
     for (int i = 0; i <= keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     for (; old >= 0; old = checkpoint_newest(d->path, old))
@@ -3092,7 +3449,7 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
 // Rows are written and flushed whole. They are flushed to disk before every checkpoint. A resume
 // drops the rows that are newer than its checkpoint.
 #define LOG_COLUMNS                                                                                \
-    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
+    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops\twait_ms"
 #define SCALES_COLUMNS                                                                             \
     "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db\tkurtosis"
 
@@ -3113,7 +3470,7 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
         if (at > step) break;
         int tabs = 0;
         for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
-        EXPECT(at == next && tabs == 9,
+        EXPECT(at == next && tabs == 9 + every,
                "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
@@ -3204,7 +3561,9 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", \
         "tokens in a sequence (of -e FILE: its own)") \
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
-        "tokens a step (accumulation); 0: one micro-batch") \
+        "tokens a step; 0: one micro-batch a shard") \
+    X(LONG, shards, 0, "shards", "N", FIXED, 0, WORLD_MAX, "0", \
+        "parts of a step, added in order; 0: the processes") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
     X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
@@ -3255,6 +3614,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
+    X(CHOICE, grad_comm, 0, "grad-comm", "fp32|bf16|fp8", FIXED | OWN, 0, 0, "fp32", \
+        "how the gradients of shards are sent and added") \
     X(FLAG, fp8_moments, 0, "fp8-moments", "", FIXED | OWN, 0, 1, "0", \
         "AdamW's m in E4M3, v in E5M2") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
@@ -3891,7 +4252,7 @@ static void nonfinite_find(Gpt *g, char *out) {
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
     strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
-                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count)
+                : tensor_nonfinite(g->master, DTYPE_FP32, g->held)
                     ? "weights"
                     : "none; the sum of squares overflowed");
 }
@@ -3971,7 +4332,12 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
     const long newest = r->trains ? checkpoint_newest(r->dir.path, LONG_MAX) : -1;
     if (newest >= 0)
         path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
-    nonfinite_find(&r->g, tensor);
+    char(*found)[256] = (char(*)[256])memory_allocate(world.size * sizeof(*found));
+    nonfinite_find(&r->g, found[world.rank]);
+    world_gather(found, sizeof(*found));
+    int q = 0; // the first process that found something
+    while (q < world.size - 1 && !strncmp(found[q], "none", 4)) q++;
+    snprintf(tensor, sizeof(tensor), world.size > 1 ? "%.200s of rank %d" : "%.200s", found[q], q);
     if (isatty(STDOUT_FILENO)) printf("\n"); // below the step's line
     fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
           tensor, last);
@@ -4024,10 +4390,16 @@ static void baselines_print(Run *r, long step, double loss) {
 // Mean loss over the validation set, in nats a token.
 static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
-    double sum = 0;
-    for (long row = 0; row < v->rows; row += r->g.B)
-        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T,
-                        MIN(r->g.B, v->rows - row), v->T);
+    const int B = r->g.B, batches = ceil_div(v->rows, B), each = ceil_div(batches, world.size);
+    double sum = 0, *losses = (double *)memory_allocate(world.size * each * sizeof(double));
+    gpt_refresh_weights(&r->g); // with all processes
+    for (long i = world.rank; i < batches; i += world.size)
+        losses[world.rank * each + i / world.size] =
+            gpt_loss(&r->g, v->tokens + i * B * v->T, v->targets + i * B * v->T,
+                     MIN(B, v->rows - i * B), v->T);
+    world_gather(losses, each * sizeof(double));
+    for (int i = 0; i < batches; i++) sum += losses[i % world.size * each + i / world.size];
+    free(losses);
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
@@ -4059,6 +4431,9 @@ static char *run_header(const Run *r) {
     fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
             (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
+    if (r->model[0])
+        fprintf(f, "# begins_with\tstep %ld, model %016llx\n", (long)r->progress.step,
+                (unsigned long long)r->progress.model_checksum);
     if (r->validation.bytes > 0) fprintf(f, "# bytes_per_token\t%.9g\n", r->validation.bytes);
     fprintf(f,
             "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
@@ -4068,6 +4443,24 @@ static char *run_header(const Run *r) {
             mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
+}
+
+// All processes must have the same header, but for lines about the machine.
+static void run_agree(const char *header) {
+    char key[64], theirs[PATH_MAX], mine[PATH_MAX];
+    size_t bytes = strlen(header) + 1;
+    world_bcast(&bytes, sizeof(bytes), 0);
+    char *all = (char *)memory_allocate(bytes);
+    memcpy(all, header, MIN(bytes, strlen(header)));
+    world_bcast(all, bytes, 0);
+    for (const char *at = all; *at; at += strcspn(at, "\n") + 1) {
+        snprintf(key, sizeof(key), "%.*s", (int)strcspn(at + 2, "\t"), at + 2);
+        EXPECT(strstr("threads machine memory", key) ||
+                   !strcmp(text_value(all, key, theirs), text_value(header, key, mine)),
+               "its %s is '%s', that of rank 0 '%s'; all processes need the same", key, mine,
+               theirs);
+    }
+    free(all);
 }
 
 // Prints `# key<TAB>value` lines to the screen, as two columns. Options that have their default are
@@ -4207,13 +4600,16 @@ static double run_step(Run *r, long step, double *norm, float *lr) {
 }
 
 // Prints what the run came to, where its files are, and what to do next.
-static void run_summary(Run *r, double val_loss, double seconds, long steps) {
+static void run_summary(Run *r, double val_loss, double seconds, double waited) {
     char text[PATH_MAX];
-    const long step = r->progress.step;
+    const long step = r->progress.step, steps = step - r->state.progress.step;
     const char *dir = r->dir.path;
     if (IS_FP8) scale_table_print(&r->g);
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
+    if (world.size > 1)
+        printf("%.1f%% of it waiting for one of %d processes, ", 100 * waited / seconds,
+               world.size);
     backend_summary(r);
     if (val_loss > 0) {
         printf("validation loss %.6f", val_loss);
@@ -4250,7 +4646,7 @@ static Record step_record(const Options *o, long step) {
 typedef struct {
     double loss, norm;
     float lr, loss_scale;
-    double seconds, each;
+    double seconds, each, waited; // waited: for other processes, on average
 } StepReport;
 // FLOPs of a step: 6 N a token for the matrices (with the head, without embeddings), and the causal
 // half of attention.
@@ -4280,10 +4676,11 @@ static void step_print(const Run *r, long step, const StepReport *s, int ends) {
 }
 static void step_log(Run *r, long step, const StepReport *s, double val_loss) { // NAN: none
     const long tokens = r->o.total_batch;
-    fprintf(r->log, "%ld\t%ld\t%.9g\t%.9g\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step,
+    if (world.rank) return;
+    fprintf(r->log, "%ld\t%ld\t%.9g\t%.9g\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\t%.3f\n", step,
             step * tokens, s->loss, isfinite(val_loss) ? val_loss : NAN, s->lr, s->norm,
             s->loss_scale, s->seconds * 1e3, tokens / s->seconds,
-            step_flops(r) / s->seconds * 1e-12);
+            step_flops(r) / s->seconds * 1e-12, s->waited * 1e3);
     log_flush(r->log, &r->dir, 0);
 }
 
@@ -4292,7 +4689,7 @@ static int run_train(Run *r) {
     const Options *o = &r->o;
     const double begin = seconds_now();
     const long first = r->progress.step;
-    double val_loss = 0;
+    double val_loss = 0, waited = 0;
     g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps;
@@ -4306,14 +4703,15 @@ static int run_train(Run *r) {
         t = seconds_now() - t;
         r->progress.step = step;
 
-        const StepReport report = {loss,       norm, lr,
-                                   loss_scale, t,    (seconds_now() - begin) / (step - first)};
+        const StepReport report = {
+            loss, norm, lr, loss_scale, t, (seconds_now() - begin) / (step - first), world.waited};
+        waited += report.waited;
         step_print(r, step, &report,
                    step == first + 1 || step_is_due(o, step, o->val_every) ||
                        step_is_due(o, step, o->sample_every) || interrupted || last);
         if (step_is_due(o, step, o->val_every)) val_loss = run_validate(r, step);
         step_log(r, step, &report, step_is_due(o, step, o->val_every) ? val_loss : NAN);
-        if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
+        if (r->scales && step_is_due(o, step, o->scales_every)) {
             gpt_scales_read(g);
             log_scales(r->scales, g, step);
             log_flush(r->scales, &r->dir, 0);
@@ -4325,22 +4723,23 @@ static int run_train(Run *r) {
         }
         // `interrupted` is read once, so that the message below is true. A run also stops when its
         // output can no longer be written.
-        const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
+        const int stop = world_any(interrupted || fflush(stdout) != 0 || ferror(stdout));
         const int saves = stop || step_is_due(o, step, o->checkpoint_every);
         if (saves || last) dataset_check(&r->train, o->train);
         if (saves) {
-            log_flush(r->log, &r->dir, 1);
-            if (IS_FP8) log_flush(r->scales, &r->dir, 1);
+            if (r->log) log_flush(r->log, &r->dir, 1);
+            if (r->scales) log_flush(r->scales, &r->dir, 1);
             checkpoint_save(g, &r->dir, &r->progress, r->option_lines, o->keep);
         }
         if (stop && !last) {
-            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step,
-                    PROGRAM, r->dir.path);
+            if (!world.rank)
+                fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step,
+                        PROGRAM, r->dir.path);
             return EXIT_INTERRUPTED;
         }
     }
     gpt_scales_read(g);
-    run_summary(r, val_loss, seconds_now() - begin, r->progress.step - first);
+    run_summary(r, val_loss, seconds_now() - begin, waited);
     return EXIT_DONE;
 }
 
@@ -4354,6 +4753,7 @@ static void run_open_model(Run *r, int V) {
     const int longest = r->g.config.T;
     EXPECT(!o->resume || sum == r->progress.model_checksum,
            "%s: damaged: not what %s was written with", r->model, r->state.path);
+    r->progress.model_checksum = sum;
     EXPECT(options_depth(o) || !(o->layers || o->heads || o->channels),
            "option --layers, --heads, --channels: %s has a shape", r->model);
     EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d",
@@ -4370,9 +4770,14 @@ static void run_open_numbers(Run *r) {
     const long micro_batch = o->batch * o->seq_len; // tokens
     EXPECT(micro_batch <= 1 << 30,
            "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
-    if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0,
-           "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
+    if (o->shards == 0) o->shards = world.size;
+    EXPECT(o->shards >= world.size || !r->trains,
+           "option --shards: the run has %ld; start at most so many processes, found %d", o->shards,
+           world.size);
+    if (o->total_batch == 0) o->total_batch = micro_batch * o->shards;
+    EXPECT(o->total_batch % (micro_batch * o->shards) == 0,
+           "option --total-batch: expected a multiple of batch x seq-len x shards, %ld",
+           micro_batch * o->shards);
     if (o->lr == 0)
         // A short number. Wider models want smaller rates: 1.6e-3 for d3, 4e-4 for d12.
         o->lr = round(3e8 / r->g.config.C) / 1e9;
@@ -4380,6 +4785,10 @@ static void run_open_numbers(Run *r) {
     EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
            "option --val-batches: --val-rows is %ld", o->val_rows);
     o->val_rows = rows;
+    r->g.fp8_moments = o->fp8_moments;
+    r->g.seed = o->seed;
+    r->g.shards = o->shards;
+    r->g.grad_comm = o->grad_comm;
 }
 
 // Reads the checkpoint to resume from, the data, and the shape of the model, and completes the
@@ -4387,7 +4796,7 @@ static void run_open_numbers(Run *r) {
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
-        const long step = run_directory(&r->dir, o, 1, r->trains);
+        const long step = run_directory(&r->dir, o, 1, r->trains && !world.rank);
         path_print(r->state.path, "%s/state_%08ld.bin", r->dir.path, step);
         path_print(r->model, "%s/model_%08ld.bin", r->dir.path, step);
         state_check(&r->state);
@@ -4419,8 +4828,6 @@ static void run_open(Run *r) {
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
-    r->g.fp8_moments = o->fp8_moments;
-    r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;
     char beside[PATH_MAX]; // the shards, or a model that is asked
@@ -4442,7 +4849,7 @@ static void run_open(Run *r) {
     if (r->trains) run_baselines(r);
     backend_open(r);
     r->plan = memory_check(&r->g);
-    if (r->trains && !o->resume) run_directory(&r->dir, o, 0, 1);
+    if (r->trains && !o->resume && !world.rank) run_directory(&r->dir, o, 0, 1);
 }
 
 // Runs when the program ends: everything that it printed must have been written. (Ctrl-C also ends
@@ -4452,13 +4859,23 @@ static void output_check(void) {
            "the standard output cannot be written to");
 }
 // Opens descriptors 0 to 2 if they are closed: otherwise one of our files would get such a number,
-// and what is printed would land in it. Turns signals that end a program silently into errors.
+// and what is printed would land in it. Turns signals that end a program silently into errors. Of
+// several processes, rank 0 alone prints.
 static void surroundings_init(void) {
+    static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGILL, on_illegal);
     atexit(output_check);
+    world_open();
+    for (int i = 0; i < 2; i++) {
+        const char *size = getenv(sizes[i]);
+        EXPECT(!size || atoi(size) == world.size,
+               "%s is %s, but this program finds %d; build it for that MPI with make MPI=1",
+               sizes[i], size, world.size);
+    }
+    if (world.rank) dup2(open("/dev/null", O_WRONLY), 1);
 }
 
 // What the user should know before the run begins.
@@ -4474,6 +4891,18 @@ static void run_notes(const Run *r) {
     if (IS_FP8 && o->eval && x->rule != SCALING_CONSTANT && !recipe_blocks(x) &&
         !(o->resume && recipe_remembers(x)))
         printf("note: x is scaled by its own amax, so this loss depends on --batch\n");
+}
+
+// Opens the logs, which rank 0 writes.
+static void run_logs(Run *r, const char *header) {
+    r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
+    if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
+    log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
+    if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
+    if (!r->o.resume) return;
+    backend_resumed(r);
+    if (r->longer)
+        fprintf(r->log, "# steps\t%ld\n# schedule-steps\t%ld\n", r->o.steps, r->o.schedule_steps);
 }
 
 // The tests have a main() of their own.
@@ -4497,6 +4926,8 @@ int main(int argc, char **argv) {
         return EXIT_DONE;
     }
     r->prompts = r->given[option_index("prompt")];
+    EXPECT(!r->prompts || world.size == 1, "option --prompt: start one process, found %d",
+           world.size);
     r->trains = !r->prompts && !o->eval;
     run_open(r);
     backend_start(r);
@@ -4512,6 +4943,7 @@ int main(int argc, char **argv) {
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
+    run_agree(header);
     lines_print(header, o->verbose);
     run_notes(r);
     if (o->eval) {
@@ -4520,17 +4952,10 @@ int main(int argc, char **argv) {
     }
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
+    signal(SIGUSR1, on_interrupt); // mpirun passes it on
     signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
-    r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
-    if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
-    log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
-    if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
-    if (o->resume) {
-        backend_resumed(r);
-        if (r->longer)
-            fprintf(r->log, "# steps\t%ld\n# schedule-steps\t%ld\n", o->steps, o->schedule_steps);
-    }
+    if (!world.rank) run_logs(r, header);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     return run_train(r);
@@ -5234,9 +5659,9 @@ static double memory_peak(void) { // in MiB
 static MemoryPlan memory_check(Gpt *g) {
     const MemoryPlan plan = memory_plan(g);
     const double available = memory_available();
-    EXPECT(available == 0 || mib(plan.total) <= available,
+    EXPECT(available == 0 || mib(plan.total) * world.here <= available,
            "this run needs %.0f MiB, %.0f are available; choose a smaller -b, -t or -e",
-           mib(plan.total), available);
+           mib(plan.total) * world.here, available);
     return plan;
 }
 
@@ -5247,7 +5672,14 @@ static void backend_limits(const Config *c, long batch, int from_options) {
     (void)from_options;
 }
 static void backend_open(Run *r) { (void)r; }
-static void backend_start(Run *r) { machine_init(r->o.sum_order); }
+static void backend_start(Run *r) {
+#ifdef _OPENMP // processes of one machine share its cores
+    const int cores = sysconf(_SC_NPROCESSORS_ONLN) / world.here;
+    if (!getenv("OMP_NUM_THREADS") && cores < omp_get_max_threads())
+        omp_set_num_threads(MAX(cores, 1));
+#endif
+    machine_init(r->o.sum_order);
+}
 static void backend_ready(Run *r) { (void)r; }
 static void backend_header(FILE *f, const Run *r) {
     char cpu[256];
@@ -5270,3 +5702,44 @@ static const char *backend_speed(double gflops, char *out) {
 static void backend_summary(const Run *r) {
     printf("peak memory %.1f MiB (planned %.1f)\n", memory_peak(), mib(r->plan.total));
 }
+
+// ==== 17. processes ==============================================================================
+// Several processes train one model together, each on its own shards of a step (section 9). MPI
+// moves bytes between them and adds nothing: the order of an addition is not the library's.
+#ifdef USE_MPI
+static void world_close(void) { MPI_Finalize(); }
+static void world_open(void) {
+    int level;
+    MPI_Comm node;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+    MPI_Comm_size(node, &world.here);
+    atexit(world_close);
+}
+static void world_bcast(void *data, size_t bytes, int root) {
+    for (size_t at = 0, n; world.size > 1 && at < bytes; at += n) { // MPI counts in int
+        n = MIN(bytes - at, (size_t)1 << 30);
+        MPI_Bcast((char *)data + at, n, MPI_BYTE, root, MPI_COMM_WORLD);
+    }
+}
+static void world_trade(const Message *sent, const Message *got) {
+    static MPI_Request requests[2 * WORLD_MAX];
+    int n = 0;
+    for (int i = 1; i < world.size; i++) {
+        const int to = (world.rank + i) % world.size,
+                  from = (world.rank + world.size - i) % world.size;
+        MPI_Irecv(got[from].data, got[from].bytes, MPI_BYTE, from, 0, MPI_COMM_WORLD,
+                  &requests[n++]);
+        MPI_Isend(sent[to].data, sent[to].bytes, MPI_BYTE, to, 0, MPI_COMM_WORLD, &requests[n++]);
+    }
+    MPI_Waitall(n, requests, MPI_STATUSES_IGNORE);
+}
+static int world_any(int yes) {
+    const double begin = seconds_now();
+    MPI_Allreduce(MPI_IN_PLACE, &yes, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+    world.waited += seconds_now() - begin;
+    return yes;
+}
+#endif
