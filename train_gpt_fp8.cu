@@ -1,5 +1,5 @@
 /*
-Trains a GPT-2 style transformer on one NVIDIA GPU. The matrix products of its linear layers run on
+Trains a GPT-2 style transformer on NVIDIA GPUs. The matrix products of its linear layers run on
 FP8 tensor cores with tracked scales, as in "FP8 Formats for Deep Learning" (Micikevicius et al.
 2022, arXiv 2209.05433). The same file also builds as FP16, BF16 and FP32, so that two loss curves
 differ by nothing but the precision.
@@ -27,14 +27,15 @@ both FP8 operands. So dy and w are written in both directions, and x is turned f
     x in blocks      bytes, and turned ones      the turned ones, but for attproj
 
 Nothing in a step waits for the host, so a step consists of CUDA graphs: one for the weights' bytes,
-one for the first micro-batch, one for each other, one for the update (gpt_step(), section 9).
+one for the first micro-batch, one for each other, one for the update (gpt_step(), section 9). With
+several processes, a GPU each, what they exchange through NCCL (section 17) is outside of graphs.
 
-What this file refuses to do: dropout, other architectures, GPUs before Ampere, more than one GPU
-(gpt_reduce_ranks() is the one place where gradients and amax of several would meet).
+What this file refuses to do: dropout, other architectures, GPUs before Ampere, splitting a model
+over GPUs (data parallelism it has).
 
 Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed
-and data give the same parameters from run to run on one GPU and across a resume. No sum uses
-floating-point atomics; every one has a fixed order.
+and data give the same parameters from run to run on GPUs of one kind, for any number of processes
+and across a resume. No sum uses floating-point atomics; every one has a fixed order.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
@@ -42,7 +43,7 @@ product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
 Part two, the program, the same text in train_gpt_fp8.c: 10 data, 11 checkpoint, 12 log, 13 options,
 14 training loop.
 
-Part three, speed: 15 the fast product, 16 the machine.
+Part three, speed: 15 the fast product, 16 the machine, 17 processes.
 */
 #include <ctype.h>
 #include <dirent.h>
@@ -72,6 +73,13 @@ Part three, speed: 15 the fast product, 16 the machine.
 #if CUDART_VERSION < 12090
 #error "the scale modes of FP8 products need CUDA 12.9 or newer"
 #endif
+#ifdef USE_NCCL
+#include <nccl.h>
+#endif
+#endif
+#ifdef USE_MPI // with USE_NCCL
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
 #endif
 // `make cuda` found cuDNN's headers; its library is opened when a run begins. It has no fp32; code
 // for the device has no use for it.
@@ -160,14 +168,20 @@ enum { EXIT_DONE = 0, EXIT_BAD_INPUT = 2, EXIT_NONFINITE = 3, EXIT_INTERRUPTED =
 #ifndef PROGRAM
 #define PROGRAM "train_gpt_" PRECISION_NAME "cu"
 #endif
+static struct { // processes that train together; local: this one's GPU; seconds that this waited
+    int rank, size, local;
+    double waited;
+} world = {0, 1, 0, 0};
 // One line on stderr, then the end. Callers name the file or option, what was expected, what was
-// found, what to do.
+// found, what to do. Rank 0 speaks first: what it says of all of them is said once.
 __attribute__((noreturn, format(printf, 2, 3))) static void fatal(int status, const char *format,
                                                                   ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
+    if (world.rank > 0 && signal(SIGTERM, SIG_DFL) != SIG_ERR) sleep(3); // mpirun ends it
     fprintf(stderr, "%s: ", PROGRAM);
+    if (world.rank > 0) fprintf(stderr, "rank %d: ", world.rank);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -336,15 +350,18 @@ static void *device_allocate(size_t bytes) {
 static void device_zero(void *p, size_t bytes) {
     CUDA(cudaMemsetAsync(p, 0, bytes, machine.stream));
 }
-static void device_copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));
+static void device_move(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    if (bytes) CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));
     device_wait();
 }
 static void device_write(void *to, const void *from, size_t bytes) {
-    device_copy(to, from, bytes, cudaMemcpyHostToDevice);
+    device_move(to, from, bytes, cudaMemcpyHostToDevice);
 }
 static void device_read(void *to, const void *from, size_t bytes) {
-    device_copy(to, from, bytes, cudaMemcpyDeviceToHost);
+    device_move(to, from, bytes, cudaMemcpyDeviceToHost);
+}
+static void device_copy(void *to, const void *from, size_t bytes) {
+    device_move(to, from, bytes, cudaMemcpyDeviceToDevice);
 }
 
 // ---- what kernels share
@@ -380,8 +397,13 @@ template <class T> INLINE void put(void *p, T word) {
     memcpy(p, &word, sizeof(T));
 #endif
 }
-template <int N> INLINE void load_words(uint32_t *w, const void *p) { // N a multiple of 4
-    UNROLL for (int i = 0; i < N; i += 4) {
+template <int N> INLINE void load_words(uint32_t *w, const void *p) { // N: 2, or a multiple of 4
+    if (N % 4) {
+        const uint2 u = get<uint2>(p);
+        w[0] = u.x;
+        w[1] = u.y;
+    }
+    UNROLL for (int i = 0; i < N / 4 * 4; i += 4) {
         const uint4 u = get<uint4>((const uint32_t *)p + i);
         w[i] = u.x;
         w[i + 1] = u.y;
@@ -706,6 +728,16 @@ INLINE void scale_advance(Fp8Scale *s) {
     s->scale = scale_from_amax(amax, s->scale, r);
 }
 // ---- rules end
+INLINE void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
+    into->amax_bits = MAX(into->amax_bits, s->amax_bits);
+    into->saturated += s->saturated;
+    into->flushed += s->flushed;
+    into->nonfinite += s->nonfinite;
+    into->count += s->count;
+    into->signal += s->signal;
+    into->noise += s->noise;
+    into->fourth += s->fourth;
+}
 // ---- scales of blocks begin
 // Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
 // 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
@@ -771,10 +803,10 @@ static void scales_advance(Fp8Scale *scales, ScaleInUse *use, unsigned long long
                operands);
 }
 
-// After a micro-batch of training: the next one's random numbers.
-KERNEL micro_batch_kernel(Fp8Scale *scales, int count) {
+// After a micro-batch of training: the next one's random numbers; or those of micro-batch `at`.
+KERNEL micro_batch_kernel(Fp8Scale *scales, int count, long at) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) scales[i].micro_batches++;
+    if (i < count) scales[i].micro_batches = at < 0 ? scales[i].micro_batches + 1 : at;
 }
 
 // ---- quantize
@@ -2083,7 +2115,8 @@ typedef struct {
     size_t layers, rows, cols; // cols is 1 for a vector
     int decays;                // AdamW's weight decay applies: matrices only
     float init_std, init_value;
-    size_t offset; // in floats from the start of the arena
+    size_t offset;       // in floats from the start of the arena
+    size_t from, to, at; // what of it this process holds of the master weights, and where
 } ParamSpec;
 
 // Fills specs[NPARAM]; returns the number of parameters.
@@ -2092,22 +2125,22 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
     // GPT-2: scaled by the number of residual additions.
     const float std = 0.02f, residual_std = 0.02f / sqrtf(2.0f * c->L);
     const ParamSpec table[NPARAM] = {
-        {"wte", 1, Vp, C, 1, std, 0, 0},
-        {"wpe", 1, T, C, 1, std, 0, 0},
-        {"ln1w", L, C, 1, 0, 0, 1, 0},
-        {"ln1b", L, C, 1, 0, 0, 0, 0},
-        {"qkvw", L, 3 * C, C, 1, std, 0, 0},
-        {"qkvb", L, 3 * C, 1, 0, 0, 0, 0},
-        {"attprojw", L, C, C, 1, residual_std, 0, 0},
-        {"attprojb", L, C, 1, 0, 0, 0, 0},
-        {"ln2w", L, C, 1, 0, 0, 1, 0},
-        {"ln2b", L, C, 1, 0, 0, 0, 0},
-        {"fcw", L, 4 * C, C, 1, std, 0, 0},
-        {"fcb", L, 4 * C, 1, 0, 0, 0, 0},
-        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0},
-        {"fcprojb", L, C, 1, 0, 0, 0, 0},
-        {"lnfw", 1, C, 1, 0, 0, 1, 0},
-        {"lnfb", 1, C, 1, 0, 0, 0, 0},
+        {"wte", 1, Vp, C, 1, std, 0, 0, 0, 0, 0},
+        {"wpe", 1, T, C, 1, std, 0, 0, 0, 0, 0},
+        {"ln1w", L, C, 1, 0, 0, 1, 0, 0, 0, 0},
+        {"ln1b", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"qkvw", L, 3 * C, C, 1, std, 0, 0, 0, 0, 0},
+        {"qkvb", L, 3 * C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"attprojw", L, C, C, 1, residual_std, 0, 0, 0, 0, 0},
+        {"attprojb", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"ln2w", L, C, 1, 0, 0, 1, 0, 0, 0, 0},
+        {"ln2b", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"fcw", L, 4 * C, C, 1, std, 0, 0, 0, 0, 0},
+        {"fcb", L, 4 * C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"fcprojw", L, C, 4 * C, 1, residual_std, 0, 0, 0, 0, 0},
+        {"fcprojb", L, C, 1, 0, 0, 0, 0, 0, 0, 0},
+        {"lnfw", 1, C, 1, 0, 0, 1, 0, 0, 0, 0},
+        {"lnfb", 1, C, 1, 0, 0, 0, 0, 0, 0, 0},
     };
     size_t at = 0;
     for (int i = 0; i < NPARAM; i++) {
@@ -2119,6 +2152,9 @@ static size_t param_specs(ParamSpec *specs, const Config *c) {
 }
 enum { LIN_QKV, LIN_ATTPROJ, LIN_FC, LIN_FCPROJ, NLIN };
 static const int linear_param[NLIN] = {QKVW, ATTPROJW, FCW, FCPROJW};
+static int param_is_linear(int id) {
+    return id == QKVW || id == ATTPROJW || id == FCW || id == FCPROJW;
+}
 static const char *const linear_name[NLIN + 1] = {"qkv", "attproj", "fc", "fcproj", "head"};
 // Rows of logits that exist at once. Changing it changes bits: each slab is a product of its own in
 // dwte.
@@ -2140,7 +2176,19 @@ typedef int int_t;
 #define MOMENT_BLOCK          128
 #define MOMENT_BLOCKS(at, id) ((at) / MOMENT_BLOCK + (id)) // before element `at`, of tensor `id`
 // Floats of m, and of v; codes take a byte each.
-#define MOMENTS (t * (g->fp8_moments ? ceil_div(g->param_count, 4) : g->param_count))
+#define MOMENTS                                                                                    \
+    (t * (g->fp8_moments ? ceil_div(g->own.end - g->own.begin, 4) : g->own.end - g->own.begin))
+// --grad-comm: gradients of shards are sent and added as fp32, bf16 or E4M3, a piece at a time.
+enum { COMM_FP32, COMM_BF16, COMM_FP8 };
+#define PIECE      round_up(((size_t)1 << 24) / world.size, 8) // elements
+#define TENSORS(g) ((size_t)NPARAM * (g)->config.L)            // at most
+// What a shard leaves in the scale of x or dy; behind them, its loss (as `signal`), and the seconds
+// for which its process waited (`noise`).
+typedef struct {
+    Fp8Stats step;
+    float scale;
+} ShardScale;
+#define SHARD_SCALES (((g)->scale_count + 1) * sizeof(ShardScale)) // bytes
 // Bytes an element in a build of the given precision.
 static size_t role_size(Storage role, int precision) {
     if (role == STORAGE_byte || (role == STORAGE_operand && precision == PRECISION_FP8)) return 1;
@@ -2157,13 +2205,21 @@ static size_t role_size(Storage role, int precision) {
 // element.
 // clang-format off
 #define GPT_TENSORS(X) /* role, name, layers, elements of one, life */ \
-    /* weights, their gradients, AdamW's moments */ \
-    X(fp32, master, 1, g->param_count, OPTIMIZER) \
+    /* weights, gradients of a shard and, if there are several shards, their sum, and AdamW's \
+       moments: of what this process holds, or owns */ \
+    X(fp32, master, 1, g->held, OPTIMIZER) \
     X(fp32, grad, 1, t * g->param_count, OPTIMIZER) \
+    X(fp32, grad_sum, 1, t * (g->shards > 1) * (g->own.reach - g->own.begin), OPTIMIZER) \
     X(fp32, m, 1, MOMENTS, OPTIMIZER) \
     X(fp32, v, 1, MOMENTS, OPTIMIZER) \
     /* with --fp8-moments, which are codes: scale_inv of their blocks */ \
-    X(fp32, moment_inv, 2, t * g->fp8_moments * MOMENT_BLOCKS(g->param_count, NPARAM), OPTIMIZER) \
+    X(fp32, moment_inv, 2, t * g->fp8_moments * (g->own.end_block - g->own.block), OPTIMIZER) \
+    /* --grad-comm bf16 or fp8: a shard's gradient as it is sent, and amax of its tensors of all \
+       processes; what others send; what shards leave */ \
+    X(byte, wire, 1, t * (g->grad_comm > 0) * wire_width(g) * g->param_count, REUSED) \
+    X(int, wire_amax, world.size, t * (g->grad_comm == COMM_FP8) * TENSORS(g), REUSED) \
+    X(byte, incoming, world.size, t * (world.size > 1) * PIECE * 4, REUSED) \
+    X(byte, left, world.size, t * (g->shards > 1) * shard_rounds(g) * SHARD_SCALES, REUSED) \
     /* made of the master weights once a step by gpt_refresh_weights() */ \
     X(operand, weights, L, copies * ROOM(OPERAND_W, 12 * C * C), REUSED) \
     X(byte, weights_t, L, fp8 * t * ROOM(OPERAND_W, 12 * C * C), REUSED)  /* turned, for dgrad */ \
@@ -2281,11 +2337,57 @@ typedef struct {
 } StepInputs;
 typedef struct {
     double loss, norm;      // the sum of the losses; of the unscaled gradient
+    double waited;          // seconds, the sum over processes
     unsigned long long cut; // gradients that FP8 saturated
     float update_scale; // what AdamW multiplies gradients by; 0: the step is skipped, since loss or
                         // norm is not finite
     unsigned nonfinite; // whether the update made a weight that is not finite
 } StepResults;
+
+// Section 17, if there are several processes. `root` has the data, and all get them: the host's, or
+// in order on the stream the device's. device_max(): of all processes. sent[q] goes to process q,
+// and got[q] comes from it. What stands between group_begin() and group_end() may begin together.
+// Whether `yes` is true in any; this waits for all.
+#define WORLD_MAX 4096 // processes
+typedef struct {
+    void *data;
+    size_t bytes;
+} Message;
+#ifdef USE_NCCL
+static void world_open(void);
+static void world_join(void);
+static void world_bcast(void *data, size_t bytes, int root);
+static void world_trade(const Message *sent, const Message *got);
+static int world_any(int yes);
+static void device_bcast(void *data, size_t bytes, int root);
+static void device_max(unsigned *x);
+static void group_begin(void);
+static void group_end(void);
+#else
+#define world_open()                    (void)0
+#define world_join()                    (void)0
+#define world_bcast(data, bytes, root)  (void)(data), (void)(bytes), (void)(root)
+#define world_any(yes)                  (yes)
+#define device_bcast(data, bytes, root) (void)(data), (void)(bytes), (void)(root)
+#define device_max(x)                   (void)0
+#define group_begin()                   (void)0
+#define group_end()                     (void)0
+static void world_trade(const Message *, const Message *) {}
+#endif
+// Each process has `each` bytes at its place among all of them, and all get all.
+static void world_gather(void *data, size_t each) {
+    for (int q = 0; q < world.size; q++) world_bcast((char *)data + q * each, each, q);
+}
+static void device_gather(void *data, size_t each) {
+    for (int q = 0; q < world.size; q++) device_bcast((char *)data + q * each, each, q);
+}
+// The parameters whose moments and gradients' sum a process owns: it updates them. Blocks of
+// moments, and matrices that are quantized whole, have one owner.
+typedef struct {
+    size_t begin, end;
+    size_t reach;            // up to which it sums: whole chunks, for the norm
+    size_t block, end_block; // its blocks of moments
+} Slice;
 
 // Phases of a step on the device: the weights' bytes, the first micro-batch, which begins the
 // gradients, each other one, the update.
@@ -2308,8 +2410,10 @@ typedef struct {
 typedef struct {
     // what was asked for, before allocation
     Config config;
-    int B;        // sequences in a batch; activations have room for B * T positions
-    int training; // gradients and moments exist
+    int B;         // sequences in a batch; activations have room for B * T positions
+    int training;  // gradients and moments exist
+    int shards;    // parts of a step's micro-batches, each with a gradient of its own
+    int grad_comm; // COMM_FP32 ..
     int fp8_head;
     int recompute; // the backward pass makes outputs of layernorm and GELU again
     int logits16;  // logits have the stored type
@@ -2320,7 +2424,8 @@ typedef struct {
     uint8_t split[LAYERS_MAX][NLIN]; // it reads both numbers of split operands
 
     ParamSpec params[NPARAM];
-    size_t param_count;
+    size_t param_count, held; // all; those whose master weights this process holds
+    Slice own;
     GPT_TENSORS(TENSOR_FIELD) // all on the device
     int weights_ready;        // what products read is made of the master weights as they are
 
@@ -2348,6 +2453,59 @@ typedef struct {
     const char *attention_why; // what cuDNN said if it was asked and did not take it
 } Gpt;
 static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.T + 15, 16); }
+
+// Shards of a process, at most.
+static size_t shard_rounds(const Gpt *g) { return ceil_div(g->shards, world.size); }
+static size_t wire_width(const Gpt *g) { return 4 >> g->grad_comm; }
+// The parameter tensor that element `at` of an arena is in.
+static int param_at(const Gpt *g, size_t at) {
+    int id = 0;
+    while (id < NPARAM - 1 && at >= g->params[id + 1].offset) id++;
+    return id;
+}
+// Where process q's slice begins: at q / size of all parameters, or the next place at which a block
+// of moments begins and, among the linear layers' weights, a matrix.
+static size_t slice_begin(const Gpt *g, int q) {
+    const size_t at = g->param_count * q / world.size;
+    const int id = param_at(g, at);
+    const ParamSpec *s = &g->params[id];
+    const size_t size = s->rows * s->cols, unit = param_is_linear(id) ? size : MOMENT_BLOCK,
+                 end = s->offset + s->layers * size;
+    size_t begin = s->offset + round_up(at - s->offset, unit);
+    while (begin < end && (begin - s->offset) % MOMENT_BLOCK) begin += unit;
+    return MIN(begin, end);
+}
+static Slice slice_of(const Gpt *g, int q) {
+    const size_t begin = slice_begin(g, q), end = slice_begin(g, q + 1), n = g->param_count;
+    const Slice s = {begin, end, begin < end ? MIN(round_up(end, CHUNK), n) : end,
+                     MOMENT_BLOCKS(begin, begin < n ? param_at(g, begin) : NPARAM),
+                     MOMENT_BLOCKS(end, end < n ? param_at(g, end) : NPARAM)};
+    return s;
+}
+// The process that owns parameter `at`.
+static int slice_owner(const Gpt *g, size_t at) {
+    int q = world.size - 1;
+    while (slice_begin(g, q) > at) q--;
+    return q;
+}
+// Whether this process holds a tensor's master weights whole: all but those of linear layers, of
+// which the others read copies only. (The fp32 build has none.)
+static int param_is_whole(int id) {
+    return world.size == 1 || PRECISION == PRECISION_FP32 || !param_is_linear(id);
+}
+// Decides what this process owns and holds.
+static void slices_make(Gpt *g) {
+    g->held = 0;
+    g->own = slice_of(g, world.rank);
+    for (int id = 0; id < NPARAM; id++) {
+        ParamSpec *s = &g->params[id];
+        const size_t end = s->offset + s->layers * s->rows * s->cols;
+        s->from = param_is_whole(id) ? s->offset : MIN(MAX(g->own.begin, s->offset), end);
+        s->to = param_is_whole(id) ? end : MIN(MAX(g->own.end, s->offset), end);
+        s->at = g->held;
+        g->held += s->to - s->from;
+    }
+}
 
 // How many elements of a buffer n elements of an operand take: in the FP8 build, bytes.
 static size_t operand_room(const Gpt *g, int fp8, int which, size_t n) {
@@ -2387,6 +2545,8 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
                  x16_layers = fp8 * t * layers_in_bf16(g, c->L, 1 << WGRAD);
     size_t bytes;
     g->param_count = param_specs(g->params, c);
+    g->shards = MAX(g->shards, 1);
+    slices_make(g);
     g->scale_count = IS_FP8 ? (c->L * NLIN + 1) * NOPERAND : 0;
     GPT_TENSORS(TENSOR_MAKE)
 }
@@ -2487,18 +2647,51 @@ static void gpt_allocate(Gpt *g) {
     if (g->training) step_host_make(g);
 }
 
-// Pointer to layer l of parameter `id` in an arena shaped like the parameters (master, grad, m or
-// v).
+// Layer l of parameter `id` in g->grad, or in g->master, if this process holds it.
 static float *gpt_param(const Gpt *g, float *arena, int id, int l) {
     const ParamSpec *s = &g->params[id];
-    return arena ? arena + s->offset + l * s->rows * s->cols : NULL;
+    const size_t at = s->offset + l * s->rows * s->cols;
+    return !arena ? NULL : arena + (arena == g->master ? s->at + (at - s->from) : at);
+}
+
+// An array of which each process has the part that it owns, so many bytes a parameter or a block of
+// moments. slice_move() returns all of it, in g->grad, which is free between steps; or it takes
+// this process's part from there.
+static void slices_share(const Gpt *g, void *all, size_t per_param, size_t per_block) {
+    for (int q = 0; q < world.size; q++) {
+        const Slice s = slice_of(g, q);
+        const size_t from = per_param * s.begin + per_block * s.block;
+        device_bcast((char *)all + from, per_param * s.end + per_block * s.end_block - from, q);
+    }
+}
+static void *slice_move(const Gpt *g, void *own, size_t per_param, size_t per_block, int take) {
+    const Slice *s = &g->own;
+    const size_t from = per_param * s->begin + per_block * s->block,
+                 bytes = per_param * s->end + per_block * s->end_block - from;
+    char *all = (char *)g->grad;
+    if (world.size == 1 || per_param + per_block == 0) return own;
+    if (take) device_copy(own, all + from, bytes);
+    else device_copy(all + from, own, bytes);
+    if (!take) slices_share(g, all, per_param, per_block);
+    return all;
+}
+// The master weights of all, in g->grad likewise.
+static float *masters_gather(const Gpt *g) {
+    if (world.size == 1) return g->master;
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        device_copy(g->grad + s->from, g->master + s->at, (s->to - s->from) * 4);
+    }
+    slices_share(g, g->grad, 4, 0);
+    return g->grad;
 }
 
 // GPT-2's initialization: normal(0, 0.02), projections into the residual stream scaled down, biases
 // 0, layernorm 1. Element pairs come from one Box-Muller draw, addressed by tensor and index: the C
 // file's numbers to the last bit.
-KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint64_t seed, int id) {
-    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 2;
+KERNEL init_kernel(float *w, size_t from, size_t n, size_t used, float std, float value,
+                   uint64_t seed, int id) {
+    const size_t i = from + ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 2;
     if (i >= n) return;
     const double u = 1.0 - random_unit(random_u64(seed, id, i)),
                  turn = random_unit(random_u64(seed, id, i + 1));
@@ -2506,15 +2699,16 @@ KERNEL init_kernel(float *w, size_t n, size_t used, float std, float value, uint
     double part[2];
     sincos_turns(turn, &part[1], &part[0]);
     for (size_t k = i; k < MIN(i + 2, n); k++) // rows of the padded vocabulary are zero
-        w[k] = k < used ? value + (float)(part[k - i] * radius) : 0;
+        w[k - from] = k < used ? value + (float)(part[k - i] * radius) : 0;
 }
 static void gpt_init(Gpt *g, uint64_t seed) {
     for (int id = 0; id < NPARAM; id++) {
         const ParamSpec *s = &g->params[id];
-        const size_t n = s->layers * s->rows * s->cols,
+        const size_t from = s->from - s->offset, n = s->to - s->offset,
                      used = id == WTE ? g->config.V * s->cols : n;
-        RUN(init_kernel, ceil_div(n, 2 * THREADS), g->master + s->offset, n, used, s->init_std,
-            s->init_value, seed, id);
+        if (from < n)
+            RUN(init_kernel, ceil_div(n - from, 2 * THREADS), g->master + s->at, from, n, used,
+                s->init_std, s->init_value, seed, id);
     }
     g->weights_ready = 0;
 }
@@ -2648,6 +2842,32 @@ static void weight_refresh(const Linear *f, const float *master, Record record) 
     operand_quantize(f, OPERAND_W, f->out, NULL, record);
 }
 
+// The process that owns the weight of linear layer i of layer l and makes what products read of it;
+// this goes to all others: in the FP8 build bytes, and the scale. Bytes that only lie in another
+// order are turned there.
+static int weight_owner(const Gpt *g, int l, int i) {
+    const ParamSpec *s = &g->params[linear_param[i]];
+    return slice_owner(g, s->offset + l * s->rows * s->cols);
+}
+static void weight_share(Gpt *g, int l, int i) {
+    const int from = weight_owner(g, l, i);
+    const Linear f = gpt_linear(g, l, i);
+    const Operand *w = &f.operand[OPERAND_W];
+    const size_t n = f.in * f.out, C = g->config.C;
+    uint8_t *const bytes[2] = {operand_bytes(&f, OPERAND_W, 0), operand_bytes(&f, OPERAND_W, 1)};
+    const int turns = bytes[0] && bytes[1] && !w->inv[0] && recipe_simple(&w->recipe);
+    group_begin();
+    if (!IS_FP8 || w->stored_too) device_bcast(w->tensor, n * sizeof(stored_t), from);
+    for (int way = 0; way < 2 - turns; way++) {
+        if (bytes[way]) device_bcast(bytes[way], operand_room(g, 1, OPERAND_W, n), from);
+        if (w->inv[way]) device_bcast(w->inv[way], SCALE_ROOM(OPERAND_W, n, 1) * 4, from);
+    }
+    if (IS_FP8) device_bcast(w->s, sizeof(*w->s), from);
+    if (IS_FP8) device_bcast(w->use, sizeof(*w->use), from);
+    group_end();
+    if (turns && from != world.rank) bytes_turn(bytes[1], bytes[0], f.out, f.in);
+}
+
 // Makes the operand copies of the master weights, once after each update, when a forward pass first
 // needs them. The scale is the one that checkpoints hold, so that a resumed run makes the same
 // bytes. What is quantized is the weight rounded to the stored type.
@@ -2665,9 +2885,12 @@ static void gpt_refresh_weights(Gpt *g) {
         tiles_run(MasterSource{gpt_param(g, g->master, linear_param[i] + 1, 0), first.out}, t);
         for (int l = 0; l < g->config.L; l++) {
             const Linear f = gpt_linear(g, l, i);
-            weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l), record);
+            if (weight_owner(g, l, i) == world.rank)
+                weight_refresh(&f, gpt_param(g, g->master, linear_param[i], l), record);
         }
     }
+    for (int i = 0; world.size > 1 && i < g->config.L * NLIN; i++)
+        weight_share(g, i / NLIN, i % NLIN);
 }
 
 // Where layernorm, attention and classifier write an operand, as operand_tiles() says; turned bytes
@@ -2922,26 +3145,36 @@ norm_finish_kernel(StepResults *r, const float *sums, size_t chunks, const StepI
     r->update_scale =
         norm - norm != 0 || r->loss - r->loss != 0 ? 0 : (float)(clip / in->loss_scale);
 }
-static void gradient_norm(StepResults *r, float *sums, const float *grad, size_t n,
-                          const StepInputs *in) {
-    const size_t chunks = ceil_div(n, CHUNK);
-    RUN(norm_kernel, ceil_div(chunks * 16, THREADS), sums, grad, n, in);
-    LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, r, sums, chunks, in);
+// From parameter `at` on: the gradient that AdamW reads, of the only shard or the sum of all.
+static float *gradient_at(const Gpt *g, size_t at) {
+    return g->grad_sum ? g->grad_sum + (at - g->own.begin) : g->grad + at;
 }
-
-// Where several GPUs would add their gradients up, and take the maximum of their amax and the sums
-// of their other statistics.
-static void gpt_reduce_ranks(Gpt *g) { (void)g; }
+// Each process sums the chunks that begin in its slice.
+static void gradient_norm(const Gpt *g) {
+    const size_t n = g->param_count;
+    float *sums = g->norm_sums;
+#define FIRST_CHUNK(q) ceil_div(slice_begin(g, q), CHUNK)
+    const size_t from = FIRST_CHUNK(world.rank), to = FIRST_CHUNK(world.rank + 1);
+    if (from < to)
+        RUN(norm_kernel, ceil_div((to - from) * 16, THREADS), sums + from,
+            gradient_at(g, from * CHUNK), MIN(n, to * CHUNK) - from * CHUNK, g->step_inputs);
+    for (int q = 0; q < world.size; q++)
+        device_bcast(sums + FIRST_CHUNK(q), (FIRST_CHUNK(q + 1) - FIRST_CHUNK(q)) * 4, q);
+    LAUNCH(norm_finish_kernel, 1, 1024, 0, STREAM, g->step_results, sums, ceil_div(n, CHUNK),
+           g->step_inputs);
+}
 
 // ---- moments in FP8 (FP8-LM, arXiv 2310.18313; COAT, arXiv 2410.19313)
 typedef struct {
     float *of[2]; // m and v, or their codes
     float *inv;   // of codes, else NULL
+    Slice own;    // that they are of
 } Moments;
 // Eight elements of m (k: 0) or v (1), of which 16 threads have a block, as numbers.
 DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t i) {
+    i -= o->own.begin;
     if (!o->inv) return load8(x, o->of[k] + i);
-    const float inv = o->inv[2 * block + k];
+    const float inv = o->inv[2 * (block - o->own.block) + k];
     const Dtype d = k ? DTYPE_E5M2 : DTYPE_E4M3;
     uint32_t code[2];
     load_words<2>(code, (uint8_t *)o->of[k] + i);
@@ -2953,7 +3186,8 @@ DEVICE void moment_read(const Moments *o, int k, float *x, size_t block, size_t 
 // All threads of a warp call it; some only help to find amax.
 DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, size_t i,
                          uint64_t key, bool writes) {
-    if (!o->inv && writes) store8(o->of[k] + i, x);
+    const size_t at = i - o->own.begin;
+    if (!o->inv && writes) store8(o->of[k] + at, x);
     if (!o->inv) return;
     ScalingRecipe r = {};
     r.format = k ? DTYPE_E5M2 : DTYPE_E4M3;
@@ -2970,23 +3204,37 @@ DEVICE void moment_write(const Moments *o, int k, const float *x, size_t block, 
         code[e / 4] |= (MAX(c, least) | (u >> 24 & 0x80)) << e % 4 * 8;
     }
     if (!writes) return;
-    put((uint8_t *)o->of[k] + i, make_uint2(code[0], code[1]));
-    o->inv[2 * block + k] = 1 / scale;
+    put((uint8_t *)o->of[k] + at, make_uint2(code[0], code[1]));
+    o->inv[2 * (block - o->own.block) + k] = 1 / scale;
 }
 
 // AdamW with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only. t: this
 // update's number, from 1.
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w)
-// One pass over all parameters; a thread has eight, 16 threads a block of moments.
+// One pass over all parameters of this process's slice, from which `grad` and the moments begin; a
+// thread has eight, 16 threads a block of moments.
 typedef struct {
-    size_t end[NPARAM];
-    int decays[NPARAM];
+    size_t end[NPARAM], size[NPARAM]; // size: of a layer's tensor
+    size_t held[NPARAM];              // parameter i is weights[i + held]
+    int decays[NPARAM], layers;
 } ParamRanges;
+static ParamRanges param_ranges(const Gpt *g) {
+    ParamRanges r;
+    for (int id = 0; id < NPARAM; id++) {
+        const ParamSpec *s = &g->params[id];
+        r.size[id] = s->rows * s->cols;
+        r.end[id] = s->offset + s->layers * r.size[id];
+        r.held[id] = s->at - s->from;
+        r.decays[id] = s->decays;
+    }
+    r.layers = g->config.L;
+    return r;
+}
 KERNEL_OF(THREADS)
 adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, const StepInputs *in,
              StepResults *results) {
-    const size_t block = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16;
+    const size_t block = o.own.block + ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 16;
     const float grad_scale = results->update_scale;
     if (grad_scale == 0) return;
     int id = 0;
@@ -2994,13 +3242,13 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
     const size_t begin = id ? ranges.end[id - 1] : 0;
     const size_t i =
         begin + (block - MOMENT_BLOCKS(begin, id)) * MOMENT_BLOCK + threadIdx.x % 16 * 8;
-    const bool here = i < ranges.end[id]; // all tensors have whole eights
+    const bool here = i < MIN(ranges.end[id], o.own.end); // all tensors have whole eights
     const AdamW a = in->adamw;
     const float decay = ranges.decays[id] ? a.weight_decay : 0;
     float g[8], ms[8] = {0}, vs[8] = {0}, w[8];
     if (here) {
-        load8(g, grad + i);
-        load8(w, weights + i);
+        load8(g, grad + (i - o.own.begin));
+        load8(w, weights + (i + ranges.held[id]));
         moment_read(&o, 0, ms, block, i);
         moment_read(&o, 1, vs, block, i);
         UNROLL for (int k = 0; k < 8; k++) {
@@ -3011,21 +3259,16 @@ adamw_kernel(float *weights, Moments o, const float *grad, ParamRanges ranges, c
             w[k] -= a.lr * (step + decay * w[k]);
             if (!float_is_finite(w[k])) atomicOr(&results->nonfinite, 1u);
         }
-        store8(weights + i, w);
+        store8(weights + (i + ranges.held[id]), w);
     }
     moment_write(&o, 0, ms, block, i, in->moments_key, here);
     moment_write(&o, 1, vs, block, i, in->moments_key, here);
 }
 static void adamw_update(Gpt *g) {
-    ParamRanges ranges;
-    for (int id = 0; id < NPARAM; id++) {
-        const ParamSpec *s = &g->params[id];
-        ranges.end[id] = s->offset + s->layers * s->rows * s->cols;
-        ranges.decays[id] = s->decays;
-    }
-    const size_t blocks = ceil_div(MOMENT_BLOCKS(g->param_count, NPARAM) * 16, THREADS);
-    RUN(adamw_kernel, blocks, g->master, Moments{{g->m, g->v}, g->moment_inv}, g->grad, ranges,
-        g->step_inputs, g->step_results);
+    const size_t blocks = ceil_div((g->own.end_block - g->own.block) * 16, THREADS);
+    if (blocks)
+        RUN(adamw_kernel, blocks, g->master, Moments{{g->m, g->v}, g->moment_inv, g->own},
+            gradient_at(g, g->own.begin), param_ranges(g), g->step_inputs, g->step_results);
     g->weights_ready = 0;
 }
 
@@ -3080,6 +3323,210 @@ typedef struct {
     const char *nonfinite; // what is not finite, so that the run has to end; or NULL
 } StepOutcome;
 
+// ---- shards: the micro-batches of a step are split into g->shards parts. Each has a gradient, a
+// loss and statistics of its own, and they are added in the order of the shards, by whoever holds
+// them; so no bit depends on the number of processes. Process r of P has shards r, r + P and so on:
+// those of one round follow each other, so that each can be added at once.
+INLINE size_t shard_place(int shard, int shards, int processes) {
+    return shard % processes * ceil_div(shards, processes) + shard / processes;
+}
+// A thread a scale, and one for the loss.
+KERNEL shard_leave_kernel(ShardScale *to, Fp8Scale *scales, StepResults *r, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count && i % NOPERAND != OPERAND_W) { // weights are made once a step
+        to[i] = {scales[i].step, scales[i].scale};
+        scales[i].step = {};
+    }
+    if (i != count) return;
+    to[i] = {};
+    to[i].step.signal = r->loss;
+    r->loss = 0;
+}
+static ShardScale *shard_scales(const Gpt *g, int shard) {
+    return (ShardScale *)g->left + shard_place(shard, g->shards, world.size) * (g->scale_count + 1);
+}
+static void shard_leave(const Gpt *g, int shard) {
+    if (g->shards > 1)
+        RUN(shard_leave_kernel, ceil_div(g->scale_count + 1, THREADS), shard_scales(g, shard),
+            g->device_scales, g->step_results, g->scale_count);
+}
+KERNEL shards_merge_kernel(Fp8Scale *scales, StepResults *r, const ShardScale *all, int count,
+                           int shards, int processes) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i > count || (i < count && i % NOPERAND == OPERAND_W)) return;
+    Fp8Stats sum = {};
+    for (int shard = 0; shard < shards; shard++) {
+        const ShardScale *from = &all[shard_place(shard, shards, processes) * (count + 1) + i];
+        stats_merge(&sum, &from->step);
+        if (i < count) scales[i].scale = from->scale;
+    }
+    if (i < count) scales[i].step = sum;
+    if (i < count) return;
+    r->loss = sum.signal;
+    r->waited = sum.noise;
+}
+// All processes get what all shards left.
+static void shards_merge(Gpt *g) {
+    if (g->shards == 1) return;
+    if (world.size > 1)
+        device_write(&shard_scales(g, world.rank)[g->scale_count].step.noise, &world.waited,
+                     sizeof(double));
+    device_gather(g->left, shard_rounds(g) * SHARD_SCALES);
+    RUN(shards_merge_kernel, ceil_div(g->scale_count + 1, THREADS), g->device_scales,
+        g->step_results, (ShardScale *)g->left, g->scale_count, g->shards, world.size);
+}
+
+// --grad-comm fp8, after FP8-LM (arXiv 2310.18313): each tensor of a shard's gradient is sent as
+// E4M3 with one scale, a power of two, which its own amax makes; so nothing saturates. FP8-LM adds
+// the bytes themselves, so that all shards need one scale, and room in it for their sum; here
+// decoded numbers are added in fp32. A value that is not finite makes all NaN.
+INLINE float wire_scale(uint32_t amax) {
+    ScalingRecipe r = {};
+    r.format = DTYPE_E4M3;
+    r.rounding = ROUNDING_POW2;
+    return scale_from_amax(bits_float(amax), 1, &r);
+}
+// Eight numbers as they are sent.
+DEVICE void wire_put(void *wire, size_t i, const float *v, int comm, float scale) {
+    uint32_t w[4] = {0, 0, 0, 0};
+    for (int k = 0; k < 8; k += 2)
+        if (comm == COMM_BF16)
+            w[k / 2] = bf16_from_float(v[k]) | (uint32_t)bf16_from_float(v[k + 1]) << 16;
+        else w[k / 4] |= fp8_encode2(v[k] * scale, v[k + 1] * scale, DTYPE_E4M3) << k % 4 * 8;
+    if (comm == COMM_BF16) put((uint16_t *)wire + i, make_uint4(w[0], w[1], w[2], w[3]));
+    else put((uint8_t *)wire + i, make_uint2(w[0], w[1]));
+}
+DEVICE void wire_get(float *v, const void *wire, size_t i, int comm, float inv) {
+    uint32_t w[4];
+    if (comm == COMM_FP32) return load8(v, (const float *)wire + i);
+    if (comm == COMM_BF16) load_words<4>(w, (const uint16_t *)wire + i);
+    else load_words<2>(w, (const uint8_t *)wire + i);
+    UNROLL for (int k = 0; k < 8; k++) v[k] =
+        comm == COMM_BF16 ? float_from_bf16(w[k / 2] >> k % 2 * 16 & 0xffff)
+                          : fp8_decode(w[k / 4] >> k % 4 * 8 & 0xff, DTYPE_E4M3) * inv;
+}
+// A tensor by number, [NPARAM][layers]: returns where it begins; *end: where it ends. Row y of a
+// grid has tensor y; its threads take eights in turn.
+DEVICE size_t gradient_tensor(const ParamRanges *p, size_t i, size_t *end) {
+    const size_t id = i / p->layers, at = (id ? p->end[id - 1] : 0) + i % p->layers * p->size[id];
+    *end = MIN(at + p->size[id], p->end[id]);
+    return at;
+}
+#define EIGHTS(i, begin, end)                                                                      \
+    for (size_t i = (begin) + ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; i < (end);      \
+         i += (size_t)gridDim.x * blockDim.x * 8)
+static dim3 gradient_grid(const Gpt *g) {
+    size_t most = 0;
+    for (int id = 0; id < NPARAM; id++) most = MAX(most, g->params[id].rows * g->params[id].cols);
+    return dim3(MIN(ceil_div(most, 8 * THREADS), 64), TENSORS(g));
+}
+KERNEL gradient_amax_kernel(int *amax, const float *grad, ParamRanges ranges) {
+    size_t end;
+    const size_t begin = gradient_tensor(&ranges, blockIdx.y, &end);
+    uint32_t top = 0;
+    EIGHTS(i, begin, end) {
+        float v[8];
+        load8(v, grad + i);
+        UNROLL for (int k = 0; k < 8; k++) top = MAX(top, float_bits(v[k]) & 0x7fffffff);
+    }
+    top = __reduce_max_sync(0xffffffff, top);
+    if (threadIdx.x % 32 == 0 && top) atomicMax(&amax[blockIdx.y], (int)top);
+}
+KERNEL gradient_encode_kernel(uint8_t *wire, const float *grad, const int *amax, ParamRanges ranges,
+                              int comm) {
+    size_t end;
+    const size_t begin = gradient_tensor(&ranges, blockIdx.y, &end);
+    const float scale = comm == COMM_FP8 ? wire_scale(amax[blockIdx.y]) : 1;
+    EIGHTS(i, begin, end) {
+        float v[8];
+        load8(v, grad + i);
+        wire_put(wire, i, v, comm, scale);
+    }
+}
+// The shard's gradient as it is sent, and in FP8 the amax of its tensors.
+static void gradient_encode(const Gpt *g) {
+    int *amax = g->wire_amax + world.rank * TENSORS(g);
+    const ParamRanges ranges = param_ranges(g);
+    if (g->grad_comm == COMM_FP8) {
+        device_zero(amax, TENSORS(g) * sizeof(int));
+        RUN(gradient_amax_kernel, gradient_grid(g), amax, g->grad, ranges);
+    }
+    RUN(gradient_encode_kernel, gradient_grid(g), g->wire, g->grad, amax, ranges, g->grad_comm);
+}
+// Pieces of shards' gradients, as sent: parameters at .. to, of so many processes.
+typedef struct {
+    size_t at, to;
+    const char *own, *incoming; // this process's; others', `stride` bytes apart
+    size_t stride;
+    int rank, processes, comm, first; // first: the sum holds nothing yet
+} Pieces;
+KERNEL gradient_add_kernel(float *sum, Pieces p, const int *amax, ParamRanges ranges) {
+    size_t end;
+    const size_t begin = MAX(gradient_tensor(&ranges, blockIdx.y, &end), p.at);
+    end = MIN(end, p.to);
+    EIGHTS(i, begin, end) {
+        float x[8], y[8];
+        if (!p.first) load8(x, sum + (i - p.at));
+        for (int q = 0; q < p.processes; q++) {
+            float inv = 1;
+            if (p.comm == COMM_FP8) {
+                const uint32_t top = amax[q * gridDim.y + blockIdx.y];
+                inv = top < 0x7f800000 ? 1 / wire_scale(top) : NAN;
+            }
+            wire_get(y, q == p.rank ? p.own : p.incoming + q * p.stride, i - p.at, p.comm, inv);
+            UNROLL for (int k = 0; k < 8; k++) x[k] = p.first && q == 0 ? y[k] : x[k] + y[k];
+        }
+        store8(sum + (i - p.at), x);
+    }
+}
+// Adds pieces to the sum, in the order of the shards.
+static void gradient_add(const Gpt *g, Pieces p) {
+    if (p.at < p.to)
+        RUN(gradient_add_kernel, gradient_grid(g), gradient_at(g, p.at), p, g->wire_amax,
+            param_ranges(g));
+}
+// Every process gets the gradients of this round's shards for its slice, piece by piece, and adds
+// them in the order of the shards.
+static void shards_add(const Gpt *g, int round) {
+    const int inside = MIN(world.size, g->shards - round * world.size), // processes with a shard
+        mine = world.rank < inside, rank = world.rank;
+    const size_t width = wire_width(g);
+    char *out = (char *)(g->wire ? (void *)g->wire : g->grad);
+    static Message sent[WORLD_MAX], got[WORLD_MAX];
+    if (g->shards == 1 && !g->wire) return;
+    if (mine && g->wire) gradient_encode(g);
+    (void)world_any(0);
+    if (g->wire_amax) device_gather(g->wire_amax, TENSORS(g) * sizeof(int));
+    for (size_t at = 0, more = 1; more; at += PIECE) {
+        more = 0;
+        for (int q = 0; q < world.size; q++) {
+            const Slice s = slice_of(g, q);
+            const size_t begin = MIN(s.begin + at, s.reach), end = MIN(begin + PIECE, s.reach);
+            more |= end < s.reach;
+            sent[q] = {out + begin * width, mine * (end - begin) * width};
+        }
+        const size_t begin = MIN(g->own.begin + at, g->own.reach),
+                     end = MIN(begin + PIECE, g->own.reach), stride = PIECE * width;
+        for (int q = 0; q < world.size; q++)
+            got[q] = {g->incoming + q * stride, (q < inside) * (end - begin) * width};
+        world_trade(sent, got);
+        gradient_add(g, {begin, end, (char *)sent[rank].data, (char *)g->incoming, stride, rank,
+                         inside, g->grad_comm, round == 0});
+    }
+}
+// After the update: every process gets the master weights of the tensors that all hold whole.
+static void masters_share(const Gpt *g) {
+    group_begin();
+    for (int id = 0; id < NPARAM; id++)
+        for (int q = 0; q < world.size && param_is_whole(id); q++) {
+            const ParamSpec *s = &g->params[id];
+            const size_t from = MAX(slice_begin(g, q), s->from),
+                         to = MIN(slice_begin(g, q + 1), s->to);
+            if (from < to) device_bcast(g->master + s->at + (from - s->from), (to - from) * 4, q);
+        }
+    group_end();
+}
+
 // Sets gradients to zero, but for those of wte and of linear layers' weights, which the first
 // micro-batch writes.
 static void gradients_begin(Gpt *g) {
@@ -3088,6 +3535,13 @@ static void gradients_begin(Gpt *g) {
         if (s->cols == 1 || id == WPE)
             device_zero(g->grad + s->offset, s->layers * s->rows * s->cols * sizeof(float));
     }
+}
+// The micro-batch whose random numbers are next; -1: the one after the last.
+static void micro_batch_is(const Gpt *g, long at) {
+    const size_t fp8 = IS_FP8;
+    if (ANY(stochastic) > 0)
+        RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales, g->scale_count,
+            at);
 }
 // A step has these phases on the device. From the second step on each is a CUDA graph, but for
 // steps that record an SQNR. Whatever changes from step to step is in buffers that are written
@@ -3102,16 +3556,14 @@ static void phase_work(Gpt *g, int phase) {
         if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
         gpt_backward(g, g->B, g->config.T);
-        const size_t fp8 = IS_FP8;
-        if (ANY(stochastic) > 0)
-            RUN(micro_batch_kernel, ceil_div(g->scale_count, THREADS), g->device_scales,
-                g->scale_count);
+        micro_batch_is(g, -1);
     } else {
-        gpt_reduce_ranks(g);
-        gradient_norm(g->step_results, g->norm_sums, g->grad, g->param_count, g->step_inputs);
+        gradient_norm(g);
         scales_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count,
                        NOPERAND);
         adamw_update(g);
+        device_max(&g->step_results->nonfinite);
+        masters_share(g);
     }
 }
 static void graphs_drop(StepHost *h) {
@@ -3124,7 +3576,8 @@ static void graphs_drop(StepHost *h) {
 static void phase_run(Gpt *g, int phase, int as_graph) {
     StepHost *h = &g->host;
     cudaGraph_t graph;
-    if (!as_graph) return phase_work(g, phase);
+    const int exchanges = world.size > 1 && (phase == PHASE_REFRESH || phase == PHASE_UPDATE);
+    if (!as_graph || exchanges) return phase_work(g, phase);
     if (!h->graphs[phase]) {
         // Relaxed, because a library may still load a kernel.
         CUDA(cudaStreamBeginCapture(STREAM, cudaStreamCaptureModeRelaxed));
@@ -3160,13 +3613,37 @@ static void batch_send(Gpt *g, long index) {
     CUDA(cudaEventRecord(g->host.sent[index % 2], STREAM));
 }
 
+// The forward and backward passes of a shard's micro-batches.
+static long shard_begin(const Gpt *g, const Step *s, int shard) { // its first one, of all steps
+    return s->index * s->micro_batches + (long)shard * (s->micro_batches / g->shards);
+}
+static void gpt_shard(Gpt *g, const Step *s, Run *run, int shard, int as_graph) {
+    const long first = shard_begin(g, s, shard), end = shard_begin(g, s, shard + 1);
+    if (g->shards > 1) micro_batch_is(g, first);
+    for (long micro = first; micro < end; micro++) {
+        batch_prepare(g, run, micro);
+        batch_send(g, micro);
+        phase_run(g, micro > first ? PHASE_MICRO_BATCH : PHASE_FIRST, as_graph);
+    }
+    shard_leave(g, shard);
+}
+// What the host writes for a step.
+static void step_inputs_make(const Gpt *g, const Step *s, StepInputs *in) {
+    const AdamW *a = &s->adamw;
+    in->adamw = *a;
+    in->moments_key = random_u64(g->seed, 0xada3, s->update);
+    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update));
+    in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
+    in->grad_scale = g->loss_scale / (float)s->tokens;
+    in->loss_scale = g->loss_scale;
+    in->grad_clip = s->grad_clip;
+}
 // One optimizer step: micro-batches forward and backward, norm, scales, clipping, AdamW. A loss or
 // gradient that is not finite ends the run before any weight changes. In FP16, while the loss scale
 // is above 1, such a gradient skips the update and halves the loss scale instead.
 static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     StepHost *h = &g->host;
     StepInputs *in = h->inputs_of_step;
-    const AdamW *a = &s->adamw;
     const float loss_scale = g->loss_scale;
     // record_weights is the same in a step that makes the weights' bytes.
     const int as_graph = h->warm && g->record == RECORD_STATS;
@@ -3174,27 +3651,24 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
         graphs_drop(h);
         h->graphs_own_amax = g->own_amax;
     }
-    in->adamw = *a;
-    in->moments_key = random_u64(g->seed, 0xada3, s->update);
-    in->correct1 = 1.0 / (1.0 - power_int(a->beta1, s->update));
-    in->correct2 = 1.0 / (1.0 - power_int(a->beta2, s->update));
-    in->grad_scale = loss_scale / (float)s->tokens;
-    in->loss_scale = loss_scale;
-    in->grad_clip = s->grad_clip;
+    step_inputs_make(g, s, in);
     CUDA(cudaMemcpyAsync(g->step_inputs, in, sizeof(StepInputs), cudaMemcpyHostToDevice, STREAM));
     device_zero(g->step_results, sizeof(StepResults));
     if (!g->weights_ready) phase_run(g, PHASE_REFRESH, as_graph);
-    for (int micro = 0; micro < s->micro_batches; micro++) {
-        batch_prepare(g, run, s->index * s->micro_batches + micro);
-        batch_send(g, s->index * s->micro_batches + micro);
-        phase_run(g, micro ? PHASE_MICRO_BATCH : PHASE_FIRST, as_graph);
+    for (size_t round = 0; round < shard_rounds(g); round++) {
+        const int shard = round * world.size + world.rank;
+        if (shard < g->shards) gpt_shard(g, s, run, shard, as_graph);
+        shards_add(g, round);
     }
+    shards_merge(g);
+    if (g->shards > 1) micro_batch_is(g, (s->index + 1) * s->micro_batches);
     phase_run(g, PHASE_UPDATE, as_graph);
     CUDA(cudaMemcpyAsync(h->results, g->step_results, sizeof(StepResults), cudaMemcpyDeviceToHost,
                          STREAM));
-    if (!s->last)
-        batch_prepare(g, run, (s->index + 1) * s->micro_batches); // while the device works
+    if (!s->last) // while the device works
+        batch_prepare(g, run, shard_begin(g, s, world.rank) + s->micro_batches);
     device_wait();
+    world.waited = h->results->waited / world.size;
     h->warm = 1;
     h->graph_steps += as_graph;
     StepOutcome r = {h->results->loss / s->tokens, h->results->norm, !isfinite(h->results->norm),
@@ -3232,7 +3706,9 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
 // train_gpt_fp8.cu have the same text, which dev/check/same_program.sh copies and CI compares. What
 // differs between a CPU and a GPU goes through these hooks. Part one defines:
 // - device_read(), device_write(): copies between the host's memory and the model's
-// - gpt_step(), gpt_loss(), gpt_logits(), gpt_scales_read(), gpt_scales_write(): the model's work
+// - gpt_step(), gpt_loss(), gpt_logits(), gpt_refresh_weights(), gpt_scales_read(),
+//   gpt_scales_write(): the model's work
+// - world_open(), world_bcast(), world_gather(), world_any(): processes that train together
 // - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only this file has,
 //   and room for their lines in a log
 // Part three defines:
@@ -3765,7 +4241,7 @@ static void token_print(const Tokenizer *t, int token) {
 // Every file is written under a temporary name, flushed to disk, then renamed.
 #define MODEL_MAGIC   20240326
 #define STATE_MAGIC   0x6574617473387066ull // "fp8state", little-endian
-#define STATE_VERSION 9
+#define STATE_VERSION 10
 enum { SECTION_PROGRESS = 1, SECTION_SCALES = 5, SECTIONS = 8 }; // of state_sections()
 
 // Magic number, version, numerics, precision, world, rank, number of sections; checksum of these.
@@ -3779,6 +4255,7 @@ typedef struct {
     SectionHeader header;
     void *data;
     int on_device;
+    size_t per_param, per_block; // bytes, if each process has the part that it owns
 } Section;
 typedef struct {
     int64_t step, updates; // steps done; AdamW updates done (FP16 may skip some)
@@ -3799,16 +4276,18 @@ static void state_sections(Gpt *g, Progress *p, char *options, Section *sections
                    type = fp8 ? DTYPE_E4M3 : DTYPE_FP32, each = dtype_size[type],
                    blocks = fp8 * MOMENT_BLOCKS(n, NPARAM);
     const Section table[SECTIONS] = {
-        {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0},
-        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0},
-        {{"adamw_m", type, n, 1, each * n, 0}, g->m, 1},
-        {{"adamw_v", type, n, 1, each * n, 0}, g->v, 1},
-        {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1},
+        {{"options", DTYPE_E4M3, text, 1, text, 0}, options, 0, 0, 0},
+        {{"progress", DTYPE_E4M3, sizeof(*p), 1, sizeof(*p), 0}, p, 0, 0, 0},
+        {{"adamw_m", type, n, 1, each * n, 0}, g->m, 1, each, 0},
+        {{"adamw_v", type, n, 1, each * n, 0}, g->v, 1, each, 0},
+        {{"adamw_inv", DTYPE_FP32, blocks, 2, 8 * blocks, 0}, g->moment_inv, 1, 0, 8 * fp8},
         {{"scales", DTYPE_E4M3, scales, sizeof(Fp8Scale), scales * sizeof(Fp8Scale), 0},
          g->scales,
+         0,
+         0,
          0},
-        {{"loss_scale", DTYPE_FP32, 1, 1, 4, 0}, &g->loss_scale, 0},
-        {{"good_steps", DTYPE_FP32, 1, 1, 4, 0}, &g->good_steps, 0},
+        {{"loss_scale", DTYPE_FP32, 1, 1, 4, 0}, &g->loss_scale, 0, 0, 0},
+        {{"good_steps", DTYPE_FP32, 1, 1, 4, 0}, &g->good_steps, 0, 0, 0},
     };
     memcpy(sections, table, sizeof(table));
 }
@@ -3880,10 +4359,12 @@ static int tensor_nonfinite(const void *x, Dtype dtype, size_t n) {
 static uint64_t model_save(const Gpt *g, const Directory *d, const char *name) {
     const Config *c = &g->config;
     FileHeader header = {MODEL_MAGIC, 3, c->T, c->V, c->L, c->NH, c->C, c->Vp};
+    const float *weights = masters_gather(g);
+    if (world.rank) return 0;
     FILE *f = file_begin(d, name);
     fwrite(header, 1, sizeof(FileHeader), f);
     const uint64_t sum =
-        memory_save(f, checksum(0, header, sizeof(FileHeader)), g->master, g->param_count * 4, 1);
+        memory_save(f, checksum(0, header, sizeof(FileHeader)), weights, g->param_count * 4, 1);
     file_commit(f, d, name);
     return sum;
 }
@@ -3930,14 +4411,19 @@ static void model_load(Gpt *g, const File *f) {
         const size_t n = s->layers * s->rows * s->cols;
         for (size_t done = 0, part; done < n; done += part) {
             size_t bytes;
-            const unsigned char *from = file_block(f, at + done * width, at + n * width, &bytes);
+            const unsigned char *x = file_block(f, at + done * width, at + n * width, &bytes);
             part = bytes / width;
-            if (width == 4) memcpy(block, from, bytes);
+            if (width == 4) memcpy(block, x, bytes);
             for (size_t i = 0; width == 2 && i < part; i++)
-                block[i] = float_from_bf16((uint16_t)(from[2 * i] | from[2 * i + 1] << 8));
+                block[i] = float_from_bf16((uint16_t)(x[2 * i] | x[2 * i + 1] << 8));
             for (size_t i = 0; id == WTE && i < part; i++)
                 if (done + i >= real) block[i] = 0;
-            device_write(g->master + s->offset + done, block, part * sizeof(float));
+            // What this process holds of them.
+            const size_t from = MAX(s->offset + done, s->from),
+                         to = MIN(s->offset + done + part, s->to);
+            if (from < to)
+                device_write(g->master + s->at + (from - s->from),
+                             block + (from - s->offset - done), (to - from) * sizeof(float));
         }
         at += (id == WPE ? f->header[2] * s->cols : n) * width;
     }
@@ -3949,18 +4435,22 @@ static void state_save(Gpt *g, const Directory *d, const char *name, Progress *p
     Section s[SECTIONS];
     StateHeader header;
     gpt_scales_read(g);
+    for (int i = 0; i < g->scale_count; i++) // of bytes that this process made last
+        if (i % NOPERAND != OPERAND_W) g->scales[i].scale_inv[0] = g->scales[i].scale_inv[1] = 1;
     state_sections(g, progress, options, s);
     state_header(header);
-    FILE *f = file_begin(d, name);
-    fwrite(header, sizeof(header), 1, f);
+    FILE *f = world.rank ? NULL : file_begin(d, name);
+    if (f) fwrite(header, sizeof(header), 1, f);
     for (int i = 0; i < SECTIONS; i++) {
         SectionHeader *h = &s[i].header;
-        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)),
-                                  s[i].data, h->bytes, s[i].on_device);
+        const void *data = slice_move(g, s[i].data, s[i].per_param, s[i].per_block, 0);
+        if (!f) continue;
+        h->checksum = memory_save(NULL, checksum(0, h, offsetof(SectionHeader, checksum)), data,
+                                  h->bytes, s[i].on_device);
         fwrite(h, sizeof(*h), 1, f);
-        memory_save(f, 0, s[i].data, h->bytes, s[i].on_device);
+        memory_save(f, 0, data, h->bytes, s[i].on_device);
     }
-    file_commit(f, d, name);
+    if (f) file_commit(f, d, name);
 }
 
 // A state file. Nothing is taken from it before its header and all checksums were found right.
@@ -4020,14 +4510,17 @@ static void state_load(Gpt *g, const StateFile *f) {
         EXPECT(!memcmp(h, want, offsetof(SectionHeader, checksum)),
                "%s: section %d: expected %s of %d rows, found %.23s of %d", f->path, i, want->name,
                (int)want->rows, h->name, (int)h->rows);
-        for (size_t at = 0, n; s[i].data && at < h->bytes; at += n) {
+        const int sliced = world.size > 1 && (s[i].per_param || s[i].per_block);
+        char *data = (char *)(s[i].data && sliced ? g->grad : s[i].data);
+        for (size_t at = 0, n; data && at < h->bytes; at += n) {
             const unsigned char *block =
                 file_block(&f->file, f->at[i] + at, f->at[i] + h->bytes, &n);
             wild |= h->dtype == DTYPE_FP32 &&
                     floats_nonfinite((const float *)(const void *)block, n / sizeof(float));
-            if (s[i].on_device) device_write((char *)s[i].data + at, block, n);
-            else memcpy((char *)s[i].data + at, block, n);
+            if (s[i].on_device) device_write(data + at, block, n);
+            else memcpy(data + at, block, n);
         }
+        if (data && sliced) slice_move(g, s[i].data, s[i].per_param, s[i].per_block, 1);
     }
     for (int i = 0; i < g->scale_count; i++) {
         Fp8Scale *q = &g->scales[i];
@@ -4071,8 +4564,9 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
         snprintf(name, sizeof(name), names[i], (long)progress->step);
         if (i == 2) progress->model_checksum = model_save(g, d, name);
         else if (i == 1) state_save(g, d, name, progress, options);
-        else file_commit(file_begin(d, name), d, name);
+        else if (!world.rank) file_commit(file_begin(d, name), d, name);
     }
+    if (world.rank) return;
     long old = keep ? progress->step + 1 : -1;
     for (int i = 0; i <= keep && old >= 0; i++) old = checkpoint_newest(d->path, old);
     for (; old >= 0; old = checkpoint_newest(d->path, old))
@@ -4088,7 +4582,7 @@ static void checkpoint_save(Gpt *g, const Directory *d, Progress *progress, char
 // Rows are written and flushed whole. They are flushed to disk before every checkpoint. A resume
 // drops the rows that are newer than its checkpoint.
 #define LOG_COLUMNS                                                                                \
-    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops"
+    "step\ttokens\ttrain_loss\tval_loss\tlr\tgrad_norm\tloss_scale\tms\ttok_s\ttflops\twait_ms"
 #define SCALES_COLUMNS                                                                             \
     "step\tlayer\toperand\tamax\tscale\tsaturated\tflushed\tnonfinite\tsqnr_db\tkurtosis"
 
@@ -4109,7 +4603,7 @@ static FILE *log_open(const Directory *d, const char *name, long step, int every
         if (at > step) break;
         int tabs = 0;
         for (ssize_t i = 0; i < n; i++) tabs += line[i] == '\t';
-        EXPECT(at == next && tabs == 9,
+        EXPECT(at == next && tabs == 9 + every,
                "%s/%s: the row of step %ld is damaged or missing; bring it back", d->path, name,
                next);
         last = at;
@@ -4200,7 +4694,9 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(LONG, seq_len, 't', "seq-len", "N", FIXED, 1, 1 << 20, "256", \
         "tokens in a sequence (of -e FILE: its own)") \
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
-        "tokens a step (accumulation); 0: one micro-batch") \
+        "tokens a step; 0: one micro-batch a shard") \
+    X(LONG, shards, 0, "shards", "N", FIXED, 0, WORLD_MAX, "0", \
+        "parts of a step, added in order; 0: the processes") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
     X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
@@ -4251,6 +4747,8 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta1, 0, "beta1", "X", FIXED, 0, 0.9999999, "0.9", "AdamW's") \
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
+    X(CHOICE, grad_comm, 0, "grad-comm", "fp32|bf16|fp8", FIXED | OWN, 0, 0, "fp32", \
+        "how the gradients of shards are sent and added") \
     X(FLAG, fp8_moments, 0, "fp8-moments", "", FIXED | OWN, 0, 1, "0", \
         "AdamW's m in E4M3, v in E5M2") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
@@ -4887,7 +5385,7 @@ static void nonfinite_find(Gpt *g, char *out) {
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
     strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
-                : tensor_nonfinite(g->master, DTYPE_FP32, g->param_count)
+                : tensor_nonfinite(g->master, DTYPE_FP32, g->held)
                     ? "weights"
                     : "none; the sum of squares overflowed");
 }
@@ -4967,7 +5465,12 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
     const long newest = r->trains ? checkpoint_newest(r->dir.path, LONG_MAX) : -1;
     if (newest >= 0)
         path_print(last, "the last good checkpoint is %s/state_%08ld.bin", r->dir.path, newest);
-    nonfinite_find(&r->g, tensor);
+    char(*found)[256] = (char(*)[256])memory_allocate(world.size * sizeof(*found));
+    nonfinite_find(&r->g, found[world.rank]);
+    world_gather(found, sizeof(*found));
+    int q = 0; // the first process that found something
+    while (q < world.size - 1 && !strncmp(found[q], "none", 4)) q++;
+    snprintf(tensor, sizeof(tensor), world.size > 1 ? "%.200s of rank %d" : "%.200s", found[q], q);
     if (isatty(STDOUT_FILENO)) printf("\n"); // below the step's line
     fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
           tensor, last);
@@ -5020,10 +5523,16 @@ static void baselines_print(Run *r, long step, double loss) {
 // Mean loss over the validation set, in nats a token.
 static double run_validate(Run *r, long step) {
     const ValidationSet *v = &r->validation;
-    double sum = 0;
-    for (long row = 0; row < v->rows; row += r->g.B)
-        sum += gpt_loss(&r->g, v->tokens + row * v->T, v->targets + row * v->T,
-                        MIN(r->g.B, v->rows - row), v->T);
+    const int B = r->g.B, batches = ceil_div(v->rows, B), each = ceil_div(batches, world.size);
+    double sum = 0, *losses = (double *)memory_allocate(world.size * each * sizeof(double));
+    gpt_refresh_weights(&r->g); // with all processes
+    for (long i = world.rank; i < batches; i += world.size)
+        losses[world.rank * each + i / world.size] =
+            gpt_loss(&r->g, v->tokens + i * B * v->T, v->targets + i * B * v->T,
+                     MIN(B, v->rows - i * B), v->T);
+    world_gather(losses, each * sizeof(double));
+    for (int i = 0; i < batches; i++) sum += losses[i % world.size * each + i / world.size];
+    free(losses);
     const double loss = sum / v->counted;
     if (!isfinite(loss)) run_nonfinite(r, step, "the validation loss is");
     printf("validation after step %ld: loss %.6f", step, loss);
@@ -5055,6 +5564,9 @@ static char *run_header(const Run *r) {
     fprintf(f, "# data_hash\t%016llx\n# val_hash\t%016llx\n", (unsigned long long)r->train.hash,
             (unsigned long long)r->val.hash);
     fprintf(f, "# floor\t%.9g\n", r->validation.floor);
+    if (r->model[0])
+        fprintf(f, "# begins_with\tstep %ld, model %016llx\n", (long)r->progress.step,
+                (unsigned long long)r->progress.model_checksum);
     if (r->validation.bytes > 0) fprintf(f, "# bytes_per_token\t%.9g\n", r->validation.bytes);
     fprintf(f,
             "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
@@ -5064,6 +5576,24 @@ static char *run_header(const Run *r) {
             mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
+}
+
+// All processes must have the same header, but for lines about the machine.
+static void run_agree(const char *header) {
+    char key[64], theirs[PATH_MAX], mine[PATH_MAX];
+    size_t bytes = strlen(header) + 1;
+    world_bcast(&bytes, sizeof(bytes), 0);
+    char *all = (char *)memory_allocate(bytes);
+    memcpy(all, header, MIN(bytes, strlen(header)));
+    world_bcast(all, bytes, 0);
+    for (const char *at = all; *at; at += strcspn(at, "\n") + 1) {
+        snprintf(key, sizeof(key), "%.*s", (int)strcspn(at + 2, "\t"), at + 2);
+        EXPECT(strstr("threads machine memory", key) ||
+                   !strcmp(text_value(all, key, theirs), text_value(header, key, mine)),
+               "its %s is '%s', that of rank 0 '%s'; all processes need the same", key, mine,
+               theirs);
+    }
+    free(all);
 }
 
 // Prints `# key<TAB>value` lines to the screen, as two columns. Options that have their default are
@@ -5203,13 +5733,16 @@ static double run_step(Run *r, long step, double *norm, float *lr) {
 }
 
 // Prints what the run came to, where its files are, and what to do next.
-static void run_summary(Run *r, double val_loss, double seconds, long steps) {
+static void run_summary(Run *r, double val_loss, double seconds, double waited) {
     char text[PATH_MAX];
-    const long step = r->progress.step;
+    const long step = r->progress.step, steps = step - r->state.progress.step;
     const char *dir = r->dir.path;
     if (IS_FP8) scale_table_print(&r->g);
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
+    if (world.size > 1)
+        printf("%.1f%% of it waiting for one of %d processes, ", 100 * waited / seconds,
+               world.size);
     backend_summary(r);
     if (val_loss > 0) {
         printf("validation loss %.6f", val_loss);
@@ -5246,7 +5779,7 @@ static Record step_record(const Options *o, long step) {
 typedef struct {
     double loss, norm;
     float lr, loss_scale;
-    double seconds, each;
+    double seconds, each, waited; // waited: for other processes, on average
 } StepReport;
 // FLOPs of a step: 6 N a token for the matrices (with the head, without embeddings), and the causal
 // half of attention.
@@ -5276,10 +5809,11 @@ static void step_print(const Run *r, long step, const StepReport *s, int ends) {
 }
 static void step_log(Run *r, long step, const StepReport *s, double val_loss) { // NAN: none
     const long tokens = r->o.total_batch;
-    fprintf(r->log, "%ld\t%ld\t%.9g\t%.9g\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\n", step,
+    if (world.rank) return;
+    fprintf(r->log, "%ld\t%ld\t%.9g\t%.9g\t%.9g\t%.9g\t%.9g\t%.3f\t%.1f\t%.5f\t%.3f\n", step,
             step * tokens, s->loss, isfinite(val_loss) ? val_loss : NAN, s->lr, s->norm,
             s->loss_scale, s->seconds * 1e3, tokens / s->seconds,
-            step_flops(r) / s->seconds * 1e-12);
+            step_flops(r) / s->seconds * 1e-12, s->waited * 1e3);
     log_flush(r->log, &r->dir, 0);
 }
 
@@ -5288,7 +5822,7 @@ static int run_train(Run *r) {
     const Options *o = &r->o;
     const double begin = seconds_now();
     const long first = r->progress.step;
-    double val_loss = 0;
+    double val_loss = 0, waited = 0;
     g->record_weights = step_record(o, first + 1);
     for (long step = first + 1; step <= o->steps; step++) {
         const int last = step == o->steps;
@@ -5302,14 +5836,15 @@ static int run_train(Run *r) {
         t = seconds_now() - t;
         r->progress.step = step;
 
-        const StepReport report = {loss,       norm, lr,
-                                   loss_scale, t,    (seconds_now() - begin) / (step - first)};
+        const StepReport report = {
+            loss, norm, lr, loss_scale, t, (seconds_now() - begin) / (step - first), world.waited};
+        waited += report.waited;
         step_print(r, step, &report,
                    step == first + 1 || step_is_due(o, step, o->val_every) ||
                        step_is_due(o, step, o->sample_every) || interrupted || last);
         if (step_is_due(o, step, o->val_every)) val_loss = run_validate(r, step);
         step_log(r, step, &report, step_is_due(o, step, o->val_every) ? val_loss : NAN);
-        if (IS_FP8 && step_is_due(o, step, o->scales_every)) {
+        if (r->scales && step_is_due(o, step, o->scales_every)) {
             gpt_scales_read(g);
             log_scales(r->scales, g, step);
             log_flush(r->scales, &r->dir, 0);
@@ -5321,22 +5856,23 @@ static int run_train(Run *r) {
         }
         // `interrupted` is read once, so that the message below is true. A run also stops when its
         // output can no longer be written.
-        const int stop = interrupted || fflush(stdout) != 0 || ferror(stdout);
+        const int stop = world_any(interrupted || fflush(stdout) != 0 || ferror(stdout));
         const int saves = stop || step_is_due(o, step, o->checkpoint_every);
         if (saves || last) dataset_check(&r->train, o->train);
         if (saves) {
-            log_flush(r->log, &r->dir, 1);
-            if (IS_FP8) log_flush(r->scales, &r->dir, 1);
+            if (r->log) log_flush(r->log, &r->dir, 1);
+            if (r->scales) log_flush(r->scales, &r->dir, 1);
             checkpoint_save(g, &r->dir, &r->progress, r->option_lines, o->keep);
         }
         if (stop && !last) {
-            fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step,
-                    PROGRAM, r->dir.path);
+            if (!world.rank)
+                fprintf(stderr, "interrupted after step %ld. To go on: ./%s -y -o '%s'\n", step,
+                        PROGRAM, r->dir.path);
             return EXIT_INTERRUPTED;
         }
     }
     gpt_scales_read(g);
-    run_summary(r, val_loss, seconds_now() - begin, r->progress.step - first);
+    run_summary(r, val_loss, seconds_now() - begin, waited);
     return EXIT_DONE;
 }
 
@@ -5350,6 +5886,7 @@ static void run_open_model(Run *r, int V) {
     const int longest = r->g.config.T;
     EXPECT(!o->resume || sum == r->progress.model_checksum,
            "%s: damaged: not what %s was written with", r->model, r->state.path);
+    r->progress.model_checksum = sum;
     EXPECT(options_depth(o) || !(o->layers || o->heads || o->channels),
            "option --layers, --heads, --channels: %s has a shape", r->model);
     EXPECT(!V || r->g.config.V == V, "%s: expected a vocabulary of %d, as the data have; found %d",
@@ -5366,9 +5903,14 @@ static void run_open_numbers(Run *r) {
     const long micro_batch = o->batch * o->seq_len; // tokens
     EXPECT(micro_batch <= 1 << 30,
            "option --batch: expected a batch x seq-len of at most 2^30, found %ld", micro_batch);
-    if (o->total_batch == 0) o->total_batch = micro_batch;
-    EXPECT(o->total_batch % micro_batch == 0,
-           "option --total-batch: expected a multiple of batch x seq-len, %ld", micro_batch);
+    if (o->shards == 0) o->shards = world.size;
+    EXPECT(o->shards >= world.size || !r->trains,
+           "option --shards: the run has %ld; start at most so many processes, found %d", o->shards,
+           world.size);
+    if (o->total_batch == 0) o->total_batch = micro_batch * o->shards;
+    EXPECT(o->total_batch % (micro_batch * o->shards) == 0,
+           "option --total-batch: expected a multiple of batch x seq-len x shards, %ld",
+           micro_batch * o->shards);
     if (o->lr == 0)
         // A short number. Wider models want smaller rates: 1.6e-3 for d3, 4e-4 for d12.
         o->lr = round(3e8 / r->g.config.C) / 1e9;
@@ -5376,6 +5918,10 @@ static void run_open_numbers(Run *r) {
     EXPECT(rows == o->val_rows || !(o->resume || r->given[option_index("val-rows")]),
            "option --val-batches: --val-rows is %ld", o->val_rows);
     o->val_rows = rows;
+    r->g.fp8_moments = o->fp8_moments;
+    r->g.seed = o->seed;
+    r->g.shards = o->shards;
+    r->g.grad_comm = o->grad_comm;
 }
 
 // Reads the checkpoint to resume from, the data, and the shape of the model, and completes the
@@ -5383,7 +5929,7 @@ static void run_open_numbers(Run *r) {
 static void run_open(Run *r) {
     Options *o = &r->o;
     if (o->resume) { // the newest checkpoint, checked whole, and its options
-        const long step = run_directory(&r->dir, o, 1, r->trains);
+        const long step = run_directory(&r->dir, o, 1, r->trains && !world.rank);
         path_print(r->state.path, "%s/state_%08ld.bin", r->dir.path, step);
         path_print(r->model, "%s/model_%08ld.bin", r->dir.path, step);
         state_check(&r->state);
@@ -5415,8 +5961,6 @@ static void run_open(Run *r) {
     r->g.B = r->prompts ? 1 : o->batch;
     r->g.training = r->trains;
     r->g.recompute = o->recompute;
-    r->g.fp8_moments = o->fp8_moments;
-    r->g.seed = o->seed;
     run_open_numbers(r);
     V = r->g.config.V;
     char beside[PATH_MAX]; // the shards, or a model that is asked
@@ -5438,7 +5982,7 @@ static void run_open(Run *r) {
     if (r->trains) run_baselines(r);
     backend_open(r);
     r->plan = memory_check(&r->g);
-    if (r->trains && !o->resume) run_directory(&r->dir, o, 0, 1);
+    if (r->trains && !o->resume && !world.rank) run_directory(&r->dir, o, 0, 1);
 }
 
 // Runs when the program ends: everything that it printed must have been written. (Ctrl-C also ends
@@ -5448,13 +5992,23 @@ static void output_check(void) {
            "the standard output cannot be written to");
 }
 // Opens descriptors 0 to 2 if they are closed: otherwise one of our files would get such a number,
-// and what is printed would land in it. Turns signals that end a program silently into errors.
+// and what is printed would land in it. Turns signals that end a program silently into errors. Of
+// several processes, rank 0 alone prints.
 static void surroundings_init(void) {
+    static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGILL, on_illegal);
     atexit(output_check);
+    world_open();
+    for (int i = 0; i < 2; i++) {
+        const char *size = getenv(sizes[i]);
+        EXPECT(!size || atoi(size) == world.size,
+               "%s is %s, but this program finds %d; build it for that MPI with make MPI=1",
+               sizes[i], size, world.size);
+    }
+    if (world.rank) dup2(open("/dev/null", O_WRONLY), 1);
 }
 
 // What the user should know before the run begins.
@@ -5470,6 +6024,18 @@ static void run_notes(const Run *r) {
     if (IS_FP8 && o->eval && x->rule != SCALING_CONSTANT && !recipe_blocks(x) &&
         !(o->resume && recipe_remembers(x)))
         printf("note: x is scaled by its own amax, so this loss depends on --batch\n");
+}
+
+// Opens the logs, which rank 0 writes.
+static void run_logs(Run *r, const char *header) {
+    r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
+    if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
+    log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
+    if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
+    if (!r->o.resume) return;
+    backend_resumed(r);
+    if (r->longer)
+        fprintf(r->log, "# steps\t%ld\n# schedule-steps\t%ld\n", r->o.steps, r->o.schedule_steps);
 }
 
 // The tests have a main() of their own.
@@ -5493,6 +6059,8 @@ int main(int argc, char **argv) {
         return EXIT_DONE;
     }
     r->prompts = r->given[option_index("prompt")];
+    EXPECT(!r->prompts || world.size == 1, "option --prompt: start one process, found %d",
+           world.size);
     r->trains = !r->prompts && !o->eval;
     run_open(r);
     backend_start(r);
@@ -5508,6 +6076,7 @@ int main(int argc, char **argv) {
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
+    run_agree(header);
     lines_print(header, o->verbose);
     run_notes(r);
     if (o->eval) {
@@ -5516,17 +6085,10 @@ int main(int argc, char **argv) {
     }
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
+    signal(SIGUSR1, on_interrupt); // mpirun passes it on
     signal(SIGPIPE, SIG_IGN);
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
-    r->log = log_open(&r->dir, "log.tsv", r->progress.step, 1);
-    if (IS_FP8) r->scales = log_open(&r->dir, "scales.tsv", r->progress.step, 0);
-    log_begin(r->log, &r->dir, header, LOG_COLUMNS); // after both were checked
-    if (IS_FP8) log_begin(r->scales, &r->dir, "", SCALES_COLUMNS);
-    if (o->resume) {
-        backend_resumed(r);
-        if (r->longer)
-            fprintf(r->log, "# steps\t%ld\n# schedule-steps\t%ld\n", o->steps, o->schedule_steps);
-    }
+    if (!world.rank) run_logs(r, header);
     printf("run              %s\n\n", r->dir.path);
     if (o->resume) printf("resumed from step %ld\n", (long)r->progress.step);
     return run_train(r);
@@ -6563,8 +7125,12 @@ static void machine_find(int emulate) {
     EXPECT(found == cudaSuccess && count > 0,
            "no CUDA device was found (%s); the CPU's trainer is ./train_gpt_" PRECISION_NAME,
            found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
-    CUDA(cudaSetDevice(0));
-    CUDA(cudaGetDeviceProperties(&p, 0));
+    EXPECT(world.local < count,
+           "process %d of this machine has no GPU, there are %d; start at most so many processes "
+           "(CUDA_VISIBLE_DEVICES names the GPUs that they see)",
+           world.local, count);
+    CUDA(cudaSetDevice(world.local));
+    CUDA(cudaGetDeviceProperties(&p, world.local));
     machine.sm = 10 * p.major + p.minor;
     machine.processors = p.multiProcessorCount;
     snprintf(machine.name, sizeof(machine.name), "%s", p.name);
@@ -6578,6 +7144,7 @@ static void machine_find(int emulate) {
         "%s is sm_%d, for which this program holds no code (%s); make cuda GPU_ARCH=sm_%d, or all",
         p.name, machine.sm, cudaGetErrorString(code), machine.sm);
     machine.emulates = IS_FP8 && (emulate || machine.sm < 89);
+    world_join();
     CUDA(cudaMemGetInfo(&machine.available, &total));
 }
 static void machine_init(void) {
@@ -6713,3 +7280,123 @@ static void backend_summary(const Run *r) {
         printf(", each with %ld separate quantizing passes", h->graph_passes);
     printf("\n");
 }
+
+// ==== 17. processes ==============================================================================
+// Several processes train one model together, a GPU each and each on its own shards of a step
+// (section 9). NCCL moves bytes between them, on the stream, and adds nothing: the order of an
+// addition is not the library's. No GPU has run this yet.
+#ifdef USE_NCCL
+static ncclComm_t world_comm;
+static char *world_room; // on the device, for what passes from host to host
+#define WORLD_ROOM ((size_t)1 << 16)
+static void nccl_check(ncclResult_t r, const char *what, const char *file, int line) {
+    if (r != ncclSuccess)
+        fatal(EXIT_BAD_INPUT, "%s:%d: %s failed: %s: %s", file, line, what, ncclGetErrorString(r),
+              ncclGetLastError(NULL));
+}
+#define NCCL(call) nccl_check(call, #call, __FILE__, __LINE__)
+
+// Who this process is, and how NCCL's id comes from rank 0 to all: MPI says so, or else the
+// environment, under torchrun's names, and a file.
+static char id_path[PATH_MAX];
+#ifdef USE_MPI
+static void world_close(void) { MPI_Finalize(); }
+static void world_open(void) {
+    int level;
+    MPI_Comm node;
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+    MPI_Comm_rank(node, &world.local);
+    atexit(world_close);
+}
+static void id_share(ncclUniqueId *id) { MPI_Bcast(id, sizeof(*id), MPI_BYTE, 0, MPI_COMM_WORLD); }
+#else
+static int world_number(const char *name, int least, int most, int otherwise) {
+    const char *text = getenv(name);
+    char *end = NULL;
+    const long n = text ? strtol(text, &end, 10) : otherwise;
+    EXPECT(n >= least && n <= most && (!text || (*text && !*end)),
+           "%s: expected a number from %d to %d, found '%s'", name, least, most, text ? text : "");
+    return n;
+}
+static void world_open(void) {
+    world.size = world_number("WORLD_SIZE", 1, WORLD_MAX, 1);
+    world.rank = world_number("RANK", 0, world.size - 1, world.size > 1 ? -1 : 0);
+    world.local = world_number("LOCAL_RANK", 0, WORLD_MAX, world.rank);
+}
+static void id_share(ncclUniqueId *id) {
+    const char *dir = getenv("WORLD_DIR");
+    char part[PATH_MAX];
+    FILE *f;
+    EXPECT(dir && *dir, "WORLD_DIR: expected a directory that all processes see, in which rank 0 "
+                        "leaves NCCL's id for the others");
+    path_print(id_path, "%s/nccl_id", dir);
+    path_print(part, "%s/nccl_id.part", dir);
+    if (!world.rank) {
+        EXPECT(access(id_path, F_OK),
+               "%s is there already: end the run that it is of, or remove it", id_path);
+        f = fopen(part, "wb");
+        EXPECT(f && fwrite(id, sizeof(*id), 1, f) == 1 && !fclose(f) && !rename(part, id_path),
+               "%s cannot be written: %s", part, strerror(errno));
+        return;
+    }
+    for (int i = 0; access(id_path, R_OK); i++, usleep(100000))
+        EXPECT(i < 3000, "%s did not come from rank 0 within five minutes", id_path);
+    f = fopen(id_path, "rb");
+    EXPECT(f && fread(id, sizeof(*id), 1, f) == 1 && !fclose(f), "%s cannot be read", id_path);
+}
+#endif
+// Once the device is set. NCCL refuses two processes on one GPU, and names them.
+static void world_join(void) {
+    ncclUniqueId id;
+    if (world.size == 1) return;
+    if (!world.rank) NCCL(ncclGetUniqueId(&id));
+    id_share(&id);
+    NCCL(ncclCommInitRank(&world_comm, world.size, id, world.rank));
+    if (!world.rank && *id_path) unlink(id_path); // all have read it
+    world_room = (char *)device_allocate(WORLD_ROOM);
+}
+
+static void group_begin(void) { NCCL(ncclGroupStart()); }
+static void group_end(void) { NCCL(ncclGroupEnd()); }
+static void device_bcast(void *data, size_t bytes, int root) {
+    if (world.size > 1 && bytes)
+        NCCL(ncclBroadcast(data, data, bytes, ncclUint8, root, world_comm, STREAM));
+}
+static void device_max(unsigned *x) {
+    if (world.size > 1) NCCL(ncclAllReduce(x, x, 1, ncclUint32, ncclMax, world_comm, STREAM));
+}
+static void world_bcast(void *data, size_t bytes, int root) {
+    for (size_t at = 0, n; world.size > 1 && at < bytes; at += n) {
+        n = MIN(bytes - at, WORLD_ROOM);
+        if (world.rank == root) device_write(world_room, (char *)data + at, n);
+        device_bcast(world_room, n, root);
+        device_read((char *)data + at, world_room, n);
+    }
+}
+static void world_trade(const Message *sent, const Message *got) {
+    group_begin();
+    for (int i = 1; i < world.size; i++) {
+        const int to = (world.rank + i) % world.size,
+                  from = (world.rank + world.size - i) % world.size;
+        if (sent[to].bytes)
+            NCCL(ncclSend(sent[to].data, sent[to].bytes, ncclUint8, to, world_comm, STREAM));
+        if (got[from].bytes)
+            NCCL(ncclRecv(got[from].data, got[from].bytes, ncclUint8, from, world_comm, STREAM));
+    }
+    group_end();
+}
+static int world_any(int yes) {
+    unsigned any = yes;
+    if (world.size == 1) return yes;
+    device_wait(); // this process's own work
+    const double begin = seconds_now();
+    device_write(world_room, &any, sizeof(any));
+    device_max((unsigned *)world_room);
+    device_read(&any, world_room, sizeof(any));
+    world.waited += seconds_now() - begin;
+    return any;
+}
+#endif

@@ -1195,7 +1195,14 @@ static void test_optimizer() {
     in.correct2 = (float)(1.0 / (1.0 - power_int(in.adamw.beta2, 3)));
     Device<StepInputs> d_in(std::vector<StepInputs>{in});
     Device<StepResults> results(std::vector<StepResults>{StepResults()});
-    gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+    Gpt g;
+    memset(&g, 0, sizeof(g));
+    for (int id = 0; id < NPARAM; id++)
+        g.params[id] = {"w", id == 0 ? (size_t)1 : 0, n, 1, 1, 0, 0, id == 0 ? 0 : n, 0, n, 0};
+    g.param_count = n, g.master = d_w.p, g.m = d_m.p, g.v = d_v.p, g.grad = d_grad.p,
+    g.norm_sums = sums.p, g.step_inputs = d_in.p, g.step_results = results.p;
+    g.own = {0, n, n, 0, MOMENT_BLOCKS(n, NPARAM)};
+    gradient_norm(&g);
     const StepResults found = results.read()[0];
     const double norm = ref_gradient_norm(grad.data(), n, 0.25f);
     CHECK(fabs(found.norm / norm - 1) < 1e-12, "gradient norm %.17g, expected %.17g", found.norm,
@@ -1206,7 +1213,7 @@ static void test_optimizer() {
     for (double clip :
          {0.7 * norm, 1.4 * norm, 0.0}) { // above the norm it changes nothing, 0 is off
         in.grad_clip = clip, d_in.write({in});
-        gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+        gradient_norm(&g);
         const float want = (float)((clip > 0 && clip < norm ? clip / norm : 1) / 4),
                     got = results.read()[0].update_scale;
         CHECK(fabsf(got / want - 1) < 1e-6f,
@@ -1214,13 +1221,7 @@ static void test_optimizer() {
               got, want);
     }
     in.grad_clip = 1, d_in.write({in});
-    gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
-    Gpt g;
-    memset(&g, 0, sizeof(g));
-    for (int id = 0; id < NPARAM; id++)
-        g.params[id] = {"w", id == 0 ? (size_t)1 : 0, n, 1, 1, 0, 0, id == 0 ? 0 : n};
-    g.param_count = n, g.master = d_w.p, g.m = d_m.p, g.v = d_v.p, g.grad = d_grad.p,
-    g.step_inputs = d_in.p, g.step_results = results.p;
+    gradient_norm(&g);
     adamw_update(&g);
     const float hyper[5] = {in.adamw.lr, in.adamw.beta1, in.adamw.beta2, in.adamw.eps,
                             in.adamw.weight_decay};
@@ -1230,7 +1231,7 @@ static void test_optimizer() {
     check_same("AdamW, second moments", v, d_v.read());
     for (float bad : {NAN, INFINITY}) { // a gradient that is not finite reaches no weight
         grad[n - 3] = bad, d_grad.write(grad);
-        gradient_norm(results.p, sums.p, d_grad.p, n, d_in.p);
+        gradient_norm(&g);
         CHECK(results.read()[0].update_scale == 0, "a gradient of %g: multiplied by %g", bad,
               results.read()[0].update_scale);
         adamw_update(&g);
