@@ -22,6 +22,7 @@
 # make SANITIZE=WORDS    address,undefined or thread
 # make cuda GPU_ARCH=A   sm_89 and so on, native, or all (80 to 120) [this GPU's, or sm_90]
 # make cuda USE_CUDNN=0  without cuDNN's attention; USE_CUDNN=1 makes its absence an error
+# make cuda NCCL=1       several processes, a GPU each; with MPI=1 begun by mpirun
 
 CC ?= cc
 PRECISIONS = fp8 fp16 bf16 fp32
@@ -203,7 +204,7 @@ NVCC_NUMERICS = -std=c++17 -fmad=false -ftz=true -prec-div=true -prec-sqrt=true 
 ALL_ARCHS = 80 89 90 100 120
 EVERY_ARCH = $(foreach a,$(ALL_ARCHS),-gencode arch=compute_$a,code=sm_$a) --threads 0
 ARCH_FLAGS = $(if $(filter all,$(GPU_ARCH)),$(EVERY_ARCH),-arch=$(GPU_ARCH))
-NVCC_FLAGS = -O3 $(ARCH_FLAGS) $(NVCC_NUMERICS) $(CUDNN_FLAGS)
+NVCC_FLAGS = -O3 $(ARCH_FLAGS) $(NVCC_NUMERICS) $(CUDNN_FLAGS) $(NCCL_FLAGS)
 CUDA_LIBS = -lcublasLt $(if $(CUDA_HOME),-Xlinker -rpath=$(CUDA_HOME)/lib64)
 
 # cuDNN's attention needs two headers: cudnn.h, and cudnn_frontend.h of the Python package
@@ -231,6 +232,23 @@ CUDNN_IN_PYTHON = $(findstring $(CUDNN_PACKAGE)/,$(CUDNN_FLAGS))
 CUDA_LIBS += $(if $(CUDNN_IN_PYTHON),-Xlinker -rpath=$(CUDNN_PACKAGE)/lib)
 else
 override CUDNN_FLAGS :=
+endif
+# NCCL moves what several processes exchange: nccl.h and the library of the toolkit, the system, or
+# Python's nvidia-nccl-cu13. MPI or, without it, the environment and a file make them one run.
+ifdef NCCL
+NCCL_PACKAGE = $(PYTHON_PACKAGES)/nvidia/nccl
+NCCL_DIR := $(call directory_of,nccl.h,$(USUAL_DIRS) $(NCCL_PACKAGE)/include)
+ifeq ($(NCCL_DIR),)
+$(error NCCL=1: not found: nccl.h; pip install nvidia-nccl-cu13)
+endif
+NCCL_FLAGS = -DUSE_NCCL $(addprefix -isystem ,$(filter-out /usr/include,$(NCCL_DIR)))
+NCCL_IN_PYTHON = $(findstring $(NCCL_PACKAGE)/,$(NCCL_DIR))
+CUDA_LIBS += $(if $(NCCL_IN_PYTHON),-L$(NCCL_PACKAGE)/lib -l:libnccl.so.2 \
+  -Xlinker -rpath=$(NCCL_PACKAGE)/lib,-lnccl)
+ifdef MPI
+NCCL_FLAGS += -DUSE_MPI $(patsubst -I%,-isystem %,$(filter -I%,$(shell mpicc --showme:compile)))
+CUDA_LIBS += $(filter -L% -l%,$(shell mpicc --showme:link))
+endif
 endif
 ifneq ($(filter cuda train_gpt_%cu,$(MAKECMDGOALS)),)
 ifeq ($(filter sm_% all native,$(GPU_ARCH)),)

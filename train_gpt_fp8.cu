@@ -2180,8 +2180,10 @@ typedef int int_t;
     (t * (g->fp8_moments ? ceil_div(g->own.end - g->own.begin, 4) : g->own.end - g->own.begin))
 // --grad-comm: gradients of shards are sent and added as fp32, bf16 or E4M3, a piece at a time.
 enum { COMM_FP32, COMM_BF16, COMM_FP8 };
-#define PIECE      round_up(((size_t)1 << 24) / world.size, 8) // elements
-#define TENSORS(g) ((size_t)NPARAM * (g)->config.L)            // at most
+#ifndef PIECE // elements; tests take smaller ones
+#define PIECE MIN(round_up(((size_t)1 << 24) / world.size, 8), g->param_count)
+#endif
+#define TENSORS(g) ((size_t)NPARAM * (g)->config.L) // at most
 // What a shard leaves in the scale of x or dy; behind them, its loss (as `signal`), and the seconds
 // for which its process waited (`noise`).
 typedef struct {
@@ -2663,6 +2665,7 @@ static void slices_share(const Gpt *g, void *all, size_t per_param, size_t per_b
         const size_t from = per_param * s.begin + per_block * s.block;
         device_bcast((char *)all + from, per_param * s.end + per_block * s.end_block - from, q);
     }
+    device_wait(); // a process may end after this
 }
 static void *slice_move(const Gpt *g, void *own, size_t per_param, size_t per_block, int take) {
     const Slice *s = &g->own;

@@ -31,7 +31,7 @@ order, races between streams, bank conflicts, registers, anything about speed, P
 conversions, which follow its manual), or approximate functions (__expf is expf here).
 
 on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN,
-on_cpu_test.cpp the tests.
+on_cpu_nccl.h NCCL, by MPI, on_cpu_test.cpp the tests.
 
     CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device
 says of itself CUDA_ON_CPU_NO_CODE=1                                      the program holds no code
@@ -580,3 +580,6 @@ inline void run_kernel(const Kernel &k) {
 #include "on_cpu_api.h"
 #include "on_cpu_blas.h"
 #include "on_cpu_cudnn.h"
+#ifdef USE_NCCL
+#include "on_cpu_nccl.h"
+#endif

@@ -511,12 +511,13 @@ inline cudaError_t cudaGetDeviceCount(int *n) {
     *n = (int)on_cpu::setting("CUDA_ON_CPU_DEVICES", 1);
     return *n > 0 ? cudaSuccess : on_cpu::error_set(cudaErrorNoDevice);
 }
+inline int on_cpu_device;
 inline cudaError_t cudaSetDevice(int i) {
-    return i < on_cpu::setting("CUDA_ON_CPU_DEVICES", 1)
-               ? cudaSuccess
-               : on_cpu::error_set(cudaErrorInvalidDevice);
+    if (i >= on_cpu::setting("CUDA_ON_CPU_DEVICES", 1))
+        return on_cpu::error_set(cudaErrorInvalidDevice);
+    return on_cpu_device = i, cudaSuccess;
 }
-inline cudaError_t cudaGetDevice(int *i) { return *i = 0, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int *i) { return *i = on_cpu_device, cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int *v) {
     return *v = (int)on_cpu::setting("CUDA_ON_CPU_DRIVER", 13000), cudaSuccess;
 }

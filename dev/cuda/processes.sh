@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Data parallelism of train_gpt_fp8.cu on this CPU: its kernels by on_cpu.h, NCCL by on_cpu_nccl.h,
+# so that mpirun (Open MPI) trains with several processes. The same model and state, byte for byte,
+# the same losses and scales for 1, 2, 3 and 4 processes, and across a resume on another number;
+# what has to be refused; the id by way of a file. Programs lie in build/cuda.
+#
+#   dev/cuda/processes.sh [NAMES]     bits, resume, refused, file; all without a name
+set -u
+cd "$(dirname "$0")/../.."
+repo=$PWD failed=0 checks=0
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export CUDA_ON_CPU_DEVICES=4
+
+check() { # what, status
+  checks=$((checks + 1))
+  if [ "$2" = 0 ]; then echo "ok   $1"; else echo "FAIL $1"; failed=$((failed + 1)); fi
+}
+build() { # precision, program, flags
+  mkdir -p build/cuda
+  # shellcheck disable=SC2046,SC2086 # options are words
+  ${CXX:-g++} -x c++ -std=c++17 -O2 ${MARCH--march=native} -g1 -ffp-contract=off -fopenmp -Wall \
+    -Wextra -Werror -Wno-unknown-pragmas -DCUDA_ON_CPU -DPRECISION="$1" -DUSE_NCCL ${3:-} \
+    -include dev/cuda/on_cpu.h $(mpicc --showme:compile | sed 's/-I/-isystem/g') \
+    -o "build/cuda/$2" train_gpt_fp8.cu $(mpicc --showme:link) -ldl || exit 1
+}
+# Small pieces, so that there are several.
+build 0 world_fp8 "-DUSE_MPI -DPIECE=20000" && build 3 world_fp32 "-DUSE_MPI -DPIECE=20000"
+build 0 world_file
+
+data/tales --help > /dev/null 2>&1 || make -s data/tales
+data/tales --out "$work/tales" > /dev/null && head -c 60000 "$work/tales/train.txt" > "$work/text.txt"
+cd "$work" || exit 1
+RUN="-i text.txt -t 64 -b 1 -x 4 -v 2 -m 3 -n 2 --keep 0 -s 0 -u 2"
+train() { # processes, program, arguments
+  local fp8=
+  [[ $2 = world_fp8 && $3 != -y ]] && fp8="--scales-every 1"
+  # shellcheck disable=SC2086 # words
+  timeout 100 mpirun --oversubscribe -np "$1" "$repo/build/cuda/$2" "${@:3}" $fp8 > out.txt 2>&1
+}
+rows() { cut -f 1-7 "$1/log.tsv" | grep -v '^#'; }
+same() { # two directories
+  local status=0 name
+  for name in model_00000002 state_00000002 model_00000004 state_00000004; do
+    cmp "$1/$name.bin" "$2/$name.bin" || status=1
+  done
+  [ ! -e "$1/scales.tsv" ] || cmp "$1/scales.tsv" "$2/scales.tsv" || status=1
+  diff <(rows "$1") <(rows "$2") || status=1
+  return $status
+}
+bits() { # program, arguments
+  local n program=$1
+  shift
+  rm -rf of_*
+  for n in 1 2 3 4; do
+    # shellcheck disable=SC2086 # words
+    if ! train $n "$program" $RUN "$@" -o of_$n; then
+      cat out.txt
+      check "$program $*: $n processes" 1
+      continue
+    fi
+    [ $n = 1 ] || { same of_1 of_$n; check "$program $*: $n processes, the bits of 1" $?; }
+  done
+}
+test_bits() {
+  bits world_fp8 -e d2 --shards 4
+  bits world_fp8 -e d1 --shards 4 --grad-comm fp8
+  bits world_fp8 -e d2 --shards 4 --grad-comm bf16 -d 512
+  bits world_fp8 -e d2 --shards 5 --fp8-moments --grad-comm fp8
+  bits world_fp8 -e d1 --shards 4 --recipe mx
+  bits world_fp8 -e d1 --shards 4 --recipe deepseek --bf16 fprop
+  bits world_fp8 -e d1 --shards 4 --recipe nvfp4+dy:stochastic+hadamard -d 512
+  bits world_fp8 -e d1 --shards 4 --recipe stochastic --recompute 1 -d 512
+  bits world_fp8 -e d1 --shards 4 --recipe split --bf16 0.fc
+  bits world_fp8 -e d1 --shards 4 --recipe current --fp8-head --bf16 qkv.wgrad
+  bits world_fp32 -e d2 --shards 4
+  bits world_fp32 -e d1 --shards 4 --grad-comm fp8 --fp8-moments
+  # shellcheck disable=SC2086
+  train 1 world_fp8 $RUN -e d1 -o a --shards 2 -d 256 && train 1 world_fp8 $RUN -e d1 -o b --shards 4
+  ! cmp -s a/model_00000004.bin b/model_00000004.bin
+  check "a fault that must show: other shards make other bits" $?
+}
+test_resume() {
+  local n
+  # shellcheck disable=SC2086
+  train 4 world_fp8 $RUN -e d2 --shards 4 --fp8-moments -o straight
+  for n in 1 2 3; do
+    rm -rf part && cp -r straight part && rm part/DONE_00000004
+    train $n world_fp8 -y -o part && same straight part
+    check "begun by 4 processes, resumed by $n" $?
+  done
+  # shellcheck disable=SC2086
+  train 1 world_fp8 $RUN -e d2 --shards 4 --fp8-moments -o alone && same straight alone
+  check "straight by 1" $?
+  rm alone/DONE_00000004 && train 4 world_fp8 -y -o alone && same straight alone
+  check "begun by 1 process, resumed by 4" $?
+  train 3 world_fp8 -y -o straight --eval && grep -q "validation after step 4" out.txt
+  check "--eval by 3" $?
+}
+refused() { # what it says, what was done
+  local status=$?
+  [ $status != 0 ] && grep -q "$1" out.txt || { cat out.txt; false; }
+  check "refused: $2" $?
+}
+test_refused() {
+  # shellcheck disable=SC2086
+  {
+    CUDA_ON_CPU_DEVICES=2 train 3 world_fp8 $RUN -e d1 -o no
+    refused "process 2 of this machine has no GPU, there are 2" "fewer GPUs than processes"
+    CUDA_ON_CPU_GPU=0 train 2 world_fp8 $RUN -e d1 -o no
+    refused "Duplicate GPU detected : rank 0 and rank 1" "two processes on one GPU"
+    train 3 world_fp8 $RUN -e d1 -o no --shards 2
+    refused "start at most so many processes" "more processes than shards"
+    train 2 world_fp8 $RUN -e d1 -o no -d 192
+    refused "multiple of batch x seq-len x shards" "a batch that the shards do not divide"
+    timeout 60 mpirun --oversubscribe -np 1 "$repo/build/cuda/world_fp8" $RUN -e d1 -o no : \
+      -np 1 "$repo/build/cuda/world_fp8" $RUN -e d1 -o no --seed 2 > out.txt 2>&1
+    refused "rank 1: its seed is '2', that of rank 0 '1'" "other options"
+  }
+  [ ! -e no ] || [ -z "$(ls no/model* 2> /dev/null)" ]
+  check "nothing was written" $?
+}
+test_file() { # a program without MPI: ranks by the environment, as torchrun sets them
+  # shellcheck disable=SC2016
+  local as_torchrun='export RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE
+    export LOCAL_RANK=$RANK; exec "$@"'
+  torchrun() { # processes, arguments
+    timeout 60 mpirun --oversubscribe -np "$1" sh -c "$as_torchrun" sh "$repo/build/cuda/world_file" \
+      "${@:2}" > out.txt 2>&1
+  }
+  export WORLD_DIR=$work/ids
+  mkdir ids
+  # shellcheck disable=SC2086
+  {
+    torchrun 3 $RUN -e d1 --shards 3 -o file --scales-every 1 && train 3 world_fp8 $RUN -e d1 --shards 3 -o mpi &&
+      same file mpi
+    check "the id by a file: the bits of MPI" $?
+    [ -z "$(ls ids)" ]
+    check "the file is gone" $?
+    touch ids/nccl_id
+    torchrun 2 $RUN -e d1 -o no
+    refused "ids/nccl_id is there already" "an id of another run"
+    WORLD_DIR='' torchrun 2 $RUN -e d1 -o no
+    refused "WORLD_DIR: expected a directory" "no directory for the id"
+    RANK=2 WORLD_SIZE=2 timeout 60 "$repo/build/cuda/world_file" $RUN -e d1 -o no > out.txt 2>&1
+    refused "RANK: expected a number from 0 to 1, found '2'" "a rank beyond the processes"
+    timeout 60 mpirun --oversubscribe -np 2 "$repo/build/cuda/world_file" $RUN -e d1 -o no \
+      > out.txt 2>&1
+    refused "build it for that MPI" "mpirun of a program without MPI"
+  }
+}
+for name in ${*:-bits resume refused file}; do "test_$name"; done
+echo "$((checks - failed)) passed, $failed failed"
+[ $failed = 0 ]
