@@ -3448,7 +3448,7 @@ KERNEL gradient_encode_kernel(uint8_t *wire, const float *grad, const int *amax,
 }
 // The shard's gradient as it is sent, and in FP8 the amax of its tensors.
 static void gradient_encode(const Gpt *g) {
-    int *amax = g->wire_amax + world.rank * TENSORS(g);
+    int *amax = g->wire_amax ? g->wire_amax + world.rank * TENSORS(g) : NULL;
     const ParamRanges ranges = param_ranges(g);
     if (g->grad_comm == COMM_FP8) {
         device_zero(amax, TENSORS(g) * sizeof(int));
