@@ -2186,7 +2186,7 @@ static void test_optimizer(void) {
     check_error("optimizer: three updates of AdamW equal the equations in doubles",
                 likeness(w, doubles_of_floats(g.master, n), n),
                 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
-    double found = gradient_norm(g.grad, n, 0.5f);
+    double found = gradient_norm(&g, 0.5f);
     check(fabs(found / sqrt(norm) - 1) < 1e-6,
           "optimizer: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g",
           found, sqrt(norm));
@@ -2490,7 +2490,7 @@ static int step_by_hand(Gpt *g, const Dataset *train, int step, const char *log,
         loss += gpt_forward(g, tokens, targets, 2, 16, g->loss_scale / 64) / 64;
         gpt_backward(g, tokens, 2, 16);
     }
-    double norm = gradient_norm(g->grad, g->param_count, 1 / g->loss_scale),
+    double norm = gradient_norm(g, 1 / g->loss_scale),
            clip = norm > 0.5 ? 0.5 / norm : 1;
     AdamW adamw = {schedule_lr(COSINE, 1e-3f, 0.1f, step, 2, 8), 0.9f, 0.95f, 1e-8f, 0.1f};
     for (int i = 0; i < g->scale_count; i++) scale_advance(&g->scales[i]);

@@ -228,7 +228,7 @@ static void tiny_text(void) {
 // -------------------------------------------------------------------------------------------------
 // Comparing two runs
 
-// A log without what may differ: the machine's header lines, and the last three columns of a row
+// A log without what may differ: the machine's header lines, and the last four columns of a row
 // (time and speed).
 static char *log_without_time(const char *path) {
     const char *line = file_text(path);
@@ -237,7 +237,7 @@ static char *log_without_time(const char *path) {
         const size_t whole = strcspn(line, "\n");
         size_t length = whole;
         const int machine = !strncmp(line, "# threads", 9) || !strncmp(line, "# m", 3);
-        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--)
+        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 4 && length > 0; length--)
             tabs += line[length - 1] == '\t';
         if (!machine) out += sprintf(out, "%.*s\n", (int)length, line);
         line += whole + (line[whole] == '\n');

@@ -1713,6 +1713,7 @@ static int param_at(const Gpt *g, size_t at) {
 // of moments begins and, among the linear layers' weights, a matrix.
 static size_t slice_begin(const Gpt *g, int q) {
     const size_t at = g->param_count * q / world.size;
+    if (q == world.size) return at;
     const int id = param_at(g, at);
     const ParamSpec *s = &g->params[id];
     const size_t size = s->rows * s->cols, unit = param_is_linear(id) ? size : MOMENT_BLOCK,
@@ -3563,7 +3564,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
         "tokens a step; 0: one micro-batch a shard") \
     X(LONG, shards, 0, "shards", "N", FIXED, 0, WORLD_MAX, "0", \
-        "parts of a step, added in order; 0: the processes") \
+        "parts of a step, summed in order; 0: processes") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
     X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
@@ -3615,7 +3616,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
     X(CHOICE, grad_comm, 0, "grad-comm", "fp32|bf16|fp8", FIXED | OWN, 0, 0, "fp32", \
-        "how the gradients of shards are sent and added") \
+        "how gradients of shards are sent and added") \
     X(FLAG, fp8_moments, 0, "fp8-moments", "", FIXED | OWN, 0, 1, "0", \
         "AdamW's m in E4M3, v in E5M2") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
@@ -4337,7 +4338,8 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
     world_gather(found, sizeof(*found));
     int q = 0; // the first process that found something
     while (q < world.size - 1 && !strncmp(found[q], "none", 4)) q++;
-    snprintf(tensor, sizeof(tensor), world.size > 1 ? "%.200s of rank %d" : "%.200s", found[q], q);
+    const int one = world.size > 1 && strncmp(found[q], "none", 4);
+    snprintf(tensor, sizeof(tensor), one ? "%.200s of rank %d" : "%.200s", found[q], q);
     if (isatty(STDOUT_FILENO)) printf("\n"); // below the step's line
     fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
           tensor, last);
@@ -4446,8 +4448,10 @@ static char *run_header(const Run *r) {
 }
 
 // All processes must have the same header, but for lines about the machine.
-static void run_agree(const char *header) {
-    char key[64], theirs[PATH_MAX], mine[PATH_MAX];
+static void run_agree(Run *r) {
+    if (world.size == 1) return;
+    r->option_lines = options_lines(&r->o);
+    char key[64], theirs[PATH_MAX], mine[PATH_MAX], *header = run_header(r);
     size_t bytes = strlen(header) + 1;
     world_bcast(&bytes, sizeof(bytes), 0);
     char *all = (char *)memory_allocate(bytes);
@@ -4461,6 +4465,9 @@ static void run_agree(const char *header) {
                theirs);
     }
     free(all);
+    free(header);
+    free(r->option_lines);
+    (void)world_any(0); // nobody goes on before all have agreed
 }
 
 // Prints `# key<TAB>value` lines to the screen, as two columns. Options that have their default are
@@ -4849,6 +4856,7 @@ static void run_open(Run *r) {
     if (r->trains) run_baselines(r);
     backend_open(r);
     r->plan = memory_check(&r->g);
+    run_agree(r);
     if (r->trains && !o->resume && !world.rank) run_directory(&r->dir, o, 0, 1);
 }
 
@@ -4943,7 +4951,6 @@ int main(int argc, char **argv) {
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
-    run_agree(header);
     lines_print(header, o->verbose);
     run_notes(r);
     if (o->eval) {

@@ -108,7 +108,11 @@ void ref_classifier(float *losses, void *dlogits, float *logits, const int *targ
     classifier(losses, dlogits, logits, targets, rows, V, Vp, dscale);
 }
 double ref_gradient_norm(const float *grad, size_t n, float scale) {
-    return gradient_norm(grad, n, scale);
+    static Gpt g;
+    memset(&g, 0, sizeof(g));
+    g.grad = (float *)(uintptr_t)grad;
+    g.param_count = n;
+    return gradient_norm(&g, scale);
 }
 // All parameters but one matrix are empty: adamw_update() on w alone. hyper: lr, beta1, beta2, eps,
 // weight decay.
@@ -117,7 +121,9 @@ void ref_adamw(float *w, float *m, float *v, const float *grad, size_t n, const 
     static Gpt g;
     const AdamW o = {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]};
     memset(&g, 0, sizeof(g));
-    g.params[WTE] = (ParamSpec){"w", 1, n, 1, 1, 0, 0, 0};
+    g.params[WTE] = (ParamSpec){"w", 1, n, 1, 1, 0, 0, 0, 0, 0, 0};
+    g.param_count = n;
+    slices_make(&g);
     g.master = w, g.m = m, g.v = v, g.grad = (float *)(uintptr_t)grad;
     adamw_update(&g, &o, grad_scale, t);
 }
