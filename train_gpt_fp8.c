@@ -1867,8 +1867,7 @@ static void *slice_move(const Gpt *g, void *own, size_t per_param, size_t per_bl
                  bytes = per_param * s->end + per_block * s->end_block - from;
     char *all = (char *)g->grad;
     if (world.size == 1 || per_param + per_block == 0) return own;
-    if (take) device_copy(own, all + from, bytes);
-    else device_copy(all + from, own, bytes);
+    if (bytes) device_copy(take ? own : all + from, take ? all + from : own, bytes);
     if (!take) slices_share(g, all, per_param, per_block);
     return all;
 }
@@ -2409,7 +2408,9 @@ static float gradient_quantize(uint8_t *q, const float *x, size_t n) {
     PRAGMA(omp parallel for simd schedule(static) reduction(max : amax))
     for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
-    PARALLEL_SIMD for (size_t i = 0; i < n; i++) q[i] = fp8_encode(x[i] * scale, DTYPE_E4M3);
+    PARALLEL(static)
+    for (size_t i = 0; i < n; i++) q[i] =
+        fp8_encode_bits(float_bits(x[i] * scale), &fp8_formats[0]);
     return amax < 0x7f800000 ? 1 / scale : NAN;
 }
 // A tensor of g->grad by number, [NPARAM][L]: returns where it begins; *end: where it ends.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes by MPI: 1, 2, 3 and 4 make the bits that one without MPI makes, in four
+# `make MPI=1`. Several processes: 1, 2, 3 and 4 make the bits that one without MPI makes, in four
 # precisions and with what is made per tensor, per block and per shard; also with two threads each,
 # across a resume on another number, and over a network of two hosts.
 set -eu
@@ -7,6 +7,11 @@ set -eu
 . "$(dirname "$0")/mpi.sh"
 precisions=(fp8 fp16 bf16 fp32)
 for p in 0 1 2 3; do build "${precisions[$p]}" -march=native -DPRECISION=$p; done
+CC=clang build bf16 -march=native -DPRECISION=2
+make -s MPI=1 train_gpt_fp16
+mpi 2 ./train_gpt_fp16 "${run[@]}" -o "$out/made"
+rm train_gpt_fp16
+make -s train_gpt_fp16
 gcc "${flags[@]}" train_gpt_fp8.c -o "$out/alone" -lm
 bits() { # label, precision, processes, options
   local label=$1 precision=$2 numbers=$3
@@ -44,7 +49,8 @@ for n in 1 3; do
   same "again-$n" of-1
 done
 echo "ok   begun by 4, ended by 1 and by 3"
-if ! dev/ci/two_hosts.sh mpirun -np 4 "$out/fp8" "${run[@]}" -o "$out/hosts" > "$out/said" 2>&1; then
+four=(mpirun -np 4 "$out/fp8" "${run[@]}" -o "$out/hosts")
+if ! dev/ci/two_hosts.sh "${four[@]}" > "$out/said" 2>&1; then
   grep -q '^skip' "$out/said" || fail "two hosts: $(cat "$out/said")"
   grep '^skip' "$out/said"
 else

@@ -35,7 +35,8 @@ sed 's/libmpi\.so\.[0-9]/libmpi.so.X/g' "$t" > "$out/missing"
 chmod +x "$out/missing"
 status=0
 "$out/missing" "${new[@]}" > "$out/said" 2>&1 || status=$?
-[ $status = 127 ] && grep -q 'libmpi.so.X' "$out/said" || fail "no MPI library: $(cat "$out/said")"
+grep -q 'libmpi.so.X' "$out/said" || fail "no MPI library: $status, $(cat "$out/said")"
+[ $status = 127 ] || fail "no MPI library: status $status"
 echo "ok   refused: batches, shards, options, builds, data, a build without MPI, no MPI library"
 
 # Faults planted into the third step of rank 1.
@@ -46,11 +47,11 @@ planted() { # words of the message, after a line, a statement
   OMPI_CC=gcc mpicc -DUSE_MPI -I. "${flags[@]}" -march=native "$out/planted.c" -o "$out/planted" -lm
   rm -rf "$out/new"
   mpi 3 "$out/planted" "${new[@]}" -n 1 || status=$?
-  [ $status = 3 ] && grep -q "step 3: .*$1 of rank 1; .*state_00000002.bin" "$out/said" ||
-    fail "status $status: $(cat "$out/said")"
+  [ $status = 3 ] || fail "status $status: $(cat "$out/said")"
+  grep -q "step 3: .*$1 of rank 1; .*state_00000002.bin" "$out/said" || fail "$(cat "$out/said")"
   echo "ok   $(grep -o 'step 3: .*of rank 1' "$out/said" | head -1)"
 }
 planted 'the loss is not finite; .*activation fc of layer 0' 'g->first = i == 0;' \
   'gpt_param(g, g->master, FCB, 0)[0] = NAN'
-planted 'the gradient is not finite; .*gradient of qkvw of layer 0' 'gpt_backward(g, g->tokens, g->B' \
-  'gpt_param(g, g->grad, QKVW, 0)[7] = NAN'
+planted 'the gradient is not finite; .*gradient of qkvw of layer 0' \
+  'gpt_backward(g, g->tokens, g->B' 'gpt_param(g, g->grad, QKVW, 0)[7] = NAN'

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2086,SC2016 # names without blanks; a script for sh
 # Runs an mpirun over two network namespaces, which have names as two hosts and a link between them:
 # dev/ci/two_hosts.sh mpirun -np 4 PROGRAM .. Prints `skip ..` with status 1 if they cannot be made.
 set -eu
