@@ -1795,15 +1795,23 @@ static void workspace_make(const Gpt *g);
 #define PROGRAM_BYTES (3 << 20) // the program and its libraries themselves
 #endif
 typedef struct {
-    // Bytes; kept_fp16: what the FP16 build keeps for the same model.
-    size_t part[LIVES], kept_fp16, total;
+    // Bytes; kept_fp16: what the FP16 build keeps for the same model; alone: parameters and
+    // optimizer of a process that owns all.
+    size_t part[LIVES], kept_fp16, alone, total;
 } MemoryPlan;
 // With all that was taken before: the validation set, a baseline's log.
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {0};
-    size_t fp16[LIVES] = {0};
-    tensors_make(g, PRECISION, plan.part);
+    size_t fp16[LIVES] = {0}, alone[LIVES] = {0};
+    const int rank = world.rank, size = world.size;
+    world.rank = 0;
+    world.size = 1;
+    tensors_make(g, PRECISION, alone);
+    world.rank = rank;
+    world.size = size;
     tensors_make(g, PRECISION_FP16, fp16);
+    tensors_make(g, PRECISION, plan.part);
+    plan.alone = alone[OPTIMIZER];
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] += g->scale_count * sizeof(Fp8Scale) + workspace_bytes(g);
     plan.part[REUSED] += memory_taken + PROGRAM_BYTES;
@@ -2409,8 +2417,8 @@ static float gradient_quantize(uint8_t *q, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) amax = MAX(amax, float_bits(x[i]) & 0x7fffffff);
     const float scale = scale_from_amax(bits_float(amax), 1, &r);
     PARALLEL(static)
-    for (size_t i = 0; i < n; i++) q[i] =
-        fp8_encode_bits(float_bits(x[i] * scale), &fp8_formats[0]);
+    for (size_t i = 0; i < n; i++)
+        q[i] = fp8_encode_bits(float_bits(x[i] * scale), &fp8_formats[0]);
     return amax < 0x7f800000 ? 1 / scale : NAN;
 }
 // A tensor of g->grad by number, [NPARAM][L]: returns where it begins; *end: where it ends.
@@ -4418,9 +4426,11 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char *text;
+    char *text, sliced[64] = "";
     size_t size;
     FILE *f = open_memstream(&text, &size);
+    if (world.size > 1)
+        snprintf(sliced, sizeof(sliced), " (%.1f if there were one process)", mib(p->alone));
     fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n",
             NUMERICS_VERSION);
     backend_header(f, r);
@@ -4438,12 +4448,12 @@ static char *run_header(const Run *r) {
         fprintf(f, "# begins_with\tstep %ld, model %016llx\n", (long)r->progress.step,
                 (unsigned long long)r->progress.model_checksum);
     if (r->validation.bytes > 0) fprintf(f, "# bytes_per_token\t%.9g\n", r->validation.bytes);
-    fprintf(f,
-            "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
-            "pass %.1f (FP16 keeps %.1f), "
-            "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMIZER]), mib(p->part[KEPT]), mib(p->kept_fp16),
-            mib(p->part[REUSED]), r->option_lines);
+    fprintf(
+        f,
+        "# memory\t%.1f MiB: parameters and optimizer %.1f%s, activations kept for the backward "
+        "pass %.1f (FP16 keeps %.1f), reused buffers %.1f\n%s",
+        mib(p->total), mib(p->part[OPTIMIZER]), sliced, mib(p->part[KEPT]), mib(p->kept_fp16),
+        mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
 }
