@@ -12,13 +12,15 @@ compute  6 FLOPs a weight and token, and attention's, at a rate that small batch
 reduce   Each process sends each other one its slice of the gradient, in pieces: N - 1 messages. The
          owner of the largest slice gets N - 1 times that and is the last. A linear layer's matrix
          has one owner; so the largest slice stays a matrix or more however large N is, its owner
-         gets ever more bytes, and others own nothing (idle). --even: slices of any length instead.
+         gets ever more bytes, and others own nothing (idle). --even: every tensor in N equal parts.
 hidden   A layer's gradients leave when the last micro-batch's backward pass has left the layer,
          those of wte, wpe and vectors after it. --no-overlap: all after it, as in the C file.
 update   The owner of the largest slice adds N gradients and updates it; bound by memory.
 gather   Broadcasts of each matrix as products read it and of its scale, of all other masters, of
          sums for the norm and statistics from each process. The first takes a tree's depth of
          alphas, each other one more. --hide-gather: bytes move under the first forward pass.
+efficiency  Of one GPU that has the same tokens (weak) or its share of all (strong). AdamW, which
+         the processes divide, can lift it above 100%.
 GiB      Weights, gradients, moments and buffers of that owner, without activations.
 
 This is a model. Only its processes on one machine were measured, no GPUs.
@@ -122,18 +124,20 @@ def gather(m, links, N, grad, rounds=1, even=False):
 
 def overlapped(m, links, N, width, backward, even):
     """Seconds after a backward pass when the last gradient is there. An owner's link takes layer by
-    layer; the rest, evenly owned, follows."""
-    begins, free = slice_begins(m, N, even), collections.Counter()
-    matrices = [(l, offset + l * size, size) for offset, _, size, linear in tensors(m) if linear
-                for l in range(m.L)]
+    layer, then what it owns of wte, wpe and vectors."""
+    begins, free = slice_begins(m, N), collections.Counter()
+    left = {q: begins[q + 1] - begins[q] for q in range(N)}
+    if even: left = {0: parameters(m) / N}  # all owners are alike
     head = m.V / (m.V + 12 * m.L * m.C)  # its share of the backward pass, which comes first
-    for l, at, size in sorted(matrices, reverse=True):
+    for l in reversed(range(m.L)):
         ready = backward * (head + (1 - head) * (m.L - l) / m.L)
-        owner = -1 if even else bisect.bisect(begins, at, 0, N) - 1
-        takes = exchange(links, N, size / N if even else size, width)
-        free[owner] = max(free[owner], ready) + sum(takes)
-    rest = parameters(m) - 12 * m.L * m.C * m.C
-    return max(max(free.values()), backward + sum(exchange(links, N, rest / N, width))) - backward
+        for offset, size in ((offset, size) for offset, _, size, linear in tensors(m) if linear):
+            owner = 0 if even else bisect.bisect(begins, offset + l * size, 0, N) - 1
+            part = size / N if even else size
+            free[owner] = max(free[owner], ready) + sum(exchange(links, N, part, width))
+            left[owner] -= part
+    return max(max(free[q], backward) + sum(exchange(links, N, n, width))
+               for q, n in left.items()) - backward
 
 
 def step(m, links, N, tokens, rate, grad, o):
@@ -162,12 +166,12 @@ def step(m, links, N, tokens, rate, grad, o):
 
 
 def memory_bytes(m, N, grad, even=False):
-    size, linear, _ = largest(m, N, even)
-    count, matrices = parameters(m), 12 * m.L * m.C * m.C
-    masters = count - matrices + linear if m.copy else count
-    buffers = (N > 1) * (4 * size + N * 4 * PIECE) + (grad != "fp32") * WIDTH[grad] * count
-    return 4 * masters + 4 * count + 8 * size + buffers + m.copy * matrices + (m.copy > 0) * 2 * (
-        m.V * m.C)
+    (size, linear, _), count, matrices = largest(m, N, even), parameters(m), 12 * m.L * m.C * m.C
+    masters, copies = (count - matrices + linear, m.copy * matrices + 2 * m.V * m.C)
+    if not m.copy: masters, copies = count, 0
+    wire = (grad != "fp32") * WIDTH[grad] * count
+    buffers = (N > 1) * (4 * size + N * 4 * PIECE) + wire
+    return 4 * masters + copies + 4 * count + 8 * size + buffers
 
 
 def predict(o):
@@ -310,6 +314,8 @@ def selftest():
     assert one == [16.3, 0, 0, 1.2, 0, 17.5] and eight[2] == 0 and eight[5] > one[5], one
     o.overlap = True
     assert 0 < times(8)[2] < eight[1] and times(1) == one
+    links, size = Links(8, 0, 400e9, 0, 50e9, 1), largest(gpt2, 64)[0]
+    assert near(overlapped(gpt2, links, 64, 4, 0, 0), exchange(links, 64, size, 4)[0])  # all after
     assert memory_bytes(gpt2, 1, "fp32") == 16 * 124475904 + 12 * 12 * 768**2 + 2 * 50304 * 768
     print("selftest: passed")
 
@@ -341,7 +347,7 @@ def main():
     add("--context", type=int, default=1024)
     add("--grad-comm", default="fp32,bf16,fp8")
     add("--pays", type=float, default=0.8, help="the efficiency that is wanted")
-    add("--even", action="store_true", help="slices of any length")
+    add("--even", action="store_true", help="every tensor has N owners")
     add("--no-overlap", dest="overlap", action="store_false")
     add("--hide-gather", action="store_true")
     o = p.parse_args()
