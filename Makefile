@@ -18,6 +18,7 @@
 # make PORTABLE=1        plain C for any CPU of the family: no -march=native
 # make ARCH=x86-64-v3    another -march (x86-64-v3: AVX2 + FMA)
 # make NO_OMP=1          one thread, no OpenMP
+# make MPI=1             trainers of several processes: mpirun -np 4 ./train_gpt_fp8 ..
 # make REFERENCE=1       with -DREFERENCE: the products by their short definition, slowly
 # make SANITIZE=WORDS    address,undefined or thread
 # make cuda GPU_ARCH=A   sm_89 and so on, native, or all (80 to 120) [this GPU's, or sm_90]
@@ -76,8 +77,19 @@ FLAGS_FILE = build/flags
 $(call keep,$(FLAGS_FILE),$(CC) $(ALL_CFLAGS))
 $(FLAGS_FILE): ;
 
-$(TRAINERS): train_gpt_%: train_gpt_fp8.c $(FLAGS_FILE)
-	$(CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
+# MPI's compiler calls ours, with the paths of its own.
+ifdef MPI
+ifeq ($(shell command -v mpicc 2>/dev/null),)
+$(error MPI=1: no mpicc was found; it comes with Open MPI (Debian: libopenmpi-dev) or MPICH)
+endif
+TRAINER_CC = OMPI_CC='$(CC)' MPICH_CC='$(CC)' mpicc -DUSE_MPI
+else
+TRAINER_CC = $(CC)
+endif
+$(call keep,build/trainer-flags,$(TRAINER_CC) $(ALL_CFLAGS))
+build/trainer-flags: ;
+$(TRAINERS): train_gpt_%: train_gpt_fp8.c build/trainer-flags
+	$(TRAINER_CC) $(ALL_CFLAGS) $($*_FLAGS) -DCOMMIT='"$(COMMIT)"' $< -o $@ $(LDLIBS)
 
 TEST_SOURCES = test_gpt.c train_gpt_fp8.c dev/check/counted.h dev/check/free.h dev/check/definitions.h
 $(TESTS): test_gpt_%: $(TEST_SOURCES) $(FLAGS_FILE)

@@ -2152,6 +2152,21 @@ static void schedules_check(void) {
         wrong,
         "optimizer: schedules start at lr / warmup, peak after it and end at the final rate");
 }
+// --grad-comm fp8: half a unit of E4M3, or of its smallest code; the scale fits amax.
+static void test_gradient_codes(void) {
+    float x[300], amax = 0;
+    uint8_t q[300];
+    int wrong = 0;
+    for (int i = 0; i < 300; i++) amax = MAX(amax, fabsf(x[i] = normal(7, i) * 3e-5f));
+    float inv = gradient_quantize(q, x, 300);
+    for (int i = 0; i < 300; i++)
+        wrong += fabsf(fp8_decode(q[i], DTYPE_E4M3) * inv - x[i]) >
+                 MAX(fabsf(x[i]) / 16, inv * 0x1p-10f);
+    wrong += amax > 448 * inv || amax < 224 * inv;
+    x[9] = INFINITY;
+    wrong += !isnan(gradient_quantize(q, x, 300));
+    check_none(wrong, "optimizer: a gradient's FP8 codes, and an Inf in it");
+}
 // AdamW, clipping's norm and schedules against doubles.
 static void test_optimizer(void) {
     Gpt g;
@@ -2186,11 +2201,12 @@ static void test_optimizer(void) {
     check_error("optimizer: three updates of AdamW equal the equations in doubles",
                 likeness(w, doubles_of_floats(g.master, n), n),
                 1e-6); // beta is a float: 3e-8 relative, over 1 - beta
-    double found = gradient_norm(g.grad, n, 0.5f);
+    double found = gradient_norm(&g, 0.5f);
     check(fabs(found / sqrt(norm) - 1) < 1e-6,
           "optimizer: the gradient norm is that of the scaled gradient", "%.9g, expected %.9g",
           found, sqrt(norm));
     model_end(&g);
+    test_gradient_codes();
     schedules_check();
 }
 
@@ -2490,8 +2506,7 @@ static int step_by_hand(Gpt *g, const Dataset *train, int step, const char *log,
         loss += gpt_forward(g, tokens, targets, 2, 16, g->loss_scale / 64) / 64;
         gpt_backward(g, tokens, 2, 16);
     }
-    double norm = gradient_norm(g->grad, g->param_count, 1 / g->loss_scale),
-           clip = norm > 0.5 ? 0.5 / norm : 1;
+    double norm = gradient_norm(g, 1 / g->loss_scale), clip = norm > 0.5 ? 0.5 / norm : 1;
     AdamW adamw = {schedule_lr(COSINE, 1e-3f, 0.1f, step, 2, 8), 0.9f, 0.95f, 1e-8f, 0.1f};
     for (int i = 0; i < g->scale_count; i++) scale_advance(&g->scales[i]);
     adamw_update(g, &adamw, (float)(clip / (double)g->loss_scale), step + 1);

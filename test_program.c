@@ -228,7 +228,7 @@ static void tiny_text(void) {
 // -------------------------------------------------------------------------------------------------
 // Comparing two runs
 
-// A log without what may differ: the machine's header lines, and the last three columns of a row
+// A log without what may differ: the machine's header lines, and the last four columns of a row
 // (time and speed).
 static char *log_without_time(const char *path) {
     const char *line = file_text(path);
@@ -237,7 +237,7 @@ static char *log_without_time(const char *path) {
         const size_t whole = strcspn(line, "\n");
         size_t length = whole;
         const int machine = !strncmp(line, "# threads", 9) || !strncmp(line, "# m", 3);
-        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 3 && length > 0; length--)
+        for (int tabs = 0; isdigit((unsigned char)line[0]) && tabs < 4 && length > 0; length--)
             tabs += line[length - 1] == '\t';
         if (!machine) out += sprintf(out, "%.*s\n", (int)length, line);
         line += whole + (line[whole] == '\n');
@@ -790,6 +790,33 @@ static void test_run_recipes(void) {
           "a loss scale of 65536: expected 1 and 0, found %d and %d", ones, delayed);
 }
 
+// A step in two shards, in one process: nearly the losses of one shard; a resume keeps the bits.
+static void test_run_shards(void) {
+    static const char *const types[] = {"fp32", "bf16", "fp8"};
+    double first, last[4], step;
+    run(TINY "-d 64 -x 20 -v 10 -n 10 --keep 0 -o shard");
+    log_losses("shard", &first, &last[3], &step);
+    for (int i = 0; i < COUNT(types); i++) {
+        const char *dir = text("shards-%s", types[i]), *again = text("%s-again", dir);
+        run(TINY "-d 64 -x 20 -v 10 -n 10 --keep 0 --shards 2 --grad-comm %s -o %s", types[i], dir);
+        log_losses(dir, &first, &last[i], &step);
+        check(step == 20 && fabs(last[i] - last[3]) < 0.02,
+              text("run: two shards, gradients in %s: within 0.02 nats of one shard", types[i]),
+              "step %g of 20, loss %g and %g", step, last[i], last[3]);
+        copy(dir, again);
+        unfinish(again, 20, 20, 1);
+        check_same(text("run: two shards, gradients in %s, resumed: the same bits", types[i]),
+                   child_end(start(3, "-y -o %s", again)), dir, again, 20);
+    }
+    check(last[0] != last[1] && last[1] != last[2],
+          "run: gradients in fp32, bf16 and fp8 end differently", "losses %.9g, %.9g, %.9g",
+          last[0], last[1], last[2]);
+    check_refused("run: a resume may not change --shards", "cannot change",
+                  "-y -o shards-fp32 --shards 1");
+    check_refused("run: shards that do not divide the micro-batches",
+                  "expected a multiple of batch x seq-len x shards", TINY "-d 64 --shards 4 -o no");
+}
+
 // Tables of build/lab/explain, any two of which read differently, and lines that they have.
 static const char *const explain_changes[] = {"--recipe deepseek",
                                               "--recipe delayed",
@@ -1068,6 +1095,7 @@ static const struct {
     {"options", test_options},
     {"run", test_run},
     {"run_recipes", test_run_recipes},
+    {"run_shards", test_run_shards},
     {"run_memory", test_run_memory},
     {"run_longer", test_run_longer},
     {"run_defaults", test_run_defaults},

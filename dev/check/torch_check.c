@@ -135,7 +135,7 @@ int main(int argc, char **argv) {
                                loss_scale / (float)counted);
             gpt_backward(&g, tokens + at, B / MICROS, n);
         }
-        const double norm = gradient_norm(g.grad, g.param_count, 1 / loss_scale);
+        const double norm = gradient_norm(&g, 1 / loss_scale);
         adamw_update(&g, &optimizer, (norm > 1 ? (float)(1 / norm) : 1) / loss_scale, t);
         for (int i = 0; i < g.scale_count; i++) scale_advance(&g.scales[i]);
         if (IS_FP8 && (t == 1 || t == STEPS))

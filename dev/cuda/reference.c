@@ -107,26 +107,24 @@ void ref_classifier(float *losses, void *dlogits, float *logits, const int *targ
                     int V, int Vp, float dscale) {
     classifier(losses, dlogits, logits, targets, rows, V, Vp, dscale);
 }
-// All parameters but one matrix are empty.
-static void one_matrix(Gpt *g, size_t n, const float *grad) {
-    memset(g, 0, sizeof(*g));
-    for (int id = 0; id < NPARAM; id++)
-        g->params[id] = (ParamSpec){"w", id == WTE, n, 1, 1, 0, 0, id == WTE ? 0 : n, 0, n, 0};
-    g->param_count = n, g->grad = (float *)(uintptr_t)grad;
-    g->own = (Slice){0, n, n, 0, MOMENT_BLOCKS(n, NPARAM)};
-}
 double ref_gradient_norm(const float *grad, size_t n, float scale) {
     static Gpt g;
-    one_matrix(&g, n, grad);
+    memset(&g, 0, sizeof(g));
+    g.grad = (float *)(uintptr_t)grad;
+    g.param_count = n;
     return gradient_norm(&g, scale);
 }
-// adamw_update() on w alone. hyper: lr, beta1, beta2, eps, weight decay.
+// All parameters but one matrix are empty: adamw_update() on w alone. hyper: lr, beta1, beta2, eps,
+// weight decay.
 void ref_adamw(float *w, float *m, float *v, const float *grad, size_t n, const float hyper[5],
                float grad_scale, long t) {
     static Gpt g;
     const AdamW o = {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]};
-    one_matrix(&g, n, grad);
-    g.master = w, g.m = m, g.v = v;
+    memset(&g, 0, sizeof(g));
+    g.params[WTE] = (ParamSpec){"w", 1, n, 1, 1, 0, 0, 0, 0, 0, 0};
+    g.param_count = n;
+    slices_make(&g);
+    g.master = w, g.m = m, g.v = v, g.grad = (float *)(uintptr_t)grad;
     adamw_update(&g, &o, grad_scale, t);
 }
 float ref_schedule_lr(int kind, float lr, float final, long step, long warmup, long steps) {

@@ -107,6 +107,7 @@ static void net_allocate(void) {
             }
         s->rows = g->param_count - s->offset;
     }
+    slices_make(g); // all of it: there is one process
     float **const arenas[] = {&g->master, &g->grad, &g->m, &g->v};
     for (int i = 0; i < COUNT(arenas); i++)
         *arenas[i] = memory_allocate(g->param_count * sizeof(float));
@@ -180,7 +181,7 @@ static StepOutcome net_update(double loss, const AdamW *adamw, double grad_clip)
     Gpt *g = &net.g;
     const float loss_scale = g->loss_scale;
     StepOutcome r = {.loss = loss};
-    r.norm = gradient_norm(g->grad, g->param_count, 1 / loss_scale);
+    r.norm = gradient_norm(g, 1 / loss_scale);
     r.skipped = !isfinite(r.norm);
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
     else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
