@@ -2386,12 +2386,11 @@ static void shard_leave(const Gpt *g, ShardScale *to, double loss) {
         memset(&s->step, 0, sizeof(s->step));
     }
     to[g->scale_count].step.signal = loss;
-    to[g->scale_count].step.noise = world.waited;
-    world.waited = 0;
 }
 // All processes get what all shards left. Returns the sum of the losses.
 static double shards_merge(Gpt *g, ShardScale *all) {
     Fp8Stats sum = {0};
+    shard_scales(g, all, world.rank)[g->scale_count].step.noise = world.waited;
     world_gather(all, ceil_div(g->shards, world.size) * (g->scale_count + 1) * sizeof(*all));
     for (int shard = 0; shard < g->shards; shard++) {
         const ShardScale *from = shard_scales(g, all, shard);
@@ -4724,6 +4723,7 @@ static int run_train(Run *r) {
         const StepReport report = {
             loss, norm, lr, loss_scale, t, (seconds_now() - begin) / (step - first), world.waited};
         waited += report.waited;
+        world.waited = 0;
         step_print(r, step, &report,
                    step == first + 1 || step_is_due(o, step, o->val_every) ||
                        step_is_due(o, step, o->sample_every) || interrupted || last);

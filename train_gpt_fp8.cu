@@ -2469,6 +2469,7 @@ static int param_at(const Gpt *g, size_t at) {
 // of moments begins and, among the linear layers' weights, a matrix.
 static size_t slice_begin(const Gpt *g, int q) {
     const size_t at = g->param_count * q / world.size;
+    if (q == world.size) return at;
     const int id = param_at(g, at);
     const ParamSpec *s = &g->params[id];
     const size_t size = s->rows * s->cols, unit = param_is_linear(id) ? size : MOMENT_BLOCK,
@@ -2556,14 +2557,22 @@ static void tensors_make(Gpt *g, int precision, size_t *part) {
 // How much CUDA loads onto the device with the kernels, at most.
 #define PROGRAM_BYTES ((size_t)96 << 20)
 typedef struct {
-    // Bytes; kept_fp16: what the FP16 build keeps for the same model.
-    size_t part[LIVES], kept_fp16, total;
+    // Bytes; kept_fp16: what the FP16 build keeps for the same model; alone: parameters and
+    // optimizer of a process that owns all.
+    size_t part[LIVES], kept_fp16, alone, total;
 } MemoryPlan;
 static MemoryPlan memory_plan(Gpt *g) {
     MemoryPlan plan = {};
-    size_t fp16[LIVES] = {0};
-    tensors_make(g, PRECISION, plan.part);
+    size_t fp16[LIVES] = {0}, alone[LIVES] = {0};
+    const int rank = world.rank, size = world.size;
+    world.rank = 0;
+    world.size = 1;
+    tensors_make(g, PRECISION, alone);
+    world.rank = rank;
+    world.size = size;
     tensors_make(g, PRECISION_FP16, fp16);
+    tensors_make(g, PRECISION, plan.part);
+    plan.alone = alone[OPTIMIZER];
     plan.kept_fp16 = fp16[KEPT];
     plan.part[REUSED] +=
         g->scale_count * (sizeof(Fp8Scale) + sizeof(ScaleInUse)) + LT_WORKSPACE + PROGRAM_BYTES;
@@ -2673,8 +2682,7 @@ static void *slice_move(const Gpt *g, void *own, size_t per_param, size_t per_bl
                  bytes = per_param * s->end + per_block * s->end_block - from;
     char *all = (char *)g->grad;
     if (world.size == 1 || per_param + per_block == 0) return own;
-    if (take) device_copy(own, all + from, bytes);
-    else device_copy(all + from, own, bytes);
+    device_copy(take ? own : all + from, take ? all + from : own, bytes);
     if (!take) slices_share(g, all, per_param, per_block);
     return all;
 }
@@ -4699,7 +4707,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(LONG, total_batch, 'd', "total-batch", "N", FIXED, 0, 1 << 30, "0", \
         "tokens a step; 0: one micro-batch a shard") \
     X(LONG, shards, 0, "shards", "N", FIXED, 0, WORLD_MAX, "0", \
-        "parts of a step, added in order; 0: the processes") \
+        "parts of a step, summed in order; 0: processes") \
     X(LONG, seed, 0, "seed", "N", FIXED, 0, 1e15, "1", "of the initial weights and of samples") \
     X(LONG, data_seed, 0, "data-seed", "N", FIXED, 0, 1e15, "1", "of the order of the data") \
     X(LONG, val_rows, 0, "val-rows", "N", FIXED, 1, 1e8, "80", "sequences in the validation set") \
@@ -4751,7 +4759,7 @@ enum { FIXED = 1, FREE = 2, CALL = 4, FP8 = 8, OWN = 16 };
     X(DOUBLE, beta2, 0, "beta2", "X", FIXED, 0, 0.9999999, "0.95", "AdamW's") \
     X(DOUBLE, eps, 0, "eps", "X", FIXED, 1e-20, 1, "1e-08", "AdamW's") \
     X(CHOICE, grad_comm, 0, "grad-comm", "fp32|bf16|fp8", FIXED | OWN, 0, 0, "fp32", \
-        "how the gradients of shards are sent and added") \
+        "how gradients of shards are sent and added") \
     X(FLAG, fp8_moments, 0, "fp8-moments", "", FIXED | OWN, 0, 1, "0", \
         "AdamW's m in E4M3, v in E5M2") \
     X(RECIPE, recipe, 0, "recipe", "WORDS", FP8 | FIXED, 0, 0, "e4m3+dy:e5m2+delayed=16", \
@@ -5473,7 +5481,8 @@ __attribute__((noreturn)) static void run_nonfinite(Run *r, long step, const cha
     world_gather(found, sizeof(*found));
     int q = 0; // the first process that found something
     while (q < world.size - 1 && !strncmp(found[q], "none", 4)) q++;
-    snprintf(tensor, sizeof(tensor), world.size > 1 ? "%.200s of rank %d" : "%.200s", found[q], q);
+    const int one = world.size > 1 && strncmp(found[q], "none", 4);
+    snprintf(tensor, sizeof(tensor), one ? "%.200s of rank %d" : "%.200s", found[q], q);
     if (isatty(STDOUT_FILENO)) printf("\n"); // below the step's line
     fatal(EXIT_NONFINITE, "step %ld: %s not finite; first non-finite tensor: %s; %s", step, what,
           tensor, last);
@@ -5551,9 +5560,11 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char *text;
+    char *text, sliced[64] = "";
     size_t size;
     FILE *f = open_memstream(&text, &size);
+    if (world.size > 1)
+        snprintf(sliced, sizeof(sliced), " (%.1f if there were one process)", mib(p->alone));
     fprintf(f, "# commit\t" COMMIT "\n# precision\t" PRECISION_NAME "\n# numerics\t%d\n",
             NUMERICS_VERSION);
     backend_header(f, r);
@@ -5571,19 +5582,21 @@ static char *run_header(const Run *r) {
         fprintf(f, "# begins_with\tstep %ld, model %016llx\n", (long)r->progress.step,
                 (unsigned long long)r->progress.model_checksum);
     if (r->validation.bytes > 0) fprintf(f, "# bytes_per_token\t%.9g\n", r->validation.bytes);
-    fprintf(f,
-            "# memory\t%.1f MiB: parameters and optimizer %.1f, activations kept for the backward "
-            "pass %.1f (FP16 keeps %.1f), "
-            "reused buffers %.1f\n%s",
-            mib(p->total), mib(p->part[OPTIMIZER]), mib(p->part[KEPT]), mib(p->kept_fp16),
-            mib(p->part[REUSED]), r->option_lines);
+    fprintf(
+        f,
+        "# memory\t%.1f MiB: parameters and optimizer %.1f%s, activations kept for the backward "
+        "pass %.1f (FP16 keeps %.1f), reused buffers %.1f\n%s",
+        mib(p->total), mib(p->part[OPTIMIZER]), sliced, mib(p->part[KEPT]), mib(p->kept_fp16),
+        mib(p->part[REUSED]), r->option_lines);
     fclose(f);
     return text;
 }
 
 // All processes must have the same header, but for lines about the machine.
-static void run_agree(const char *header) {
-    char key[64], theirs[PATH_MAX], mine[PATH_MAX];
+static void run_agree(Run *r) {
+    if (world.size == 1) return;
+    r->option_lines = options_lines(&r->o);
+    char key[64], theirs[PATH_MAX], mine[PATH_MAX], *header = run_header(r);
     size_t bytes = strlen(header) + 1;
     world_bcast(&bytes, sizeof(bytes), 0);
     char *all = (char *)memory_allocate(bytes);
@@ -5597,6 +5610,9 @@ static void run_agree(const char *header) {
                theirs);
     }
     free(all);
+    free(header);
+    free(r->option_lines);
+    (void)world_any(0); // nobody goes on before all have agreed
 }
 
 // Prints `# key<TAB>value` lines to the screen, as two columns. Options that have their default are
@@ -5842,6 +5858,7 @@ static int run_train(Run *r) {
         const StepReport report = {
             loss, norm, lr, loss_scale, t, (seconds_now() - begin) / (step - first), world.waited};
         waited += report.waited;
+        world.waited = 0;
         step_print(r, step, &report,
                    step == first + 1 || step_is_due(o, step, o->val_every) ||
                        step_is_due(o, step, o->sample_every) || interrupted || last);
@@ -5985,6 +6002,7 @@ static void run_open(Run *r) {
     if (r->trains) run_baselines(r);
     backend_open(r);
     r->plan = memory_check(&r->g);
+    run_agree(r);
     if (r->trains && !o->resume && !world.rank) run_directory(&r->dir, o, 0, 1);
 }
 
@@ -6079,7 +6097,6 @@ int main(int argc, char **argv) {
     r->option_lines = options_lines(o);
     backend_ready(r);
     char *header = run_header(r);
-    run_agree(header);
     lines_print(header, o->verbose);
     run_notes(r);
     if (o->eval) {
