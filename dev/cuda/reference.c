@@ -156,6 +156,7 @@ void *ref_gpt_new(int argc, char **argv, int V) {
     options_products(&o, g);
     g->B = o.batch, g->training = 1, g->recompute = o.recompute;
     g->fp8_moments = o.fp8_moments, g->seed = o.seed;
+    g->shards = o.shards, g->grad_comm = o.grad_comm;
     if (workspace.threads) workspace_free();
     else machine_init(0);
     gpt_allocate(g), gpt_init(g, o.seed);
@@ -177,6 +178,11 @@ void ref_gpt_advance(void *g) {
 void ref_gpt_adamw(void *g, const float hyper[5], float grad_scale, long t) {
     const AdamW o = {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]};
     adamw_update(g, &o, grad_scale, t);
+}
+void ref_gpt_encode(void *g) { // g->grad as it is sent
+    float *inv = memory_allocate(TENSORS((Gpt *)g) * sizeof(float));
+    gradient_encode(g, inv);
+    free(inv);
 }
 #define TENSOR_FIND(role, field, layers, count, life)                                              \
     if (!strcmp(name, #field)) {                                                                   \

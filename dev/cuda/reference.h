@@ -80,6 +80,7 @@ void ref_gpt_backward(void *g, const int *tokens, int B, int n);
 void ref_gpt_record(void *g, int record);
 void ref_gpt_advance(void *g);
 void ref_gpt_adamw(void *g, const float hyper[5], float grad_scale, long t);
+void ref_gpt_encode(void *g);
 void *ref_gpt_tensor(void *g, const char *name, size_t *bytes); // by its name in GPT_TENSORS
 void *ref_gpt_scales(void *g, int *count);
 size_t ref_gpt_param(void *g, int id, const char **name, size_t *count); // offset in floats

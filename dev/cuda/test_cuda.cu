@@ -1296,6 +1296,7 @@ struct Both {
         options_products(&r.o, &r.g);
         r.g.B = (int)r.o.batch, r.g.training = 1, r.g.recompute = (int)r.o.recompute;
         r.g.fp8_moments = (int)r.o.fp8_moments, r.g.seed = (uint64_t)r.o.seed;
+        r.g.shards = (int)r.o.shards, r.g.grad_comm = r.o.grad_comm;
         if (r.o.total_batch == 0) r.o.total_batch = r.o.batch * r.o.seq_len;
         if (r.o.lr == 0) r.o.lr = 1e-3;
         r.train = dataset_open(r.o.train);
@@ -1393,6 +1394,41 @@ static void test_moments() {
                        device_bytes(tensor.second, bytes));
         }
         printf("ok   four updates %s: the same bytes\n", words);
+    }
+}
+// --grad-comm: the C file's bytes of a gradient as it is sent, and their sum.
+static void test_shards() {
+    for (const char *words : {"bf16", "fp8"}) {
+        Both b(std::string("--layers 3 --channels 48 --shards 2 --grad-comm ") + words);
+        Gpt *g = &b.r.g;
+        const size_t n = g->param_count;
+        size_t bytes;
+        std::vector<float> grad = normals(n, 1e-4f), sum(n);
+        for (size_t i = 0; i < n; i++) grad[i] *= ldexpf(1, -(int)(i / 1000 % 30));
+        for (bool finite : {true, false}) {
+            if (!finite) grad[5] = NAN, grad[n - 5] = INFINITY;
+            memcpy(ref_gpt_tensor(b.ref, "grad", &bytes), grad.data(), n * 4);
+            device_write(g->grad, grad.data(), n * 4);
+            ref_gpt_encode(b.ref);
+            for (int round = 0; round < 2; round++) shards_add(g, round);
+            const uint8_t *wire = (const uint8_t *)ref_gpt_tensor(b.ref, "wire", &bytes);
+            if (finite)
+                check_same(words, std::vector<uint8_t>(wire, wire + bytes),
+                           device_bytes(g->wire, bytes));
+            device_read(sum.data(), g->grad_sum, n * 4);
+            size_t wrong = 0, nans = 0;
+            for (size_t i = 0; i < n; i++) {
+                nans += !isfinite(sum[i]);
+                wrong += fabsf(sum[i] - 2 * grad[i]) > fabsf(grad[i]) / 8 && fabsf(grad[i]) > 1e-6f;
+            }
+            CHECK(!finite || wrong + nans == 0, "--grad-comm %s: %zu numbers are no sums", words,
+                  wrong + nans);
+            // in FP8 all of their tensors; the first is wte
+            const size_t want = words[0] == 'b' ? 2 : g->params[WPE].offset + g->params[LNFB].rows;
+            CHECK(finite || nans == want, "--grad-comm %s: %zu are not finite, expected %zu", words,
+                  nans, want);
+        }
+        printf("ok   gradients of shards in %s: the same bytes\n", words);
     }
 }
 #if IS_FP8
@@ -2070,6 +2106,7 @@ int main(int argc, char **argv) {
 #endif
         {"optimizer", test_optimizer},
         {"moments", test_moments},
+        {"shards", test_shards},
         {"model", test_model},
         {"bits", test_bits},
         {"generate", test_generate},
