@@ -27,7 +27,7 @@ build() { # precision, program, flags
 }
 # Small pieces, so that there are several.
 build 0 world_fp8 "-DUSE_MPI -DPIECE=20000" && build 3 world_fp32 "-DUSE_MPI -DPIECE=20000"
-build 0 world_file
+build 2 world_bf16 "-DUSE_MPI -DPIECE=20000" && build 0 world_file
 
 data/tales --help > /dev/null 2>&1 || make -s data/tales
 data/tales --out "$work/tales" > /dev/null && head -c 60000 "$work/tales/train.txt" > "$work/text.txt"
@@ -76,6 +76,7 @@ test_bits() {
   bits world_fp8 -e d1 --shards 4 --recipe current --fp8-head --bf16 qkv.wgrad
   bits world_fp32 -e d2 --shards 4
   bits world_fp32 -e d1 --shards 4 --grad-comm fp8 --fp8-moments
+  bits world_bf16 -e d2 --shards 4 --grad-comm bf16
   # shellcheck disable=SC2086
   train 1 world_fp8 $RUN -e d1 -o a --shards 2 -d 256 && train 1 world_fp8 $RUN -e d1 -o b --shards 4
   ! cmp -s a/model_00000004.bin b/model_00000004.bin
