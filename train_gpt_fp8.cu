@@ -5570,8 +5570,9 @@ static double run_validate(Run *r, long step) {
 static char *run_header(const Run *r) {
     const Config *c = &r->g.config;
     const MemoryPlan *p = &r->plan;
-    char *text, sliced[64] = "";
-    size_t size;
+    static char *text; // static: gcc 12 warns of open_memstream()'s pointer to it elsewhere
+    static size_t size;
+    char sliced[64] = "";
     FILE *f = open_memstream(&text, &size);
     if (world.size > 1)
         snprintf(sliced, sizeof(sliced), " (%.1f if there were one process)", mib(p->alone));
