@@ -3695,8 +3695,18 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
 }
 
 // ---- what the program asks for. Options of the GPU, beside those of the C file:
-#define BACKEND       "an NVIDIA GPU"
-#define BACKEND_HELP  "The first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n"
+#define BACKEND "an NVIDIA GPU"
+#ifndef USE_NCCL
+#define WORLD_HELP ""
+#elif defined(USE_MPI)
+#define WORLD_HELP "With mpirun process N of a machine uses GPU N.\n"
+#else
+#define WORLD_HELP                                                                                 \
+    "WORLD_SIZE processes, each with its RANK and, for its GPU, LOCAL_RANK, meet in the "          \
+    "directory WORLD_DIR.\n"
+#endif
+#define BACKEND_HELP                                                                               \
+    "The first GPU is used; CUDA_VISIBLE_DEVICES=N makes another one the first.\n" WORLD_HELP
 #define BACKEND_LINES 128
 // clang-format off
 #define BACKEND_OPTIONS(X) \

@@ -59,6 +59,8 @@ FAULTS = [
     ("cuDNN's log-sums go elsewhere", "{CUDNN_LSE, lse}});", "{CUDNN_LSE, cudnn.workspace}});", "cudnn"),
     ("the call's refusal of a product ends the program", "if (status == CUBLAS_STATUS_NOT_SUPPORTED) product_missing(p, status);", "if (0) product_missing(p, status);", "CUDA_ON_CPU_LT_REFUSES=call products"),
     ("code for another architecture is not noticed", "EXPECT(code == cudaSuccess,", "EXPECT(code == cudaSuccess || 1,", "errors"),
+    ("a shard's gradient replaces those before it", "p.first && q == 0 ? y[k]", "q == 0 ? y[k]", "shards"),
+    ("a shard's Inf is sent as a number", "top < 0x7f800000 ? 1 / wire_scale(top) : NAN", "1 / wire_scale(top)", "shards"),
     ("a host that does not wait", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));\n    device_wait();", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));", "numbers"),
 ]
 

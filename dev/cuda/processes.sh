@@ -6,7 +6,7 @@
 #
 #   dev/cuda/processes.sh [NAMES]     bits, resume, refused, file; all without a name
 set -u
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit 1
 repo=$PWD failed=0 checks=0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -27,10 +27,11 @@ build() { # precision, program, flags
 }
 # Small pieces, so that there are several.
 build 0 world_fp8 "-DUSE_MPI -DPIECE=20000" && build 3 world_fp32 "-DUSE_MPI -DPIECE=20000"
-build 0 world_file
+build 2 world_bf16 "-DUSE_MPI -DPIECE=20000" && build 0 world_file
 
 data/tales --help > /dev/null 2>&1 || make -s data/tales
-data/tales --out "$work/tales" > /dev/null && head -c 60000 "$work/tales/train.txt" > "$work/text.txt"
+data/tales --out "$work/tales" > /dev/null &&
+  head -c 60000 "$work/tales/train.txt" > "$work/text.txt"
 cd "$work" || exit 1
 RUN="-i text.txt -t 64 -b 1 -x 4 -v 2 -m 3 -n 2 --keep 0 -s 0 -u 2"
 train() { # processes, program, arguments
@@ -76,8 +77,10 @@ test_bits() {
   bits world_fp8 -e d1 --shards 4 --recipe current --fp8-head --bf16 qkv.wgrad
   bits world_fp32 -e d2 --shards 4
   bits world_fp32 -e d1 --shards 4 --grad-comm fp8 --fp8-moments
+  bits world_bf16 -e d2 --shards 4 --grad-comm bf16
   # shellcheck disable=SC2086
-  train 1 world_fp8 $RUN -e d1 -o a --shards 2 -d 256 && train 1 world_fp8 $RUN -e d1 -o b --shards 4
+  train 1 world_fp8 $RUN -e d1 -o a --shards 2 -d 256 &&
+    train 1 world_fp8 $RUN -e d1 -o b --shards 4
   ! cmp -s a/model_00000004.bin b/model_00000004.bin
   check "a fault that must show: other shards make other bits" $?
 }
@@ -100,7 +103,8 @@ test_resume() {
 }
 refused() { # what it says, what was done
   local status=$?
-  [ $status != 0 ] && grep -q "$1" out.txt || { cat out.txt; false; }
+  if [ $status = 0 ] || ! grep -q "$1" out.txt; then status=0 && cat out.txt; fi
+  [ $status != 0 ]
   check "refused: $2" $?
 }
 test_refused() {
@@ -126,15 +130,15 @@ test_file() { # a program without MPI: ranks by the environment, as torchrun set
   local as_torchrun='export RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=$OMPI_COMM_WORLD_SIZE
     export LOCAL_RANK=$RANK; exec "$@"'
   torchrun() { # processes, arguments
-    timeout 60 mpirun --oversubscribe -np "$1" sh -c "$as_torchrun" sh "$repo/build/cuda/world_file" \
-      "${@:2}" > out.txt 2>&1
+    timeout 60 mpirun --oversubscribe -np "$1" sh -c "$as_torchrun" sh \
+      "$repo/build/cuda/world_file" "${@:2}" > out.txt 2>&1
   }
   export WORLD_DIR=$work/ids
   mkdir ids
   # shellcheck disable=SC2086
   {
-    torchrun 3 $RUN -e d1 --shards 3 -o file --scales-every 1 && train 3 world_fp8 $RUN -e d1 --shards 3 -o mpi &&
-      same file mpi
+    torchrun 3 $RUN -e d1 --shards 3 -o file --scales-every 1 &&
+      train 3 world_fp8 $RUN -e d1 --shards 3 -o mpi && same file mpi
     check "the id by a file: the bits of MPI" $?
     [ -z "$(ls ids)" ]
     check "the file is gone" $?
@@ -150,6 +154,7 @@ test_file() { # a program without MPI: ranks by the environment, as torchrun set
     refused "build it for that MPI" "mpirun of a program without MPI"
   }
 }
-for name in ${*:-bits resume refused file}; do "test_$name"; done
+[ $# -gt 0 ] || set -- bits resume refused file
+for name; do "test_$name"; done
 echo "$((checks - failed)) passed, $failed failed"
 [ $failed = 0 ]
