@@ -16,7 +16,9 @@ for name in fp8:0 bf16:2; do
   OMPI_CC=${CC:-cc} mpicc -DUSE_MPI $(make -s flags) -fopenmp -march=native \
     -mprefer-vector-width=512 -DPRECISION=${name#*:} train_gpt_fp8.c -o $work/${name%:*} -lm
 done
-median() { sort -g | awk '{ x[NR] = $1 } END { print (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 }'; }
+median() {
+  sort -g | awk '{ x[NR] = $1 } END { print (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 }'
+}
 column() { grep -v '^#' $work/log/log.tsv | tail -n +4 | cut -f"$1"; } # without warm-up
 once() { # name, threads, options, mpirun
   rm -rf $work/log
@@ -27,8 +29,8 @@ once() { # name, threads, options, mpirun
   grep -o 'planned [0-9.]*' $work/said | tail -1 | cut -d' ' -f2 > $work/"$1".planned
   grep -o 'peak memory [0-9.]*' $work/said | tail -1 | cut -d' ' -f3 > $work/"$1".peak
 }
-echo "| build | step, 1 process of $threads threads | step, $threads processes of 1 | efficiency |" \
-  "waiting | planned MiB a process, 1 and $threads |"
+echo "| build | step, 1 process of $threads threads | step, $threads processes of 1 |" \
+  "efficiency | waiting | planned MiB a process, 1 and $threads |"
 echo "|---|---|---|---|---|---|"
 for options in "fp8 " "fp8 --grad-comm bf16" "fp8 --grad-comm fp8" "bf16 "; do
   build=${options%% *}

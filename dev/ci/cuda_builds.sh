@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # nvcc builds the CUDA file for five architectures in four precisions without a warning, and the
 # kernels of sm_90 keep their numbers in registers. CUDA's own FP8 conversions agree with the C
-# file's. The benchmarks and tests compile, cuDNN's attention builds. Without a GPU a trainer says
-# so. Needs NVIDIA's CUDA Toolkit, and what `make test-cuda` leaves in build/cuda.
+# file's. The benchmarks and tests compile, cuDNN's attention and NCCL build. Without a GPU a trainer
+# says so. Needs NVIDIA's CUDA Toolkit, and what `make test-cuda` leaves in build/cuda.
 set -eu
 . "$(dirname "$0")/env.sh"
 command -v nvcc > /dev/null || fail "no nvcc on this machine"
@@ -33,6 +33,8 @@ read -ra flags <<< "$(make -s nvcc-flags USE_CUDNN=0)"
 nvcc "${flags[@]}" -Xcompiler -fopenmp -DPRECISION=0 -c dev/cuda/test_cuda.cu -o build/cuda.o
 make train_gpt_bf16cu USE_CUDNN=1 PYTHON="$python" # with cuDNN's attention
 ./train_gpt_bf16cu --version
+make train_gpt_fp8cu NCCL=1 MPI=1 PYTHON="$python" # several processes
+rm train_gpt_fp8cu
 make cuda
 ./train_gpt_fp8cu --help > build/help
 rm -rf build/no-gpu
