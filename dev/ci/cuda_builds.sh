@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # nvcc builds the CUDA file for five architectures in four precisions without a warning, and the
 # kernels of sm_90 keep their numbers in registers. CUDA's own FP8 conversions agree with the C
-# file's. The benchmarks and tests compile, cuDNN's attention and NCCL build. Without a GPU a trainer
-# says so. Needs NVIDIA's CUDA Toolkit, and what `make test-cuda` leaves in build/cuda.
+# file's. The benchmarks and tests compile; so do cuDNN's attention and NCCL. Without a GPU a
+# trainer says so. Needs NVIDIA's CUDA Toolkit, and what `make test-cuda` leaves in build/cuda.
 set -eu
 . "$(dirname "$0")/env.sh"
 command -v nvcc > /dev/null || fail "no nvcc on this machine"

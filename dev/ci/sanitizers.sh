@@ -24,6 +24,13 @@ case ${1:-} in
       rm -rf build/run-asan
       build/sanitized "${short[@]}" -o build/run-asan
     done
+    OMPI_CC=gcc mpicc -DUSE_MPI -g -O1 -fopenmp -march=x86-64-v3 -ffp-contract=off -w \
+      -fsanitize=address,undefined -fno-sanitize-recover=all train_gpt_fp8.c \
+      -o build/sanitized -lm
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    rm -rf build/run-asan # some processes own nothing
+    OMP_NUM_THREADS=1 mpirun --oversubscribe -np 8 build/sanitized "${short[@]}" -e d1 -b 1 -d 704 \
+      --shards 11 --grad-comm fp8 --fp8-moments -o build/run-asan
     paper gcc address,undefined
     ;;
   races)
@@ -33,7 +40,7 @@ case ${1:-} in
     rm -rf build/run-tsan
     export OMP_TOOL_LIBRARIES=$archer TSAN_OPTIONS="ignore_noninstrumented_modules=1"
     export OMP_NUM_THREADS=2
-    build/sanitized "${short[@]}" -x 3 -o build/run-tsan
+    build/sanitized "${short[@]}" -x 3 --shards 2 --grad-comm fp8 -o build/run-tsan
     paper clang thread
     ;;
   *) fail "expected memory or races, found '${1:-}'" ;;
