@@ -69,9 +69,9 @@ scales: one function and one row (SCALING_RULES, section 4; dev/RECIPES.md shows
 What this file refuses to do: multiply FP8 faster than bf16 (no CPU can), dropout, other
 architectures, splitting a model over machines (data parallelism it has: section 17).
 
-Bits: the same seed and data give the same parameters, to the last bit, for any number of threads
-and processes, compiler, instruction set and across a resume. NUMERICS_VERSION names the rules:
-fused multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped
+Bits: the same seed, data and --shards give the same parameters, to the last bit, for any number
+of threads and processes, compiler, instruction set and across a resume. NUMERICS_VERSION names the
+rules: multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped
 lanes and fixed chunks; exp, log, sin and cos of our own; denormals of fp32 and bf16 flushed.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix

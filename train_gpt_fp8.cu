@@ -33,9 +33,9 @@ several processes, a GPU each, what they exchange through NCCL (section 17) is o
 What this file refuses to do: dropout, other architectures, GPUs before Ampere, splitting a model
 over GPUs (data parallelism it has).
 
-Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed
-and data give the same parameters from run to run on GPUs of one kind, for any number of processes
-and across a resume. No sum uses floating-point atomics; every one has a fixed order.
+Bits: bytes, scales and statistics are those of the C file for the same tensor, and the same seed,
+data and --shards give the same parameters from run to run on GPUs of one kind, for any number of
+processes and across a resume. No sum uses floating-point atomics; every one has a fixed order.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Faults of several processes: what is refused, by name; a value that is not finite in one of them;
-# Ctrl-C, SIGUSR1 and kill -9: all end within seconds, and the newest checkpoint resumes.
+# Faults of several processes: what is refused, by name; a value that is not finite in one of them.
 set -eu
 . "$(dirname "$0")/env.sh"
 . "$(dirname "$0")/mpi.sh"
