@@ -71,8 +71,8 @@ architectures, splitting a model over machines (data parallelism it has: section
 
 Bits: the same seed, data and --shards give the same parameters, to the last bit, for any number
 of threads and processes, compiler, instruction set and across a resume. NUMERICS_VERSION names the
-rules: multiply-adds in a fixed order for each element of a product (section 5); sums in 16 striped
-lanes and fixed chunks; exp, log, sin and cos of our own; denormals of fp32 and bf16 flushed.
+rules: fused multiply-adds in a fixed order for each element of a product (section 5); sums in 16
+striped lanes and fixed chunks; exp, log, sin and cos of our own; fp32 and bf16 denormals flushed.
 
 Part one, the trainer: 1 precision, 2 utilities, 3 FP8 formats, 4 scales and recipes, 5 matrix
 product, 6 linear layers, 7 other layers, 8 model, 9 optimizer and step.
@@ -434,9 +434,8 @@ INLINE void scale_advance(Fp8Scale *s) {
     s->amax_count++;
     s->scale = scale_from_amax(amax, s->scale, r);
 }
-// ---- rules end
 
-static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
+INLINE void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->amax_bits = MAX(into->amax_bits, s->amax_bits);
     into->saturated += s->saturated;
     into->flushed += s->flushed;
@@ -446,6 +445,7 @@ static void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->noise += s->noise;
     into->fourth += s->fourth;
 }
+// ---- rules end
 // Threads merge theirs in any order: whole numbers and a maximum. Sums of floats, which need an
 // order, come after.
 #pragma omp declare reduction(merge:Fp8Stats : stats_merge(&omp_out, &omp_in))
@@ -1703,6 +1703,7 @@ static void gpt_scales_read(Gpt *g) { (void)g; }
 static void gpt_scales_write(Gpt *g) { (void)g; }
 
 static size_t wire_width(const Gpt *g) { return 4 >> g->grad_comm; }
+// ---- slices begin
 // The parameter tensor that element `at` of an arena is in.
 static int param_at(const Gpt *g, size_t at) {
     int id = 0;
@@ -1753,6 +1754,7 @@ static void slices_make(Gpt *g) {
         g->held += s->to - s->from;
     }
 }
+// ---- slices end
 
 // How many elements of a buffer n elements of an operand take: in the FP8 build, bytes.
 static size_t operand_room(const Gpt *g, int fp8, int which, size_t n) {
@@ -4362,6 +4364,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
     int *all = (int *)memory_allocate((2 * strlen(text) + T + 3) * sizeof(int));
     float *logits = (float *)memory_allocate(V * sizeof(float));
+    gpt_refresh_weights(g); // with all processes
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
     // The end of a prompt that is longer than the context.
@@ -4892,9 +4895,12 @@ static void surroundings_init(void) {
     for (int i = 0; i < 2; i++) {
         const char *size = getenv(sizes[i]);
         EXPECT(!size || atoi(size) == world.size,
-               "%s is %s, but this program finds %d; build it for that MPI with make MPI=1",
+               "%s is %s, but this program finds %d; build it for that MPI: make MPI=1 (GPU: "
+               "NCCL=1, too)",
                sizes[i], size, world.size);
     }
+    EXPECT(world.size <= WORLD_MAX, "expected at most %d processes, found %d", WORLD_MAX,
+           world.size);
     if (world.rank) dup2(open("/dev/null", O_WRONLY), 1);
 }
 

@@ -727,7 +727,7 @@ INLINE void scale_advance(Fp8Scale *s) {
     s->amax_count++;
     s->scale = scale_from_amax(amax, s->scale, r);
 }
-// ---- rules end
+
 INLINE void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->amax_bits = MAX(into->amax_bits, s->amax_bits);
     into->saturated += s->saturated;
@@ -738,6 +738,7 @@ INLINE void stats_merge(Fp8Stats *into, const Fp8Stats *s) {
     into->noise += s->noise;
     into->fourth += s->fourth;
 }
+// ---- rules end
 // ---- scales of blocks begin
 // Block scaling. A block's scale is a power of two, made from its amax. Or, as in NVFP4 (NVIDIA
 // 2025, arXiv 2509.25149, appendix), it has two levels: an fp32 scale of the tensor, and for each
@@ -2459,6 +2460,7 @@ static size_t gpt_rows(const Gpt *g) { return round_up((size_t)g->B * g->config.
 // Shards of a process, at most.
 static size_t shard_rounds(const Gpt *g) { return ceil_div(g->shards, world.size); }
 static size_t wire_width(const Gpt *g) { return 4 >> g->grad_comm; }
+// ---- slices begin
 // The parameter tensor that element `at` of an arena is in.
 static int param_at(const Gpt *g, size_t at) {
     int id = 0;
@@ -2509,6 +2511,7 @@ static void slices_make(Gpt *g) {
         g->held += s->to - s->from;
     }
 }
+// ---- slices end
 
 // How many elements of a buffer n elements of an operand take: in the FP8 build, bytes.
 static size_t operand_room(const Gpt *g, int fp8, int which, size_t n) {
@@ -5507,6 +5510,7 @@ static void run_write(Run *r, const char *text, long count, uint64_t seed) {
     const int T = g->config.T, V = g->config.V, half = MAX(T / 2, 1);
     int *all = (int *)memory_allocate((2 * strlen(text) + T + 3) * sizeof(int));
     float *logits = (float *)memory_allocate(V * sizeof(float));
+    gpt_refresh_weights(g); // with all processes
     all[0] = r->tokenizer.separator;
     const int n = 1 + tokenizer_encode(&r->tokenizer, text, all + 1);
     // The end of a prompt that is longer than the context.
@@ -6037,9 +6041,12 @@ static void surroundings_init(void) {
     for (int i = 0; i < 2; i++) {
         const char *size = getenv(sizes[i]);
         EXPECT(!size || atoi(size) == world.size,
-               "%s is %s, but this program finds %d; build it for that MPI with make MPI=1",
+               "%s is %s, but this program finds %d; build it for that MPI: make MPI=1 (GPU: "
+               "NCCL=1, too)",
                sizes[i], size, world.size);
     }
+    EXPECT(world.size <= WORLD_MAX, "expected at most %d processes, found %d", WORLD_MAX,
+           world.size);
     if (world.rank) dup2(open("/dev/null", O_WRONLY), 1);
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The C file and the CUDA file hold the same program: what stands between the lines
 # `// ---- program begins` and `// ---- program ends` is the same text in both, and not empty. So is
-# what stands between `// ---- rules begin` and `// ---- rules end`, and what stands between
-# `// ---- scales of blocks begin` and its end, if one of the files has these.
+# what stands between `// ---- rules begin` and `// ---- rules end`, and likewise `scales of blocks`
+# and `slices`, if one of the files has these.
 #
 #   dev/check/same_program.sh [C-FILE CUDA-FILE]           compares; exit status 0: the same
 #   dev/check/same_program.sh --write [C-FILE CUDA-FILE]   copies the C file's text to the CUDA file
@@ -55,7 +55,7 @@ same() { # first mark, last mark
 
 failed=0
 same "program begins" "program ends" || failed=1
-for part in rules "scales of blocks"; do
+for part in rules "scales of blocks" slices; do
   if grep -qE "^// ---- $part (begin|end)( |$)" "$c_file" "$cuda_file"; then
     same "$part begin" "$part end" || failed=1
   fi
