@@ -2503,6 +2503,7 @@ static void masters_share(const Gpt *g) {
         }
 }
 
+static int floats_nonfinite(const float *x, size_t n);
 // The forward and backward passes of a shard's micro-batches; returns its part of the loss. before:
 // micro-batches before this step.
 static double gpt_shard(Gpt *g, const Step *in, Run *run, int shard, uint64_t before) {
@@ -2535,13 +2536,18 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const uint64_t before = g->scale_count ? g->scales->micro_batches : 0;
     StepOutcome r = {0};
     double loss = 0; // of this process's last shard
-    const int rounds = ceil_div(g->shards, world.size);
+    int ends = 0;
+    const int rounds = ceil_div(g->shards, world.size),
+              skips = PRECISION == PRECISION_FP16 && loss_scale > 1;
     ShardScale *all =
         memory_allocate(rounds * world.size * (g->scale_count + 1) * sizeof(ShardScale));
     gpt_refresh_weights(g);
     for (int round = 0; round < rounds; round++) {
         const int shard = round * world.size + world.rank;
-        if (shard < g->shards && isfinite(loss)) loss = gpt_shard(g, in, run, shard, before);
+        if (shard < g->shards && !ends) loss = gpt_shard(g, in, run, shard, before);
+        // If the run ends, where it began to be not finite is still there.
+        ends = !isfinite(loss) ||
+               (rounds > 1 && !skips && floats_nonfinite(g->grad, g->param_count));
         if (shard < g->shards) shard_leave(g, shard_scales(g, all, shard), loss);
         shards_add(g, round);
     }
@@ -2550,8 +2556,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     r.norm = gradient_norm(g, 1 / loss_scale);
     r.skipped = !isfinite(r.norm);
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
-    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
-        r.nonfinite = "the gradient is";
+    else if (r.skipped && !skips) r.nonfinite = "the gradient is";
     if (r.nonfinite) return r;
     uint64_t cut = 0; // gradients that saturated: the loss scale is too high
     for (int i = 0; i < g->scale_count; i++) {
@@ -2601,6 +2606,8 @@ static void backend_note(const Run *r);            // what the user has to know 
 static void backend_resumed(Run *r);               // what a log says again after a resume
 static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
+// Whether the gradient of a tensor of layer l, of this process's shards, is not finite.
+static int gradient_nonfinite(const Gpt *g, int id, int l);
 
 // ==== 10. data ===================================================================================
 // Prints a file name into out[PATH_MAX].
@@ -4258,8 +4265,7 @@ static void nonfinite_find(Gpt *g, char *out) {
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32,
-                                 s->rows * s->cols))
+            if (gradient_nonfinite(g, id, s->layers == 1 ? 0 : l))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
     strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
@@ -5726,6 +5732,10 @@ static const char *backend_speed(double gflops, char *out) {
 }
 static void backend_summary(const Run *r) {
     printf("peak memory %.1f MiB (planned %.1f)\n", memory_peak(), mib(r->plan.total));
+}
+static int gradient_nonfinite(const Gpt *g, int id, int l) {
+    const ParamSpec *s = &g->params[id];
+    return tensor_nonfinite(gpt_param(g, g->grad, id, l), DTYPE_FP32, s->rows * s->cols);
 }
 
 // ==== 17. processes ==============================================================================

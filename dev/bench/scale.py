@@ -9,13 +9,17 @@
 An exchange takes alpha a message and bytes / bandwidth. A step of N processes, a shard each:
 
 compute  6 FLOPs a weight and token, and attention's, at a rate that small batches do not lower.
-reduce   Each process sends each other one its slice of the gradient, in pieces: N - 1 messages. The
-         owner of the largest slice gets N - 1 times that and is the last. A linear layer's matrix
+reduce   As train_gpt_fp8.cu has it: each process gets its N-th of every matrix from all others,
+         and adds it; the other tensors follow in five such spans. Then all sums go to the owners,
+         in fp32: each gets its slice. --no-overlap: as train_gpt_fp8.c has it, each
+         process sends each other one its slice, after the backward pass. A linear layer's matrix
          has one owner; so the largest slice stays a matrix or more however large N is, its owner
-         gets ever more bytes, and others own nothing (idle). --even: every tensor in N equal parts.
-hidden   A layer's gradients leave when the last micro-batch's backward pass has left the layer,
-         those of wte, wpe and vectors after it. --no-overlap: all after it, as in the C file.
-update   The owner of the largest slice adds N gradients and updates it; bound by memory.
+         gets ever more bytes, and others own nothing (idle). --even: every tensor in N equal
+         parts, which their owners add.
+hidden   A matrix's gradients leave when the last micro-batch's backward pass has left its layer,
+         those of wte, wpe and vectors after it.
+update   The owner of the largest slice updates it (--no-overlap: and adds N gradients); bound by
+         memory.
 gather   Broadcasts of each matrix as products read it and of its scale, of all other masters, of
          sums for the norm and statistics from each process. The first takes a tree's depth of
          alphas, each other one more. --hide-gather: bytes move under the first forward pass.
@@ -28,6 +32,7 @@ This is a model. Only its processes on one machine were measured, no GPUs.
 import argparse
 import bisect
 import collections
+import itertools
 import math
 import os
 import statistics
@@ -87,13 +92,13 @@ def largest(m, N, even=False):
     return sizes[q], linear, sizes.count(0)
 
 
-def exchange(links, N, each, width):
+def exchange(links, N, each, width, piece=PIECE):
     """Seconds in which a process gets `each` elements from each other: transfer, latency."""
     near = min(N, links.node) - 1
     far = N - 1 - near
     alpha = (near * links.near_alpha + far * links.far_alpha) / links.flight
     transfer = max(near * each * width / links.near, far * each * width / links.far)
-    return transfer, math.ceil(each / PIECE) * alpha
+    return transfer, math.ceil(each / piece) * alpha
 
 
 def broadcasts(links, N, count, volume):
@@ -122,22 +127,33 @@ def gather(m, links, N, grad, rounds=1, even=False):
     return transfer, latency + 2 * (rounds + 1) * broadcasts(links, N, 1, 0)[1]
 
 
-def overlapped(m, links, N, width, backward, even):
-    """Seconds after a backward pass when the last gradient is there. An owner's link takes layer by
-    layer, then what it owns of wte, wpe and vectors."""
-    begins, free = slice_begins(m, N), collections.Counter()
-    left = {q: begins[q + 1] - begins[q] for q in range(N)}
-    if even: left = {0: parameters(m) / N}  # all owners are alike
-    head = m.V / (m.V + 12 * m.L * m.C)  # its share of the backward pass, which comes first
+def spans(m):
+    """(elements, layer or -1) of what is exchanged at once, in order."""
     for l in reversed(range(m.L)):
-        ready = backward * (head + (1 - head) * (m.L - l) / m.L)
-        for offset, size in ((offset, size) for offset, _, size, linear in tensors(m) if linear):
-            owner = 0 if even else bisect.bisect(begins, offset + l * size, 0, N) - 1
-            part = size / N if even else size
-            free[owner] = max(free[owner], ready) + sum(exchange(links, N, part, width))
-            left[owner] -= part
-    return max(max(free[q], backward) + sum(exchange(links, N, n, width))
-               for q, n in left.items()) - backward
+        yield from ((size, l) for _, _, size, linear in tensors(m) if linear)
+    for linear, group in itertools.groupby(tensors(m), lambda t: t[2] if t[3] else 0):
+        group = list(group)
+        if not linear: yield group[-1][1] - group[0][0], -1
+
+
+def overlapped(m, links, N, width, backward, memory, even=False):
+    """Seconds of the exchange of gradients (transfer, latency) and of what of it comes after the
+    last backward pass. Every process takes part in every span, one after the other."""
+    head = m.V / (m.V + 12 * m.L * m.C)  # its share of the backward pass, which comes first
+    transfer, latency, free, piece = 0.0, 0.0, 0.0, (1 << 24) // N
+    for n, l in spans(m):
+        adds = (n * width + 4 * n / N + (width < 4) * n * (4 + width)) / memory
+        moves, waits = exchange(links, N, n / N, width, piece)
+        moves += adds
+        ready = backward * (head + (1 - head) * (m.L - l) / m.L) if l >= 0 else backward
+        free = max(free, ready) + moves + waits
+        transfer, latency = transfer + moves, latency + waits
+    if not even:  # an owner gets each matrix in N - 1 messages
+        size, matrices, _ = largest(m, N)
+        moves, waits = exchange(links, N, size / N, 4, 1 << 40)
+        waits *= math.ceil(matrices / (3 * m.C * m.C)) + 1
+        transfer, latency, free = transfer + moves, latency + waits, free + moves + waits
+    return transfer, latency, free - backward
 
 
 def step(m, links, N, tokens, rate, grad, o):
@@ -148,17 +164,19 @@ def step(m, links, N, tokens, rate, grad, o):
     update = 28 * count / memory
     if N > 1:
         width, size = WIDTH[grad], largest(m, N, o.even)[0]
-        update = (size * (N * (width + 8) + 28) + (width < 4) * count * (4 + width)) / memory
-        transfer, latency = exchange(links, N, size, width)
         if o.overlap:
-            after = overlapped(m, links, N, width, 2 / 3 * compute * last / tokens, o.even)
-            hidden = max(0.0, transfer + latency - after)
+            backward = 2 / 3 * compute * last / tokens
+            transfer, latency, after = overlapped(m, links, N, width, backward, memory, o.even)
+            hidden, update = transfer + latency - after, 28 * size / memory
+        else:
+            transfer, latency = exchange(links, N, size, width)
+            update = (size * (N * (width + 8) + 28) + (width < 4) * count * (4 + width)) / memory
         moved, late = gather(m, links, N, grad, even=o.even)
         under = o.hide_gather * min(moved, compute / 3 * last / tokens)
     scatter = transfer + latency
     total = compute + scatter - hidden + update + moved + late - under
     shown = 1 - hidden / scatter if scatter else 0
-    waits = {"bytes to the largest slice": transfer * shown, "N - 1 messages": latency * shown,
+    waits = {"bytes of gradients": transfer * shown, "messages of gradients": latency * shown,
              "number of broadcasts": late, "bytes of broadcasts": moved - under,
              "update of the largest slice": update}
     columns = [compute, scatter, hidden, update, moved + late, total]
@@ -170,7 +188,7 @@ def memory_bytes(m, N, grad, even=False):
     masters, copies = (count - matrices + linear, m.copy * matrices + 2 * m.V * m.C)
     if not m.copy: masters, copies = count, 0
     wire = (grad != "fp32") * WIDTH[grad] * count
-    buffers = (N > 1) * (4 * size + N * 4 * PIECE) + wire
+    buffers = (N > 1) * (4 << 24) + wire
     return 4 * masters + copies + 4 * count + 8 * size + buffers
 
 
@@ -313,9 +331,13 @@ def selftest():
     # 8192 x 6 x (12 x (12 x 768^2 + 768 x 1024) + 50304 x 768) / 4e14 s; 28 x 124475904 / 3e12 s
     assert one == [16.3, 0, 0, 1.2, 0, 17.5] and eight[2] == 0 and eight[5] > one[5], one
     o.overlap = True
-    assert 0 < times(8)[2] < eight[1] and times(1) == one
-    links, size = Links(8, 0, 400e9, 0, 50e9, 1), largest(gpt2, 64)[0]
-    assert near(overlapped(gpt2, links, 64, 4, 0, 0), exchange(links, 64, size, 4)[0])  # all after
+    assert 0 < times(8)[2] < times(8)[1] and times(1) == one
+    each = list(spans(gpt2))
+    assert len(each) == 4 * 12 + 5 and sum(n for n, _ in each) == parameters(gpt2)
+    assert sum(n for n, l in each if l == 3) == 12 * 768**2 and each[-1][0] == 12 * 768 + 2 * 768
+    links = Links(8, 0, 400e9, 0, 50e9, 1)
+    moved, waits, after = overlapped(gpt2, links, 8, 4, 0, math.inf, True)  # all of it after
+    assert near(moved, 7 / 8 * 4 * parameters(gpt2) / 400e9) and waits == 0 and near(moved, after)
     assert memory_bytes(gpt2, 1, "fp32") == 16 * 124475904 + 12 * 12 * 768**2 + 2 * 50304 * 768
     print("selftest: passed")
 

@@ -38,17 +38,20 @@ grep -q 'libmpi.so.X' "$out/said" || fail "no MPI library: $status, $(cat "$out/
 [ $status = 127 ] || fail "no MPI library: status $status"
 echo "ok   refused: batches, shards, options, builds, data, a build without MPI, no MPI library"
 
-# Faults planted into the third step of rank 1.
+# Faults planted into the second shard of the third step: of rank 1, which has one shard or two.
 planted() { # words of the message, after a line, a statement
-  local status=0
-  sed "/$2/a if (world.rank == 1 \&\& in->index == 2) $3;" train_gpt_fp8.c > "$out/planted.c"
+  local status=0 run
+  sed "/$2/a if (shard == 1 \&\& in->index == 2) $3;" train_gpt_fp8.c > "$out/planted.c"
   ! cmp -s train_gpt_fp8.c "$out/planted.c" || fail "no line '$2'"
   OMPI_CC=gcc mpicc -DUSE_MPI -I. "${flags[@]}" -march=native "$out/planted.c" -o "$out/planted" -lm
-  rm -rf "$out/new"
-  mpi 3 "$out/planted" "${new[@]}" -n 1 || status=$?
-  [ $status = 3 ] || fail "status $status: $(cat "$out/said")"
-  grep -q "step 3: .*$1 of rank 1; .*state_00000002.bin" "$out/said" || fail "$(cat "$out/said")"
-  echo "ok   $(grep -o 'step 3: .*of rank 1' "$out/said" | head -1)"
+  for run in "3 $out/planted" "2 $out/planted --shards 4"; do
+    rm -rf "$out/new"
+    # shellcheck disable=SC2086 # words
+    mpi $run "${new[@]}" -n 1 || status=$?
+    [ $status = 3 ] || fail "status $status: $(cat "$out/said")"
+    grep -q "step 3: .*$1 of rank 1; .*state_00000002.bin" "$out/said" || fail "$(cat "$out/said")"
+    echo "ok   $(grep -o 'step 3: .*of rank 1' "$out/said" | head -1)"
+  done
 }
 planted 'the loss is not finite; .*activation fc of layer 0' 'g->first = i == 0;' \
   'gpt_param(g, g->master, FCB, 0)[0] = NAN'

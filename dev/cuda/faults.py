@@ -38,7 +38,7 @@ FAULTS = [
     ("an FP8 head's dlogits are not turned", "bytes_turn(f.operand[OPERAND_DY].bytes[OVER_ROWS], d.q, slab, f.out);", "", "model steps"),
     ("AdamW without its second correction", "sqrtf(vs[k] * in->correct2)", "sqrtf(vs[k])", "optimizer"),
     ("a code in the other half of its byte", "<< (k - k0) * 4;", "<< ((k - k0) ^ 1) * 4;", "quantize"),
-    ("two-level scales of one level", "const float tensor = scale_of_tensor(bits_float(c.use->amax_bits), &c.recipe);", "const float tensor = 1;", "quantize"),
+    ("two-level scales of one level", "const float tensor = scale_of_tensor(bits_float(use->amax_bits), &r);", "const float tensor = 1;", "quantize"),
     ("a Hadamard transform without its signs", "!whole ? 1 : signs >> i & 1 ? -0.25f : 0.25f", "!whole ? 1 : 0.25f", "model"),
     ("the third product of split operands is both seconds", "part_b = i > 0 && !part_a;", "part_b = i > part_a;", "model"),
     ("scales of MX in another order", "i % 128 / 32 * 4 + k % 4]", "i % 128 / 32 * 4 + 3 - k % 4]", "CUDA_ON_CPU_ARCH=10.0 model"),
@@ -59,7 +59,7 @@ FAULTS = [
     ("cuDNN's log-sums go elsewhere", "{CUDNN_LSE, lse}});", "{CUDNN_LSE, cudnn.workspace}});", "cudnn"),
     ("the call's refusal of a product ends the program", "if (status == CUBLAS_STATUS_NOT_SUPPORTED) product_missing(p, status);", "if (0) product_missing(p, status);", "CUDA_ON_CPU_LT_REFUSES=call products"),
     ("code for another architecture is not noticed", "EXPECT(code == cudaSuccess,", "EXPECT(code == cudaSuccess || 1,", "errors"),
-    ("a shard's gradient replaces those before it", "p.first && q == 0 ? y[k]", "q == 0 ? y[k]", "shards"),
+    ("a shard's gradient replaces those before it", "!p.sum && q == 0 ? y[k]", "q == 0 ? y[k]", "shards"),
     ("a shard's Inf is sent as a number", "top < 0x7f800000 ? 1 / wire_scale(top) : NAN", "1 / wire_scale(top)", "shards"),
     ("a host that does not wait", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));\n    device_wait();", "    CUDA(cudaMemcpyAsync(to, from, bytes, kind, machine.stream));", "numbers"),
 ]

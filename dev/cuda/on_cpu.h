@@ -27,7 +27,7 @@ E5M2 x E5M2, scale modes and types by architecture. It is then a loop in fp32, e
 file's order (see its section 4).
 - Launch limits: threads, grid, shared memory (over 48 KiB only after cudaFuncSetAttribute).
 What it cannot check: races inside one stretch between two barriers that give the same bits in every
-order, races between streams, bank conflicts, registers, anything about speed, PTX (but for
+order, races between streams beyond their two orders, bank conflicts, registers, anything about speed, PTX (but for
 conversions, which follow its manual), or approximate functions (__expf is expf here).
 
 on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN,
@@ -41,8 +41,10 @@ and duration (ns) and name of every kernel, as dev/bench/gpu_trace.cpp
 */
 #pragma once
 #include <algorithm>
+#include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -507,14 +509,61 @@ inline void *device_allocate(size_t bytes) {
 }
 
 // ---- streams: work waits until the host does. FTZ and DAZ are on in kernels and products, as with
-// -ftz=true.
-inline std::vector<std::function<void()>> queue;
+// -ftz=true. Of two streams the first goes before the second where it may, or after it
+// (CUDA_ON_CPU_STREAMS=late, early): so a wait that is missing between them shows.
+typedef std::shared_ptr<bool> Flag; // whether an event's record was reached
+struct Op {
+    std::function<void()> work;
+    Flag waits, reaches;
+};
+enum { STREAMS = 2 };
+inline std::deque<Op> queues[STREAMS];
 struct Graph {
-    std::vector<std::function<void()>> work;
+    std::vector<std::pair<int, Op>> work;
+    std::map<Flag, size_t> records; // of a capture: how much work its stream had then
+    int origin;
+    size_t count[STREAMS];
+    bool taken[STREAMS], joined[STREAMS];
 };
 inline Graph *capture; // where work goes while a stream is captured
-inline void submit(std::function<void()> work) {
-    (capture ? capture->work : queue).push_back(std::move(work));
+inline int stream_index(const void *stream) { return stream ? (int)(uintptr_t)stream - 1 : 0; }
+inline void submit(const void *stream, Op op) {
+    const int i = stream_index(stream);
+    if (!capture) return queues[i].push_back(std::move(op));
+    ON_CPU_EXPECT(capture->taken[i],
+                  "work for stream %d, which the capture of stream %d has not "
+                  "reached",
+                  i, capture->origin);
+    if (op.reaches) capture->records[op.reaches] = capture->count[i];
+    else capture->count[i]++, capture->joined[i] = false;
+    capture->work.push_back({i, std::move(op)});
+}
+inline void submit(const void *stream, std::function<void()> work) {
+    submit(stream, Op{std::move(work), {}, {}});
+}
+inline void stream_wait(const void *stream, const Flag &flag) {
+    const int i = stream_index(stream);
+    if (!flag) return; // never recorded
+    if (capture) {
+        ON_CPU_EXPECT(capture->records.count(flag),
+                      "cudaStreamWaitEvent: the event was recorded outside of the capture");
+        capture->taken[i] = true;
+        for (int from = 0; i == capture->origin && from < STREAMS; from++)
+            for (auto &w : capture->work)
+                if (w.first == from && w.second.reaches == flag)
+                    capture->joined[from] = capture->records[flag] == capture->count[from];
+    }
+    submit(stream, Op{[] {}, flag, {}});
+    if (capture) capture->joined[i] = i == capture->origin;
+}
+inline void graph_launch(const Graph *g) {
+    std::map<Flag, Flag> again; // this launch's flags
+    for (auto &w : g->work) {
+        Op op = w.second;
+        for (Flag *f : {&op.waits, &op.reaches})
+            if (*f) *f = again.count(*f) ? again[*f] : again[*f] = std::make_shared<bool>(false);
+        queues[w.first].push_back(op);
+    }
 }
 #if defined(__x86_64__)
 enum { FLUSH = 0x8040 };
@@ -533,16 +582,31 @@ enum { FLUSH = 0 };
 inline uint64_t float_mode() { return 0; }
 inline void float_mode_set(uint64_t) {}
 #endif
-inline void drain(const char *caller) {
+// Runs what a stream has, or all have, and what that waits for.
+inline void drain(const char *caller, int stream = STREAMS) {
     ON_CPU_EXPECT(!capture, "%s() while a stream is captured", caller);
     ON_CPU_EXPECT(!self, "%s() inside a kernel", caller);
-    if (queue.empty()) return;
-    std::vector<std::function<void()>> work;
-    work.swap(queue);
+    static const char *order = getenv("CUDA_ON_CPU_STREAMS");
+    const int early = order && !strcmp(order, "early");
+    const auto busy = [&](int i) {
+        return !queues[i].empty() && (stream == i || stream == STREAMS);
+    };
+    if (!busy(0) && !busy(1)) return;
     device_open(true);
     const uint64_t mode = float_mode();
     float_mode_set(mode | FLUSH);
-    for (auto &f : work) f();
+    while (busy(0) || busy(1)) {
+        int i = early;
+        const auto stuck = [&] {
+            return queues[i].empty() || (queues[i][0].waits && !*queues[i][0].waits);
+        };
+        if (stuck()) i = !i;
+        ON_CPU_EXPECT(!stuck(), "%s(): a stream waits for an event that nothing records", caller);
+        const Op op = queues[i].front();
+        queues[i].pop_front();
+        op.work();
+        if (op.reaches) *op.reaches = true;
+    }
     float_mode_set(mode);
     device_check();
     device_open(false);

@@ -178,7 +178,7 @@ template <class P, class A> P argument(A a) {
 }
 template <class... P, class... A>
 void launch(const char *name, const char *file, int line, void (*function)(P...), dim3 grid,
-            dim3 block, size_t shared, const void *, A... arguments) {
+            dim3 block, size_t shared, const void *stream, A... arguments) {
     static_assert(sizeof...(P) == sizeof...(A),
                   "a launch needs as many arguments as the kernel has parameters");
     const void *key = (const void *)function;
@@ -197,7 +197,7 @@ void launch(const char *name, const char *file, int line, void (*function)(P...)
     std::tuple<P...> values(argument<P>(arguments)...);
     k.body = [=] { std::apply(function, values); };
     kernel = NULL;
-    submit([k] { run_kernel(k); });
+    submit(stream, [k] { run_kernel(k); });
 }
 } // namespace on_cpu
 #define LAUNCH(function, grid, block, shared, stream, ...)                                         \
@@ -331,6 +331,7 @@ inline void mma_m16n8k16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
     mma_m16n8k16_bf16(d, a, b);
 }
 #endif
+inline uint64_t device_nanoseconds() { return on_cpu::nanoseconds(); }
 inline void ldmatrix_x4(uint32_t r[4], const void *row) { on_cpu::ldmatrix<false>(r, row); }
 inline void ldmatrix_x4_trans(uint32_t r[4], const void *row) { on_cpu::ldmatrix<true>(r, row); }
 // Zeros land at once, so that a barrier missing before them shows; a wait missing behind zeros does
@@ -372,7 +373,7 @@ typedef enum {
 typedef struct OnCpuStream *cudaStream_t;
 typedef struct OnCpuEvent {
     double ms;
-    bool recorded;
+    on_cpu::Flag last; // its last record
 } * cudaEvent_t;
 typedef on_cpu::Graph *cudaGraph_t, *cudaGraphExec_t;
 enum {
@@ -448,8 +449,8 @@ inline cudaError_t cudaFreeHost(void *p) {
     on_cpu::pinned.erase((const char *)p), free(p);
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return on_cpu::drain("cudaStreamSynchronize"), cudaSuccess;
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    return on_cpu::drain("cudaStreamSynchronize", on_cpu::stream_index(s)), cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() {
     return on_cpu::drain("cudaDeviceSynchronize"), cudaSuccess;
@@ -458,38 +459,43 @@ inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemc
     return on_cpu::drain("cudaMemcpy"), on_cpu::copy(to, from, bytes, kind), cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = NULL) {
-    return on_cpu::submit([=] { on_cpu::copy(to, from, bytes, kind); }), cudaSuccess;
+                                   cudaStream_t stream = NULL) {
+    return on_cpu::submit(stream, [=] { on_cpu::copy(to, from, bytes, kind); }), cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream = NULL) {
+    return on_cpu::submit(stream, [=] { on_cpu::fill(p, value, bytes); }), cudaSuccess;
 }
 inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
-    return on_cpu::submit([=] { on_cpu::fill(p, value, bytes); }), cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t = NULL) {
-    return cudaMemset(p, value, bytes);
+    return cudaMemsetAsync(p, value, bytes);
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t *s) {
-    return *s = (cudaStream_t)(uintptr_t)1, cudaSuccess;
+    static uintptr_t streams;
+    ON_CPU_EXPECT(streams < on_cpu::STREAMS, "more than %d streams", on_cpu::STREAMS);
+    return *s = (cudaStream_t)++streams, cudaSuccess;
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     return cudaStreamCreate(s);
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) {
-    return cudaSuccess;
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
+    return on_cpu::stream_wait(s, e->last), cudaSuccess;
 }
 inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = new OnCpuEvent(), cudaSuccess; }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return on_cpu::drain("cudaEventDestroy"), delete e, cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = NULL) {
-    return on_cpu::submit([=] { e->ms = on_cpu::milliseconds(), e->recorded = true; }), cudaSuccess;
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = NULL) {
+    e->last = std::make_shared<bool>(false);
+    on_cpu::submit(s, on_cpu::Op{[=] { e->ms = on_cpu::milliseconds(); }, {}, e->last});
+    return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
     return on_cpu::drain("cudaEventSynchronize"), cudaSuccess;
 }
 inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
-    ON_CPU_EXPECT(a->recorded && b->recorded, "cudaEventElapsedTime: an event has not happened");
+    ON_CPU_EXPECT(a->last && *a->last && b->last && *b->last,
+                  "cudaEventElapsedTime: an event has not happened");
     return *ms = (float)(b->ms - a->ms), cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() {
@@ -559,18 +565,24 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, F *, int threa
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
     ON_CPU_EXPECT(s && !on_cpu::capture,
                   "cudaStreamBeginCapture: the default stream, or while another is captured");
-    return on_cpu::capture = new on_cpu::Graph(), cudaSuccess;
+    on_cpu::capture = new on_cpu::Graph();
+    on_cpu::capture->origin = on_cpu::stream_index(s);
+    on_cpu::capture->taken[on_cpu::stream_index(s)] = true;
+    for (bool &joined : on_cpu::capture->joined) joined = true;
+    return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g) {
     ON_CPU_EXPECT(on_cpu::capture, "cudaStreamEndCapture: nothing is captured");
+    for (int i = 0; i < on_cpu::STREAMS; i++)
+        ON_CPU_EXPECT(i == on_cpu::capture->origin || on_cpu::capture->joined[i],
+                      "cudaStreamEndCapture: stream %d has work that nothing waits for", i);
     return *g = on_cpu::capture, on_cpu::capture = NULL, cudaSuccess;
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long = 0) {
     return *e = new on_cpu::Graph(*g), cudaSuccess;
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
-    for (auto &f : e->work) on_cpu::submit(f);
-    return cudaSuccess;
+    return on_cpu::graph_launch(e), cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t g) { return delete g, cudaSuccess; }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { return delete e, cudaSuccess; }

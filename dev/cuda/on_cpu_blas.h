@@ -314,7 +314,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, c
                                      cublasLtMatrixLayout_t b, const void *beta, const void *C,
                                      cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t d,
                                      const cublasLtMatmulAlgo_t *, void *workspace,
-                                     size_t workspace_bytes, cudaStream_t) {
+                                     size_t workspace_bytes, cudaStream_t stream) {
     using namespace on_cpu;
     if (!supported(*o, *a, *b, *c, *d)) return CUBLAS_STATUS_NOT_SUPPORTED;
     const char *refuses = getenv("CUDA_ON_CPU_LT_REFUSES"); // what the heuristic offered
@@ -338,8 +338,8 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t o, c
     for (const void *p : {o->bias, o->scale_a, o->scale_b, (const void *)workspace})
         ON_CPU_EXPECT(!p || in_device(p), "cublasLtMatmul: %p is the host's", p);
     range_check(workspace, workspace_bytes, "cublasLtMatmul: workspace");
-    submit([=, desc = *o, la = *a, lb = *b, lc = *c, ld = *d, x = *(const float *)alpha,
-            y = *(const float *)beta] {
+    submit(stream, [=, desc = *o, la = *a, lb = *b, lc = *c, ld = *d, x = *(const float *)alpha,
+                    y = *(const float *)beta] {
         if (workspace)
             memset(workspace, 0xff, std::min(workspace_bytes, (size_t)4096)); // it is the library's
         product(desc, x, A, la, B, lb, y, C, lc, D, ld);

@@ -230,7 +230,7 @@ class Graph {
             x.push_back({p, *a, type});
         }
         if (bytes) on_cpu::range_check(workspace, (size_t)bytes, "cuDNN: workspace");
-        on_cpu::submit([x, workspace, bytes, scale = scale] {
+        on_cpu::submit(h->stream, [x, workspace, bytes, scale = scale] {
             if (bytes) memset(workspace, 0xff, (size_t)bytes); // it is the library's
             for (int64_t b = 0; b < x[0].a.dim[0]; b++)
                 for (int64_t h = 0; h < x[0].a.dim[1]; h++) head(x, b, h, scale);

@@ -37,6 +37,7 @@ struct Transfer { // of a stream
 };
 inline std::vector<Transfer> group;
 inline int group_depth;
+inline const void *group_stream;
 inline void transfers_run(const std::vector<Transfer> &all) {
     std::vector<MPI_Request> requests;
     std::vector<MPI_Status> statuses;
@@ -63,16 +64,19 @@ inline void transfers_run(const std::vector<Transfer> &all) {
                       expected[i]);
     }
 }
-inline ncclResult_t transfer(Transfer t, size_t width) {
+inline ncclResult_t group_submit() {
+    std::vector<Transfer> all;
+    all.swap(group);
+    submit(group_stream, [all] { transfers_run(all); });
+    return ncclSuccess;
+}
+inline ncclResult_t transfer(Transfer t, size_t width, const void *stream) {
     ON_CPU_EXPECT(in_device(t.data), "NCCL: %p is not the device's", t.data);
     ON_CPU_EXPECT(t.count * width <= INT_MAX, "NCCL's stand-in moves at most 2 GiB at once");
     range_check(t.data, t.count * width, "NCCL");
-    group.push_back(t);
-    if (group_depth) return ncclSuccess;
-    std::vector<Transfer> all;
-    all.swap(group);
-    submit([all] { transfers_run(all); });
-    return ncclSuccess;
+    ON_CPU_EXPECT(group.empty() || group_stream == stream, "NCCL: a group of two streams");
+    group.push_back(t), group_stream = stream;
+    return group_depth ? ncclSuccess : group_submit();
 }
 inline void nccl_finalize() { MPI_Finalize(); }
 inline void nccl_begin() { // a program built without USE_MPI
@@ -122,30 +126,26 @@ inline ncclResult_t ncclCommInitRank(ncclComm_t *comm, int size, ncclUniqueId id
 }
 inline ncclResult_t ncclGroupStart() { return on_cpu::group_depth++, ncclSuccess; }
 inline ncclResult_t ncclGroupEnd() {
-    if (--on_cpu::group_depth || on_cpu::group.empty()) return ncclSuccess;
-    std::vector<on_cpu::Transfer> all;
-    all.swap(on_cpu::group);
-    on_cpu::submit([all] { on_cpu::transfers_run(all); });
-    return ncclSuccess;
+    return --on_cpu::group_depth || on_cpu::group.empty() ? ncclSuccess : on_cpu::group_submit();
 }
 inline ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type,
-                                  int root, ncclComm_t, cudaStream_t) {
+                                  int root, ncclComm_t, cudaStream_t s) {
     ON_CPU_EXPECT(from == to && type == ncclUint8, "ncclBroadcast: bytes in place only");
-    return on_cpu::transfer({on_cpu::Transfer::BCAST, to, count, root}, 1);
+    return on_cpu::transfer({on_cpu::Transfer::BCAST, to, count, root}, 1, s);
 }
 inline ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type,
-                                  ncclRedOp_t op, ncclComm_t, cudaStream_t) {
+                                  ncclRedOp_t op, ncclComm_t, cudaStream_t s) {
     ON_CPU_EXPECT(from == to && type == ncclUint32 && op == ncclMax,
                   "ncclAllReduce: the maximum of uint32 in place only");
-    return on_cpu::transfer({on_cpu::Transfer::MAX, to, count, 0}, 4);
+    return on_cpu::transfer({on_cpu::Transfer::MAX, to, count, 0}, 4, s);
 }
 inline ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int to,
-                             ncclComm_t, cudaStream_t) {
+                             ncclComm_t, cudaStream_t s) {
     ON_CPU_EXPECT(type == ncclUint8, "ncclSend: bytes only");
-    return on_cpu::transfer({on_cpu::Transfer::SEND, (void *)(uintptr_t)from, count, to}, 1);
+    return on_cpu::transfer({on_cpu::Transfer::SEND, (void *)(uintptr_t)from, count, to}, 1, s);
 }
 inline ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int from, ncclComm_t,
-                             cudaStream_t) {
+                             cudaStream_t s) {
     ON_CPU_EXPECT(type == ncclUint8, "ncclRecv: bytes only");
-    return on_cpu::transfer({on_cpu::Transfer::RECV, to, count, from}, 1);
+    return on_cpu::transfer({on_cpu::Transfer::RECV, to, count, from}, 1, s);
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Data parallelism of train_gpt_fp8.cu on this CPU: its kernels by on_cpu.h, NCCL by on_cpu_nccl.h,
 # so that mpirun (Open MPI) trains with several processes. The same model and state, byte for byte,
-# the same losses and scales for 1, 2, 3 and 4 processes, and across a resume on another number;
-# what has to be refused; the id by way of a file. Programs lie in build/cuda.
+# the same losses and scales for 1, 2, 3 and 4 processes, and across a resume on another number, in
+# both orders of the two streams; what has to be refused; the id by way of a file; planted faults. Programs lie in build/cuda.
 #
-#   dev/cuda/processes.sh [NAMES]     bits, resume, refused, file; all without a name
+#   dev/cuda/processes.sh [NAMES]     bits, resume, refused, file, planted; all without a name
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 repo=$PWD failed=0 checks=0
@@ -17,13 +17,14 @@ check() { # what, status
   checks=$((checks + 1))
   if [ "$2" = 0 ]; then echo "ok   $1"; else echo "FAIL $1"; failed=$((failed + 1)); fi
 }
+source=train_gpt_fp8.cu
 build() { # precision, program, flags
   mkdir -p build/cuda
   # shellcheck disable=SC2046,SC2086 # options are words
   ${CXX:-g++} -x c++ -std=c++17 -O2 ${MARCH--march=native} -g1 -ffp-contract=off -fopenmp -Wall \
     -Wextra -Werror -Wno-unknown-pragmas -DCUDA_ON_CPU -DPRECISION="$1" -DUSE_NCCL ${3:-} \
     -include dev/cuda/on_cpu.h $(mpicc --showme:compile | sed 's/-I/-isystem/g') \
-    -o "build/cuda/$2" train_gpt_fp8.cu $(mpicc --showme:link) -ldl || exit 1
+    -o "build/cuda/$2" -I. "$source" $(mpicc --showme:link) -ldl || exit 1
 }
 # Small pieces, so that there are several.
 build 0 world_fp8 "-DUSE_MPI -DPIECE=20000" && build 3 world_fp32 "-DUSE_MPI -DPIECE=20000"
@@ -38,6 +39,9 @@ train() { # processes, program, arguments
   local fp8=
   [[ $2 = world_fp8 && $3 != -y ]] && fp8="--scales-every 1"
   # shellcheck disable=SC2086 # words
+  # An even number of processes runs the second stream as early as may be, an odd one as late.
+  export CUDA_ON_CPU_STREAMS
+  [ $(($1 % 2)) = 0 ] && CUDA_ON_CPU_STREAMS=early || CUDA_ON_CPU_STREAMS=late
   timeout 100 mpirun --oversubscribe -np "$1" "$repo/build/cuda/$2" "${@:3}" $fp8 > out.txt 2>&1
 }
 rows() { cut -f 1-7 "$1/log.tsv" | grep -v '^#'; }
@@ -154,7 +158,47 @@ test_file() { # a program without MPI: ranks by the environment, as torchrun set
     refused "build it for that MPI" "mpirun of a program without MPI"
   }
 }
-[ $# -gt 0 ] || set -- bits resume refused file
+planted() { # a line of the source, what follows it (-: the line goes), flags
+  source=$work/planted.cu
+  if [ "$2" = - ]; then sed "/$1/d" "$repo/train_gpt_fp8.cu"; else
+    sed "/$1/a $2" "$repo/train_gpt_fp8.cu"
+  fi > "$source"
+  ! cmp -s "$source" "$repo/train_gpt_fp8.cu" || check "no line '$1'" 1
+  (cd "$repo" && build 0 world_planted -DUSE_MPI) || exit 1
+}
+test_planted() {
+  local n
+  # shellcheck disable=SC2086
+  {
+    train 1 world_fp8 $RUN -e d1 --shards 4 -x 1 -o good
+    planted 'stream_follows(machine.second, stream);' -
+    train 2 world_planted $RUN -e d1 --shards 4 -x 1 -o early &&
+      ! cmp -s good/model_00000001.bin early/model_00000001.bin
+    check "a fault that must show: the exchange does not wait for the backward pass" $?
+    train 2 world_planted $RUN -e d1 --shards 4 -o graph
+    grep -q "which the capture of stream 0 has not reached" out.txt
+    check "a fault that must show: nor in a graph" $?
+    planted 'stream_follows(STREAM, machine.second);' -
+    train 1 world_planted $RUN -e d1 --shards 4 -x 1 -o late &&
+      ! cmp -s good/model_00000001.bin late/model_00000001.bin
+    check "a fault that must show: the update does not wait for the exchange" $?
+    rm -r graph && train 1 world_planted $RUN -e d1 --shards 4 -o graph
+    grep -q "stream 1 has work that nothing waits for" out.txt
+    check "a fault that must show: nor in a graph" $?
+    planted 'linear_backward(&f, dx, source, rows, g->record);' \
+      'if (g->round \& FIRST_ROUND \&\& world.rank == 1 \&\& !l \&\& !i) \
+        CUDA(cudaMemsetAsync(gpt_param(g, g->grad, QKVW, 0) + 7, 255, 4, STREAM));'
+    for n in 2 4; do
+      for words in "" "--grad-comm bf16" "--grad-comm fp8"; do
+        train $n world_planted $RUN -e d1 --shards 4 $words -o no
+        refused "gradient is not finite; .* gradient of qkvw of layer 0 of rank 1;" \
+          "a gradient that is not finite: $n processes $words"
+        rm -rf no
+      done
+    done
+  }
+}
+[ $# -gt 0 ] || set -- bits resume refused file planted
 for name; do "test_$name"; done
 echo "$((checks - failed)) passed, $failed failed"
 [ $failed = 0 ]
