@@ -2546,8 +2546,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
         const int shard = round * world.size + world.rank;
         if (shard < g->shards && !ends) loss = gpt_shard(g, in, run, shard, before);
         // If the run ends, where it began to be not finite is still there.
-        ends = !isfinite(loss) ||
-               (rounds > 1 && !skips && floats_nonfinite(g->grad, g->param_count));
+        ends =
+            !isfinite(loss) || (rounds > 1 && !skips && floats_nonfinite(g->grad, g->param_count));
         if (shard < g->shards) shard_leave(g, shard_scales(g, all, shard), loss);
         shards_add(g, round);
     }
@@ -4470,6 +4470,13 @@ static char *run_header(const Run *r) {
 // All processes must have the same header, but for lines about the machine.
 static void run_agree(Run *r) {
     if (world.size == 1) return;
+    const long begins[] = {r->o.resume, r->o.eval, r->progress.step};
+    long first[] = {begins[0], begins[1], begins[2]};
+    world_bcast(first, sizeof(first), 0);
+    EXPECT(!memcmp(first, begins, sizeof(first)),
+           "its -y, --eval and checkpoint are %ld, %ld, %ld, those of rank 0 %ld, %ld, %ld; all "
+           "processes need the same",
+           begins[0], begins[1], begins[2], first[0], first[1], first[2]);
     r->option_lines = options_lines(&r->o);
     char key[64], theirs[PATH_MAX], mine[PATH_MAX], *header = run_header(r);
     size_t bytes = strlen(header) + 1;

@@ -5739,6 +5739,13 @@ static char *run_header(const Run *r) {
 // All processes must have the same header, but for lines about the machine.
 static void run_agree(Run *r) {
     if (world.size == 1) return;
+    const long begins[] = {r->o.resume, r->o.eval, r->progress.step};
+    long first[] = {begins[0], begins[1], begins[2]};
+    world_bcast(first, sizeof(first), 0);
+    EXPECT(!memcmp(first, begins, sizeof(first)),
+           "its -y, --eval and checkpoint are %ld, %ld, %ld, those of rank 0 %ld, %ld, %ld; all "
+           "processes need the same",
+           begins[0], begins[1], begins[2], first[0], first[1], first[2]);
     r->option_lines = options_lines(&r->o);
     char key[64], theirs[PATH_MAX], mine[PATH_MAX], *header = run_header(r);
     size_t bytes = strlen(header) + 1;
@@ -7407,6 +7414,13 @@ static void backend_start(Run *r) {
 }
 
 static void backend_ready(Run *r) {
+    char first[sizeof(r->g.attention)];
+    memcpy(first, r->g.attention, sizeof(first));
+    world_bcast(first, sizeof(first), 0);
+    EXPECT(!strcmp(first, r->g.attention),
+           "its attention is '%s', that of rank 0 '%s'; all processes need the same, or "
+           "--attention own",
+           r->g.attention, first);
     sprintf(r->option_lines + strlen(r->option_lines), "# attention_by\t%s\n", r->g.attention);
 }
 static void backend_header(FILE *f, const Run *r) {

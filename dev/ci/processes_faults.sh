@@ -18,8 +18,7 @@ refused() { # status, words of the message, then mpirun's arguments
 }
 new=(-t 64 -b 2 -x 6 -e d1 -o "$out/new")
 cp data/tales.d/val.txt "$out/here.txt"
-mkdir "$out/there"
-tr a b < "$out/here.txt" > "$out/there/here.txt"
+mkdir "$out/there" && tr a b < "$out/here.txt" > "$out/there/here.txt"
 refused 2 'total-batch: expected a multiple of .* 384' -np 2 "$t" "${new[@]}" --shards 3 -d 512
 refused 2 'shards: the run has 2; start at most' -np 3 "$t" "${new[@]}" --shards 2
 refused 2 'rank 1: its lr is' -np 1 "$t" "${new[@]}" : -np 1 "$t" "${new[@]}" -l 1e-4
@@ -28,6 +27,9 @@ refused 2 'rank 1: its data_hash is' -np 1 -wdir "$out" "$t" -i here.txt "${new[
   -np 1 -wdir "$out/there" "$t" -i here.txt "${new[@]}"
 refused 2 'rank 1: .*gone.txt: ' -np 1 "$t" -i here.txt "${new[@]}" -i "$out/here.txt" : \
   -np 1 "$t" "${new[@]}" -i gone.txt
+mpi 2 "$t" -t 64 -b 2 -x 1 -e d1 -o "$out/old"
+refused 2 'rank 1: its -y, --eval and checkpoint are 1, 1, 1, those' -np 1 "$t" -y -o "$out/old" \
+  -x 6 : -np 1 "$t" -y -o "$out/old" --eval
 refused 2 'make MPI=1' -np 2 "$out/alone" "${new[@]}"
 refused 2 'prompt: start one process' -np 2 "$t" --prompt Once
 sed 's/libmpi\.so\.[0-9]/libmpi.so.X/g' "$t" > "$out/missing"
@@ -36,11 +38,10 @@ status=0
 "$out/missing" "${new[@]}" > "$out/said" 2>&1 || status=$?
 grep -q 'libmpi.so.X' "$out/said" || fail "no MPI library: $status, $(cat "$out/said")"
 [ $status = 127 ] || fail "no MPI library: status $status"
-echo "ok   refused: batches, shards, options, builds, data, a build without MPI, no MPI library"
-
+echo "ok   refused: batches, shards, options, builds, data, a build without MPI, no library, --eval"
 # Faults planted into the second shard of the third step: of rank 1, which has one shard or two.
 planted() { # words of the message, after a line, a statement
-  local status=0 run
+  local run status=0
   sed "/$2/a if (shard == 1 \&\& in->index == 2) $3;" train_gpt_fp8.c > "$out/planted.c"
   ! cmp -s train_gpt_fp8.c "$out/planted.c" || fail "no line '$2'"
   OMPI_CC=gcc mpicc -DUSE_MPI -I. "${flags[@]}" -march=native "$out/planted.c" -o "$out/planted" -lm
