@@ -51,10 +51,10 @@ for n in "4 1" "4 3" "1 4"; do
   grep -q "$(cat "$out/loss")" "$out/said" || fail "--eval: $(cat "$out/loss" "$out/said")"
 done
 echo "ok   begun by 4, ended by 1 and by 3; begun by 1, ended by 4; --eval by 3"
-if ! dev/ci/two_hosts.sh mpirun -np 4 "$out/fp8" "${run[@]}" -o "$out/hosts" > "$out/said" 2>&1; then
+if ! dev/ci/two_hosts.sh mpirun -np 4 "$out/fp8" "${run[@]}" -o "$out/host" > "$out/said" 2>&1; then
   grep -q '^skip' "$out/said" || fail "two hosts: $(cat "$out/said")"
   grep '^skip' "$out/said"
 else
-  same hosts of-1
+  same host of-1
   echo "ok   four processes on two hosts"
 fi

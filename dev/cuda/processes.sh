@@ -2,7 +2,8 @@
 # Data parallelism of train_gpt_fp8.cu on this CPU: its kernels by on_cpu.h, NCCL by on_cpu_nccl.h,
 # so that mpirun (Open MPI) trains with several processes. The same model and state, byte for byte,
 # the same losses and scales for 1, 2, 3 and 4 processes, and across a resume on another number, in
-# both orders of the two streams; what has to be refused; the id by way of a file; planted faults. Programs lie in build/cuda.
+# both orders of the two streams; what has to be refused; the id by way of a file; planted faults.
+# Programs lie in build/cuda.
 #
 #   dev/cuda/processes.sh [NAMES]     bits, resume, refused, file, planted; all without a name
 set -u
@@ -38,11 +39,12 @@ RUN="-i text.txt -t 64 -b 1 -x 4 -v 2 -m 3 -n 2 --keep 0 -s 0 -u 2"
 train() { # processes, program, arguments
   local fp8=
   [[ $2 = world_fp8 && $3 != -y ]] && fp8="--scales-every 1"
-  # shellcheck disable=SC2086 # words
   # An even number of processes runs the second stream as early as may be, an odd one as late.
-  export CUDA_ON_CPU_STREAMS
-  [ $(($1 % 2)) = 0 ] && CUDA_ON_CPU_STREAMS=early || CUDA_ON_CPU_STREAMS=late
-  timeout 100 mpirun --oversubscribe -np "$1" "$repo/build/cuda/$2" "${@:3}" $fp8 > out.txt 2>&1
+  local order=late
+  [ $(($1 % 2)) != 0 ] || order=early
+  # shellcheck disable=SC2086 # words
+  CUDA_ON_CPU_STREAMS=$order timeout 100 mpirun --oversubscribe -np "$1" \
+    "$repo/build/cuda/$2" "${@:3}" $fp8 > out.txt 2>&1
 }
 rows() { cut -f 1-7 "$1/log.tsv" | grep -v '^#'; }
 same() { # two directories
