@@ -2544,10 +2544,12 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     gpt_refresh_weights(g);
     for (int round = 0; round < rounds; round++) {
         const int shard = round * world.size + world.rank;
-        if (shard < g->shards && !ends) loss = gpt_shard(g, in, run, shard, before);
-        // If the run ends, where it began to be not finite is still there.
-        ends =
-            !isfinite(loss) || (rounds > 1 && !skips && floats_nonfinite(g->grad, g->param_count));
+        if (shard < g->shards && !ends) {
+            loss = gpt_shard(g, in, run, shard, before);
+            // If the run ends, where it began to be not finite has to stay.
+            ends = !isfinite(loss) ||
+                   (round < rounds - 1 && !skips && floats_nonfinite(g->grad, g->param_count));
+        }
         if (shard < g->shards) shard_leave(g, shard_scales(g, all, shard), loss);
         shards_add(g, round);
     }
@@ -2606,7 +2608,8 @@ static void backend_note(const Run *r);            // what the user has to know 
 static void backend_resumed(Run *r);               // what a log says again after a resume
 static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
-// Whether the gradient of a tensor of layer l, of this process's shards, is not finite.
+// Whether the gradient of a tensor of layer l is not finite in this process; of several shards,
+// maybe only whether it is the last such one.
 static int gradient_nonfinite(const Gpt *g, int id, int l);
 
 // ==== 10. data ===================================================================================
@@ -4265,7 +4268,7 @@ static void nonfinite_find(Gpt *g, char *out) {
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (gradient_nonfinite(g, id, s->layers == 1 ? 0 : l))
+            if (gradient_nonfinite(g, id, l))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
     strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
@@ -4642,7 +4645,7 @@ static void run_summary(Run *r, double val_loss, double seconds, double waited) 
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     if (world.size > 1)
-        printf("%.1f%% of it waiting for one of %d processes, ", 100 * waited / seconds,
+        printf("%.1f%% of it waiting for the others of %d processes, ", 100 * waited / seconds,
                world.size);
     backend_summary(r);
     if (val_loss > 0) {
@@ -5742,7 +5745,8 @@ static void backend_summary(const Run *r) {
 }
 static int gradient_nonfinite(const Gpt *g, int id, int l) {
     const ParamSpec *s = &g->params[id];
-    return tensor_nonfinite(gpt_param(g, g->grad, id, l), DTYPE_FP32, s->rows * s->cols);
+    return tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32,
+                            s->rows * s->cols);
 }
 
 // ==== 17. processes ==============================================================================

@@ -2193,10 +2193,11 @@ enum { COMM_FP32, COMM_BF16, COMM_FP8 };
 #define PIECE MIN(round_up(((size_t)1 << 24) / world.size, 8), g->param_count)
 #endif
 #define TENSORS(g) ((size_t)NPARAM * (g)->config.L) // at most
-// Where the part lies that a process adds of the parameters from `at` on, the given tensor's.
+// Where in grad_sum the part lies that a process adds of tensors from number `tensor`, parameter
+// `at`, on. A part is up to 8 longer than an equal share, and both are rounded.
 #define SUM_AT(at, tensor) (round_up((at) / world.size, 8) + (size_t)24 * (tensor))
 // What a shard leaves in the scale of x or dy; behind them, its loss (as `signal`), and the seconds
-// for which its process waited (`noise`).
+// from its backward pass to the end of its exchange (`noise`).
 typedef struct {
     Fp8Stats step;
     float scale;
@@ -2360,8 +2361,9 @@ typedef struct {
 } StepResults;
 
 // Section 17, if there are several processes. `root` has the data, and all get them: the host's, or
-// in order on the stream the device's. device_max(): of all processes. sent[q] goes to process q,
-// and got[q] comes from it. What stands between group_begin() and group_end() may begin together.
+// as work of the current stream the device's. device_max(): of all processes, of n numbers each.
+// sent[q] goes to process q, and got[q] comes from it. What stands between group_begin() and
+// group_end() may begin together.
 // Whether `yes` is true in any; this waits for all.
 #define WORLD_MAX 4096 // processes
 typedef struct {
@@ -2375,7 +2377,7 @@ static void world_bcast(void *data, size_t bytes, int root);
 static void world_trade(const Message *sent, const Message *got);
 static int world_any(int yes);
 static void device_bcast(void *data, size_t bytes, int root);
-static void device_max(unsigned *x);
+static void device_max(unsigned *x, size_t n);
 static void group_begin(void);
 static void group_end(void);
 #else
@@ -2384,7 +2386,7 @@ static void group_end(void);
 #define world_bcast(data, bytes, root)  (void)(data), (void)(bytes), (void)(root)
 #define world_any(yes)                  (yes)
 #define device_bcast(data, bytes, root) (void)(data), (void)(bytes), (void)(root)
-#define device_max(x)                   (void)0
+#define device_max(x, n)                (void)0
 #define group_begin()                   (void)0
 #define group_end()                     (void)0
 static void world_trade(const Message *, const Message *) {}
@@ -2405,8 +2407,8 @@ typedef struct {
 } Slice;
 
 // Phases of a step on the device: the weights' bytes, the update, and micro-batches, to which is
-// added what they do: one begins a shard's gradients, one ends them, in the first or last of the
-// process's rounds.
+// added what they do: one begins a shard's gradients, one ends them, in the first round of shards
+// or in the last. (LAST_ROUND alone: a process without a shard in it takes part in the exchange.)
 enum {
     PHASE_REFRESH,
     PHASE_UPDATE,
@@ -2466,10 +2468,11 @@ typedef struct {
     float good_steps;        // steps in a row without an overflow
     float logged_loss_scale; // of the last finished step, for scales.tsv and the table at the end
     int loss_scale_fixed;    // --loss-scale off or N: it never changes
-    int first; // a shard's first micro-batch: gradients of wte and of linear layers' weights are
-               // written, not added
-    int round; // of the micro-batch that ENDS a shard's gradients: they leave as they are made
-    unsigned nonfinite; // of the last step: a NONFINITE_MARK
+    int first;    // a shard's first micro-batch: gradients of wte and of linear layers' weights are
+                  // written, not added
+    int exchange; // what the micro-batch does, if it ENDS a shard's gradients, so that they leave
+                  // as they are made
+    unsigned nonfinite; // the last step's StepResults.nonfinite
     Record record;      // of x and dy: NONE but in a training step, so that validation and sampling
                         // leave no trace
     Record record_weights;   // of the weights, for the next step: they may be made in a validation
@@ -3005,7 +3008,7 @@ static void gpt_linear_backward(Gpt *g, int l, int i, stored_t *dx, Source sourc
     f.operand[OPERAND_DY].tensor = dy;
     gpt_wgrad_input(g, &f, l, i, rows);
     linear_backward(&f, dx, source, rows, g->record);
-    if (g->round) gradient_exchange(g, linear_param[i] * g->config.L + l);
+    if (g->exchange) gradient_exchange(g, linear_param[i] * g->config.L + l);
 }
 
 // dresidual += the layernorm's backward of dnarrow.
@@ -3132,7 +3135,7 @@ static void gpt_backward(Gpt *g, int B, int n) {
     }
     encoder_backward(g->grad, gpt_param(g, g->grad, WPE, 0), g->dresidual, in.tokens, in.order,
                      in.buckets, in.count, MIN((int)R, c->V), B, n, c->C);
-    if (g->round) gradients_exchange_rest(g);
+    if (g->exchange) gradients_exchange_rest(g);
 }
 
 // Draws from softmax(logits / temperature) with u in [0, 1), walking the tokens in order;
@@ -3403,7 +3406,8 @@ KERNEL shards_merge_kernel(Fp8Scale *scales, StepResults *r, const ShardScale *a
     if (i < count) scales[i].step = sum;
     if (i < count) return;
     r->loss = sum.signal;
-    r->waited = sum.noise;
+    for (size_t place = 0; place < ceil_div(shards, processes) * processes; place++)
+        r->waited += all[place * (count + 1) + i].step.noise;
 }
 // All processes get what all shards left.
 static void shards_merge(Gpt *g) {
@@ -3464,7 +3468,8 @@ static size_t part_begin(const Span *s, int q) {
 static dim3 span_grid(const Span *s) {
     return dim3(MIN(ceil_div(s->to - s->at, 8 * THREADS), 128), s->tensors);
 }
-KERNEL gradient_amax_kernel(int *amax, const float *grad, Span s, ParamRanges ranges) {
+// amax [tensors] of this process's gradient.
+KERNEL gradient_amax_kernel(unsigned *amax, const float *grad, Span s, ParamRanges ranges) {
     size_t end;
     const size_t begin = gradient_tensor(&ranges, s.tensor + blockIdx.y, &end);
     uint32_t top = 0;
@@ -3474,28 +3479,34 @@ KERNEL gradient_amax_kernel(int *amax, const float *grad, Span s, ParamRanges ra
         UNROLL for (int k = 0; k < 8; k++) top = MAX(top, float_bits(v[k]) & 0x7fffffff);
     }
     top = __reduce_max_sync(0xffffffff, top);
-    if (threadIdx.x % 32 == 0 && top) atomicMax(&amax[s.tensor + blockIdx.y], (int)top);
+    if (threadIdx.x % 32 == 0 && top) atomicMax(&amax[blockIdx.y], top);
 }
-KERNEL gradient_encode_kernel(uint8_t *wire, const float *grad, const int *amax, Span s,
+KERNEL gradient_encode_kernel(uint8_t *wire, const float *grad, const unsigned *amax, Span s,
                               ParamRanges ranges, int comm) {
     size_t end;
     const size_t begin = gradient_tensor(&ranges, s.tensor + blockIdx.y, &end);
-    const float scale = comm == COMM_FP8 ? wire_scale(amax[s.tensor + blockIdx.y]) : 1;
+    const float scale = comm == COMM_FP8 ? wire_scale(amax[blockIdx.y]) : 1;
     EIGHTS(i, begin, end) {
         float v[8];
         load8(v, grad + i);
         wire_put(wire, i, v, comm, scale);
     }
 }
-// The shard's gradient as it is sent, and in FP8 the amax of its tensors.
+// Where the amax of a span's tensors lie, [processes][tensors].
+static unsigned *span_amax(const Gpt *g, const Span *s) {
+    return g->wire_amax ? (unsigned *)g->wire_amax + (size_t)world.size * s->tensor : NULL;
+}
+// The shard's gradient as it is sent; in FP8 all processes get the amax of each other's tensors: of
+// zeros and one number, which the maximum is. (One message; a gather would take many.)
 static void gradient_encode(const Gpt *g, Span s) {
-    int *amax = g->wire_amax ? g->wire_amax + world.rank * TENSORS(g) : NULL;
+    unsigned *amax = span_amax(g, &s), *mine = amax ? amax + world.rank * s.tensors : NULL;
     const ParamRanges ranges = param_ranges(g);
-    if (g->grad_comm == COMM_FP8) {
-        device_zero(amax + s.tensor, s.tensors * sizeof(int));
-        RUN(gradient_amax_kernel, span_grid(&s), amax, g->grad, s, ranges);
-    }
-    RUN(gradient_encode_kernel, span_grid(&s), g->wire, g->grad, amax, s, ranges, g->grad_comm);
+    const int sends = g->exchange & ENDS;
+    if (amax) device_zero(amax, (size_t)world.size * s.tensors * 4);
+    if (amax && sends) RUN(gradient_amax_kernel, span_grid(&s), mine, g->grad, s, ranges);
+    if (sends)
+        RUN(gradient_encode_kernel, span_grid(&s), g->wire, g->grad, mine, s, ranges, g->grad_comm);
+    if (amax) device_max(amax, (size_t)world.size * s.tensors);
 }
 // A piece of a part: parameters at .. to, of tensors from `tensor` on.
 typedef struct {
@@ -3505,32 +3516,35 @@ typedef struct {
     float *out;                     // the sum with them
     int tensor, rank, inside, comm; // inside: processes that have a shard
 } Piece;
-// Adds in the order of the shards. A gradient that is not finite leaves a number that is larger the
-// lower its process q, and then the higher its tensor is.
-#define NONFINITE_MARK(processes, q, tensors, tensor)                                              \
-    (2u + ((processes) - (q)) * (tensors) + (tensor))
-KERNEL gradient_add_kernel(Piece p, const int *amax, ParamRanges ranges, unsigned *nonfinite,
+// Adds in the order of the shards. Where a sum becomes something that is not finite, a number is
+// left, the larger the lower that shard's process q is, and then the later the tensor is made in a
+// forward pass.
+#define NONFINITE_MARK(processes, q, layers, l, id)                                                \
+    (2u + (((processes) - (q)) * (layers) + (l)) * NPARAM + (id))
+KERNEL gradient_add_kernel(Piece p, const unsigned *amax, ParamRanges ranges, unsigned *nonfinite,
                            int processes) {
-    const int tensors = NPARAM * ranges.layers, tensor = p.tensor + blockIdx.y;
     size_t end;
-    const size_t begin = MAX(gradient_tensor(&ranges, tensor, &end), p.at);
+    const size_t begin = MAX(gradient_tensor(&ranges, p.tensor + blockIdx.y, &end), p.at);
     end = MIN(end, p.to);
     EIGHTS(i, begin, end) {
-        float x[8], y[8];
+        float x[8] = {0}, y[8];
         if (p.sum) load8(x, p.sum + (i - p.at));
         for (int q = 0; q < p.inside; q++) {
             float inv = 1;
             int finite = 1;
             if (p.comm == COMM_FP8) {
-                const uint32_t top = amax[q * tensors + tensor];
+                const uint32_t top = amax[q * gridDim.y + blockIdx.y];
                 inv = top < 0x7f800000 ? 1 / wire_scale(top) : NAN;
             }
             wire_get(y, q == p.rank ? p.own : p.incoming + q * p.stride, i - p.at, p.comm, inv);
             UNROLL for (int k = 0; k < 8; k++) {
+                const int before = float_is_finite(x[k]);
                 x[k] = !p.sum && q == 0 ? y[k] : x[k] + y[k];
-                finite &= float_is_finite(y[k]);
+                finite &= !before || float_is_finite(x[k]);
             }
-            if (!finite) atomicMax(nonfinite, NONFINITE_MARK(processes, q, tensors, tensor));
+            const int L = ranges.layers, id = (p.tensor + blockIdx.y) / L,
+                      l = id >= LNFW ? L - 1 : (p.tensor + blockIdx.y) % L;
+            if (!finite) atomicMax(nonfinite, NONFINITE_MARK(processes, q, L, l, id));
         }
         store8(p.out + (i - p.at), x);
     }
@@ -3542,7 +3556,7 @@ static Message elements(void *p, size_t begin, size_t end, size_t width) {
 // the sum, which in the last round takes the place of the shard's gradient.
 static void span_add(const Gpt *g, Span s) {
     static Message sent[WORLD_MAX], got[WORLD_MAX];
-    const int last = g->round & LAST_ROUND, sends = g->round & ENDS;
+    const int last = g->exchange & LAST_ROUND, sends = g->exchange & ENDS;
     const size_t width = wire_width(g), mine = part_begin(&s, world.rank),
                  end = part_begin(&s, world.rank + 1);
     char *out = (char *)(g->wire ? (void *)g->wire : g->grad);
@@ -3561,10 +3575,10 @@ static void span_add(const Gpt *g, Span s) {
         }
         world_trade(sent, got);
         p.out = g->grad_sum ? g->grad_sum + SUM_AT(s.at, s.tensor) + at : NULL;
-        p.sum = g->round & FIRST_ROUND ? NULL : p.out;
+        p.sum = g->exchange & FIRST_ROUND ? NULL : p.out;
         if (last) p.out = g->grad + p.at;
         if (p.at < p.to)
-            RUN(gradient_add_kernel, span_grid(&s), p, g->wire_amax, param_ranges(g),
+            RUN(gradient_add_kernel, span_grid(&s), p, span_amax(g, &s), param_ranges(g),
                 &g->step_results->nonfinite, world.size);
     }
 }
@@ -3603,11 +3617,7 @@ static void gradient_exchange(const Gpt *g, int tensor) {
     const Span s = span_at(g, tensor);
     stream_follows(machine.second, stream);
     machine.stream = machine.second;
-    if (g->wire && g->round & ENDS) gradient_encode(g, s);
-    group_begin();
-    for (int q = 0; g->wire_amax && q < world.size; q++)
-        device_bcast(g->wire_amax + q * TENSORS(g) + tensor, s.tensors * sizeof(int), q);
-    group_end();
+    if (g->wire) gradient_encode(g, s);
     span_add(g, s);
     machine.stream = stream;
 }
@@ -3630,18 +3640,18 @@ static void gradients_exchange_rest(const Gpt *g) {
         if (!param_is_linear(t / g->config.L)) gradient_exchange(g, t);
     stream_follows(STREAM, machine.second);
     group_begin();
-    for (int t = 0; t < tensors && g->round & LAST_ROUND; t += span_at(g, t).tensors)
+    for (int t = 0; t < tensors && g->exchange & LAST_ROUND; t += span_at(g, t).tensors)
         span_share(g, span_at(g, t));
     group_end();
     if (world.size > 1) LAUNCH(clock_kernel, 1, 1, 0, STREAM, waited, 1);
 }
-// All of a round, without a backward pass.
-static void gradients_exchange(Gpt *g, int round) {
-    g->round = round;
+// All of it, without a backward pass.
+static void gradients_exchange(Gpt *g, int does) {
+    g->exchange = does;
     for (int k = g->config.L * NLIN - 1; k >= 0; k--)
         gradient_exchange(g, linear_param[k % NLIN] * g->config.L + k / NLIN);
     gradients_exchange_rest(g);
-    g->round = 0;
+    g->exchange = 0;
 }
 // After the update: every process gets the master weights of the tensors that all hold whole.
 static void masters_share(const Gpt *g) {
@@ -3680,21 +3690,23 @@ static void phase_work(Gpt *g, int phase) {
     if (phase == PHASE_REFRESH) {
         g->weights_ready = 0;
         gpt_refresh_weights(g);
+    } else if (phase == PHASE_MICRO_BATCH + LAST_ROUND) {
+        gradients_exchange(g, LAST_ROUND);
     } else if (phase >= PHASE_MICRO_BATCH) {
         const int does = phase - PHASE_MICRO_BATCH;
         g->first = does & BEGINS;
         if (g->first) gradients_begin(g);
         gpt_forward_device(g, g->B, g->config.T, 1);
-        g->round = does & ENDS ? does : 0;
+        g->exchange = does & ENDS ? does : 0;
         gpt_backward(g, g->B, g->config.T);
-        g->round = 0;
+        g->exchange = 0;
         micro_batch_is(g, -1);
     } else {
         gradient_norm(g);
         scales_advance(g->device_scales, g->scales_in_use, &g->step_results->cut, g->scale_count,
                        NOPERAND);
         adamw_update(g);
-        device_max(&g->step_results->nonfinite);
+        device_max(&g->step_results->nonfinite, 1);
         masters_share(g);
     }
 }
@@ -3755,7 +3767,7 @@ static long shard_begin(const Gpt *g, const Step *s, int shard) { // its first o
 }
 static void gpt_shard(Gpt *g, const Step *s, Run *run, int shard, int as_graph) {
     const long first = shard_begin(g, s, shard), end = shard_begin(g, s, shard + 1);
-    const int ends = ENDS + FIRST_ROUND * (shard < world.size) +
+    const int last = ENDS + FIRST_ROUND * (shard < world.size) +
                      LAST_ROUND * (shard / world.size == (int)shard_rounds(g) - 1);
     if (g->shards > 1) micro_batch_is(g, first);
     for (long micro = first; micro < end; micro++) {
@@ -3763,10 +3775,9 @@ static void gpt_shard(Gpt *g, const Step *s, Run *run, int shard, int as_graph) 
         batch_send(g, micro);
         phase_run(g,
                   PHASE_MICRO_BATCH + BEGINS * (micro == first) +
-                      ends * (gradients_travel(g) && micro == end - 1),
+                      last * (gradients_travel(g) && micro == end - 1),
                   as_graph);
     }
-    shard_leave(g, shard);
 }
 // What the host writes for a step.
 static void step_inputs_make(const Gpt *g, const Step *s, StepInputs *in) {
@@ -3799,7 +3810,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
     for (size_t round = 0; round < shard_rounds(g); round++) {
         const int shard = round * world.size + world.rank;
         if (shard < g->shards) gpt_shard(g, s, run, shard, as_graph);
-        else gradients_exchange(g, LAST_ROUND);
+        else phase_run(g, PHASE_MICRO_BATCH + LAST_ROUND, as_graph);
+        shard_leave(g, shard);
     }
     shards_merge(g);
     if (g->shards > 1) micro_batch_is(g, (s->index + 1) * s->micro_batches);
@@ -3875,7 +3887,8 @@ static void backend_note(const Run *r);            // what the user has to know 
 static void backend_resumed(Run *r);               // what a log says again after a resume
 static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
-// Whether the gradient of a tensor of layer l, of this process's shards, is not finite.
+// Whether the gradient of a tensor of layer l is not finite in this process; of several shards,
+// maybe only whether it is the last such one.
 static int gradient_nonfinite(const Gpt *g, int id, int l);
 
 // ==== 10. data ===================================================================================
@@ -5534,7 +5547,7 @@ static void nonfinite_find(Gpt *g, char *out) {
         for (int id = NPARAM - 1; id >= 0; id--) {
             const ParamSpec *s = &g->params[id];
             if (s->layers == 1 && (id >= LNFW ? l < L - 1 : l > 0)) continue;
-            if (gradient_nonfinite(g, id, s->layers == 1 ? 0 : l))
+            if (gradient_nonfinite(g, id, l))
                 return (void)snprintf(out, 256, "gradient of %s of layer %d", s->name, l);
         }
     strcpy(out, tensor_nonfinite(g->losses, DTYPE_FP32, R) ? "the losses"
@@ -5911,7 +5924,7 @@ static void run_summary(Run *r, double val_loss, double seconds, double waited) 
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     if (world.size > 1)
-        printf("%.1f%% of it waiting for one of %d processes, ", 100 * waited / seconds,
+        printf("%.1f%% of it waiting for the others of %d processes, ", 100 * waited / seconds,
                world.size);
     backend_summary(r);
     if (val_loss > 0) {
@@ -7324,7 +7337,7 @@ static void machine_find(int emulate) {
 static void machine_init(void) {
     fp_mode_set();
     CUDA(cudaStreamCreateWithFlags(&machine.stream, cudaStreamNonBlocking));
-    CUDA(cudaStreamCreateWithFlags(&machine.second, cudaStreamNonBlocking));
+    CUDA(cudaStreamCreateWithPriority(&machine.second, cudaStreamNonBlocking, -1)); // goes first
     CUDA(cudaEventCreateWithFlags(&machine.event, cudaEventDisableTiming));
     LT(cublasLtCreate(&machine.lt));
     CUDA(cudaMalloc(&machine.lt_workspace, LT_WORKSPACE));
@@ -7468,9 +7481,9 @@ static void backend_summary(const Run *r) {
 static int gradient_nonfinite(const Gpt *g, int id, int l) {
     const ParamSpec *s = &g->params[id];
     if (gradients_travel(g))
-        return g->nonfinite ==
-               NONFINITE_MARK(world.size, world.rank, TENSORS(g), id * g->config.L + l);
-    return tensor_nonfinite(gpt_param(g, g->grad, id, l), DTYPE_FP32, s->rows * s->cols);
+        return g->nonfinite == NONFINITE_MARK(world.size, world.rank, g->config.L, l, id);
+    return tensor_nonfinite(gpt_param(g, g->grad, id, s->layers == 1 ? 0 : l), DTYPE_FP32,
+                            s->rows * s->cols);
 }
 
 // ==== 17. processes ==============================================================================
@@ -7557,8 +7570,8 @@ static void device_bcast(void *data, size_t bytes, int root) {
     if (world.size > 1 && bytes)
         NCCL(ncclBroadcast(data, data, bytes, ncclUint8, root, world_comm, STREAM));
 }
-static void device_max(unsigned *x) {
-    if (world.size > 1) NCCL(ncclAllReduce(x, x, 1, ncclUint32, ncclMax, world_comm, STREAM));
+static void device_max(unsigned *x, size_t n) {
+    if (world.size > 1) NCCL(ncclAllReduce(x, x, n, ncclUint32, ncclMax, world_comm, STREAM));
 }
 static void world_bcast(void *data, size_t bytes, int root) {
     for (size_t at = 0, n; world.size > 1 && at < bytes; at += n) {
@@ -7584,7 +7597,7 @@ static int world_any(int yes) {
     unsigned any = yes;
     if (world.size == 1) return yes;
     device_write(world_room, &any, sizeof(any));
-    device_max((unsigned *)world_room);
+    device_max((unsigned *)world_room, 1);
     device_read(&any, world_room, sizeof(any));
     return any;
 }

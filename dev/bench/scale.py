@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Predicts the step of many GPUs, or processes, that train as section 17 of train_gpt_fp8.c has it.
+"""Predicts the step of many GPUs, or processes, that train as section 9 of train_gpt_fp8.cu has it.
 
     dev/bench/scale.py [OPTIONS]       # 1 to 4,096 GPUs, and from where on the design does not pay
     dev/bench/scale.py --measure FILE  # links and short runs of 1 to 4 processes here, by mpirun
@@ -10,12 +10,13 @@ An exchange takes alpha a message and bytes / bandwidth. A step of N processes, 
 
 compute  6 FLOPs a weight and token, and attention's, at a rate that small batches do not lower.
 reduce   As train_gpt_fp8.cu has it: each process gets its N-th of every matrix from all others,
-         and adds it; the other tensors follow in five such spans. Then all sums go to the owners,
-         in fp32: each gets its slice. --no-overlap: as train_gpt_fp8.c has it, each
-         process sends each other one its slice, after the backward pass. A linear layer's matrix
-         has one owner; so the largest slice stays a matrix or more however large N is, its owner
-         gets ever more bytes, and others own nothing (idle). --even: every tensor in N equal
-         parts, which their owners add.
+         and adds it; the other tensors follow in five such spans; with FP8 a maximum goes before
+         each. Then all sums go to the owners, in fp32: each gets its slice. Adding takes memory's
+         time, but none of the products' beside it.
+         --no-overlap: as train_gpt_fp8.c has it, each process sends each other one its slice, after
+         the backward pass. A linear layer's matrix has one owner; so the largest slice stays a
+         matrix or more however large N is, its owner gets ever more bytes, and others own nothing
+         (idle). --even: every tensor in N equal parts, which their owners add.
 hidden   A matrix's gradients leave when the last micro-batch's backward pass has left its layer,
          those of wte, wpe and vectors after it.
 update   The owner of the largest slice updates it (--no-overlap: and adds N gradients); bound by
@@ -47,7 +48,8 @@ from roofline import PADDED, table
 MODELS = {"124M": (12, 768, 431), "1.6B": (48, 1600, 585), "7B": (32, 4096, 585)}
 WIDTH = {"fp32": 4, "bf16": 2, "fp8": 1}  # bytes of a gradient that is sent
 COPY = {"fp32": 0, "fp16": 2, "bf16": 2, "fp8": 1}  # bytes of a weight that products read
-PIECE, MOMENT_BLOCK, CHUNK, SHARD_SCALE = 1 << 17, 128, 8192, 72  # of train_gpt_fp8.c
+# Of train_gpt_fp8.c. The CUDA file's pieces are 2^24 / N.
+PIECE, MOMENT_BLOCK, CHUNK, SHARD_SCALE = 1 << 17, 128, 8192, 72
 Links = collections.namedtuple("Links", "node near_alpha near far_alpha far flight")  # s, bytes/s
 Model = collections.namedtuple("Model", "L C T V copy")
 # What --measure runs, with 4 shards: 1024 and 64 tokens a shard, so that links matter.
@@ -111,7 +113,7 @@ def broadcasts(links, N, count, volume):
     return volume / bandwidth, depth + (count - 1) * alpha
 
 
-def gather(m, links, N, grad, rounds=1, even=False):
+def gather(m, links, N, grad, rounds=1, even=False, overlap=False):
     """Seconds of all that is broadcast in a step, and of flags: transfer, latency."""
     begins, count, volume = slice_begins(m, N, even), 2 * N, 4 * parameters(m) / CHUNK
     for offset, end, size, linear in tensors(m):
@@ -122,7 +124,8 @@ def gather(m, links, N, grad, rounds=1, even=False):
             count += bisect.bisect_left(begins, end, 0, N) - bisect.bisect(begins, offset, 0, N) + 1
             volume += 4 * (end - offset)
     volume += N * rounds * ((3 * (4 * m.L + 1) if m.copy == 1 else 0) + 1) * SHARD_SCALE
-    if grad == "fp8": count, volume = count + rounds * N, volume + rounds * N * 64 * m.L
+    if grad == "fp8" and not overlap:
+        count, volume = count + rounds * N, volume + rounds * N * 64 * m.L
     transfer, latency = broadcasts(links, N, count, volume)
     return transfer, latency + 2 * (rounds + 1) * broadcasts(links, N, 1, 0)[1]
 
@@ -131,7 +134,7 @@ def spans(m):
     """(elements, layer or -1) of what is exchanged at once, in order."""
     for l in reversed(range(m.L)):
         yield from ((size, l) for _, _, size, linear in tensors(m) if linear)
-    for linear, group in itertools.groupby(tensors(m), lambda t: t[2] if t[3] else 0):
+    for linear, group in itertools.groupby(tensors(m), lambda t: t[3]):
         group = list(group)
         if not linear: yield group[-1][1] - group[0][0], -1
 
@@ -142,16 +145,18 @@ def overlapped(m, links, N, width, backward, memory, even=False):
     head = m.V / (m.V + 12 * m.L * m.C)  # its share of the backward pass, which comes first
     transfer, latency, free, piece = 0.0, 0.0, 0.0, (1 << 24) // N
     for n, l in spans(m):
-        adds = (n * width + 4 * n / N + (width < 4) * n * (4 + width)) / memory
+        encode = {4: 0, 2: 4 + 2, 1: 4 + 4 + 1}[width]  # FP8 reads it twice, for the amax
+        adds = n * (width + 4 / N + encode) / memory
         moves, waits = exchange(links, N, n / N, width, piece)
         moves += adds
+        if width == 1: waits += 2 * broadcasts(links, N, 1, 0)[1]
         ready = backward * (head + (1 - head) * (m.L - l) / m.L) if l >= 0 else backward
         free = max(free, ready) + moves + waits
         transfer, latency = transfer + moves, latency + waits
     if not even:  # an owner gets each matrix in N - 1 messages
         size, matrices, _ = largest(m, N)
         moves, waits = exchange(links, N, size / N, 4, 1 << 40)
-        waits *= math.ceil(matrices / (3 * m.C * m.C)) + 1
+        waits *= math.ceil(matrices / (3 * m.C * m.C)) + 1  # mean matrix; all else as one
         transfer, latency, free = transfer + moves, latency + waits, free + moves + waits
     return transfer, latency, free - backward
 
@@ -171,7 +176,7 @@ def step(m, links, N, tokens, rate, grad, o):
         else:
             transfer, latency = exchange(links, N, size, width)
             update = (size * (N * (width + 8) + 28) + (width < 4) * count * (4 + width)) / memory
-        moved, late = gather(m, links, N, grad, even=o.even)
+        moved, late = gather(m, links, N, grad, even=o.even, overlap=o.overlap)
         under = o.hide_gather * min(moved, compute / 3 * last / tokens)
     scatter = transfer + latency
     total = compute + scatter - hidden + update + moved + late - under
@@ -183,12 +188,12 @@ def step(m, links, N, tokens, rate, grad, o):
     return [f"{1e3 * x:.1f}" for x in columns], total, waits
 
 
-def memory_bytes(m, N, grad, even=False):
+def memory_bytes(m, N, grad, even=False, overlap=True):
     (size, linear, _), count, matrices = largest(m, N, even), parameters(m), 12 * m.L * m.C * m.C
     masters, copies = (count - matrices + linear, m.copy * matrices + 2 * m.V * m.C)
     if not m.copy: masters, copies = count, 0
     wire = (grad != "fp32") * WIDTH[grad] * count
-    buffers = (N > 1) * (4 << 24) + wire
+    buffers = (N > 1) * (4 << 24 if overlap else 4 * size + N * 4 * PIECE) + wire
     return 4 * masters + copies + 4 * count + 8 * size + buffers
 
 
@@ -217,7 +222,7 @@ def predict(o):
                     most = max(waits, key=waits.get)
                     below = [str(N), efficiency, f"{most} {waits[most] / seconds:.0%}"]
                 if N in (1, 8, 64, 512, 4096):
-                    size = f"{memory_bytes(m, N, grad, o.even) / 2**30:.2f}"
+                    size = f"{memory_bytes(m, N, grad, o.even, o.overlap) / 2**30:.2f}"
                     rows.append([model, grad, str(N), str(tokens), *ms, efficiency, size,
                                  str(largest(m, N, o.even)[2])])
                 N *= 2

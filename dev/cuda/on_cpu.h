@@ -582,14 +582,14 @@ enum { FLUSH = 0 };
 inline uint64_t float_mode() { return 0; }
 inline void float_mode_set(uint64_t) {}
 #endif
-// Runs what a stream has, or all have, and what that waits for.
-inline void drain(const char *caller, int stream = STREAMS) {
+// Runs what a stream has, or all have, and what that waits for; or until an event is reached.
+inline void drain(const char *caller, int stream = STREAMS, const Flag &until = {}) {
     ON_CPU_EXPECT(!capture, "%s() while a stream is captured", caller);
     ON_CPU_EXPECT(!self, "%s() inside a kernel", caller);
     static const char *order = getenv("CUDA_ON_CPU_STREAMS");
     const int early = order && !strcmp(order, "early");
     const auto busy = [&](int i) {
-        return !queues[i].empty() && (stream == i || stream == STREAMS);
+        return !(until && *until) && !queues[i].empty() && (stream == i || stream == STREAMS);
     };
     if (!busy(0) && !busy(1)) return;
     device_open(true);

@@ -476,6 +476,9 @@ inline cudaError_t cudaStreamCreate(cudaStream_t *s) {
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     return cudaStreamCreate(s);
 }
+inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned, int) {
+    return cudaStreamCreate(s);
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
     return on_cpu::stream_wait(s, e->last), cudaSuccess;
@@ -490,8 +493,8 @@ inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = NULL) {
     on_cpu::submit(s, on_cpu::Op{[=] { e->ms = on_cpu::milliseconds(); }, {}, e->last});
     return cudaSuccess;
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return on_cpu::drain("cudaEventSynchronize"), cudaSuccess;
+inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    return on_cpu::drain("cudaEventSynchronize", on_cpu::STREAMS, e->last), cudaSuccess;
 }
 inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
     ON_CPU_EXPECT(a->last && *a->last && b->last && *b->last,

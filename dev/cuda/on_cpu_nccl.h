@@ -5,7 +5,8 @@ the calls are work of a stream, which begins when the host waits, and what stand
 together: sends and receives wait for each other only at its end.
 
 What it checks: that all processes have the same id, which one of them made, and GPUs of their own;
-that buffers are the device's and hold so many bytes; that sizes of a send and its receive agree.
+that buffers are the device's and hold so many bytes; that sizes of a send and its receive agree;
+that all processes capture a call in a graph, or none.
 CUDA_ON_CPU_GPU=N makes the GPU that a process chose N of its machine, as a wrong launcher would.
 */
 #pragma once
@@ -34,16 +35,23 @@ struct Transfer { // of a stream
     void *data;
     size_t count;
     int peer;
+    int captured; // in a graph: then in all processes
 };
 inline std::vector<Transfer> group;
 inline int group_depth;
 inline const void *group_stream;
+inline const char captured_by_some[] = "captured in a graph by some processes only";
 inline void transfers_run(const std::vector<Transfer> &all) {
     std::vector<MPI_Request> requests;
     std::vector<MPI_Status> statuses;
     std::vector<size_t> expected; // bytes; of a send 0
     for (const Transfer &t : all) {
         const int bytes = (int)t.count;
+        int either[2] = {t.captured, !t.captured};
+        if (t.kind == Transfer::BCAST || t.kind == Transfer::MAX) {
+            MPI_Allreduce(MPI_IN_PLACE, either, 2, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+            ON_CPU_EXPECT(!either[0] || !either[1], "NCCL: %s", captured_by_some);
+        }
         if (t.kind == Transfer::BCAST) MPI_Bcast(t.data, bytes, MPI_BYTE, t.peer, MPI_COMM_WORLD);
         if (t.kind == Transfer::MAX)
             MPI_Allreduce(MPI_IN_PLACE, t.data, bytes, MPI_UINT32_T, MPI_MAX, MPI_COMM_WORLD);
@@ -51,14 +59,18 @@ inline void transfers_run(const std::vector<Transfer> &all) {
         requests.push_back(MPI_REQUEST_NULL);
         expected.push_back(t.kind == Transfer::RECV ? t.count : 0);
         if (t.kind == Transfer::SEND)
-            MPI_Isend(t.data, bytes, MPI_BYTE, t.peer, 0, MPI_COMM_WORLD, &requests.back());
-        else MPI_Irecv(t.data, bytes, MPI_BYTE, t.peer, 0, MPI_COMM_WORLD, &requests.back());
+            MPI_Isend(t.data, bytes, MPI_BYTE, t.peer, t.captured, MPI_COMM_WORLD,
+                      &requests.back());
+        else
+            MPI_Irecv(t.data, bytes, MPI_BYTE, t.peer, MPI_ANY_TAG, MPI_COMM_WORLD,
+                      &requests.back());
     }
     statuses.resize(requests.size());
     MPI_Waitall((int)requests.size(), requests.data(), statuses.data());
     for (size_t i = 0; i < requests.size(); i++) {
         int bytes = 0;
         if (!expected[i]) continue;
+        ON_CPU_EXPECT(statuses[i].MPI_TAG == all[0].captured, "NCCL: %s", captured_by_some);
         MPI_Get_count(&statuses[i], MPI_BYTE, &bytes);
         ON_CPU_EXPECT((size_t)bytes == expected[i], "ncclRecv: %d bytes came, expected %zu", bytes,
                       expected[i]);
@@ -75,6 +87,7 @@ inline ncclResult_t transfer(Transfer t, size_t width, const void *stream) {
     ON_CPU_EXPECT(t.count * width <= INT_MAX, "NCCL's stand-in moves at most 2 GiB at once");
     range_check(t.data, t.count * width, "NCCL");
     ON_CPU_EXPECT(group.empty() || group_stream == stream, "NCCL: a group of two streams");
+    t.captured = capture != NULL;
     group.push_back(t), group_stream = stream;
     return group_depth ? ncclSuccess : group_submit();
 }
@@ -131,21 +144,21 @@ inline ncclResult_t ncclGroupEnd() {
 inline ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type,
                                   int root, ncclComm_t, cudaStream_t s) {
     ON_CPU_EXPECT(from == to && type == ncclUint8, "ncclBroadcast: bytes in place only");
-    return on_cpu::transfer({on_cpu::Transfer::BCAST, to, count, root}, 1, s);
+    return on_cpu::transfer({on_cpu::Transfer::BCAST, to, count, root, 0}, 1, s);
 }
 inline ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type,
                                   ncclRedOp_t op, ncclComm_t, cudaStream_t s) {
     ON_CPU_EXPECT(from == to && type == ncclUint32 && op == ncclMax,
                   "ncclAllReduce: the maximum of uint32 in place only");
-    return on_cpu::transfer({on_cpu::Transfer::MAX, to, count, 0}, 4, s);
+    return on_cpu::transfer({on_cpu::Transfer::MAX, to, count, 0, 0}, 4, s);
 }
 inline ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int to,
                              ncclComm_t, cudaStream_t s) {
     ON_CPU_EXPECT(type == ncclUint8, "ncclSend: bytes only");
-    return on_cpu::transfer({on_cpu::Transfer::SEND, (void *)(uintptr_t)from, count, to}, 1, s);
+    return on_cpu::transfer({on_cpu::Transfer::SEND, (void *)(uintptr_t)from, count, to, 0}, 1, s);
 }
 inline ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int from, ncclComm_t,
                              cudaStream_t s) {
     ON_CPU_EXPECT(type == ncclUint8, "ncclRecv: bytes only");
-    return on_cpu::transfer({on_cpu::Transfer::RECV, to, count, from}, 1, s);
+    return on_cpu::transfer({on_cpu::Transfer::RECV, to, count, from, 0}, 1, s);
 }

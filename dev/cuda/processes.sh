@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Data parallelism of train_gpt_fp8.cu on this CPU: its kernels by on_cpu.h, NCCL by on_cpu_nccl.h,
 # so that mpirun (Open MPI) trains with several processes. The same model and state, byte for byte,
-# the same losses and scales for 1, 2, 3 and 4 processes, and across a resume on another number, in
-# both orders of the two streams; what has to be refused; the id by way of a file; planted faults.
+# the same losses and scales for 1, 2, 3 and 4 processes, and across a resume on another number, with
+# the second stream as early (2, 4) or as late (1, 3) as its waits allow; what has to be refused; the id by way of a file; planted faults.
 # Programs lie in build/cuda.
 #
 #   dev/cuda/processes.sh [NAMES]     bits, resume, refused, file, planted; all without a name
@@ -160,45 +160,51 @@ test_file() { # a program without MPI: ranks by the environment, as torchrun set
     refused "build it for that MPI" "mpirun of a program without MPI"
   }
 }
-planted() { # a line of the source, what follows it (-: the line goes), flags
+planted() { # what sed does to the source
   source=$work/planted.cu
-  if [ "$2" = - ]; then sed "/$1/d" "$repo/train_gpt_fp8.cu"; else
-    sed "/$1/a $2" "$repo/train_gpt_fp8.cu"
-  fi > "$source"
-  ! cmp -s "$source" "$repo/train_gpt_fp8.cu" || check "no line '$1'" 1
+  sed "$1" "$repo/train_gpt_fp8.cu" > "$source"
+  ! cmp -s "$source" "$repo/train_gpt_fp8.cu" || check "not planted: '$1'" 1
   (cd "$repo" && build 0 world_planted -DUSE_MPI) || exit 1
 }
-test_planted() {
-  local n
+other() { # what is missing, processes: one step makes other bits
+  rm -rf other
   # shellcheck disable=SC2086
-  {
-    train 1 world_fp8 $RUN -e d1 --shards 4 -x 1 -o good
-    planted 'stream_follows(machine.second, stream);' -
-    train 2 world_planted $RUN -e d1 --shards 4 -x 1 -o early &&
-      ! cmp -s good/model_00000001.bin early/model_00000001.bin
-    check "a fault that must show: the exchange does not wait for the backward pass" $?
-    train 2 world_planted $RUN -e d1 --shards 4 -o graph
-    grep -q "which the capture of stream 0 has not reached" out.txt
-    check "a fault that must show: nor in a graph" $?
-    planted 'stream_follows(STREAM, machine.second);' -
-    train 1 world_planted $RUN -e d1 --shards 4 -x 1 -o late &&
-      ! cmp -s good/model_00000001.bin late/model_00000001.bin
-    check "a fault that must show: the update does not wait for the exchange" $?
-    rm -r graph && train 1 world_planted $RUN -e d1 --shards 4 -o graph
-    grep -q "stream 1 has work that nothing waits for" out.txt
-    check "a fault that must show: nor in a graph" $?
-    planted 'linear_backward(&f, dx, source, rows, g->record);' \
-      'if (g->round \& FIRST_ROUND \&\& world.rank == 1 \&\& !l \&\& !i) \
-        CUDA(cudaMemsetAsync(gpt_param(g, g->grad, QKVW, 0) + 7, 255, 4, STREAM));'
-    for n in 2 4; do
-      for words in "" "--grad-comm bf16" "--grad-comm fp8"; do
-        train $n world_planted $RUN -e d1 --shards 4 $words -o no
-        refused "gradient is not finite; .* gradient of qkvw of layer 0 of rank 1;" \
-          "a gradient that is not finite: $n processes $words"
-        rm -rf no
-      done
+  train "$2" world_planted $RUN -e d1 --shards 4 -x 1 -o other &&
+    ! cmp -s good/model_00000001.bin other/model_00000001.bin
+  check "a fault that must show: $1" $?
+}
+told() { # words, processes, options: a run ends with them
+  rm -rf other
+  # shellcheck disable=SC2086
+  ! train "$2" world_planted $RUN --shards 4 -o other "${@:3}" && grep -q "$1" out.txt
+  check "told: $*" $?
+}
+test_planted() {
+  # shellcheck disable=SC2086
+  train 1 world_fp8 $RUN -e d1 --shards 4 -x 1 -o good
+  local n words first join='stream_follows(STREAM, machine.second);'
+  planted '/stream_follows(machine.second, stream);/d'
+  other "the exchange does not wait for the backward pass" 2
+  told "which the capture of stream 0 has not reached" 2 -e d1
+  planted "/$join/d"
+  other "the update does not wait for the exchange" 1
+  told "stream 1 has work that nothing waits for" 1 -e d1
+  planted "s/$join/if (g->exchange \& LAST_ROUND) $join/"
+  other "the next round does not wait for the exchange" 1
+  planted 's/phase_run(g, PHASE_MICRO_BATCH + LAST_ROUND, as_graph)/gradients_exchange(g, LAST_ROUND)/'
+  told "captured in a graph by some processes only" 3 -e d1
+  first='if (g->exchange \& FIRST_ROUND \&\& world.rank == 1 \&\& '
+  planted "/linear_backward(&f, dx, source, rows, g->record);/a \\
+    $first !l \\&\\& !i) CUDA(cudaMemsetAsync(gpt_param(g, g->grad, QKVW, 0) + 7, 255, 4, STREAM));"
+  for n in 2 4; do
+    for words in "" "--grad-comm bf16" "--grad-comm fp8"; do
+      # shellcheck disable=SC2086
+      told "gradient is not finite; .* gradient of qkvw of layer 0 of rank 1;" $n -e d1 $words
     done
-  }
+  done
+  planted "/linear_backward(&f, dx, source, rows, g->record);/a \\
+    $first l == 1 \&\& i == LIN_FC) CUDA(cudaMemsetAsync(dx, 255, 4, STREAM));"
+  told "gradient is not finite; .* gradient of ln2b of layer 1 of rank 1;" 2 -e d2
 }
 [ $# -gt 0 ] || set -- bits resume refused file planted
 for name; do "test_$name"; done
