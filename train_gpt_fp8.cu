@@ -3554,7 +3554,7 @@ static Message elements(void *p, size_t begin, size_t end, size_t width) {
 }
 // Every process gets its part of the span from this round's shards, piece by piece, and adds it to
 // the sum, which in the last round takes the place of the shard's gradient.
-static void span_add(const Gpt *g, Span s) {
+static void gradient_add(const Gpt *g, Span s) {
     static Message sent[WORLD_MAX], got[WORLD_MAX];
     const int last = g->exchange & LAST_ROUND, sends = g->exchange & ENDS;
     const size_t width = wire_width(g), mine = part_begin(&s, world.rank),
@@ -3618,7 +3618,7 @@ static void gradient_exchange(const Gpt *g, int tensor) {
     stream_follows(machine.second, stream);
     machine.stream = machine.second;
     if (g->wire) gradient_encode(g, s);
-    span_add(g, s);
+    gradient_add(g, s);
     machine.stream = stream;
 }
 #ifndef CUDA_ON_CPU
@@ -3645,8 +3645,8 @@ static void gradients_exchange_rest(const Gpt *g) {
     group_end();
     if (world.size > 1) LAUNCH(clock_kernel, 1, 1, 0, STREAM, waited, 1);
 }
-// All of it, without a backward pass.
-static void gradients_exchange(Gpt *g, int does) {
+// The whole exchange at once, without a backward pass.
+static void shards_add(Gpt *g, int does) {
     g->exchange = does;
     for (int k = g->config.L * NLIN - 1; k >= 0; k--)
         gradient_exchange(g, linear_param[k % NLIN] * g->config.L + k / NLIN);
@@ -3691,7 +3691,7 @@ static void phase_work(Gpt *g, int phase) {
         g->weights_ready = 0;
         gpt_refresh_weights(g);
     } else if (phase == PHASE_MICRO_BATCH + LAST_ROUND) {
-        gradients_exchange(g, LAST_ROUND);
+        shards_add(g, LAST_ROUND);
     } else if (phase >= PHASE_MICRO_BATCH) {
         const int does = phase - PHASE_MICRO_BATCH;
         g->first = does & BEGINS;

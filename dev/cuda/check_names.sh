@@ -8,7 +8,7 @@ functions() { # of sections 8 to 14
   sed -n '/^\/\/ ==== 8\./,/^\/\/ ==== 15\./p' "$1" | grep -oE '^(static|INLINE|DEVICE|int|__attribute__|template)[^=;(]*[ *]([a-z_0-9]+)\(' | grep -oE '[a-z_0-9]+\($' | tr -d '(' | sort -u
 }
 only_c="partial_count|attention_bytes|stored_from_floats|gpt_scale|gpt_forward"
-only_c="$only_c|workspace_bytes|workspace_make|gradient_quantize"
+only_c="$only_c|workspace_bytes|workspace_make|gradient_quantize|gradient_at"
 only_c="$only_c|device_copy|device_read|device_write" # of section 2 there
 diff <(titles train_gpt_fp8.c) <(titles train_gpt_fp8.cu) || { echo "the section titles differ"; exit 1; }
 missing=$(comm -23 <(functions train_gpt_fp8.c) <(functions train_gpt_fp8.cu) | grep -vwE "$only_c" || true)

@@ -191,7 +191,7 @@ test_planted() {
   told "stream 1 has work that nothing waits for" 1 -e d1
   planted "s/$join/if (g->exchange \& LAST_ROUND) $join/"
   other "the next round does not wait for the exchange" 1
-  planted 's/phase_run(g, PHASE_MICRO_BATCH + LAST_ROUND, as_graph)/gradients_exchange(g, LAST_ROUND)/'
+  planted 's/phase_run(g, PHASE_MICRO_BATCH + LAST_ROUND, as_graph)/shards_add(g, LAST_ROUND)/'
   told "captured in a graph by some processes only" 3 -e d1
   first='if (g->exchange \& FIRST_ROUND \&\& world.rank == 1 \&\& '
   planted "/linear_backward(&f, dx, source, rows, g->record);/a \\
