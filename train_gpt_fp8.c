@@ -2578,6 +2578,7 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
 }
 
 #define BACKEND       "this CPU"
+#define BACKEND_WAITS "waiting for the others of"
 #define BACKEND_HELP  ""
 #define BACKEND_LINES 0
 #define BACKEND_OPTIONS(X)
@@ -2594,8 +2595,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
 // - gpt_step(), gpt_loss(), gpt_logits(), gpt_refresh_weights(), gpt_scales_read(),
 //   gpt_scales_write(): the model's work
 // - world_open(), world_bcast(), world_gather(), world_any(): processes that train together
-// - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only this file has,
-//   and room for their lines in a log
+// - BACKEND, BACKEND_WAITS, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only
+//   this file has, and room for their lines in a log
 // Part three defines:
 static const char *backend_name(void);                                     // for --version
 static void backend_limits(const Config *c, long batch, int from_options); // refuses a shape
@@ -2608,8 +2609,7 @@ static void backend_note(const Run *r);            // what the user has to know 
 static void backend_resumed(Run *r);               // what a log says again after a resume
 static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
-// Whether the gradient of a tensor of layer l is not finite in this process; of several shards,
-// maybe only whether it is the last such one.
+// Whether the gradient of a tensor of layer l is not finite in this process.
 static int gradient_nonfinite(const Gpt *g, int id, int l);
 
 // ==== 10. data ===================================================================================
@@ -4645,8 +4645,7 @@ static void run_summary(Run *r, double val_loss, double seconds, double waited) 
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     if (world.size > 1)
-        printf("%.1f%% of it waiting for the others of %d processes, ", 100 * waited / seconds,
-               world.size);
+        printf("%.1f%% of it " BACKEND_WAITS " %d processes, ", 100 * waited / seconds, world.size);
     backend_summary(r);
     if (val_loss > 0) {
         printf("validation loss %.6f", val_loss);

@@ -28,9 +28,9 @@ both FP8 operands. So dy and w are written in both directions, and x is turned f
 
 Nothing in a step waits for the host, so a step consists of CUDA graphs: one for the weights' bytes,
 one for the first micro-batch, one for each other, one for the update (gpt_step(), section 9). With
-several processes, a GPU each, the last micro-batch of a step has a graph of its own, in which the
-gradients of a matrix go from all to all through NCCL (section 17) as soon as they are made: on a
-second stream, under the backward pass of what comes next.
+several processes, a GPU each, the graph of a shard's last micro-batch has a branch: as soon as the
+gradients of a matrix are made, they go from all to all through NCCL (section 17), on a second
+stream, under the backward pass of what comes next.
 
 What this file refuses to do: dropout, other architectures, GPUs before Ampere, splitting a model
 over GPUs (data parallelism it has).
@@ -2194,10 +2194,11 @@ enum { COMM_FP32, COMM_BF16, COMM_FP8 };
 #endif
 #define TENSORS(g) ((size_t)NPARAM * (g)->config.L) // at most
 // Where in grad_sum the part lies that a process adds of tensors from number `tensor`, parameter
-// `at`, on. A part is up to 8 longer than an equal share, and both are rounded.
+// `at`, on. 24: a part is up to 8 longer than an equal share, and two such places are rounded.
 #define SUM_AT(at, tensor) (round_up((at) / world.size, 8) + (size_t)24 * (tensor))
 // What a shard leaves in the scale of x or dy; behind them, its loss (as `signal`), and the seconds
-// from its backward pass to the end of its exchange (`noise`).
+// from its backward pass to the end of the exchange (`noise`; of a process without a shard in the
+// last round, of all that it is idle).
 typedef struct {
     Fp8Stats step;
     float scale;
@@ -2351,8 +2352,8 @@ typedef struct {
     uint64_t moments_key;         // of their stochastic rounding
 } StepInputs;
 typedef struct {
-    double loss, norm; // the sum of the losses; of the unscaled gradient
-    double waited;     // seconds from a shard's backward pass to the end of its exchange; of all
+    double loss, norm;      // the sum of the losses; of the unscaled gradient
+    double waited;          // seconds, as a ShardScale has it; in the end of all processes
     unsigned long long cut; // gradients that FP8 saturated
     float update_scale; // what AdamW multiplies gradients by; 0: the step is skipped, since loss or
                         // norm is not finite
@@ -2360,11 +2361,11 @@ typedef struct {
                         // a gradient that was added
 } StepResults;
 
-// Section 17, if there are several processes. `root` has the data, and all get them: the host's, or
-// as work of the current stream the device's. device_max(): of all processes, of n numbers each.
-// sent[q] goes to process q, and got[q] comes from it. What stands between group_begin() and
-// group_end() may begin together.
-// Whether `yes` is true in any; this waits for all.
+// Section 17, if there are several processes. world_bcast(), world_any() move what the host has,
+// the others what the device has, as work of STREAM. `root` has the data, and all get them.
+// device_max() takes the largest of all processes' x[i]. sent[q] goes to process q, and got[q]
+// comes from it. What stands between group_begin() and group_end() may begin together. world_any():
+// whether `yes` is true in any process; it waits for all.
 #define WORLD_MAX 4096 // processes
 typedef struct {
     void *data;
@@ -2470,8 +2471,7 @@ typedef struct {
     int loss_scale_fixed;    // --loss-scale off or N: it never changes
     int first;    // a shard's first micro-batch: gradients of wte and of linear layers' weights are
                   // written, not added
-    int exchange; // what the micro-batch does, if it ENDS a shard's gradients, so that they leave
-                  // as they are made
+    int exchange; // while gradients leave as they are made: ENDS, FIRST_ROUND, LAST_ROUND; else 0
     unsigned nonfinite; // the last step's StepResults.nonfinite
     Record record;      // of x and dy: NONE but in a training step, so that validation and sampling
                         // leave no trace
@@ -3496,8 +3496,9 @@ KERNEL gradient_encode_kernel(uint8_t *wire, const float *grad, const unsigned *
 static unsigned *span_amax(const Gpt *g, const Span *s) {
     return g->wire_amax ? (unsigned *)g->wire_amax + (size_t)world.size * s->tensor : NULL;
 }
-// The shard's gradient as it is sent; in FP8 all processes get the amax of each other's tensors: of
-// zeros and one number, which the maximum is. (One message; a gather would take many.)
+// The shard's gradient as it is sent. In FP8 all processes get each other's amax: each fills its
+// own row, in which all others have zeros, so that the maximum is every row. (A gather takes more
+// messages.)
 static void gradient_encode(const Gpt *g, Span s) {
     unsigned *amax = span_amax(g, &s), *mine = amax ? amax + world.rank * s.tensors : NULL;
     const ParamRanges ranges = param_ranges(g);
@@ -3516,9 +3517,9 @@ typedef struct {
     float *out;                     // the sum with them
     int tensor, rank, inside, comm; // inside: processes that have a shard
 } Piece;
-// Adds in the order of the shards. Where a sum becomes something that is not finite, a number is
-// left, the larger the lower that shard's process q is, and then the later the tensor is made in a
-// forward pass.
+// Adds in the order of the shards. Where a shard makes the sum infinite or NaN, it leaves a mark,
+// of which the largest stays: of the lowest process q, then of the last layer, then of the last
+// tensor.
 #define NONFINITE_MARK(processes, q, layers, l, id)                                                \
     (2u + (((processes) - (q)) * (layers) + (l)) * NPARAM + (id))
 KERNEL gradient_add_kernel(Piece p, const unsigned *amax, ParamRanges ranges, unsigned *nonfinite,
@@ -3645,7 +3646,7 @@ static void gradients_exchange_rest(const Gpt *g) {
     group_end();
     if (world.size > 1) LAUNCH(clock_kernel, 1, 1, 0, STREAM, waited, 1);
 }
-// The whole exchange at once, without a backward pass.
+// The exchange alone: of a process that has no shard in the last round.
 static void shards_add(Gpt *g, int does) {
     g->exchange = does;
     for (int k = g->config.L * NLIN - 1; k >= 0; k--)
@@ -3731,7 +3732,8 @@ static void phase_run(Gpt *g, int phase, int as_graph) {
         machine.captures = 1;
         phase_work(g, phase);
         machine.captures = 0;
-        h->graph_passes[MIN(phase, PHASE_MICRO_BATCH)] = quantize_passes - passes;
+        if (phase != PHASE_MICRO_BATCH + LAST_ROUND)
+            h->graph_passes[MIN(phase, PHASE_MICRO_BATCH)] = quantize_passes - passes;
         CUDA(cudaStreamEndCapture(STREAM, &graph));
         CUDA(cudaGraphInstantiate(&h->graphs[phase], graph, 0));
         CUDA(cudaGraphDestroy(graph));
@@ -3838,7 +3840,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
 }
 
 // ---- what the program asks for. Options of the GPU, beside those of the C file:
-#define BACKEND "an NVIDIA GPU"
+#define BACKEND       "an NVIDIA GPU"
+#define BACKEND_WAITS "in exchanges behind the backward pass, by"
 #ifndef USE_NCCL
 #define WORLD_HELP ""
 #elif defined(USE_MPI)
@@ -3873,8 +3876,8 @@ static StepOutcome gpt_step(Gpt *g, const Step *s, Run *run) {
 // - gpt_step(), gpt_loss(), gpt_logits(), gpt_refresh_weights(), gpt_scales_read(),
 //   gpt_scales_write(): the model's work
 // - world_open(), world_bcast(), world_gather(), world_any(): processes that train together
-// - BACKEND, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only this file has,
-//   and room for their lines in a log
+// - BACKEND, BACKEND_WAITS, BACKEND_HELP, BACKEND_OPTIONS, BACKEND_LINES: names, options that only
+//   this file has, and room for their lines in a log
 // Part three defines:
 static const char *backend_name(void);                                     // for --version
 static void backend_limits(const Config *c, long batch, int from_options); // refuses a shape
@@ -3887,8 +3890,7 @@ static void backend_note(const Run *r);            // what the user has to know 
 static void backend_resumed(Run *r);               // what a log says again after a resume
 static const char *backend_speed(double gflops, char *out); // of a step
 static void backend_summary(const Run *r);                  // memory, at the end
-// Whether the gradient of a tensor of layer l is not finite in this process; of several shards,
-// maybe only whether it is the last such one.
+// Whether the gradient of a tensor of layer l is not finite in this process.
 static int gradient_nonfinite(const Gpt *g, int id, int l);
 
 // ==== 10. data ===================================================================================
@@ -5924,8 +5926,7 @@ static void run_summary(Run *r, double val_loss, double seconds, double waited) 
     const double floor = r->validation.floor;
     printf("\n%ld steps in %s, ", steps, duration_text(seconds, text));
     if (world.size > 1)
-        printf("%.1f%% of it waiting for the others of %d processes, ", 100 * waited / seconds,
-               world.size);
+        printf("%.1f%% of it " BACKEND_WAITS " %d processes, ", 100 * waited / seconds, world.size);
     backend_summary(r);
     if (val_loss > 0) {
         printf("validation loss %.6f", val_loss);
@@ -7477,7 +7478,7 @@ static void backend_summary(const Run *r) {
     printf("\n");
 }
 
-// Of gradients that were added, what gradient_add_kernel() noted.
+// If gradients were added, only the tensor counts whose mark gradient_add_kernel() left.
 static int gradient_nonfinite(const Gpt *g, int id, int l) {
     const ParamSpec *s = &g->params[id];
     if (gradients_travel(g))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Predicts the step of many GPUs, or processes, that train as section 9 of train_gpt_fp8.cu has it.
+"""Predicts the step of many GPUs that train as train_gpt_fp8.cu has it (section 9), or processes.
 
     dev/bench/scale.py [OPTIONS]       # 1 to 4,096 GPUs, and from where on the design does not pay
     dev/bench/scale.py --measure FILE  # links and short runs of 1 to 4 processes here, by mpirun
@@ -28,7 +28,7 @@ efficiency  Of one GPU that has the same tokens (weak) or its share of all (stro
          the processes divide, can lift it above 100%.
 GiB      Weights, gradients, moments and buffers of that owner, without activations.
 
-This is a model. Only its processes on one machine were measured, no GPUs.
+This is a model. Only processes of train_gpt_fp8.c on one machine were measured, no GPUs.
 """
 import argparse
 import bisect

@@ -14,9 +14,10 @@ run=("${short[@]}" -d 1024 -m 5 --shards 4)
 last=00000006
 mpi() { timeout 120 mpirun -np "$@" > "$out/said" 2>&1; } # processes, command
 # Two runs' weights, moments, scales, logs without times.
-same() {
-  cmp "$out/$1/model_$last.bin" "$out/$2/model_$last.bin"
-  cmp "$out/$1/state_$last.bin" "$out/$2/state_$last.bin"
-  diff <(grep -v '^#' "$out/$1/log.tsv" | cut -f1-7) <(grep -v '^#' "$out/$2/log.tsv" | cut -f1-7)
-  [ ! -e "$out/$1/scales.tsv" ] || cmp "$out/$1/scales.tsv" "$out/$2/scales.tsv"
+same() { # also where bash ignores `set -e`
+  cmp "$out/$1/model_$last.bin" "$out/$2/model_$last.bin" &&
+    cmp "$out/$1/state_$last.bin" "$out/$2/state_$last.bin" &&
+    diff <(grep -v '^#' "$out/$1/log.tsv" | cut -f1-7) \
+      <(grep -v '^#' "$out/$2/log.tsv" | cut -f1-7) &&
+    { [ ! -e "$out/$1/scales.tsv" ] || cmp "$out/$1/scales.tsv" "$out/$2/scales.tsv"; }
 }

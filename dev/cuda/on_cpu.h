@@ -27,12 +27,14 @@ E5M2 x E5M2, scale modes and types by architecture. It is then a loop in fp32, e
 file's order (see its section 4).
 - Launch limits: threads, grid, shared memory (over 48 KiB only after cudaFuncSetAttribute).
 What it cannot check: races inside one stretch between two barriers that give the same bits in every
-order, races between streams beyond their two orders, bank conflicts, registers, anything about speed, PTX (but for
-conversions, which follow its manual), or approximate functions (__expf is expf here).
+order, races between streams that neither of their two orders shows (the default stream is the
+first), bank conflicts, registers, anything about speed, PTX (but for conversions, which follow its
+manual), or approximate functions (__expf is expf here).
 
 on_cpu_api.h holds what kernels and the host call, on_cpu_blas.h cuBLASLt, on_cpu_cudnn.h cuDNN,
 on_cpu_nccl.h NCCL, by MPI, on_cpu_test.cpp the tests.
 
+    CUDA_ON_CPU_STREAMS=late                                   the order of two streams
     CUDA_ON_CPU_ARCH=9.0  _SMS=4  _DEVICES=1  _DRIVER=13000  _MEMORY=4096 (MiB)    what the device
 says of itself CUDA_ON_CPU_NO_CODE=1                                      the program holds no code
 for it CUDA_ON_CPU_LT_REFUSES=bias, fast, call or fp8             with blocks no bias, no fast sums,
@@ -509,8 +511,8 @@ inline void *device_allocate(size_t bytes) {
 }
 
 // ---- streams: work waits until the host does. FTZ and DAZ are on in kernels and products, as with
-// -ftz=true. Of two streams the first goes before the second where it may, or after it
-// (CUDA_ON_CPU_STREAMS=late, early): so a wait that is missing between them shows.
+// -ftz=true. Of two streams the second goes as late as it may, or, with CUDA_ON_CPU_STREAMS=early,
+// as early: so a wait that is missing between them shows.
 typedef std::shared_ptr<bool> Flag; // whether an event's record was reached
 struct Op {
     std::function<void()> work;
@@ -531,9 +533,9 @@ inline void submit(const void *stream, Op op) {
     const int i = stream_index(stream);
     if (!capture) return queues[i].push_back(std::move(op));
     ON_CPU_EXPECT(capture->taken[i],
-                  "work for stream %d, which the capture of stream %d has not "
-                  "reached",
-                  i, capture->origin);
+                  "work for stream %d, which the capture of stream %d has not reached", i,
+                  capture->origin);
+    ON_CPU_EXPECT(stream, "work for the default stream while another is captured");
     if (op.reaches) capture->records[op.reaches] = capture->count[i];
     else capture->count[i]++, capture->joined[i] = false;
     capture->work.push_back({i, std::move(op)});
@@ -551,7 +553,7 @@ inline void stream_wait(const void *stream, const Flag &flag) {
         for (int from = 0; i == capture->origin && from < STREAMS; from++)
             for (auto &w : capture->work)
                 if (w.first == from && w.second.reaches == flag)
-                    capture->joined[from] = capture->records[flag] == capture->count[from];
+                    capture->joined[from] |= capture->records[flag] == capture->count[from];
     }
     submit(stream, Op{[] {}, flag, {}});
     if (capture) capture->joined[i] = i == capture->origin;

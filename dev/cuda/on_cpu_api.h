@@ -494,7 +494,8 @@ inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = NULL) {
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-    return on_cpu::drain("cudaEventSynchronize", on_cpu::STREAMS, e->last), cudaSuccess;
+    if (e->last) on_cpu::drain("cudaEventSynchronize", on_cpu::STREAMS, e->last);
+    return cudaSuccess;
 }
 inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
     ON_CPU_EXPECT(a->last && *a->last && b->last && *b->last,
@@ -584,7 +585,9 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *g) {
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long = 0) {
     return *e = new on_cpu::Graph(*g), cudaSuccess;
 }
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
+    ON_CPU_EXPECT(on_cpu::stream_index(s) == e->origin, "cudaGraphLaunch: another stream than the "
+                                                        "one that was captured");
     return on_cpu::graph_launch(e), cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t g) { return delete g, cudaSuccess; }
