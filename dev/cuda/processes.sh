@@ -182,7 +182,7 @@ told() { # words, processes, options: a run ends with them
 }
 test_planted() {
   local n words first join='stream_follows(STREAM, machine.second);'
-  planted '$a // nothing'
+  planted "\$a // nothing"
   # shellcheck disable=SC2086
   train 1 world_planted $RUN -e d1 --shards 4 -x 1 -o good &&
     train 2 world_planted $RUN -e d1 --shards 4 -x 1 -o same &&
