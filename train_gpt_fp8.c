@@ -2536,20 +2536,13 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     const uint64_t before = g->scale_count ? g->scales->micro_batches : 0;
     StepOutcome r = {0};
     double loss = 0; // of this process's last shard
-    int ends = 0;
-    const int rounds = ceil_div(g->shards, world.size),
-              skips = PRECISION == PRECISION_FP16 && loss_scale > 1;
+    const int rounds = ceil_div(g->shards, world.size);
     ShardScale *all =
         memory_allocate(rounds * world.size * (g->scale_count + 1) * sizeof(ShardScale));
     gpt_refresh_weights(g);
     for (int round = 0; round < rounds; round++) {
         const int shard = round * world.size + world.rank;
-        if (shard < g->shards && !ends) {
-            loss = gpt_shard(g, in, run, shard, before);
-            // If the run ends, where it began to be not finite has to stay.
-            ends = !isfinite(loss) ||
-                   (round < rounds - 1 && !skips && floats_nonfinite(g->grad, g->param_count));
-        }
+        if (shard < g->shards && isfinite(loss)) loss = gpt_shard(g, in, run, shard, before);
         if (shard < g->shards) shard_leave(g, shard_scales(g, all, shard), loss);
         shards_add(g, round);
     }
@@ -2558,7 +2551,13 @@ static StepOutcome gpt_step(Gpt *g, const Step *in, Run *run) {
     r.norm = gradient_norm(g, 1 / loss_scale);
     r.skipped = !isfinite(r.norm);
     if (!isfinite(r.loss)) r.nonfinite = "the loss is";
-    else if (r.skipped && !skips) r.nonfinite = "the gradient is";
+    else if (r.skipped && !(PRECISION == PRECISION_FP16 && loss_scale > 1))
+        r.nonfinite = "the gradient is";
+    // The run ends. If its last shard is sound, each is made again, up to where that began.
+    for (int shard = world.rank; r.nonfinite && shard < g->shards && isfinite(loss) &&
+                                 !floats_nonfinite(g->grad, g->param_count);
+         shard += world.size)
+        loss = gpt_shard(g, in, run, shard, before);
     if (r.nonfinite) return r;
     uint64_t cut = 0; // gradients that saturated: the loss scale is too high
     for (int i = 0; i < g->scale_count; i++) {

@@ -3543,9 +3543,10 @@ KERNEL gradient_add_kernel(Piece p, const unsigned *amax, ParamRanges ranges, un
                 x[k] = !p.sum && q == 0 ? y[k] : x[k] + y[k];
                 finite &= !before || float_is_finite(x[k]);
             }
-            const int L = ranges.layers, id = (p.tensor + blockIdx.y) / L,
-                      l = id >= LNFW ? L - 1 : (p.tensor + blockIdx.y) % L;
-            if (!finite) atomicMax(nonfinite, NONFINITE_MARK(processes, q, L, l, id));
+            if (finite) continue;
+            const int tensor = p.tensor + blockIdx.y, L = ranges.layers, id = tensor / L,
+                      l = id >= LNFW ? L - 1 : tensor % L;
+            atomicMax(nonfinite, NONFINITE_MARK(processes, q, L, l, id));
         }
         store8(p.out + (i - p.at), x);
     }
