@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# A recipe that closes the gap to BF16: the runs of closing.md, paired by seed.
+#
+#   dev/findings/closing.sh screen       68 runs of a minute of one core: candidates, placebo
+#   dev/findings/closing.sh operands     36 runs: which operand, which product makes the gap
+#
+# BF16, FP8, mx and the null arms of these are the rows of tales-short-d2-low-lr.
+# A stopped comparison goes on with the same command. Its tables lie in build/closing-NAME.
+set -eu
+cd "$(dirname "$0")/../.."
+add() { # arms of the FP8 build, each with the options that follow fp8
+  for options; do arms="${arms:+$arms,}fp8 $options"; done
+}
+train() { # name, reference, then options of build/compare
+  name=$1 reference=$2
+  shift 2
+  OMP_NUM_THREADS=${JOBS:-2} build/compare --jobs "${JOBS:-2}" --out "build/closing-$name-runs" \
+    --arms "$arms" --reference "$reference" "$@"
+}
+tales() { # name, options of its first arm: the short run at a small rate
+  make data/tales.d/train.txt
+  train "$1" "fp8 $2" --seeds 4 -- -i data/tales.d/train.txt -j data/tales.d/val.txt \
+    -e d2 -b 4 -t 256 -m 100 -x 1500 -v 250 -q 0 -l 5e-4 -s 0
+  rows=dev/findings/tales-short-d2-low-lr-runs.tsv,build/closing-$1-runs/runs.tsv
+  build/compare --out "build/closing-$1" --arms "bf16,fp8,fp8 --recipe mx,$arms" --null \
+    --reference bf16 --pool "$rows"
+}
+make all build/compare
+arms=""
+case ${1:-} in
+  screen)
+    for recipe in x:mx w:mx dy:mx rowwise x:rowwise deepseek dy:e4m3 dy:stochastic \
+      dy:mx+dy:stochastic mx+hadamard margin=1 margin=3; do
+      add "--recipe $recipe"
+    done
+    for operand in x w; do add "--recipe $operand:split --split 0.qkv.fprop"; done
+    add "--bf16 0.qkv.fprop" "--bf16 first" "--bf16 0.fc.fprop"
+    tales screen "--recipe x:mx"
+    ;;
+  operands)
+    for products in fprop qkv.fprop dgrad wgrad dgrad+wgrad; do add "--bf16 $products"; done
+    for operands in split w:split+dy:split x:split+dy:split x:split+w:split; do
+      add "--recipe $operands"
+    done
+    tales operands "--bf16 fprop"
+    ;;
+  *)
+    echo "usage: dev/findings/closing.sh screen|operands" >&2
+    exit 2
+    ;;
+esac
