@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build/lab/gradients: products in bf16 have bf16's gradients to the last bit; a wgrad changes no
-# embedding's gradient; a mantissa bit more takes some 6 dB of noise; rounding dy to nearest shortens
-# gradients, stochastic rounding does not; the loss is the bf16 trainer's.
+# embedding's gradient; a mantissa bit more takes some 6 dB of noise; rounding dy to nearest
+# shortens gradients, stochastic rounding does not; the loss is the bf16 trainer's.
 set -eu
 . "$(dirname "$0")/env.sh"
 [ -e build/run-bf16/model_00000006.bin ] || dev/ci/short_run.sh bf16

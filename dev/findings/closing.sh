@@ -3,8 +3,13 @@
 #
 #   dev/findings/closing.sh screen       68 runs of a minute of one core: candidates, placebo
 #   dev/findings/closing.sh operands     36 runs: which operand, which product makes the gap
+#   dev/findings/closing.sh novels       72 runs: the two recipes that the screen chose, null arms
+#   dev/findings/closing.sh shakespeare  72 runs: the same on tiny Shakespeare
+#   dev/findings/closing.sh epoch        12 runs of six minutes: one epoch of the novels, small rate
 #
-# BF16, FP8, mx and the null arms of these are the rows of tales-short-d2-low-lr.
+# BF16, FP8, mx and the null arms of the first two are the rows of tales-short-d2-low-lr; BF16 and
+# FP8 of the epoch those of novels-d2-low-lr. novels-10mb.txt, novels-val.txt and
+# tinyshakespeare.txt lie in this repository's root.
 # A stopped comparison goes on with the same command. Its tables lie in build/closing-NAME.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -44,8 +49,25 @@ case ${1:-} in
     done
     tales operands "--bf16 fprop"
     ;;
+  novels | shakespeare)
+    add "$r1" "$r2"
+    text="-i tinyshakespeare.txt"
+    [ "$1" = shakespeare ] || text="-i novels-10mb.txt -j novels-val.txt"
+    # shellcheck disable=SC2086 # words
+    build/compare --jobs "${JOBS:-2}" --out "build/closing-$1" --arms "bf16,fp8,$arms" \
+      --reference bf16 --null --primary "fp8 $r1" --seeds 21-32 -- $text -e d2 -b 8 -t 256 -m 50 \
+      -x 1000 -v 250 -s 0
+    ;;
+  epoch)
+    add "$r1" "$r2"
+    arms="$arms,fp32,bf16 --sum-order tiles"
+    train epoch "fp8 $r1" --seeds 3 -- -i novels-10mb.txt -j novels-val.txt -e d2 -b 8 -t 256 \
+      -m 50 -x 4883 -v 500 -n 500 -l 6e-4
+    build/compare --out build/closing-epoch --arms "bf16,fp8,$arms" --null --reference bf16 \
+      --pool dev/findings/novels-d2-low-lr-runs.tsv,build/closing-epoch-runs/runs.tsv
+    ;;
   *)
-    echo "usage: dev/findings/closing.sh screen|operands" >&2
+    echo "usage: dev/findings/closing.sh screen|operands|novels|shakespeare|epoch" >&2
     exit 2
     ;;
 esac

@@ -17,7 +17,8 @@ g:
 - cosine: 1 - the cosine of the angle between the two, as vectors over all micro-batches
 - bias: |mean d| / |mean g| in percent. Means are those of all the data, as far as the micro-batches
   tell: only products of different micro-batches count, <d_i, d_j> with i != j, so that errors that
-  have nothing in common add nothing. An estimate below 0 is printed as 0.
+  have nothing in common add nothing. An estimate below 0 is printed as 0; where that of |mean g|^2
+  is, as -: take more micro-batches.
 - gain: <mean d, mean g> / |mean g|^2 in percent, likewise: by how much the way's gradient is longer
   in the direction that reduces the loss. Below 0 it is shorter.
 
@@ -152,14 +153,17 @@ static Compared compare(const float *from, const float *to, size_t at, size_t n)
 static double decibels(double ratio) { return 10 * log10(ratio); }
 static void row_print(const char *way, const char *tensor, const Compared *c) {
     const double *same = c->same, *other = c->other;
-    if (!way) {
-        printf("bf16\t%s\t%.1f dB\n", tensor, decibels(same[GG] / other[GG]));
-        return;
-    }
-    const double cosine =
-        (same[GG] + same[GD]) / sqrt(same[GG] * (same[GG] + 2 * same[GD] + same[DD]));
-    printf("%s\t%s\t%.1f\t%.2e\t%.3f\t%+.3f\n", way, tensor, decibels(same[GG] / same[DD]),
-           1 - cosine, 100 * sqrt(MAX(other[DD], 0) / other[GG]), 100 * other[GD] / other[GG]);
+    const int seen = other[GG] > 0; // the micro-batches tell the mean from 0
+    if (way) {
+        const double cosine =
+            (same[GG] + same[GD]) / sqrt(same[GG] * (same[GG] + 2 * same[GD] + same[DD]));
+        printf("%s\t%s\t%.1f\t%.2e\t", way, tensor, decibels(same[GG] / same[DD]), 1 - cosine);
+        if (seen)
+            printf("%.3f\t%+.3f\n", 100 * sqrt(MAX(other[DD], 0) / other[GG]),
+                   100 * other[GD] / other[GG]);
+        else printf("-\t-\n");
+    } else if (seen) printf("bf16\t%s\t%.1f dB\n", tensor, decibels(same[GG] / other[GG]));
+    else printf("bf16\t%s\t-\n", tensor);
 }
 // way NULL: the rows of BF16, which is compared with itself.
 static void way_print(const char *way, const float *from, const float *to) {
