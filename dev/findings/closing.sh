@@ -32,6 +32,7 @@ tales() { # name, options of its first arm: the short run at a small rate
 }
 make all build/compare
 arms=""
+r1="--recipe deepseek --bf16 0.qkv.fprop" r2="--recipe dy:e4m3 --bf16 qkv.fprop"
 case ${1:-} in
   screen)
     for recipe in x:mx w:mx dy:mx rowwise x:rowwise deepseek dy:e4m3 dy:stochastic \
