@@ -6,6 +6,7 @@
 #   dev/findings/closing.sh novels       72 runs: the two recipes that the screen chose, null arms
 #   dev/findings/closing.sh shakespeare  72 runs: the same on tiny Shakespeare
 #   dev/findings/closing.sh epoch        12 runs of six minutes: one epoch of the novels, small rate
+#   dev/findings/closing.sh gradients    build/lab/gradients at five steps of three BF16 runs
 #
 # BF16, FP8, mx and the null arms of the first two are the rows of tales-short-d2-low-lr; BF16 and
 # FP8 of the epoch those of novels-d2-low-lr. novels-10mb.txt, novels-val.txt and
@@ -67,8 +68,24 @@ case ${1:-} in
     build/compare --out build/closing-epoch --arms "bf16,fp8,$arms" --null --reference bf16 \
       --pool dev/findings/novels-d2-low-lr-runs.tsv,build/closing-epoch-runs/runs.tsv
     ;;
+  gradients)
+    make build/lab/gradients
+    data=(-i novels-10mb.txt -j novels-val.txt -b 8 -t 256)
+    to=build/closing-gradients
+    mkdir -p $to
+    printf 'seed\tstep\tway\ttensor\tSQNR\tcosine\tbias\tgain\n' > $to/rows.tsv
+    for seed in 21 22 23; do
+      [ -e "$to/$seed/DONE_00001000" ] || ./train_gpt_bf16 "${data[@]}" -e d2 -m 50 -x 1000 \
+        -v 250 -s 0 -n 50 --keep 0 --seed $seed --data-seed $seed -o "$to/$seed"
+      for step in 50 100 250 500 1000; do
+        build/lab/gradients 32 -e "$to/$seed/model_$(printf %08d $step).bin" "${data[@]}" |
+          awk -v at="$seed\t$step" -F'\t' '$2 ~ /^(linear|0.qkv|wpe)$/ { print at "\t" $0 }' \
+            >> $to/rows.tsv
+      done
+    done
+    ;;
   *)
-    echo "usage: dev/findings/closing.sh screen|operands|novels|shakespeare|epoch" >&2
+    echo "usage: dev/findings/closing.sh screen|operands|novels|shakespeare|epoch|gradients" >&2
     exit 2
     ;;
 esac

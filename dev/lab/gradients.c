@@ -18,13 +18,13 @@ g:
 - bias: |mean d| / |mean g| in percent. Means are those of all the data, as far as the micro-batches
   tell: only products of different micro-batches count, <d_i, d_j> with i != j, so that errors that
   have nothing in common add nothing. An estimate below 0 is printed as 0; where that of |mean g|^2
-  is, as -: take more micro-batches.
+  is, as nan: take more micro-batches.
 - gain: <mean d, mean g> / |mean g|^2 in percent, likewise: by how much the way's gradient is longer
   in the direction that reduces the loss. Below 0 it is shorter.
 
-The first rows, of BF16, have the loss in nats a token, and for each tensor by how many dB a
-micro-batch's gradient is larger than the mean that it is a sample of: 10 log10(mean |g|^2 /
-|mean g|^2). So a way whose SQNR is as large adds as much noise as the mean has length.
+The rows of BF16 itself say, in the place of an SQNR, by how many dB a micro-batch's gradient is
+larger than the mean that it is a sample of: 10 log10(mean |g|^2 / |mean g|^2). A way whose SQNR is
+as large adds as much noise as the mean is long. The loss is in nats a token.
 */
 #define TESTING
 #define PROGRAM "gradients"
@@ -151,21 +151,17 @@ static Compared compare(const float *from, const float *to, size_t at, size_t n)
     return c;
 }
 static double decibels(double ratio) { return 10 * log10(ratio); }
+// way NULL: BF16's row.
 static void row_print(const char *way, const char *tensor, const Compared *c) {
     const double *same = c->same, *other = c->other;
-    const int seen = other[GG] > 0; // the micro-batches tell the mean from 0
-    if (way) {
-        const double cosine =
-            (same[GG] + same[GD]) / sqrt(same[GG] * (same[GG] + 2 * same[GD] + same[DD]));
-        printf("%s\t%s\t%.1f\t%.2e\t", way, tensor, decibels(same[GG] / same[DD]), 1 - cosine);
-        if (seen)
-            printf("%.3f\t%+.3f\n", 100 * sqrt(MAX(other[DD], 0) / other[GG]),
-                   100 * other[GD] / other[GG]);
-        else printf("-\t-\n");
-    } else if (seen) printf("bf16\t%s\t%.1f dB\n", tensor, decibels(same[GG] / other[GG]));
-    else printf("bf16\t%s\t-\n", tensor);
+    const double cosine =
+        (same[GG] + same[GD]) / sqrt(same[GG] * (same[GG] + 2 * same[GD] + same[DD]));
+    const double mean = other[GG] > 0 ? other[GG] : NAN; // |mean g|^2; NAN: it is not seen
+    printf("%s\t%s\t%.1f\t%.2e\t%.3f\t%+.3f\n", way ? way : "bf16", tensor,
+           decibels(same[GG] / (way ? same[DD] : mean)), 1 - cosine,
+           100 * sqrt(MAX(other[DD], 0) / mean), 100 * other[GD] / mean);
 }
-// way NULL: the rows of BF16, which is compared with itself.
+// way NULL: BF16, compared with itself.
 static void way_print(const char *way, const float *from, const float *to) {
     Compared linear = {0};
     char name[64];
@@ -205,9 +201,8 @@ int main(int argc, char **argv) {
     const size_t bytes = batches * shared->param_count * sizeof(float);
     float *bf16 = (float *)shared_memory(bytes), *fp8 = (float *)shared_memory(bytes);
     way_run(argc, words, "delayed", "fprop+dgrad+wgrad", bf16);
-    printf("bf16\tloss\t%.6f\n", shared->loss);
+    printf("# loss\t%.6f\nway\ttensor\tSQNR\tcosine\tbias\tgain\n", shared->loss);
     way_print(NULL, bf16, bf16);
-    printf("way\ttensor\tSQNR\tcosine\tbias\tgain\n");
     for (int w = 0; w < COUNT(ways); w++) {
         way_run(argc, words, ways[w].recipe, ways[w].bf16, fp8);
         way_print(ways[w].name, bf16, fp8);
