@@ -15,7 +15,7 @@ rows = [row for row in rows if len(row) == 6 and row[0] not in ("way", "bf16")]
 sqnr = {(row[0], row[1]): float(row[2]) for row in rows}
 gain = {(row[0], row[1]): float(row[5]) for row in rows}
 tensors = {tensor for _, tensor in sqnr}
-assert len(tensors) == 11 and len(sqnr) == 18 * 11, len(sqnr)
+assert len(tensors) == 15 and len(sqnr) == 18 * 15, len(sqnr)
 assert all(math.isinf(sqnr["as asked", tensor]) for tensor in tensors), "bf16 differs"
 assert all(math.isinf(v) for (way, t), v in sqnr.items() if way.startswith("wgrad") and t == "wpe")
 bit = sqnr["wgrad, x alone", "linear"] - sqnr["wgrad, dy alone", "linear"]

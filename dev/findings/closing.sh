@@ -5,12 +5,14 @@
 #   dev/findings/closing.sh operands     36 runs: which operand, which product makes the gap
 #   dev/findings/closing.sh novels       72 runs: the two recipes that the screen chose, null arms
 #   dev/findings/closing.sh shakespeare  72 runs: the same on tiny Shakespeare
+#   dev/findings/closing.sh kjv          40 runs: the same on the King James Bible, eight seeds
+#   dev/findings/closing.sh kjv-operands 48 runs: which operand, which product makes the gap there
 #   dev/findings/closing.sh epoch        12 runs of six minutes: one epoch of the novels, small rate
 #   dev/findings/closing.sh gradients    build/lab/gradients at five steps of three BF16 runs
 #
 # BF16, FP8, mx and the null arms of the first two are the rows of tales-short-d2-low-lr; BF16 and
-# FP8 of the epoch those of novels-d2-low-lr. novels-10mb.txt, novels-val.txt and
-# tinyshakespeare.txt lie in this repository's root.
+# FP8 of the epoch those of novels-d2-low-lr. novels-10mb.txt, novels-val.txt, tinyshakespeare.txt
+# and kjv.txt lie in this repository's root.
 # A stopped comparison goes on with the same command. Its tables lie in build/closing-NAME.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -60,6 +62,19 @@ case ${1:-} in
       --reference bf16 --null --primary "fp8 $r1" --seeds 21-32 -- $text -e d2 -b 8 -t 256 -m 50 \
       -x 1000 -v 250 -s 0
     ;;
+  kjv)
+    add "$r1" "$r2"
+    arms="bf16,fp8,$arms,bf16 --sum-order tiles"
+    train kjv bf16 --seeds 8 -- -i kjv.txt -e d2 -b 8 -t 256 -m 50 -x 1000 -v 250 -s 0
+    ;;
+  kjv-operands)
+    add "--bf16 fprop" "--bf16 dgrad+wgrad" "--recipe w:split+dy:split" "--recipe x:split+w:split" \
+      "--recipe mx" "--recipe mx --bf16 0.qkv.fprop"
+    train kjv-operands "fp8 --bf16 fprop" --seeds 8 -- -i kjv.txt -e d2 -b 8 -t 256 -m 50 \
+      -x 1000 -v 250 -s 0
+    build/compare --out build/closing-kjv --arms "bf16,fp8,fp8 $r1,fp8 $r2,$arms" --reference bf16 \
+      --pool build/closing-kjv-runs/runs.tsv,build/closing-kjv-operands-runs/runs.tsv
+    ;;
   epoch)
     add "$r1" "$r2"
     arms="$arms,fp32,bf16 --sum-order tiles"
@@ -79,13 +94,13 @@ case ${1:-} in
         -v 250 -s 0 -n 50 --keep 0 --seed $seed --data-seed $seed -o "$to/$seed"
       for step in 50 100 250 500 1000; do
         build/lab/gradients 32 -e "$to/$seed/model_$(printf %08d $step).bin" "${data[@]}" |
-          awk -v at="$seed\t$step" -F'\t' '$2 ~ /^(linear|0.qkv|wpe)$/ { print at "\t" $0 }' \
+          awk -v at="$seed\t$step" -F'\t' '$2 ~ /^(linear|[01].[qkv]|wpe)$/ { print at "\t" $0 }' \
             >> $to/rows.tsv
       done
     done
     ;;
   *)
-    echo "usage: dev/findings/closing.sh screen|operands|novels|shakespeare|epoch|gradients" >&2
+    echo "usage: dev/findings/closing.sh NAME; its first lines list the names" >&2
     exit 2
     ;;
 esac

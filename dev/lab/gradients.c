@@ -9,8 +9,8 @@ The gradients of BATCHES micro-batches (2 to 1,024) are computed at the weights 
 as they are: in BF16, and then in each way of the table below. Scales follow their recipe from one
 micro-batch to the next, as in training. The first way is what the options ask for.
 
-A line a way and tensor (the linear layers' weights, both embeddings; "linear" are all linear
-layers' weights together). g is BF16's gradient of a micro-batch, d what the way makes of it, less
+A line a way and tensor: the weights that make queries, keys and values, those of the other linear
+layers, all of these together ("linear"), and both embeddings. g is BF16's gradient of a micro-batch, d what the way makes of it, less
 g:
 
 - SQNR: 10 log10(sum |g|^2 / sum |d|^2) dB, over all micro-batches
@@ -161,22 +161,29 @@ static void row_print(const char *way, const char *tensor, const Compared *c) {
            decibels(same[GG] / (way ? same[DD] : mean)), 1 - cosine,
            100 * sqrt(MAX(other[DD], 0) / mean), 100 * other[GD] / mean);
 }
+// What becomes queries, keys and values in qkv's weights has rows of its own: values' gradients are
+// far larger than the others'.
+static const struct {
+    const char *name;
+    int linear, part, parts;
+} tensors[] = {{"q", LIN_QKV, 0, 3},           {"k", LIN_QKV, 1, 3}, {"v", LIN_QKV, 2, 3},
+               {"attproj", LIN_ATTPROJ, 0, 1}, {"fc", LIN_FC, 0, 1}, {"fcproj", LIN_FCPROJ, 0, 1}};
 // way NULL: BF16, compared with itself.
 static void way_print(const char *way, const float *from, const float *to) {
     Compared linear = {0};
     char name[64];
-    for (int l = 0; l < shared->config.L; l++)
-        for (int i = 0; i < NLIN; i++) {
-            const ParamSpec *s = &shared->params[linear_param[i]];
-            const size_t n = s->rows * s->cols;
-            const Compared c = compare(from, to, s->offset + l * n, n);
-            for (int k = 0; k < SUMS; k++) {
-                linear.same[k] += c.same[k];
-                linear.other[k] += c.other[k];
-            }
-            snprintf(name, sizeof(name), "%d.%s", l, linear_name[i]);
-            row_print(way, name, &c);
+    for (int i = 0; i < shared->config.L * COUNT(tensors); i++) {
+        const int l = i / COUNT(tensors), t = i % COUNT(tensors);
+        const ParamSpec *s = &shared->params[linear_param[tensors[t].linear]];
+        const size_t all = s->rows * s->cols, n = all / tensors[t].parts;
+        const Compared c = compare(from, to, s->offset + l * all + tensors[t].part * n, n);
+        for (int k = 0; k < SUMS; k++) {
+            linear.same[k] += c.same[k];
+            linear.other[k] += c.other[k];
         }
+        snprintf(name, sizeof(name), "%d.%s", l, tensors[t].name);
+        row_print(way, name, &c);
+    }
     row_print(way, "linear", &linear);
     for (int id = WTE; id <= WPE; id++) {
         const ParamSpec *s = &shared->params[id];
