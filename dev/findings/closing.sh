@@ -30,8 +30,8 @@ tales() { # name, options of its first arm: the short run at a small rate
   train "$1" "fp8 $2" --seeds 4 -- -i data/tales.d/train.txt -j data/tales.d/val.txt \
     -e d2 -b 4 -t 256 -m 100 -x 1500 -v 250 -q 0 -l 5e-4 -s 0
   rows=dev/findings/tales-short-d2-low-lr-runs.tsv,build/closing-$1-runs/runs.tsv
-  build/compare --out "build/closing-$1" --arms "bf16,fp8,fp8 --recipe mx,$arms" --null \
-    --reference bf16 --pool "$rows"
+  build/compare --out "build/closing-$1" --reference bf16 --pool "$rows" --null \
+    --arms "bf16,fp8,fp8 --recipe mx,fp32,bf16 --sum-order tiles,$arms"
 }
 make all build/compare
 arms=""
@@ -72,7 +72,8 @@ case ${1:-} in
       "--recipe mx" "--recipe mx --bf16 0.qkv.fprop"
     train kjv-operands "fp8 --bf16 fprop" --seeds 8 -- -i kjv.txt -e d2 -b 8 -t 256 -m 50 \
       -x 1000 -v 250 -s 0
-    build/compare --out build/closing-kjv --arms "bf16,fp8,fp8 $r1,fp8 $r2,$arms" --reference bf16 \
+    build/compare --out build/closing-kjv --reference bf16 --null \
+      --arms "bf16,fp8,fp8 $r1,fp8 $r2,bf16 --sum-order tiles,$arms" \
       --pool build/closing-kjv-runs/runs.tsv,build/closing-kjv-operands-runs/runs.tsv
     ;;
   epoch)

@@ -10,8 +10,8 @@ as they are: in BF16, and then in each way of the table below. Scales follow the
 micro-batch to the next, as in training. The first way is what the options ask for.
 
 A line a way and tensor: the weights that make queries, keys and values, those of the other linear
-layers, all of these together ("linear"), and both embeddings. g is BF16's gradient of a micro-batch, d what the way makes of it, less
-g:
+layers, all of these together ("linear"), and both embeddings. g is BF16's gradient of a
+micro-batch, d is what the way makes of it, less g:
 
 - SQNR: 10 log10(sum |g|^2 / sum |d|^2) dB, over all micro-batches
 - cosine: 1 - the cosine of the angle between the two, as vectors over all micro-batches
