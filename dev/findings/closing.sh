@@ -13,7 +13,8 @@
 # BF16, FP8, mx and the null arms of the first two are the rows of tales-short-d2-low-lr; BF16 and
 # FP8 of the epoch those of novels-d2-low-lr. novels-10mb.txt, novels-val.txt, tinyshakespeare.txt
 # and kjv.txt lie in this repository's root.
-# A stopped comparison goes on with the same command. Its tables lie in build/closing-NAME.
+# A stopped comparison goes on with the same command. Its tables lie in build/closing-NAME or
+# build/closing-NAME-runs.
 set -eu
 cd "$(dirname "$0")/../.."
 add() { # arms of the FP8 build, each with the options that follow fp8
@@ -35,6 +36,7 @@ tales() { # name, options of its first arm: the short run at a small rate
 }
 make all build/compare
 arms=""
+short=(-e d2 -b 8 -t 256 -m 50 -x 1000 -v 250 -s 0) # at the default rate
 r1="--recipe deepseek --bf16 0.qkv.fprop" r2="--recipe dy:e4m3 --bf16 qkv.fprop"
 case ${1:-} in
   screen)
@@ -54,24 +56,21 @@ case ${1:-} in
     tales operands "--bf16 fprop"
     ;;
   novels | shakespeare)
+    text=(-i tinyshakespeare.txt)
+    [ "$1" = shakespeare ] || text=(-i novels-10mb.txt -j novels-val.txt)
+    arms=bf16,fp8
     add "$r1" "$r2"
-    text="-i tinyshakespeare.txt"
-    [ "$1" = shakespeare ] || text="-i novels-10mb.txt -j novels-val.txt"
-    # shellcheck disable=SC2086 # words
-    build/compare --jobs "${JOBS:-2}" --out "build/closing-$1" --arms "bf16,fp8,$arms" \
-      --reference bf16 --null --primary "fp8 $r1" --seeds 21-32 -- $text -e d2 -b 8 -t 256 -m 50 \
-      -x 1000 -v 250 -s 0
+    train "$1" bf16 --null --primary "fp8 $r1" --seeds 21-32 -- "${text[@]}" "${short[@]}"
     ;;
   kjv)
+    arms="bf16,fp8,bf16 --sum-order tiles"
     add "$r1" "$r2"
-    arms="bf16,fp8,$arms,bf16 --sum-order tiles"
-    train kjv bf16 --seeds 8 -- -i kjv.txt -e d2 -b 8 -t 256 -m 50 -x 1000 -v 250 -s 0
+    train kjv bf16 --seeds 8 -- -i kjv.txt "${short[@]}"
     ;;
   kjv-operands)
     add "--bf16 fprop" "--bf16 dgrad+wgrad" "--recipe w:split+dy:split" "--recipe x:split+w:split" \
       "--recipe mx" "--recipe mx --bf16 0.qkv.fprop"
-    train kjv-operands "fp8 --bf16 fprop" --seeds 8 -- -i kjv.txt -e d2 -b 8 -t 256 -m 50 \
-      -x 1000 -v 250 -s 0
+    train kjv-operands "fp8 --bf16 fprop" --seeds 8 -- -i kjv.txt "${short[@]}"
     build/compare --out build/closing-kjv --reference bf16 --null \
       --arms "bf16,fp8,fp8 $r1,fp8 $r2,bf16 --sum-order tiles,$arms" \
       --pool build/closing-kjv-runs/runs.tsv,build/closing-kjv-operands-runs/runs.tsv

@@ -88,21 +88,22 @@ static void gradients_make(int argc, char **argv, float *gradients) {
     shared->param_count = g->param_count;
     memcpy(shared->params, g->params, sizeof(g->params));
     if (!gradients) _exit(EXIT_DONE);
-    const double available = memory_available(), needed = mib(memory_plan(g).total);
+    const size_t both = 2 * batches * g->param_count * sizeof(float); // what the parent holds
+    const double available = memory_available(), needed = mib(memory_plan(g).total + both);
     EXPECT(available == 0 || needed <= available,
-           "%.0f MiB are needed, %.0f available; choose a smaller -b or -t", needed, available);
+           "%.0f MiB are needed, %.0f available; choose fewer BATCHES or a smaller -b", needed,
+           available);
     machine_init(o->sum_order);
     gpt_allocate(g);
     model_load(g, &r->model_file);
     options_loss_scale(o, g);
-    const Step in = {.micro_batches = 1, .tokens = (long)g->B * g->config.T};
+    Step in = {.micro_batches = 1, .tokens = (long)g->B * g->config.T};
     g->record = g->record_weights = RECORD_STATS;
     shared->loss = 0;
     for (int i = 0; i < batches; i++) {
-        Step step = in;
-        step.index = i;
+        in.index = i;
         gpt_refresh_weights(g);
-        shared->loss += gpt_shard(g, &step, r, 0, (uint64_t)i) / batches;
+        shared->loss += gpt_shard(g, &in, r, 0, (uint64_t)i) / batches;
         for (int k = 0; k < g->scale_count; k++) scale_advance(&g->scales[k]);
         float *to = gradients + i * g->param_count;
         for (size_t k = 0; k < g->param_count; k++) to[k] = g->grad[k] / g->loss_scale;
@@ -161,8 +162,7 @@ static void row_print(const char *way, const char *tensor, const Compared *c) {
            decibels(same[GG] / (way ? same[DD] : mean)), 1 - cosine,
            100 * sqrt(MAX(other[DD], 0) / mean), 100 * other[GD] / mean);
 }
-// What becomes queries, keys and values in qkv's weights has rows of its own: values' gradients are
-// far larger than the others'.
+// qkv's weights are three tensors here: what makes queries, keys and values.
 static const struct {
     const char *name;
     int linear, part, parts;
