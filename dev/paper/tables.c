@@ -315,15 +315,17 @@ static void quantized_print(void) {
 
 // The rows of dev/findings/NAME-runs.tsv, as data set NAME.
 static void findings_read(void) {
+    static const char *const repeated[] = {"shakespeare-history-d2", "closing-screen",
+                                           "closing-operands", "closing-epoch"};
     glob_t found;
     if (glob("dev/findings/*-runs.tsv", 0, NULL, &found)) return;
     for (size_t i = 0; i < found.gl_pathc; i++) {
         char name[40];
         const char *base = strrchr(found.gl_pathv[i], '/') + 1;
         snprintf(name, sizeof(name), "%.*s", (int)strlen(base) - 9, base);
-        // These are BF16 and FP8 runs of shakespeare-recipes-d2.
-        if (!strcmp(name, "shakespeare-history-d2")) continue;
-        table_read(found.gl_pathv[i], name, compare_row);
+        int is_repeated = 0; // its BF16 and FP8 runs are those of another set
+        for (int k = 0; k < COUNT(repeated); k++) is_repeated |= !strcmp(name, repeated[k]);
+        if (!is_repeated) table_read(found.gl_pathv[i], name, compare_row);
     }
     globfree(&found);
 }
