@@ -6,7 +6,7 @@
 #   dev/findings/closing.sh novels       72 runs: the two recipes that the screen chose, null arms
 #   dev/findings/closing.sh shakespeare  72 runs: the same on tiny Shakespeare
 #   dev/findings/closing.sh kjv          40 runs: the same on the King James Bible, eight seeds
-#   dev/findings/closing.sh kjv-operands 48 runs: which operand, which product makes the gap there
+#   dev/findings/closing.sh kjv-operands 40 runs: which part of the first recipe does it, forward or gradients
 #   dev/findings/closing.sh epoch        12 runs of six minutes: one epoch of the novels, small rate
 #   dev/findings/closing.sh gradients    build/lab/gradients at five steps of three BF16 runs
 #
@@ -68,8 +68,8 @@ case ${1:-} in
     train kjv bf16 --seeds 8 -- -i kjv.txt "${short[@]}"
     ;;
   kjv-operands)
-    add "--bf16 fprop" "--bf16 dgrad+wgrad" "--recipe w:split+dy:split" "--recipe x:split+w:split" \
-      "--recipe mx" "--recipe mx --bf16 0.qkv.fprop"
+    add "--bf16 fprop" "--bf16 dgrad+wgrad" "--recipe deepseek" "--bf16 0.qkv.fprop" \
+      "--recipe dy:e4m3 --bf16 0.qkv.fprop"
     train kjv-operands "fp8 --bf16 fprop" --seeds 8 -- -i kjv.txt "${short[@]}"
     build/compare --out build/closing-kjv --reference bf16 --null \
       --arms "bf16,fp8,fp8 $r1,fp8 $r2,bf16 --sum-order tiles,$arms" \
