@@ -704,7 +704,7 @@ static const struct {
     {"ones", "--recipe scale=1"},
     {"constant", "--recipe scale=32+w:e5m2+dy:e4m3"},
     {"rowwise", "--recipe rowwise"},
-    {"blocks", "--recipe deepseek --recompute"},
+    {"blocks", "--recipe deepseek-qkv --recompute"},
     {"mx", "--recipe mx+floor"},
     {"head", "--recipe delayed=10+dy:e4m3+dy:block=1x32 --fp8-head"},
     {"mixed", "--recipe current,x:block=1x32,dy:block=1x128,dy:e4m3 --recompute --bf16 fc.wgrad"},
@@ -780,6 +780,10 @@ static void test_run_recipes(void) {
     check_done("run: a resume may write the same recipe in other words",
                "-y -o mx --recipe current,e4m3,block=1x32,floor");
     check_refused("run: and not change it", "cannot change", "-y -o mx --recipe mx");
+    check(strstr(file_text("blocks/log.tsv"), "\n# bf16\t0.qkv.fprop\n") != NULL,
+          "run: a name that leaves a product in bf16 sets --bf16", "the log does not say so");
+    check_refused("run: --bf16 on the command line counts instead", "change it to 'fprop'",
+                  "-y -o blocks --recipe deepseek-qkv --bf16 fprop");
     check(!without_sqnr,
           "run: every row of scales.tsv has an SQNR and a kurtosis, of weights and blocks too",
           "%d runs have one without", without_sqnr);
@@ -846,7 +850,8 @@ static const char *const explain_changes[] = {"--recipe deepseek",
                                               "--recipe nvfp4+hadamard",
                                               "--recipe split",
                                               "--recipe x:split --split qkv.fprop",
-                                              "--recipe x:split --split 0.qkv.fprop"};
+                                              "--recipe x:split --split 0.qkv.fprop",
+                                              "--recipe deepseek-qkv"};
 enum { DEEPSEEK, NVFP4 = 22, STOCHASTIC = 24, TURNED, SPLIT, SPLIT_QKV };
 static const struct {
     int change;
@@ -884,7 +889,7 @@ static void test_explain(void) {
                          child.status, child.error);
         }
     }
-    check(!alike, "explain: any two of 29 recipes read differently",
+    check(!alike, "explain: any two of 30 recipes read differently",
           "%d pairs do not, or failed, e.g. %s", alike, first);
     first = "";
     for (int i = 0; i < COUNT(explain_parts); i++) {

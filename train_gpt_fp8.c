@@ -3698,15 +3698,16 @@ static const RecipeWord recipe_words[] = {
     {"split", "", SETS(split), 1, 0, 0, 0, "two numbers an element, where --split says"},
 };
 static const struct {
-    const char *name, *words, *source;
+    const char *name, *words, *bf16, *source; // bf16: as --bf16 lists products
 } recipe_names[] = {
-    {"te", "e4m3+delayed=1024+dy:e5m2", "Transformer Engine, Format.HYBRID"},
-    {"rowwise", "e4m3+block=1xall", "torchao: a scale for each row"},
-    {"deepseek", "e4m3+block=1x128+w:block=128x128", "DeepSeek-V3 (arXiv 2412.19437)"},
-    {"mx", "e4m3+block=1x32", "OCP's MX; +floor: its rounding"},
-    {"mxfp4", "e2m1+block=1x32", "OCP's MXFP4; +floor: its rounding"},
-    {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "NVIDIA, arXiv 2509.25149"},
-    {"none", "e4m3+scale=1", "scales of 1; see --loss-scale"},
+    {"te", "e4m3+delayed=1024+dy:e5m2", "", "Transformer Engine's HYBRID"},
+    {"rowwise", "e4m3+block=1xall", "", "torchao: a scale for each row"},
+    {"deepseek", "e4m3+block=1x128+w:block=128x128", "", "DeepSeek-V3, arXiv 2412.19437"},
+    {"deepseek-qkv", "deepseek", "0.qkv.fprop", "dev/FINDINGS.md, section 16"},
+    {"mx", "e4m3+block=1x32", "", "OCP MX; +floor: its rounding"},
+    {"mxfp4", "e2m1+block=1x32", "", "OCP MXFP4; +floor: its rounding"},
+    {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "", "NVIDIA, arXiv 2509.25149"},
+    {"none", "e4m3+scale=1", "", "scales of 1; see --loss-scale"},
 };
 
 static void recipe_help(void) {
@@ -3718,9 +3719,12 @@ static void recipe_help(void) {
         printf("  %s%-*s %s\n", recipe_words[i].word, 11 - (int)strlen(recipe_words[i].word),
                recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
-    for (int i = 0; i < COUNT(recipe_names); i++)
-        printf("  %-9s %-33s %s\n", recipe_names[i].name, recipe_names[i].words,
-               recipe_names[i].source);
+    for (int i = 0; i < COUNT(recipe_names); i++) {
+        char all[64];
+        const char *bf16 = recipe_names[i].bf16;
+        snprintf(all, sizeof(all), "%s%s%s", recipe_names[i].words, *bf16 ? " --bf16 " : "", bf16);
+        printf("  %-12s %-32s %s\n", recipe_names[i].name, all, recipe_names[i].source);
+    }
     printf("\nExamples: te+dy:margin=1, deepseek+dy:e5m2, current\n");
 }
 
@@ -3765,9 +3769,11 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     r->number = number;
     r->across = r->along = 0;
 }
-// Applies words to the recipes of the operands in `operands`, a bit for each.
-static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
-                         const char *where) {
+// Applies words to the recipes of the operands in `operands`, a bit for each. Returns what the last
+// name that leaves products in bf16 leaves there, "" for none.
+static const char *recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
+                                const char *where) {
+    const char *bf16 = "";
     char list[256], *words = list;
     EXPECT(strlen(text) < sizeof(list), "%s --recipe: expected at most %zu characters", where,
            sizeof(list) - 1);
@@ -3789,6 +3795,7 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         for (int n = 0; n < COUNT(recipe_names) && !found; n++)
             if (!strcmp(word, recipe_names[n].name)) {
                 recipe_apply(recipes, recipe_names[n].words, only, where);
+                if (*recipe_names[n].bf16) bf16 = recipe_names[n].bf16;
                 found = 1;
             }
         for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
@@ -3802,16 +3809,17 @@ static void recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
         EXPECT(found, "%s --recipe: expected words that --help recipe lists, found '%s' in '%s'",
                where, word, text);
     }
+    return bf16;
 }
-// Reads a recipe. `where` is what errors begin with.
-static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
+// Reads a recipe. `where` is what errors begin with. Returns what recipe_apply() does.
+static const char *recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
         const Dtype format = i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3;
         const ScalingRecipe delayed = {format, SCALING_DELAYED, 16, 0, ROUNDING_UNSAID, 0, 0, 0, 0,
                                        0};
         recipes[i] = delayed;
     }
-    recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
+    const char *bf16 = recipe_apply(recipes, text, (1 << NOPERAND) - 1, where);
     for (int i = 0; i < NOPERAND; i++) {
         ScalingRecipe *r = &recipes[i];
         const int blocks = recipe_blocks(r), constant = r->rule == SCALING_CONSTANT;
@@ -3833,6 +3841,7 @@ static void recipe_parse(ScalingRecipe *recipes, const char *text, const char *w
         EXPECT(!wrong, "%s --recipe: %s: %s", where, operand_name[i], wrong);
     }
     recipes[OPERAND_W].hadamard = 0; // a word for all operands; wgrad does not read w
+    return bf16;
 }
 
 // Whether two texts stand for the same recipe.
@@ -4011,6 +4020,12 @@ static Options options_parse(int argc, char **argv, int *given) {
     EXPECT(optind >= argc,
            "unexpected argument '%s'; options start with a dash, a glob needs quotes; see --help",
            argv[optind]);
+    ScalingRecipe recipes[NOPERAND];
+    const char *bf16 = recipe_parse(recipes, o.recipe, "option");
+    if (*bf16 && !given[option_index("bf16")]) { // as if it had been given
+        o.bf16 = strdup(bf16);
+        given[option_index("bf16")] = 1;
+    }
     return o;
 }
 

@@ -23,22 +23,23 @@ check() { # name, directory, reference directory
 runs_here() { echo 'int main(void) { return 0; }' | gcc -x c -march="$1" - -o "$work/probe" 2> /dev/null; grep -qw "$2" /proc/cpuinfo; }
 
 given=("${arguments[@]}")
-for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --recipe x:rowwise+w:deepseek+dy:mx"; do
+for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --recipe x:rowwise+w:deepseek+dy:mx" \
+  "0 pairs --recipe deepseek-qkv" "0 pairs --recipe dy:e4m3 --bf16 qkv.fprop"; do
   read -r p order more <<< "$case" # precision, order of the products' sums, other options
   name=$(echo fp8 fp16 bf16 fp32 | cut -d' ' -f$((p + 1)))
   read -ra words <<< "$more"
   arguments=("${given[@]}" --sum-order "$order" "${words[@]}")
   [ "$order" = pairs ] || name=$name-$order
-  [ -z "$more" ] || name=$name-blocks
+  [ -z "$more" ] || name="$name-${words[1]}"
   reference="$work/$name-portable-1"
   build() { # label, compiler and flags, threads, runner
-    local label=$1 compiler=$2 threads=$3 runner=${4:-}
-    if ! $compiler $numerics -fopenmp -DPRECISION=$p train_gpt_fp8.c -o "$work/$name-$label" -lm 2> "$work/err"; then
+    local label=$1 compiler=$2 threads=$3 runner=${4:-} binary="$work/$p-$1"
+    if [ ! -x "$binary" ] && ! $compiler $numerics -fopenmp -DPRECISION=$p train_gpt_fp8.c -o "$binary" -lm 2> "$work/err"; then
       failed=$((failed + 1)); echo "FAIL $name $label: does not compile: $(head -1 "$work/err")"; return
     fi
     for t in $threads; do
       local out="$work/$name-$label-$t"
-      if ! OMP_NUM_THREADS=$t $runner "$work/$name-$label" "${arguments[@]}" -o "$out" > "$work/log" 2>&1; then
+      if ! OMP_NUM_THREADS=$t $runner "$binary" "${arguments[@]}" -o "$out" > "$work/log" 2>&1; then
         failed=$((failed + 1)); echo "FAIL $name $label, $t threads: $(tail -1 "$work/log")"; continue
       fi
       [ "$out" = "$reference" ] || check "$name: $label with $t threads makes the bits of portable C with 1" "$out" "$reference"
@@ -59,7 +60,7 @@ for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --recipe 
   # stop after step 3, where a checkpoint is, and resume with another number of threads
   out="$work/$name-resumed"
   cp -r "$work/$name-native-2" "$out" && rm "$out"/*00000006*
-  if OMP_NUM_THREADS=3 "$work/$name-native" -y -o "$out" > "$work/log" 2>&1; then
+  if OMP_NUM_THREADS=3 "$work/$p-native" -y -o "$out" > "$work/log" 2>&1; then
     check "$name: resumed at step 3 makes the bits of the straight run" "$out" "$reference"
   else
     failed=$((failed + 1)); echo "FAIL $name resumed: $(tail -1 "$work/log")"
@@ -68,7 +69,7 @@ done
 
 # All products in bf16: the FP8 build is the BF16 build, through every scratch and kept tensor that it has instead.
 out="$work/fp8-as-bf16"
-if OMP_NUM_THREADS=2 "$work/fp8-native" "${given[@]}" --bf16 qkv+attproj+fc.fprop+fc.dgrad+fc.wgrad+0.fcproj+last -o "$out" > "$work/log" 2>&1 &&
+if OMP_NUM_THREADS=2 "$work/0-native" "${given[@]}" --bf16 qkv+attproj+fc.fprop+fc.dgrad+fc.wgrad+0.fcproj+last -o "$out" > "$work/log" 2>&1 &&
   cmp -s "$out/model_00000006.bin" "$work/bf16-native-2/model_00000006.bin"; then
   passed=$((passed + 1)); echo "ok   fp8 with every product in bf16 makes the weights of the BF16 build"
 else

@@ -1532,7 +1532,7 @@ static void test_model() {
         "--bf16 wgrad",
         "--bf16 fprop",
         "--bf16 1.qkv.wgrad+0.attproj",
-        "--recipe deepseek --recompute 1",
+        "--recipe deepseek-qkv --recompute 1",
         "--recipe mx --bf16 wgrad",
         "--recipe mx --bf16 fprop",
         "--recipe dy:mx --fp8-head",
