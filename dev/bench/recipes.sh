@@ -2,6 +2,7 @@
 # What each recipe costs: a training step of the CPU trainer, timed in turn, ROUNDS times round.
 #   dev/bench/recipes.sh
 #   ROUNDS=3 STEPS=5 THREADS=1 RUN="-e d3 -b 4 -t 256"    tokens are bytes of the embedded corpus
+#   ARMS="bf16,fp8,fp8 --recipe mx"                       instead of all; fp8 has to be among them
 # Prints a table in Markdown, medians over the rounds. CPU: user time of all threads, which other
 # programs disturb less than the time that passes. It is that of a run of STEPS + 1 steps, less that
 # of a run of one step, which has the start, the end and the first step in it.
@@ -13,10 +14,11 @@ export OMP_NUM_THREADS=${THREADS:-1} OMP_WAIT_POLICY=passive LC_ALL=C
 make -s train_gpt_fp8 train_gpt_bf16 data/tales.d/train.txt >&2
 work=build/bench-recipes
 rm -rf $work && mkdir -p $work
-arms=("bf16" "fp8" "fp8 --recipe mx" "fp8 --recipe deepseek" "fp8 --recipe nvfp4"
-  "fp8 --recipe mxfp4" "fp8 --recipe nvfp4+stochastic"
-  "fp8 --recipe nvfp4+dy:stochastic+hadamard" "fp8 --recipe x:split" "fp8 --recipe split"
-  "fp8 --recipe x:split --split qkv.fprop" "fp8 --recipe e2m1")
+every="bf16,fp8,fp8 --recipe mx,fp8 --recipe deepseek,fp8 --recipe deepseek-qkv"
+every+=",fp8 --recipe dy:e4m3 --bf16 qkv.fprop,fp8 --recipe nvfp4,fp8 --recipe mxfp4"
+every+=",fp8 --recipe nvfp4+stochastic,fp8 --recipe nvfp4+dy:stochastic+hadamard"
+every+=",fp8 --recipe x:split,fp8 --recipe split,fp8 --recipe x:split --split qkv.fprop"
+IFS=, read -ra arms <<< "${ARMS:-$every,fp8 --recipe e2m1}"
 
 user_seconds() { # of a command, whose output goes to $work/out
   local TIMEFORMAT=%U
