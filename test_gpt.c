@@ -663,7 +663,7 @@ static void test_recipes(void) {
     } sets[] = {{"delayed", SCALING_DELAYED, DTYPE_E5M2, 16, 0, 0},
                 {"te", SCALING_DELAYED, DTYPE_E5M2, 1024, 0, 0},
                 {"current", SCALING_CURRENT, DTYPE_E5M2, 0, 0, 0},
-                {"deepseek-qkv", SCALING_CURRENT, DTYPE_E4M3, 0, 128, 128},
+                {"deepseek", SCALING_CURRENT, DTYPE_E4M3, 0, 128, 128},
                 {"mx", SCALING_CURRENT, DTYPE_E4M3, 0, 1, 32},
                 {"none", SCALING_CONSTANT, DTYPE_E4M3, 1, 0, 0},
                 {"rowwise", SCALING_CURRENT, DTYPE_E4M3, 0, 1, INT_MAX}};

@@ -704,7 +704,7 @@ static const struct {
     {"ones", "--recipe scale=1"},
     {"constant", "--recipe scale=32+w:e5m2+dy:e4m3"},
     {"rowwise", "--recipe rowwise"},
-    {"blocks", "--recipe deepseek-qkv --recompute"},
+    {"blocks", "--recipe deepseek-qkv+dy:pow2 --recompute"},
     {"mx", "--recipe mx+floor"},
     {"head", "--recipe delayed=10+dy:e4m3+dy:block=1x32 --fp8-head"},
     {"mixed", "--recipe current,x:block=1x32,dy:block=1x128,dy:e4m3 --recompute --bf16 fc.wgrad"},

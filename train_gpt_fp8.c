@@ -3720,7 +3720,7 @@ static void recipe_help(void) {
                recipe_words[i].argument, recipe_words[i].help);
     printf("\nNames stand for words:\n");
     for (int i = 0; i < COUNT(recipe_names); i++) {
-        char all[64];
+        char all[128];
         const char *bf16 = recipe_names[i].bf16;
         snprintf(all, sizeof(all), "%s%s%s", recipe_names[i].words, *bf16 ? " --bf16 " : "", bf16);
         printf("  %-12s %-32s %s\n", recipe_names[i].name, all, recipe_names[i].source);
@@ -3769,8 +3769,9 @@ static void recipe_word_set(ScalingRecipe *r, const RecipeWord *w, const char *a
     r->number = number;
     r->across = r->along = 0;
 }
-// Applies words to the recipes of the operands in `operands`, a bit for each. Returns what the last
-// name that leaves products in bf16 leaves there, "" for none.
+// Applies words to the recipes of the operands in `operands`, a bit for each. Returns the products
+// that a name among the words leaves in bf16, as --bf16 lists them; "" for none. Of several such
+// names the last counts.
 static const char *recipe_apply(ScalingRecipe *recipes, const char *text, int operands,
                                 const char *where) {
     const char *bf16 = "";
@@ -3794,8 +3795,9 @@ static const char *recipe_apply(ScalingRecipe *recipes, const char *text, int op
         found = 0;
         for (int n = 0; n < COUNT(recipe_names) && !found; n++)
             if (!strcmp(word, recipe_names[n].name)) {
-                recipe_apply(recipes, recipe_names[n].words, only, where);
-                if (*recipe_names[n].bf16) bf16 = recipe_names[n].bf16;
+                const char *inner = recipe_apply(recipes, recipe_names[n].words, only, where);
+                if (*recipe_names[n].bf16) inner = recipe_names[n].bf16;
+                if (*inner) bf16 = inner;
                 found = 1;
             }
         for (int n = 0; n < COUNT(recipe_words) && !found; n++) {
@@ -3811,7 +3813,7 @@ static const char *recipe_apply(ScalingRecipe *recipes, const char *text, int op
     }
     return bf16;
 }
-// Reads a recipe. `where` is what errors begin with. Returns what recipe_apply() does.
+// Reads a recipe. `where` is what errors begin with. Returns the products that it leaves in bf16.
 static const char *recipe_parse(ScalingRecipe *recipes, const char *text, const char *where) {
     for (int i = 0; i < NOPERAND; i++) {
         const Dtype format = i == OPERAND_DY ? DTYPE_E5M2 : DTYPE_E4M3;

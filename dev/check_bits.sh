@@ -30,7 +30,8 @@ for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --recipe 
   read -ra words <<< "$more"
   arguments=("${given[@]}" --sum-order "$order" "${words[@]}")
   [ "$order" = pairs ] || name=$name-$order
-  [ -z "$more" ] || name="$name-${words[1]}"
+  more=${more//--/}
+  [ -z "$more" ] || name=$name-${more// /-}
   reference="$work/$name-portable-1"
   build() { # label, compiler and flags, threads, runner
     local label=$1 compiler=$2 threads=$3 runner=${4:-} binary="$work/$p-$1"

@@ -18,7 +18,12 @@ every="bf16,fp8,fp8 --recipe mx,fp8 --recipe deepseek,fp8 --recipe deepseek-qkv"
 every+=",fp8 --recipe dy:e4m3 --bf16 qkv.fprop,fp8 --recipe nvfp4,fp8 --recipe mxfp4"
 every+=",fp8 --recipe nvfp4+stochastic,fp8 --recipe nvfp4+dy:stochastic+hadamard"
 every+=",fp8 --recipe x:split,fp8 --recipe split,fp8 --recipe x:split --split qkv.fprop"
-IFS=, read -ra arms <<< "${ARMS:-$every,fp8 --recipe e2m1}"
+every+=",fp8 --recipe e2m1"
+IFS=, read -ra arms <<< "${ARMS:-$every}"
+case ,${ARMS:-$every}, in
+  *,fp8,*) ;;
+  *) echo "recipes.sh: ARMS: expected fp8 among them, found '$ARMS'" >&2 && exit 2 ;;
+esac
 
 user_seconds() { # of a command, whose output goes to $work/out
   local TIMEFORMAT=%U

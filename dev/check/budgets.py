@@ -17,7 +17,7 @@ import sys
 
 ROOT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "..")
 CODE_BYTES = {"train_gpt_fp8.c": 115_000, "train_gpt_fp8.cu": 155_000, "test_gpt.c": 95_000}
-TODAY = {"train_gpt_fp8.c": 191_190, "train_gpt_fp8.cu": 253_525}
+TODAY = {"train_gpt_fp8.c": 191_240, "train_gpt_fp8.cu": 253_575}
 # test_program.c has no budget of bytes; its lines and functions have the same limits.
 OPTIONAL = "test_program.c"
 COLUMNS = 100

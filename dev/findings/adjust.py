@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Paired gaps of the committed rows, with p-values as they are and after Holm's correction.
 
-    python3 dev/findings/adjust.py                       # every NAME-runs.tsv here that has bf16
+    python3 dev/findings/adjust.py                       # every NAME-runs.tsv beside this file
     python3 dev/findings/adjust.py FILE ..               # these
     python3 dev/findings/adjust.py --against fp8 FILE    # gaps to another arm than bf16
     python3 dev/findings/adjust.py --mean "fp8,fp8 --bf16 dgrad" FILE    # the mean of arms as one
@@ -68,14 +68,16 @@ def main():
     parser.add_argument("--mean", help="arms, separated by commas, whose mean is one arm")
     parser.add_argument("--pairs", help="pairs ARM;ARM, separated by commas: first minus second")
     options = parser.parse_args()
-    beside = sorted(pathlib.Path(__file__).parent.glob("*-runs.tsv"))
-    files = options.files or [f for f in beside if options.against in rows_read(f)]
+    files = options.files or sorted(pathlib.Path(__file__).parent.glob("*-runs.tsv"))
     pairs = [pair.strip().split(";") for pair in (options.pairs or "").split(",") if pair]
     if any(len(pair) != 2 for pair in pairs):
         parser.error(f"--pairs: expected ARM;ARM, .., found '{options.pairs}'")
     sets = {}
     for path in files:
         losses = rows_read(path)
+        if not options.files and options.against not in losses:
+            print(f"== {path.name}: left out, it has no arm {options.against}")
+            continue
         for arm in sum(pairs, []) or [options.against]:
             if arm not in losses:
                 parser.error(f"{path}: expected an arm '{arm}', found: {', '.join(losses)}")

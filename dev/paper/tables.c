@@ -313,7 +313,8 @@ static void quantized_print(void) {
     }
 }
 
-// The rows of dev/findings/NAME-runs.tsv, as data set NAME.
+// The rows of dev/findings/NAME-runs.tsv, as data set NAME. A set whose BF16 and FP8 runs stand in
+// another one is left out (dev/findings/adjust.py finds these in the rows).
 static void findings_read(void) {
     static const char *const repeated[] = {"shakespeare-history-d2", "closing-screen",
                                            "closing-operands", "closing-epoch"};
@@ -323,7 +324,7 @@ static void findings_read(void) {
         char name[40];
         const char *base = strrchr(found.gl_pathv[i], '/') + 1;
         snprintf(name, sizeof(name), "%.*s", (int)strlen(base) - 9, base);
-        int is_repeated = 0; // its BF16 and FP8 runs are those of another set
+        int is_repeated = 0;
         for (int k = 0; k < COUNT(repeated); k++) is_repeated |= !strcmp(name, repeated[k]);
         if (!is_repeated) table_read(found.gl_pathv[i], name, compare_row);
     }
