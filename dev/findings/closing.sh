@@ -6,8 +6,9 @@
 #   dev/findings/closing.sh novels       72 runs: the two recipes that the screen chose, null arms
 #   dev/findings/closing.sh shakespeare  72 runs: the same on tiny Shakespeare
 #   dev/findings/closing.sh kjv          40 runs: the same on the King James Bible, eight seeds
-#   dev/findings/closing.sh kjv-operands 40 runs: which part of the first recipe does it, forward or gradients
+#   dev/findings/closing.sh kjv-operands 40 runs: which part of the first recipe does it there
 #   dev/findings/closing.sh epoch        12 runs of six minutes: one epoch of the novels, small rate
+#   dev/findings/closing.sh cheaper      30 runs: two without blocks, on tiny Shakespeare, the epoch
 #   dev/findings/closing.sh gradients    build/lab/gradients at five steps of three BF16 runs
 #
 # BF16, FP8, mx and the null arms of the first two are the rows of tales-short-d2-low-lr; BF16 and
@@ -37,6 +38,7 @@ tales() { # name, options of its first arm: the short run at a small rate
 make all build/compare
 arms=""
 short=(-e d2 -b 8 -t 256 -m 50 -x 1000 -v 250 -s 0) # at the default rate
+epoch=(-i novels-10mb.txt -j novels-val.txt -e d2 -b 8 -t 256 -m 50 -x 4883 -v 500 -n 500 -l 6e-4)
 r1="--recipe deepseek --bf16 0.qkv.fprop" r2="--recipe dy:e4m3 --bf16 qkv.fprop"
 case ${1:-} in
   screen)
@@ -78,10 +80,19 @@ case ${1:-} in
   epoch)
     add "$r1" "$r2"
     arms="$arms,fp32,bf16 --sum-order tiles"
-    train epoch "fp8 $r1" --seeds 3 -- -i novels-10mb.txt -j novels-val.txt -e d2 -b 8 -t 256 \
-      -m 50 -x 4883 -v 500 -n 500 -l 6e-4
+    train epoch "fp8 $r1" --seeds 3 -- "${epoch[@]}"
     build/compare --out build/closing-epoch --arms "bf16,fp8,$arms" --null --reference bf16 \
       --pool dev/findings/novels-d2-low-lr-runs.tsv,build/closing-epoch-runs/runs.tsv
+    ;;
+  cheaper)
+    add "--bf16 0.qkv.fprop" "--recipe dy:e4m3 --bf16 0.qkv.fprop"
+    train cheaper "fp8 --bf16 0.qkv.fprop" --seeds 21-32 -- -i tinyshakespeare.txt "${short[@]}"
+    others="bf16,fp8,fp8 $r1,fp8 $r2,fp32,bf16 --sum-order tiles"
+    build/compare --out build/closing-shakespeare --reference bf16 --null --arms "$others,$arms" \
+      --pool dev/findings/closing-shakespeare-runs.tsv,build/closing-cheaper-runs/runs.tsv
+    train cheaper-epoch "fp8 --bf16 0.qkv.fprop" --seeds 3 -- "${epoch[@]}"
+    build/compare --out build/closing-epoch --reference bf16 --null --arms "$others,$arms" \
+      --pool dev/findings/closing-epoch-runs.tsv,build/closing-cheaper-epoch-runs/runs.tsv
     ;;
   gradients)
     make build/lab/gradients
