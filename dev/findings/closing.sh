@@ -88,7 +88,8 @@ case ${1:-} in
     add "--bf16 0.qkv.fprop" "--recipe dy:e4m3 --bf16 0.qkv.fprop"
     train cheaper "fp8 --bf16 0.qkv.fprop" --seeds 21-32 -- -i tinyshakespeare.txt "${short[@]}"
     others="bf16,fp8,fp8 $r1,fp8 $r2,fp32,bf16 --sum-order tiles"
-    build/compare --out build/closing-shakespeare --reference bf16 --null --arms "$others,$arms" \
+    build/compare --out build/closing-shakespeare --reference bf16 --null --primary "fp8 $r1" \
+      --arms "$others,$arms" \
       --pool dev/findings/closing-shakespeare-runs.tsv,build/closing-cheaper-runs/runs.tsv
     train cheaper-epoch "fp8 --bf16 0.qkv.fprop" --seeds 3 -- "${epoch[@]}"
     build/compare --out build/closing-epoch --reference bf16 --null --arms "$others,$arms" \
