@@ -704,7 +704,8 @@ static const struct {
     {"ones", "--recipe scale=1"},
     {"constant", "--recipe scale=32+w:e5m2+dy:e4m3"},
     {"rowwise", "--recipe rowwise"},
-    {"blocks", "--recipe deepseek-qkv+dy:pow2 --recompute"},
+    {"blocks", "--recipe deepseek --recompute"},
+    {"named", "--recipe hybrid-qkv+dy:exact"},
     {"mx", "--recipe mx+floor"},
     {"head", "--recipe delayed=10+dy:e4m3+dy:block=1x32 --fp8-head"},
     {"mixed", "--recipe current,x:block=1x32,dy:block=1x128,dy:e4m3 --recompute --bf16 fc.wgrad"},
@@ -780,10 +781,10 @@ static void test_run_recipes(void) {
     check_done("run: a resume may write the same recipe in other words",
                "-y -o mx --recipe current,e4m3,block=1x32,floor");
     check_refused("run: and not change it", "cannot change", "-y -o mx --recipe mx");
-    check(strstr(file_text("blocks/log.tsv"), "\n# bf16\t0.qkv.fprop\n") != NULL,
+    check(strstr(file_text("named/log.tsv"), "\n# bf16\t0.qkv.fprop\n") != NULL,
           "run: a name that leaves a product in bf16 sets --bf16", "the log does not say so");
     check_refused("run: --bf16 on the command line counts instead", "change it to 'fprop'",
-                  "-y -o blocks --recipe deepseek-qkv --bf16 fprop");
+                  "-y -o named --recipe hybrid-qkv --bf16 fprop");
     check(!without_sqnr,
           "run: every row of scales.tsv has an SQNR and a kurtosis, of weights and blocks too",
           "%d runs have one without", without_sqnr);
@@ -851,7 +852,7 @@ static const char *const explain_changes[] = {"--recipe deepseek",
                                               "--recipe split",
                                               "--recipe x:split --split qkv.fprop",
                                               "--recipe x:split --split 0.qkv.fprop",
-                                              "--recipe deepseek-qkv"};
+                                              "--recipe hybrid-qkv"};
 enum { DEEPSEEK, NVFP4 = 22, STOCHASTIC = 24, TURNED, SPLIT, SPLIT_QKV };
 static const struct {
     int change;

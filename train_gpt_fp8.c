@@ -3701,9 +3701,9 @@ static const struct {
     const char *name, *words, *bf16, *source; // bf16: as --bf16 lists products
 } recipe_names[] = {
     {"te", "e4m3+delayed=1024+dy:e5m2", "", "Transformer Engine's HYBRID"},
+    {"hybrid-qkv", "e4m3+dy:e5m2+delayed=16", "0.qkv.fprop", "dev/FINDINGS.md, 16"},
     {"rowwise", "e4m3+block=1xall", "", "torchao: a scale for each row"},
     {"deepseek", "e4m3+block=1x128+w:block=128x128", "", "DeepSeek-V3, arXiv 2412.19437"},
-    {"deepseek-qkv", "deepseek", "0.qkv.fprop", "dev/FINDINGS.md, section 16"},
     {"mx", "e4m3+block=1x32", "", "OCP MX; +floor: its rounding"},
     {"mxfp4", "e2m1+block=1x32", "", "OCP MXFP4; +floor: its rounding"},
     {"nvfp4", "e2m1+block=1x16+w:block=16x16+two-level", "", "NVIDIA, arXiv 2509.25149"},

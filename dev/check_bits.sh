@@ -24,7 +24,7 @@ runs_here() { echo 'int main(void) { return 0; }' | gcc -x c -march="$1" - -o "$
 
 given=("${arguments[@]}")
 for case in "0 pairs" "1 pairs" "2 pairs" "3 pairs" "0 tiles" "0 pairs --recipe x:rowwise+w:deepseek+dy:mx" \
-  "0 pairs --recipe deepseek-qkv" "0 pairs --recipe dy:e4m3 --bf16 qkv.fprop"; do
+  "0 pairs --recipe hybrid-qkv" "0 pairs --recipe deepseek --bf16 0.qkv.fprop"; do
   read -r p order more <<< "$case" # precision, order of the products' sums, other options
   name=$(echo fp8 fp16 bf16 fp32 | cut -d' ' -f$((p + 1)))
   read -ra words <<< "$more"

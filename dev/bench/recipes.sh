@@ -14,8 +14,8 @@ export OMP_NUM_THREADS=${THREADS:-1} OMP_WAIT_POLICY=passive LC_ALL=C
 make -s train_gpt_fp8 train_gpt_bf16 data/tales.d/train.txt >&2
 work=build/bench-recipes
 rm -rf $work && mkdir -p $work
-every="bf16,fp8,fp8 --recipe mx,fp8 --recipe deepseek,fp8 --recipe deepseek-qkv"
-every+=",fp8 --recipe dy:e4m3 --bf16 qkv.fprop,fp8 --recipe nvfp4,fp8 --recipe mxfp4"
+every="bf16,fp8,fp8 --recipe mx,fp8 --recipe deepseek"
+every+=",fp8 --recipe hybrid-qkv,fp8 --recipe nvfp4,fp8 --recipe mxfp4"
 every+=",fp8 --recipe nvfp4+stochastic,fp8 --recipe nvfp4+dy:stochastic+hadamard"
 every+=",fp8 --recipe x:split,fp8 --recipe split,fp8 --recipe x:split --split qkv.fprop"
 every+=",fp8 --recipe e2m1"
