@@ -9,6 +9,7 @@
 #   dev/findings/closing.sh kjv-operands 40 runs: which part of the first recipe does it there
 #   dev/findings/closing.sh epoch        12 runs of six minutes: one epoch of the novels, small rate
 #   dev/findings/closing.sh cheaper      30 runs: two without blocks, on tiny Shakespeare, the epoch
+#   dev/findings/closing.sh cheaper-novels   24 runs: the same two on the novels' short run
 #   dev/findings/closing.sh gradients    build/lab/gradients at five steps of three BF16 runs
 #
 # BF16, FP8, mx and the null arms of the first two are the rows of tales-short-d2-low-lr; BF16 and
@@ -94,6 +95,14 @@ case ${1:-} in
     train cheaper-epoch "fp8 --bf16 0.qkv.fprop" --seeds 3 -- "${epoch[@]}"
     build/compare --out build/closing-epoch --reference bf16 --null --arms "$others,$arms" \
       --pool dev/findings/closing-epoch-runs.tsv,build/closing-cheaper-epoch-runs/runs.tsv
+    ;;
+  cheaper-novels)
+    texts=(-i novels-10mb.txt -j novels-val.txt)
+    add "--bf16 0.qkv.fprop" "--recipe dy:e4m3 --bf16 0.qkv.fprop"
+    train cheaper-novels "fp8 --bf16 0.qkv.fprop" --seeds 21-32 -- "${texts[@]}" "${short[@]}"
+    build/compare --out build/closing-novels --reference bf16 --null --primary "fp8 $r1" \
+      --arms "bf16,fp8,fp8 $r1,fp8 $r2,fp32,bf16 --sum-order tiles,$arms" \
+      --pool dev/findings/closing-novels-runs.tsv,build/closing-cheaper-novels-runs/runs.tsv
     ;;
   gradients)
     make build/lab/gradients
