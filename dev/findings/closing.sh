@@ -85,24 +85,20 @@ case ${1:-} in
     build/compare --out build/closing-epoch --arms "bf16,fp8,$arms" --null --reference bf16 \
       --pool dev/findings/novels-d2-low-lr-runs.tsv,build/closing-epoch-runs/runs.tsv
     ;;
-  cheaper)
+  cheaper | cheaper-novels) # after shakespeare and epoch, and after novels
     add "--bf16 0.qkv.fprop" "--recipe dy:e4m3 --bf16 0.qkv.fprop"
-    train cheaper "fp8 --bf16 0.qkv.fprop" --seeds 21-32 -- -i tinyshakespeare.txt "${short[@]}"
     others="bf16,fp8,fp8 $r1,fp8 $r2,fp32,bf16 --sum-order tiles"
-    build/compare --out build/closing-shakespeare --reference bf16 --null --primary "fp8 $r1" \
+    of=shakespeare text=(-i tinyshakespeare.txt)
+    [ "$1" = cheaper ] || of=novels text=(-i novels-10mb.txt -j novels-val.txt)
+    train "cheaper-$of" "fp8 --bf16 0.qkv.fprop" --seeds 21-32 -- "${text[@]}" "${short[@]}"
+    build/compare --out build/closing-$of --reference bf16 --null --primary "fp8 $r1" \
       --arms "$others,$arms" \
-      --pool dev/findings/closing-shakespeare-runs.tsv,build/closing-cheaper-runs/runs.tsv
+      --pool "build/closing-$of-runs/runs.tsv,build/closing-cheaper-$of-runs/runs.tsv"
+    [ "$1" = cheaper ] || exit 0
     train cheaper-epoch "fp8 --bf16 0.qkv.fprop" --seeds 3 -- "${epoch[@]}"
+    rows=dev/findings/novels-d2-low-lr-runs.tsv,build/closing-epoch-runs/runs.tsv
     build/compare --out build/closing-epoch --reference bf16 --null --arms "$others,$arms" \
-      --pool dev/findings/closing-epoch-runs.tsv,build/closing-cheaper-epoch-runs/runs.tsv
-    ;;
-  cheaper-novels)
-    texts=(-i novels-10mb.txt -j novels-val.txt)
-    add "--bf16 0.qkv.fprop" "--recipe dy:e4m3 --bf16 0.qkv.fprop"
-    train cheaper-novels "fp8 --bf16 0.qkv.fprop" --seeds 21-32 -- "${texts[@]}" "${short[@]}"
-    build/compare --out build/closing-novels --reference bf16 --null --primary "fp8 $r1" \
-      --arms "bf16,fp8,fp8 $r1,fp8 $r2,fp32,bf16 --sum-order tiles,$arms" \
-      --pool dev/findings/closing-novels-runs.tsv,build/closing-cheaper-novels-runs/runs.tsv
+      --pool "$rows,build/closing-cheaper-epoch-runs/runs.tsv"
     ;;
   gradients)
     make build/lab/gradients
